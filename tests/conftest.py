@@ -1,0 +1,54 @@
+"""Golden values and tiny checkpoints, unpacked from tests/data once per session."""
+
+import json
+import lzma
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+DATA = Path(__file__).parent / "data"
+
+
+def unpack(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".xz":
+        target.with_suffix("").write_bytes(lzma.decompress(source.read_bytes()))
+    else:
+        shutil.copyfile(source, target)
+
+
+def golden(topic: str) -> dict[str, np.ndarray]:
+    """Arrays of tests/data/expected/<topic>, for example golden("wan21-t2v/e2e")["noise"]."""
+    return load(lzma.decompress((DATA / "expected" / f"{topic}.safetensors.xz").read_bytes()))
+
+
+def settings(topic: str) -> dict[str, Any]:
+    """What the reference ran with to make golden(topic)."""
+    return json.loads((DATA / "expected" / f"{topic}.json").read_text(encoding="utf-8"))
+
+
+def relative_error(ours: Any, reference: Any) -> float:
+    """Norm of the difference over norm of the reference, in float64; shapes must agree."""
+    ours, reference = np.asarray(ours, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    assert ours.shape == reference.shape, (ours.shape, reference.shape)
+    return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every tiny checkpoint in the official layout, whole. Read-only by agreement: copy before changing."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for family in DATA.glob("wan2*"):
+        for base in (family, DATA / "common"):
+            for source in base.rglob("*"):
+                twin_vae = source.name.startswith("Wan2.1_VAE") and family.name == "wan22-ti2v-5b"
+                if source.is_file() and not twin_vae:
+                    unpack(source, root / family.name / source.relative_to(base))
+        high, low = (root / family.name / f"{name}_noise_model" for name in ("high", "low"))
+        for source in high.glob("*.json"):  # the two experts' are equal, so they are kept once
+            shutil.copyfile(source, low / source.name)
+    return root
