@@ -1,0 +1,183 @@
+"""Tells a person or a program how work goes on: bars on a terminal, plain lines elsewhere, JSON lines on demand.
+
+Everything goes to stderr; stdout is for the paths of entries. The base class says nothing: it is what Python users get.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
+
+
+class Task:
+    """One stretch of work of `total` units; `advance` after each."""
+
+    def __init__(self, report: "Report", label: str, total: int) -> None:
+        self.report, self.label, self.total = report, label, total
+        self.done = 0
+        self.started = time.monotonic()
+
+    def advance(self, units: int = 1) -> None:
+        """Count `units` more as done and show it."""
+        self.done += units
+        elapsed = time.monotonic() - self.started
+        left = elapsed / self.done * (self.total - self.done) if self.done else 0.0
+        self.report.progress(self, elapsed, left)
+
+
+class Report:
+    """Say nothing: the default for library use, and the base of the others."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Tell that something happened: `computed`, `reused`, `loaded`, `damaged`, `planned`, `written`."""
+
+    def remark(self, text: str) -> None:
+        """Tell a person one line they should know."""
+
+    def progress(self, task: Task, elapsed: float, left: float) -> None:
+        """Show that `task` advanced; times in seconds."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        """Open a stretch of `total` units of work under `label`."""
+        yield Task(self, label, total)
+
+
+class JsonReport(Report):
+    """One JSON object a line, flushed at once."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+
+    def event(self, kind: str, **fields: Any) -> None:
+        print(json.dumps({"event": kind, **fields}, ensure_ascii=False), file=self.stream, flush=True)
+
+    def remark(self, text: str) -> None:
+        self.event("remark", text=text)
+
+    def progress(self, task: Task, elapsed: float, left: float) -> None:
+        self.event(
+            "progress",
+            stage=task.label,
+            done=task.done,
+            total=task.total,
+            seconds=round(elapsed, 3),
+            seconds_left=round(left, 3),
+        )
+
+
+class PlainReport(Report):
+    """Plain lines, at most one progress line a second and always the last."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.last = 0.0
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        print(text, file=self.stream, flush=True)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        sentence = describe(kind, fields)
+        if sentence:
+            self.line(sentence)
+
+    def remark(self, text: str) -> None:
+        self.line(f"wanpipe: {text}")
+
+    def progress(self, task: Task, elapsed: float, left: float) -> None:
+        now = time.monotonic()
+        if task.done < task.total and now - self.last < PLAIN_INTERVAL:
+            return
+        self.last = now
+        rate = elapsed / task.done
+        self.line(
+            f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {clock(left)} left"
+        )
+
+
+class BarReport(PlainReport):
+    """Progress bars with time left, for a terminal; lines go above the bar."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        super().__init__()
+        self.console = Console(stderr=True, highlight=False)
+        self.bars: dict[int, Any] = {}
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def progress(self, task: Task, elapsed: float, left: float) -> None:
+        bar, identity = self.bars[id(task)]
+        bar.update(identity, completed=task.done)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        task = Task(self, label, total)
+        with Progress(*columns, console=self.console) as bar:
+            self.bars[id(task)] = (bar, bar.add_task(label, total=total))
+            try:
+                yield task
+            finally:
+                del self.bars[id(task)]
+
+
+def describe(kind: str, fields: dict[str, Any]) -> str:
+    """Put an event in one line for a person; empty where it is of no interest to one."""
+    subject = f"{fields.get('stage', '')} {str(fields.get('key', ''))[:8]}".strip()
+    if fields.get("step") is not None:
+        subject = f"{subject} (step {fields['step'] + 1})"
+    if kind == "reused":
+        return f"{subject}: already there"
+    if kind == "computed" and fields.get("stage") != "denoise":
+        return f"{subject}: computed in {fields['seconds']:.1f} s"
+    if kind == "planned":
+        reason = f" ({fields['reason']})" if fields.get("reason") else ""
+        return f"{subject}: {fields['status']}{reason}"
+    if kind == "written":
+        return f"wrote {fields['path']}"
+    return ""
+
+
+def clock(seconds: float) -> str:
+    """Format a duration as 0:05, 12:03 or 1:02:03."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def make_report(events: str | None, quiet: bool) -> Report:
+    """Choose by the options of a command and by what stderr is."""
+    if events == "json":
+        return JsonReport()
+    if quiet:
+        return QuietReport()
+    return BarReport() if sys.stderr.isatty() else PlainReport()
+
+
+class QuietReport(PlainReport):
+    """Only remarks: what a person must know even with --quiet, such as a damaged entry."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Say nothing."""
+
+    def progress(self, task: Task, elapsed: float, left: float) -> None:
+        """Say nothing."""

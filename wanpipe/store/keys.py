@@ -1,0 +1,46 @@
+"""Names results by their content: canonical JSON of the material, xxh3_128 of bytes.
+
+A change here changes every key of every user; the pinned values in tests/store/test_keys.py notice it.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1  # raised when the form of entries or of materials changes for all stages at once
+KEY_LENGTH = 32
+
+
+def canonical(material: Any) -> bytes:
+    """Encode as JSON in one way only: sorted keys, no spaces, UTF-8, finite numbers."""
+    text = json.dumps(
+        material, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode("utf-8")
+
+
+def key_of(material: Any) -> str:
+    """Hash a material to its key, 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(canonical(material))
+
+
+def hash_array(array: "np.ndarray") -> str:
+    """Hash an array's bytes in C order, little endian; shape and dtype are not part of it."""
+    import numpy as np
+
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return xxhash.xxh3_128_hexdigest(little.reshape(-1).view(np.uint8).data)
+
+
+def hash_file(path: Path, chunk: int = 1 << 24) -> str:
+    """Hash a file's bytes without reading it whole."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(chunk):
+            state.update(block)
+    return state.hexdigest()
