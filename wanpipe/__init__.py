@@ -1,0 +1,48 @@
+"""Wan2.1 / Wan2.2 video generation with MLX, as stages over a content-addressed cache.
+
+`wanpipe.encode_text`, `wanpipe.denoise` and the other stages are functions; importing this loads none of them.
+"""
+
+import ctypes
+import sys
+from importlib import import_module, metadata
+from typing import Any
+
+EXPORTS = {
+    "convert": ("stages.convert", "run"),
+    "encode_text": ("stages.encode_text", "run"),
+    "encode_image": ("stages.encode_image", "run"),
+    "denoise": ("stages.denoise", "run"),
+    "decode": ("stages.decode", "run"),
+    "Store": ("wanpipe.store", "Store"),
+    "open_model": ("wanpipe.model", "open_model"),
+}
+__all__ = sorted(EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("wanpipe")
+    if name in EXPORTS:
+        module, attribute = EXPORTS[name]
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'wanpipe' has no attribute {name!r}")
+
+
+def _preload_openblas() -> bool:
+    """Load OpenBLAS, where it is installed, ahead of the reference BLAS that MLX's Linux CPU wheel links.
+
+    Its symbols then win when mlx.core is loaded, and float32 products run some thirty times faster.
+    """
+    if not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
+        return False
+    for name in ("libopenblas.so.0", "libopenblas.so"):
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+HAS_OPENBLAS = _preload_openblas()

@@ -212,6 +212,11 @@ class ModelConfig(Strict):
         """Dimensions of the VAE."""
         return VAEConfig.from_json(self.components["vae"].config, "VAE config")
 
+    @property
+    def side_multiple(self) -> int:
+        """Of what width and height must be multiples: VAE stride times patch, 16 or 32 pixels."""
+        return self.vae.stride[1] * self.dit.patch[1]
+
 
 def read_model_config(directory: Path) -> ModelConfig:
     """Read `directory`/config.json. Raises CheckpointError where it is missing, not ours or of another schema."""

@@ -1,0 +1,151 @@
+"""decode: a latent to frames, and frames to a film.
+
+Reads: a denoise entry and a model's vae; or a decode entry, for another film of the same frames.
+Writes: `frames` (T, Y, X, 3) uint8; with --output a film, a GIF or a folder of PNGs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wanpipe import cli, options, sources
+from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.lineage import lineage_of
+from wanpipe.model import Model, find_model
+from wanpipe.sources import Sources
+from wanpipe.store import Draft, Entry, Recipe, Store
+
+ALGORITHM = 1
+SLICE = 4  # frames in a chunk on disk: as many as one latent frame decodes to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Where the film goes and how; `fps` None means the model's. Without `output` only the entry is made."""
+
+    output: Path | None = None
+    fps: float | None = None
+    tiling: str = "auto"
+
+
+def run(model: Model | None, given: Sources, params: Params, store: Store) -> Entry:
+    """Decode the step's latent unless its frames are there; write the film if one is asked for; return the entry."""
+    from wanpipe import media
+
+    if params.output is not None:
+        media.film_format(params.output)
+    if params.fps is not None and not 0 < params.fps <= 240:
+        raise UsageError(f"fps must be above 0 and at most 240, got {params.fps:g}; use 16 or 24")
+    if given.frames is not None:
+        entry = given.frames
+    else:
+        entry = frames_of(model, given, params, store)
+    if params.output is not None and not store.dry:
+        write_film(entry, params.output, params.fps, store)
+    return entry
+
+
+def frames_of(model: Model | None, given: Sources, params: Params, store: Store) -> Entry:
+    """Return the entry of the step's frames. Raises UsageError for a step of another VAE or none at all."""
+    from wanpipe.device import compute_dtype
+
+    step = given.step
+    if step is None or model is None:
+        raise UsageError("no step is given; make one with `wanpipe denoise` and name it with --from")
+    if step.made["vae"] != model.hash("vae"):
+        raise UsageError(
+            f"step {step.key[:8]} was made for another VAE than that of {model.directory}; use the model that made it"
+        )
+    material = {
+        "vae": model.hash("vae"),
+        "step": step.key,
+        "tiling": None,
+        "trim_first_frames": step.made["settings"]["trim_first_frames"],
+        "dtype": compute_dtype(model.config.dtype),
+    }
+    made = {"fps": model.config.defaults.fps, "model": str(model.directory.resolve())}
+    recipe = Recipe(
+        stage="decode",
+        algorithm=ALGORITHM,
+        material=material,
+        inputs={"step": step.key},
+        made=made,
+    )
+    return store.obtain(recipe, filler(model, step, recipe, store))
+
+
+def filler(model: Model, step: Entry, recipe: Recipe, store: Store) -> Callable[[Draft], dict[str, Any]]:
+    """Return what decodes the latent into the entry, slice by slice, in the memory of one."""
+
+    def fill(draft: Draft) -> dict[str, Any]:
+        import mlx.core as mx
+        import numpy as np
+
+        from wanpipe.device import made, mlx_dtype
+        from wanpipe.models import vae
+        from wanpipe.weights.load import load_network
+
+        latent = step.read("latent")
+        trim = 4 * recipe.material["trim_first_frames"]
+        network = vae.decoder(model.config.vae)
+        load_network(network, model.checked("vae", store), mlx_dtype(recipe.material["dtype"]))
+        store.report.event("loaded", component="vae")
+        stride = model.config.vae.stride
+        frames = 4 * (latent.shape[1] - 1) + 1 - trim
+        shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
+        with (
+            draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
+            store.report.task("decode", latent.shape[1]) as task,
+        ):
+            for piece in network.frames(mx.array(latent)):
+                pixels = np.rint((np.array(piece) + 1) * 127.5).astype(np.uint8)
+                dropped = min(trim, len(pixels))
+                trim -= dropped
+                if len(pixels) > dropped:
+                    sink.append(pixels[dropped:])
+                task.advance()
+        home = Store(step.path.parent.parent, store.report)
+        return {**made(), "lineage": lineage_of(step, model, home)}
+
+    return fill
+
+
+def write_film(entry: Entry, output: Path, fps: float | None, store: Store) -> None:
+    """Write the frames of an entry as a film that tells its lineage; one that is there already is left alone."""
+    from wanpipe import media
+    from wanpipe.store.keys import canonical
+
+    rate = fps or entry.made["fps"]
+    lineage = {**entry.made["lineage"], "decode": entry.key, "fps": rate}
+    comment = canonical({"wanpipe": lineage}).decode()
+    if output.exists() and not store.force and says(output, comment):
+        store.report.event("reused", stage="film", path=str(output))
+        return
+    metadata = {"title": lineage.get("prompt", ""), "comment": comment}
+    media.write_film(output, entry.blocks("frames"), rate, metadata)
+    store.report.event("written", path=str(output))
+
+
+def says(film: Path, comment: str) -> bool:
+    """Whether a file is a film with this very lineage."""
+    from wanpipe import media
+
+    try:
+        return media.read_metadata(film).get("comment") == comment
+    except WanpipeError:
+        return False  # not a film: it is replaced by one
+
+
+@click.command("decode", short_help="a latent to frames and a film")
+@cli.common
+@options.model
+@options.sources
+@options.film
+def command(session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
+    """Decode a denoised latent with the VAE, and write a film: .mp4, .webm, .gif, or a folder of .png frames."""
+    given = sources.collect(references, ("step", "frames"), session.store)
+    found = find_model(model, given.entries, session.store) if given.frames is None else None
+    session.deliver([run(found, given, Params(**asked), session.store).path])

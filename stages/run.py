@@ -1,0 +1,124 @@
+"""run: a prompt to a film, through all five stages.
+
+Reads: a checkpoint or a model, a prompt, an image where the model takes one.
+Writes: what the five stages write, and one film per seed.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages import convert, decode, denoise, encode_image, encode_text
+from wanpipe import cli, options
+from wanpipe.errors import UsageError
+from wanpipe.model import Model, find_model, open_model
+from wanpipe.sources import Sources
+from wanpipe.store import Entry, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """What each stage is told; `image` is None for text-to-video. Without an output the film is named by its prompt."""
+
+    text: encode_text.Params
+    image: encode_image.Params | None
+    denoise: denoise.Params
+    decode: decode.Params
+
+
+def run(model: Model, params: Params, store: Store) -> list[Path]:
+    """Make one film per seed, computing only what the cache does not hold, and return their paths."""
+    text = encode_text.run(model, params.text, store)[0]
+    image = None
+    if params.image is not None:
+        frames = params.denoise.num_frames or model.config.defaults.num_frames
+        frames += 4 * (params.denoise.trim_first_frames or 0)
+        image = encode_image.run(model, replace(params.image, num_frames=frames), store)
+    steps = denoise.run(model, Sources(text=text, image=image), params.denoise, store)
+    films = []
+    for index, step in enumerate(steps):
+        output = film_path(params, step, index if len(steps) > 1 else None)
+        decoding = decode.Params(output=output, fps=params.decode.fps, tiling=params.decode.tiling)
+        decode.run(model, Sources(step=step), decoding, store)
+        films.append(output)
+    return films
+
+
+def film_path(params: Params, step: Entry, index: int | None) -> Path:
+    """Name a film: as asked, with the seed where there are several, else by prompt and step."""
+    asked = params.decode.output
+    if asked is None:
+        words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
+        return Path("-".join([*words, step.key[:8]]) + ".mp4")
+    if index is None:
+        return asked
+    return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")
+
+
+def choose_model(
+    reference: str | None, conversion: convert.Params | None, store: Store
+) -> Model | None:
+    """Open --model, or convert --checkpoint-dir first; None where that is only planned."""
+    if (reference is None) == (conversion is None):
+        raise UsageError("a run takes a model or a checkpoint; give --model or --checkpoint-dir, not both")
+    if conversion is None:
+        return find_model(reference, [], store)
+    directory = convert.run(conversion, store)
+    if store.dry and not directory.is_dir():
+        store.report.remark("what follows depends on the converted model; plan again when it is there")
+        return None
+    return open_model(directory)
+
+
+@click.command("run", short_help="a prompt to a film, all five in order")
+@cli.common
+@options.model
+@options.checkpoint
+@click.option("--prompt", help="What the video shows.")
+@options.negative
+@options.image
+@options.canvas
+@options.sampling
+@options.film
+def command(session: cli.Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
+    """Make a film from a prompt: convert, encode-text, encode-image, denoise and decode, each only as far as needed."""
+    if not asked["prompt"]:
+        raise UsageError("no prompt is given; use --prompt")
+    params = read(asked)
+    if params.decode.output is not None:
+        from wanpipe import media
+
+        media.film_format(params.decode.output)
+    conversion = None
+    if checkpoint_dir is not None:
+        conversion = convert.Params(
+            checkpoint_dir=checkpoint_dir, dtype=asked["dtype"], model_version=asked["model_version"]
+        )
+    found = choose_model(model, conversion, session.store)
+    session.deliver(run(found, params, session.store) if found else [])
+
+
+def read(asked: dict[str, Any]) -> Params:
+    """Sort the options of the command by the stage that they are for."""
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: asked[name] for name in names}
+
+    image = None
+    if asked["image"] is not None:
+        image = encode_image.Params(**some("image", "fit", "width", "height"))
+    elif asked["fit"] is not None:
+        raise UsageError("--fit says how an image meets the canvas; give --image or leave it out")
+    negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
+    sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
+    sampling |= some("scheduler", "timesteps", "seeds", "noise")
+    sides = some("width", "height") if image is None else {}  # else the canvas of the image
+    return Params(
+        text=encode_text.Params(prompts=(asked["prompt"],), negative_prompt=negative),
+        image=image,
+        denoise=denoise.Params(**sampling, **sides),
+        decode=decode.Params(**some("output", "fps", "tiling")),
+    )

@@ -1,0 +1,138 @@
+"""The chain of denoising steps, planned before anything is computed: every step's key follows from its inputs alone.
+
+Knows the material of a step and nothing of networks or arrays.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wanpipe.config import ModelConfig, Strict
+from wanpipe.errors import UsageError
+from wanpipe.model import Model
+from wanpipe.sampling import SOLVERS
+from wanpipe.sampling.schedule import Schedule
+from wanpipe.store import Recipe
+from wanpipe.store.keys import hash_array
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ALGORITHM = 1
+NOISE_ALGORITHM = "numpy-philox-normal"
+HIGH, LOW = "high_noise_model", "low_noise_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Strict):
+    """What a run is. Every step remembers it under `made`, so that a run can be finished from any of its steps.
+
+    `guide_scale` is (low noise, high noise); `num_frames` is what the film will have, without the trimmed ones.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    steps: int
+    guide_scale: tuple[float, float]
+    shift: float
+    scheduler: str
+    timesteps: tuple[float, ...] | None = None
+    trim_first_frames: int = 0
+
+    def schedule(self) -> Schedule:
+        """The timesteps and sigmas of this run."""
+        return SOLVERS[self.scheduler].schedule(self.steps, self.shift, self.timesteps)
+
+
+def expert_at(config: ModelConfig, timestep: float) -> str:
+    """Name the expert in charge: with two, high noise from the boundary up (`generate` of the official pipelines)."""
+    if len(config.experts) == 1:
+        return config.experts[0]
+    boundary = config.defaults.boundary
+    assert boundary is not None
+    return HIGH if timestep >= boundary * 1000 else LOW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Keys of what a chain is made from; `start` is the noise (an object) or the key of the step it goes on from."""
+
+    text: str
+    image: str | None
+    start: dict[str, Any] | str
+    first: int = 0  # index of the first step to plan
+
+
+def plan(
+    model: Model, settings: Settings, inputs: Inputs, dtype: str, made: dict[str, Any] | None = None
+) -> list[Recipe]:
+    """Give the recipe of every step from `inputs.first` on; each names the one before it."""
+    schedule = settings.schedule()
+    solver = SOLVERS[settings.scheduler]
+    roles = {"text": inputs.text} | ({"image": inputs.image} if inputs.image else {})
+    recipes: list[Recipe] = []
+    before: dict[str, Any] | str = inputs.start
+    for step in range(inputs.first, len(schedule.timesteps)):
+        timestep = schedule.timesteps[step]
+        expert = expert_at(model.config, timestep)
+        low, high = settings.guide_scale
+        material = {
+            ("parent" if isinstance(before, str) else "noise"): before,
+            "expert": model.hash(expert),
+            "loras": [],
+            "text": inputs.text,
+            "image": inputs.image,
+            "guide_scale": high if expert == HIGH else low,
+            "timestep": timestep,
+            "sigma": schedule.sigmas[step],
+            "sigma_next": schedule.sigmas[step + 1],
+            "solver": {"name": settings.scheduler, "order": solver.order(schedule, step)},
+            "dtype": dtype,
+        }
+        parent = before if isinstance(before, str) else None
+        recipe = Recipe(
+            stage="denoise",
+            algorithm=ALGORITHM,
+            material=material,
+            inputs=roles,
+            extra={"step": step, "parent": parent},
+            made=made or {},
+        )
+        recipes.append(recipe)
+        before = recipe.key
+    return recipes
+
+
+def noise_material(seed: int, shape: Sequence[int]) -> dict[str, Any]:
+    """What names the start noise of a seed. Raises UsageError for a negative seed."""
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, got {seed}; use 0 or more")
+    return {"algorithm": NOISE_ALGORITHM, "seed": seed, "shape": list(shape)}
+
+
+def guide_pair(scale: tuple[float, ...] | None, config: ModelConfig) -> tuple[float, float]:
+    """Read --guide-scale for a model: one number for all steps, or LOW,HIGH for two experts."""
+    if scale is None:
+        return config.defaults.guide_scale
+    if len(scale) == 1:
+        return scale[0], scale[0]
+    if len(scale) != 2 or len(config.experts) != 2:
+        kind = "two experts" if len(config.experts) == 2 else "one expert"
+        raise UsageError(
+            f"guide-scale must be one number, or LOW,HIGH for two experts; {config.variant} has {kind}, got {len(scale)} numbers"
+        )
+    return scale[0], scale[1]
+
+
+def array_material(array: "np.ndarray") -> dict[str, Any]:
+    """What names a start noise that was given as an array."""
+    return {"algorithm": "given", "digest": hash_array(array), "shape": list(array.shape)}
+
+
+def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
+    """Draw the start noise of a seed: standard normal float32 from NumPy's Philox, the same on every machine."""
+    import numpy as np
+
+    generator = np.random.Generator(np.random.Philox(seed))
+    return generator.standard_normal(tuple(shape), dtype=np.float32)

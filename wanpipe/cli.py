@@ -1,0 +1,147 @@
+"""The command line: finds a stage by name, gives it a session, turns errors into one line and an exit code.
+
+The only place that reads the environment. Loads neither MLX nor Zarr.
+"""
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+import stages
+from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.options import Command, group
+from wanpipe.report import make_report
+from wanpipe.store import Store
+from wanpipe.store.planning import PlanStore
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What every command gets from the options that all have."""
+
+    store: Store
+    name: str | None
+
+    def deliver(self, paths: Sequence[Path]) -> None:
+        """Name what was made if a name was given (NAME-1, NAME-2 where it is several), then print the paths."""
+        for index, path in enumerate(paths):
+            if self.name and not self.store.dry:
+                self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", path)
+            click.echo(str(path))
+
+
+class Stages(click.Group):
+    """The commands of `stages.COMMANDS`, imported when they are needed."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(stages.COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in stages.COMMANDS:
+            return None
+        command: click.Command = import_module(stages.COMMANDS[name]).command
+        return command
+
+
+def common(function: Command) -> Command:
+    """Add the options that every stage has, and give the command a `session` in their place."""
+
+    @functools.wraps(function)
+    def wrapper(
+        cache: Path, dry_run: bool, force: bool, name: str | None, events: str | None, quiet: bool, **rest: Any
+    ) -> None:
+        report = make_report(events, quiet)
+        kind = PlanStore if dry_run else Store
+        function(session=Session(store=kind(cache, report, force=force), name=name), **rest)
+
+    return everywhere(wrapper)
+
+
+everywhere = group(
+    click.option(
+        "--cache",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("cache"),
+        envvar="WANPIPE_CACHE",
+        show_envvar=True,
+        show_default=True,
+        help="Root of the cache.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Tell what is there and what would be computed."),
+    click.option("--force", is_flag=True, help="Compute again what is there already."),
+    click.option("--name", help="A name for the entry, to use wherever an entry is asked for."),
+    click.option("--events", type=click.Choice(["json"]), help="One JSON object a line on stderr."),
+    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+)
+
+
+@click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="wanpipe")
+def cli() -> None:
+    """Make videos with Wan2.1 and Wan2.2: five stages over a cache that computes nothing twice.
+
+    \b
+    convert, encode-text, encode-image, denoise and decode each print the path of the entry they made;
+    run does all of them. Interrupted, the same command goes on where it stopped.
+    """
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print one line on stderr and leave."""
+    line = " ".join(message.split())
+    if "--events" in sys.argv:
+        print(json.dumps({"event": "error", "text": line}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(f"wanpipe: error: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def check_stages() -> None:
+    """Raise WanpipeError where another package called `stages` is imported in place of ours."""
+    ours = Path(__file__).resolve().parent.parent / "stages" / "__init__.py"
+    found = Path(stages.__file__ or "").resolve()
+    if found != ours and not hasattr(stages, "COMMANDS"):
+        raise WanpipeError(f"another package named stages, at {found.parent}, hides wanpipe's; remove it from the path")
+
+
+def terminated(number: int, frame: object) -> NoReturn:
+    """Leave on SIGTERM as on Ctrl-C: drafts are removed, finished steps stay."""
+    raise SystemExit(TERMINATED)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Exit code 2 for usage, 1 for other failures, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        check_stages()
+        cli.main(args=None if arguments is None else list(arguments), prog_name="wanpipe", standalone_mode=False)
+    except WanpipeError as error:
+        fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(UsageError.exit_code)
+    except click.ClickException as error:
+        hint = f"; see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
+        fail(error.format_message().rstrip(".") + hint, error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted; every finished step is kept, the same command goes on from there", INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        fail(f"{place}{error.strerror or error}", 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The velocity of a latent under a prompt: loads the acting expert, conditions it once, applies guidance.
+
+Holds one expert at a time. Knows nothing of solvers, entries or keys.
+"""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from wanpipe.chain import expert_at
+from wanpipe.device import mlx_dtype
+from wanpipe.model import Model
+from wanpipe.models.dit import Condition, DiT
+from wanpipe.sampling.guidance import guided
+from wanpipe.store import Store
+from wanpipe.weights.load import load_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """What a run is conditioned on, float32: text rows (L, D), and where an image takes part its arrays.
+
+    `condition` (20, F, H, W) and `clip` (257, D) are those of I2V, `first_frame` (48, 1, H, W) that of TI2V.
+    """
+
+    prompt: mx.array
+    negative: mx.array
+    condition: mx.array | None = None
+    clip: mx.array | None = None
+    first_frame: mx.array | None = None
+
+    def blend(self, latent: mx.array) -> mx.array:
+        """Put the image's latent in place of the first frame where there is one (TI2V)."""
+        if self.first_frame is None:
+            return latent
+        return mx.concatenate([self.first_frame, latent[:, 1:]], axis=1)
+
+
+class Denoiser:
+    """Computes guided velocities of one run or of several with the same prompting."""
+
+    def __init__(self, model: Model, prompting: Prompting, dtype: str, store: Store) -> None:
+        self.model, self.prompting, self.dtype, self.store = model, prompting, dtype, store
+        self.name = ""
+        self.network: DiT | None = None
+        self.conditions: dict[str, Condition] = {}
+
+    def expert(self, name: str) -> DiT:
+        """Return the expert `name`, loading it in place of the one held until now."""
+        if self.network is None or self.name != name:
+            self.network, self.conditions = None, {}  # frees the other expert before this one is read
+            mx.clear_cache()
+            network = DiT(self.model.config.dit)
+            self.network = load_network(network, self.model.checked(name, self.store), mlx_dtype(self.dtype))
+            self.name = name
+            self.store.report.event("loaded", component=name)
+        return self.network
+
+    def condition(self, network: DiT, side: str) -> Condition:
+        """Return the embedded prompt or negative prompt of the expert held, computed once."""
+        if side not in self.conditions:
+            text = self.prompting.prompt if side == "prompt" else self.prompting.negative
+            self.conditions[side] = network.condition(text, self.prompting.clip)
+        return self.conditions[side]
+
+    def velocity(self, latent: mx.array, timestep: float, guide_scale: float) -> mx.array:
+        """Predict the velocity of `latent` (C, F, H, W) in float32; with guidance 1 the negative prompt is skipped."""
+        network = self.expert(expert_at(self.model.config, timestep))
+        times = [timestep]
+        if self.prompting.first_frame is not None:
+            times = [0.0] + [timestep] * (latent.shape[1] - 1)
+        condition = self.prompting.condition
+        velocity = network(latent, times, self.condition(network, "prompt"), condition)
+        if guide_scale == 1.0:
+            return velocity
+        mx.eval(velocity)  # one pass after the other: both graphs at once would double the peak
+        negative = network(latent, times, self.condition(network, "negative"), condition)
+        return guided(velocity, negative, guide_scale)
