@@ -1,0 +1,17 @@
+"""Networks of the tiny official checkpoints, by the way that users go: converted, then loaded."""
+
+from functools import cache
+from pathlib import Path
+
+from wanpipe.config import ModelConfig, read_model_config
+from wanpipe.weights.convert import Options, convert
+from wanpipe.weights.detect import detect
+
+
+@cache
+def converted(checkpoints: Path, family: str, dtype: str = "float32") -> tuple[Path, ModelConfig]:
+    """Convert a checkpoint once per session: the model's directory and config."""
+    directory = checkpoints.parent / f"{checkpoints.name}-models" / f"{family}-{dtype}"
+    checkpoint = detect(checkpoints / family)
+    convert(checkpoint, directory, family, Options(dtype=dtype), lambda *_: None)
+    return directory, read_model_config(directory)

@@ -1,0 +1,37 @@
+"""CLIP's vision tower against the official one, from the image file to the tokens."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conftest import DATA, golden, relative_error
+from mlx.utils import tree_flatten
+from official import converted
+
+from wanpipe.config import CLIPConfig
+from wanpipe.device import mlx_dtype
+from wanpipe.image import clip_pixels, open_image
+from wanpipe.models.clip import CLIP
+from wanpipe.weights.load import load_network
+
+
+def network(checkpoints: Path, dtype: str) -> CLIP:
+    directory, model = converted(checkpoints, "wan21-i2v", dtype)
+    component = model.components["clip"]
+    config = CLIPConfig.from_json(component.config, "CLIP config")
+    return load_network(CLIP(config), directory / component.file, mlx_dtype(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_tokens_are_the_official_ones(checkpoints: Path, dtype: str, tolerance: float) -> None:
+    pixels = clip_pixels(open_image(DATA / "expected" / "wan21-i2v" / "image.png"))
+    tokens = network(checkpoints, dtype)(mx.array(pixels))
+    assert tokens.dtype == mx.float32
+    assert relative_error(tokens, golden("wan21-i2v/clip")["clip_fea"][0]) < tolerance
+
+
+def test_the_last_block_and_the_final_norm_are_not_kept(checkpoints: Path) -> None:
+    model = network(checkpoints, "float32")
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    assert len(model.blocks) == model.config.layers - 1
+    assert not [name for name in names if "post_norm" in name or "head" in name]

@@ -1,0 +1,175 @@
+"""The transformer against the official one for every variant; its dtype zones; what it keeps."""
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import golden, relative_error
+from official import converted
+
+from wanpipe.device import mlx_dtype
+from wanpipe.models import dit
+from wanpipe.models.dit import Condition, DiT
+from wanpipe.weights.load import load_network
+
+TOLERANCE = 5e-6
+EXPERTS = {
+    "wan21-t2v/dit": "model",
+    "wan21-i2v/dit": "model",
+    "wan22-t2v-a14b/dit_high": "high_noise_model",
+    "wan22-t2v-a14b/dit_low": "low_noise_model",
+    "wan22-i2v-a14b/dit_high": "high_noise_model",
+    "wan22-i2v-a14b/dit_low": "low_noise_model",
+    "wan22-ti2v-5b/dit": "model",
+}
+FORWARDS = [
+    (topic, name)
+    for topic in EXPERTS
+    for name in "abcd"
+    if not (topic.endswith("low") and name in "cd")
+    and not (topic.endswith("5b/dit") and name == "d")
+]
+
+
+@cache
+def reference(topic: str) -> dict[str, np.ndarray]:
+    return golden(topic)
+
+
+@cache
+def network(checkpoints: Path, topic: str, dtype: str = "float32") -> DiT:
+    directory, config = converted(checkpoints, topic.split("/")[0], dtype)
+    file = directory / config.components[EXPERTS[topic]].file
+    return load_network(DiT(config.dit), file, mlx_dtype(dtype))
+
+
+def condition(model: DiT, topic: str, name: str) -> Condition:
+    clip = reference(topic).get("clip_fea")
+    context = mx.array(reference(topic)[f"{name}_context"])
+    return model.condition(context, None if clip is None else mx.array(clip[0]))
+
+
+def inputs(topic: str, name: str) -> tuple[mx.array, list[float], mx.array | None]:
+    """Latent, timestep and further channels of a forward."""
+    arrays = reference(topic)
+    y = arrays.get(f"{name}_y")
+    x, t = mx.array(arrays[f"{name}_x"]), arrays[f"{name}_t"].tolist()
+    return x, t, None if y is None else mx.array(y)
+
+
+def forward(model: DiT, topic: str, name: str) -> mx.array:
+    x, t, y = inputs(topic, name)
+    return model(x, t, condition(model, topic, name), y)
+
+
+@pytest.mark.parametrize(("topic", "name"), FORWARDS)
+def test_forwards_are_the_official_ones(checkpoints: Path, topic: str, name: str) -> None:
+    out = forward(network(checkpoints, topic), topic, name)
+    assert relative_error(out, reference(topic)[f"{name}_out"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", "abc")
+def test_timesteps_of_tokens_are_those_of_their_frames(checkpoints: Path, name: str) -> None:
+    topic = "wan22-ti2v-5b/dit"
+    model, arrays = network(checkpoints, topic), reference(topic)
+    x, t, _ = inputs(topic, name)
+    times = [0.0] + t * (x.shape[1] - 1)
+    tokens = np.repeat(times, x.shape[2] * x.shape[3] // 4)
+    assert np.array_equal(arrays[f"{name}_t_tokt"][0][: len(tokens)], tokens)
+    out = model(x, times, condition(model, topic, name))
+    assert relative_error(out, arrays[f"{name}_out_tokt"]) < TOLERANCE
+
+
+def test_equal_timesteps_of_all_frames_are_one_timestep(checkpoints: Path) -> None:
+    topic = "wan22-ti2v-5b/dit"
+    model = network(checkpoints, topic)
+    x, t, _ = inputs(topic, "b")
+    seen = condition(model, topic, "b")
+    assert relative_error(model(x, t * x.shape[1], seen), model(x, t, seen)) < 1e-6
+
+
+def test_keys_and_values_are_made_once_per_prompt(checkpoints: Path) -> None:
+    topic = "wan21-i2v/dit"
+    model = network(checkpoints, topic)
+    x, t, y = inputs(topic, "a")
+    seen = condition(model, topic, "a")
+    assert not seen.kept
+    first = model(x, t, seen, y)
+    kept = dict(seen.kept)
+    assert sorted(kept) == list(range(model.config.layers))
+    second = model(x, t, seen, y)
+    assert all(seen.kept[index] is kept[index] for index in kept)
+    assert np.array_equal(np.array(first), np.array(second))
+
+
+def test_lazy_forward_gives_the_same(checkpoints: Path) -> None:
+    topic = "wan21-t2v/dit"
+    model = network(checkpoints, topic)
+    x, t, _ = inputs(topic, "a")
+    lazy = model(x, t, condition(model, topic, "a"), lazy=True)
+    assert np.array_equal(np.array(lazy), np.array(forward(model, topic, "a")))
+
+
+@pytest.mark.parametrize("topic", ["wan21-i2v/dit", "wan22-ti2v-5b/dit"])
+def test_bfloat16_stays_in_its_zones(checkpoints: Path, topic: str) -> None:
+    model = network(checkpoints, topic, "bfloat16")
+    x, t, y = inputs(topic, "a")
+    seen = condition(model, topic, "a")
+    out = model(x, t, seen, y)
+    assert seen.text.dtype == mx.bfloat16
+    assert {kept.dtype for block in seen.kept.values() for kept in block} == {mx.bfloat16}
+    time, modulation = model.embed_time(t)
+    assert time.dtype == modulation.dtype == model.embed_video(x, y).dtype == mx.float32
+    assert out.dtype == mx.float32
+    assert relative_error(out, reference(topic)["a_out"]) < 2e-2
+
+
+def test_matrix_products_of_blocks_get_no_float32(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = "wan21-i2v/dit"
+    model = network(checkpoints, topic, "bfloat16")
+    seen: dict[str, set[mx.Dtype]] = {"attend": set(), "MLP": set()}
+    plain = dit.attend
+    monkeypatch.setattr(
+        dit, "attend", lambda *args: (seen["attend"].update(x.dtype for x in args), plain(*args))[1]
+    )
+    block, call = model.blocks[0], dit.MLP.__call__
+    monkeypatch.setattr(
+        dit.MLP, "__call__", lambda self, x: (seen["MLP"].add(x.dtype), call(self, x))[1]
+    )
+    _, modulation = model.embed_time([500.0])
+    tokens = mx.random.normal((1, 24, model.config.dim))
+    kept = block.cross_attn.keys_values(condition(model, topic, "a"))
+    seen["MLP"].clear()
+    out = block(tokens, modulation, dit.rope.tables((2, 4, 3), 32), kept)
+    assert seen == {"attend": {mx.bfloat16}, "MLP": {mx.bfloat16}}
+    assert out.dtype == mx.float32
+
+
+def test_sinusoid_is_cosines_then_sines_of_float64_angles() -> None:
+    table = np.array(dit.sinusoid([999.0, 0.0], 256))
+    assert table.shape == (2, 256)
+    angle = 999.0 * 10000.0 ** -(5 / 128)
+    assert table[0, 5] == np.float32(np.cos(angle))
+    assert table[0, 128 + 5] == np.float32(np.sin(angle))
+    assert np.array_equal(table[1], [1.0] * 128 + [0.0] * 128)
+
+
+def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> None:
+    peaks = []
+    for layers in (2, 8):
+        _, tiny = converted(checkpoints, "wan21-t2v")
+        config = dataclasses.replace(tiny.dit, ffn_dim=1024, layers=layers)
+        model = DiT(config)
+        x = mx.random.normal((16, 2, 16, 16))
+        seen = model.condition(mx.random.normal((3, config.text_dim)))
+        mx.eval(model.parameters(), model(x, [500.0], seen))
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(model(x, [500.0], seen))
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < 1.2 * peaks[0]

@@ -1,0 +1,80 @@
+"""Rotary positions against the official ones and against complex numbers in float64."""
+
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import golden, relative_error
+
+from wanpipe.models import layers, rope
+
+GRIDS = ("wan21-t2v/dit", "wan21-i2v/dit", "wan22-t2v-a14b/dit_low", "wan22-ti2v-5b/dit")
+
+
+def reference(x: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+    """Multiply pairs by complex exponentials in float64."""
+    turns = np.exp(1j * rope.angles(grid, x.shape[-1]))[:, None]  # (L, 1, D / 2)
+    return ((x[..., ::2] + 1j * x[..., 1::2]) * turns).view(np.float64).reshape(x.shape)
+
+
+@pytest.mark.parametrize("topic", GRIDS)
+def test_queries_turn_as_the_official_ones(topic: str) -> None:
+    reference = golden(topic)
+    q = mx.array(reference["a_rope_q_in"])
+    turned = rope.rotate(q, mx.ones((64,)), rope.tables((2, 4, 3), 32))
+    assert relative_error(turned, reference["a_rope_q"]) < 2e-7
+
+
+def test_each_axis_has_its_own_share_of_a_head() -> None:
+    assert rope.pairs(128) == (22, 21, 21)
+    assert rope.pairs(32) == (6, 5, 5)
+
+
+def test_each_axis_turns_by_its_own_coordinate() -> None:
+    angles = rope.angles((2, 3, 4), 32).reshape(2, 3, 4, 16)
+    assert np.array_equal(angles[1, 2, 3][[0, 6, 11]], [1, 2, 3])
+    assert np.array_equal(angles[1, 2, 3, 11:], angles[0, 0, 3, 11:])
+    np.testing.assert_allclose(angles[1, 0, 0, :6], 10000.0 ** (-np.arange(6) / 6), rtol=1e-15)
+
+
+def test_a_full_size_grid_keeps_float32_precision() -> None:
+    grid = (3, 45, 80)
+    x = np.random.default_rng(0).standard_normal((3 * 45 * 80, 2, 128))
+    turned = rope.rotate(mx.array(x, mx.float32), mx.ones((256,)), rope.tables(grid, 128))
+    assert relative_error(turned, reference(x, grid)) < 1e-7
+
+
+def test_the_weight_of_the_norm_is_applied_before_the_turn() -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((24, 2, 32)), rng.standard_normal(64)
+    turned = rope.rotate(
+        mx.array(x, mx.float32), mx.array(weight, mx.float32), rope.tables((2, 4, 3), 32)
+    )
+    assert relative_error(turned, reference(x * weight.reshape(2, 32), (2, 4, 3))) < 2e-7
+
+
+def test_the_dtype_of_the_input_is_kept() -> None:
+    x = mx.random.normal((24, 2, 32)).astype(mx.bfloat16)
+    assert rope.rotate(x, mx.ones((64,)), rope.tables((2, 4, 3), 32)).dtype == mx.bfloat16
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles for the CPU with g++")
+def test_one_fused_kernel_gives_what_separate_operations_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = [mx.random.normal((tokens, 2, 32)) for tokens in (24, 24, 60)]
+    grids = [(2, 4, 3), (1, 4, 6), (3, 4, 5)]
+    weight = mx.random.normal((64,))
+
+    def turn_all() -> list[mx.array]:
+        return [
+            rope.rotate(x, weight, rope.tables(grid, 32))
+            for x, grid in zip(inputs, grids, strict=True)
+        ]
+
+    plain = turn_all()
+    mx.eval(plain)
+    monkeypatch.setattr(layers, "is_gpu", lambda: True)
+    for fused, separate in zip(turn_all(), plain, strict=True):
+        assert relative_error(fused, separate) < 1e-7

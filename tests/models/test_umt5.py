@@ -1,0 +1,117 @@
+"""The text encoder against the official one, run layer by layer from a file."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import golden, relative_error
+from mlx.utils import tree_flatten
+from official import converted
+from safetensors.numpy import save_file
+
+from wanpipe.config import T5Config
+from wanpipe.errors import CheckpointError
+from wanpipe.models import umt5
+
+TOLERANCE = 1e-5
+WIDE = T5Config(vocab=1000, dim=256, attention_dim=256, ffn_dim=1024, heads=4, layers=10)
+
+
+@pytest.fixture(scope="module")
+def config(checkpoints: Path) -> T5Config:
+    _, model = converted(checkpoints, "wan21-t2v")
+    return T5Config.from_json(model.components["t5_encoder"].config, "T5 config")
+
+
+@pytest.fixture(scope="module")
+def file(checkpoints: Path) -> Path:
+    directory, model = converted(checkpoints, "wan21-t2v")
+    return directory / model.components["t5_encoder"].file
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[list[int]]:
+    """Token ids of the golden prompts, without padding."""
+    arrays = golden("wan21-t2v/tokenizer")
+    return [
+        row[:length].tolist()
+        for row, length in zip(arrays["ids"], arrays["lengths"].tolist(), strict=True)
+    ]
+
+
+def test_embeddings_are_the_official_ones(
+    file: Path, config: T5Config, ids: list[list[int]]
+) -> None:
+    rows = umt5.encode(file, config, ids, mx.float32)
+    reference = golden("wan21-t2v/t5")
+    for index, ours in enumerate(rows[:11]):
+        assert relative_error(ours, reference[f"embed_{index:02d}"]) < TOLERANCE
+    assert rows[11].shape == (512, config.dim)
+    assert relative_error(rows[11][:32], reference["embed_11_first32"]) < TOLERANCE
+    assert relative_error(rows[11][-32:], reference["embed_11_last32"]) < TOLERANCE
+
+
+def test_prompts_together_are_prompts_alone(
+    file: Path, config: T5Config, ids: list[list[int]]
+) -> None:
+    together = umt5.encode(file, config, ids[:3], mx.float32)
+    for prompt, rows in zip(ids[:3], together, strict=True):
+        (alone,) = umt5.encode(file, config, [prompt], mx.float32)
+        assert np.array_equal(np.array(alone), np.array(rows))
+
+
+def test_layer_by_layer_is_the_whole_network(
+    file: Path, config: T5Config, ids: list[list[int]]
+) -> None:
+    network = umt5.T5(config)
+    network.load_weights(str(file))
+    (rows,) = umt5.encode(file, config, ids[:1], mx.float32)
+    assert np.array_equal(np.array(network(ids[0])), np.array(rows))
+
+
+def test_bfloat16_products_keep_a_float32_stream(
+    checkpoints: Path, config: T5Config, ids: list[list[int]]
+) -> None:
+    directory, model = converted(checkpoints, "wan21-t2v", "bfloat16")
+    file = directory / model.components["t5_encoder"].file
+    (rows,) = umt5.encode(file, config, ids[:1], mx.bfloat16)
+    assert rows.dtype == mx.float32
+    assert relative_error(rows, golden("wan21-t2v/t5")["embed_00"]) < 2e-2
+
+
+def test_buckets_are_the_official_ones() -> None:
+    table = umt5.buckets(201, 32)
+    of_offsets = np.concatenate([table[200, :200], table[0]])  # key minus query: -200 to 200
+    assert np.array_equal(of_offsets, golden("wan21-t2v/t5")["rel_bucket"])
+
+
+def test_progress_is_told_after_each_block(file: Path, config: T5Config) -> None:
+    told: list[None] = []
+    umt5.encode(file, config, [[1]], mx.float32, lambda: told.append(None))
+    assert len(told) == config.layers
+
+
+def test_weights_are_never_in_memory_together(tmp_path: Path) -> None:
+    file = tmp_path / "t5_encoder.safetensors"
+    weights = tree_flatten(umt5.T5(WIDE).parameters())
+    save_file({name: np.array(array) for name, array in weights}, file)
+    del weights
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(umt5.encode(file, WIDE, [[5, 6, 7, 1]], mx.float32))
+    assert mx.get_peak_memory() - before < file.stat().st_size / 3
+
+
+def test_a_token_beyond_the_table_is_refused(file: Path, config: T5Config) -> None:
+    with pytest.raises(CheckpointError, match="has rows 0 to 400, asked for 401"):
+        umt5.encode(file, config, [[401, 1]], mx.float32)
+
+
+def test_a_file_without_a_block_is_refused(file: Path, config: T5Config, tmp_path: Path) -> None:
+    weights = mx.load(str(file))
+    kept = {name: np.array(value) for name, value in weights.items() if "blocks.2." not in name}
+    save_file(kept, tmp_path / "short.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks blocks\.2\."):
+        umt5.encode(tmp_path / "short.safetensors", config, [[1]], mx.float32)

@@ -1,0 +1,237 @@
+"""The diffusion transformer of Wan2.1 and Wan2.2, one class for every variant.
+
+One video at a time, never padded. Follows wan/modules/model.py (WanModel) of the official code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from wanpipe.config import DiTConfig
+from wanpipe.models import rope
+from wanpipe.models.layers import (
+    MLP,
+    add_gated,
+    attend,
+    gelu,
+    gelu_exact,
+    grid,
+    layer_norm,
+    matmul_dtype,
+    modulate,
+    patches,
+    rms_norm,
+    silu,
+    split_heads,
+    unpatches,
+)
+
+# keys and values (1, N, L, D) of the text, then those of the image
+KeysValues = tuple[mx.array, ...]
+
+
+@dataclass
+class Condition:
+    """What cross attention looks at, for one prompt and one expert.
+
+    `text` (text_len, D) and `image` (257, D) are embedded tokens. Each block's keys and values are
+    made when the block first meets them and kept, so later steps reuse them.
+    """
+
+    text: mx.array
+    image: mx.array | None = None
+    kept: dict[int, KeysValues] = field(default_factory=dict)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the video's tokens, with positions turned into queries and keys."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q = nn.RMSNorm(dim, config.eps)
+        self.norm_k = nn.RMSNorm(dim, config.eps)
+
+    def __call__(self, x: mx.array, table: rope.Tables) -> mx.array:
+        q = self._turned(self.q(x), self.norm_q, table)
+        k = self._turned(self.k(x), self.norm_k, table)
+        return self.o(attend(q, k, split_heads(self.v(x), self.heads)).reshape(x.shape))
+
+    def _turned(self, x: mx.array, norm: nn.RMSNorm, table: rope.Tables) -> mx.array:
+        x = mx.fast.rms_norm(x, None, norm.eps)  # `rotate` applies the weight
+        x = x.reshape(-1, self.heads, x.shape[-1] // self.heads)  # (L, N, D)
+        return rope.rotate(x, norm.weight, table)[None].swapaxes(1, 2)  # (B, N, L, D)
+
+
+class CrossAttention(nn.Module):
+    """Attention to text and, in Wan2.1 I2V, to image tokens, which have keys of their own."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q = nn.RMSNorm(dim, config.eps)
+        self.norm_k = nn.RMSNorm(dim, config.eps)
+        if config.clip_dim is not None:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = nn.RMSNorm(dim, config.eps)
+
+    def keys_values(self, condition: Condition) -> KeysValues:
+        """Keys and values of the condition's tokens."""
+        pairs = [(self.norm_k, self.k, self.v, condition.text)]
+        if condition.image is not None:
+            pairs.append((self.norm_k_img, self.k_img, self.v_img, condition.image))
+        return tuple(
+            split_heads(x, self.heads)
+            for norm, k, v, tokens in pairs
+            for x in (rms_norm(k(tokens), norm), v(tokens))
+        )
+
+    def __call__(self, x: mx.array, kept: KeysValues) -> mx.array:
+        q = split_heads(rms_norm(self.q(x), self.norm_q), self.heads)
+        y = attend(q, *kept[:2])
+        if len(kept) == 4:
+            y = y + attend(q, *kept[2:])
+        return self.o(y.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """Self attention, cross attention and feed forward around a float32 residual stream."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.modulation = mx.zeros((6, dim))
+        self.self_attn = SelfAttention(config)
+        self.cross_attn = CrossAttention(config)
+        self.norm3 = nn.LayerNorm(dim, config.eps)
+        self.ffn = MLP(dim, config.ffn_dim, dim, gelu)
+
+    def __call__(
+        self, x: mx.array, time: mx.array, table: rope.Tables, kept: KeysValues
+    ) -> mx.array:
+        """Advance tokens x (G, L / G, D), G groups that share a timestep, by `time` (G, 6, D)."""
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = mx.split(self.modulation + time, 6, 1)
+        dtype = matmul_dtype(self.self_attn.q)
+        y = modulate(self._norm(x), shift, scale, dtype=dtype)
+        x = add_gated(x, self.self_attn(y, table), gate, dtype=x.dtype)
+        x = x + self.cross_attn(layer_norm(x, self.norm3, dtype), kept)
+        y = modulate(self._norm(x), ffn_shift, ffn_scale, dtype=dtype)
+        return add_gated(x, self.ffn(y), ffn_gate, dtype=x.dtype)
+
+    def _norm(self, x: mx.array) -> mx.array:
+        return mx.fast.layer_norm(x, None, None, self.eps)
+
+
+class Head(nn.Module):
+    """The last norm, modulated by the time embedding itself, and the projection; all float32."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = mx.zeros((2, config.dim))
+        self.linear = nn.Linear(config.dim, int(np.prod(config.patch)) * config.out_dim)
+
+    def __call__(self, x: mx.array, time: mx.array) -> mx.array:
+        shift, scale = mx.split(self.modulation + time[:, None], 2, 1)  # (G, 1, D) each
+        x = mx.fast.layer_norm(x, None, None, self.eps)
+        return self.linear(modulate(x, shift, scale, dtype=mx.float32))
+
+
+class ImageEmbedding(nn.Module):
+    """Brings CLIP's tokens to the width of the transformer (MLPProj in the official code)."""
+
+    def __init__(self, config: DiTConfig, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, 1e-5)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, config.dim)
+        self.norm2 = nn.LayerNorm(config.dim, 1e-5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = layer_norm(x, self.norm1, matmul_dtype(self.fc1))
+        x = self.fc2(gelu_exact(self.fc1(x), dtype=x.dtype))
+        return layer_norm(x, self.norm2, x.dtype)
+
+
+def sinusoid(timesteps: Sequence[float], width: int) -> mx.array:
+    """Embed timesteps as cosines, then sines (G, width); float64 until the end, as officially."""
+    half = width // 2
+    ladder = 10000.0 ** -(np.arange(half) / half)
+    phase = np.outer(np.asarray(timesteps, dtype=np.float64), ladder)
+    return mx.array(np.concatenate([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32))
+
+
+class DiT(nn.Module):
+    """One expert: noisy latent, timestep and condition to velocity."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.config = config
+        self.patch_embedding = nn.Linear(int(np.prod(config.patch)) * config.in_dim, dim)
+        self.text_embedding = MLP(config.text_dim, dim, dim, gelu)
+        self.time_embedding = MLP(config.freq_dim, dim, dim, silu)
+        self.time_projection = nn.Linear(dim, 6 * dim)
+        self.blocks = [Block(config) for _ in range(config.layers)]
+        self.head = Head(config)
+        if config.clip_dim is not None:
+            self.img_emb = ImageEmbedding(config, config.clip_dim)
+
+    def condition(self, text: mx.array, clip: mx.array | None = None) -> Condition:
+        """Embed a prompt's rows (L, text_dim) and, in Wan2.1 I2V, CLIP's tokens (257, clip_dim).
+
+        Zero rows fill the text up to `text_len`: the official attention has no mask and sees them.
+        """
+        rows = self.config.text_len - text.shape[0]
+        assert rows >= 0 and (clip is None) == (self.config.clip_dim is None)
+        padded = mx.pad(text.astype(matmul_dtype(self.text_embedding.fc1)), ((0, rows), (0, 0)))
+        return Condition(self.text_embedding(padded), None if clip is None else self.img_emb(clip))
+
+    def __call__(
+        self,
+        x: mx.array,
+        timesteps: Sequence[float],
+        condition: Condition,
+        y: mx.array | None = None,
+        *,
+        lazy: bool = False,
+    ) -> mx.array:
+        """Predict the velocity (out_dim, F, H, W), float32, of latent x (C, F, H, W).
+
+        `timesteps` holds one, or one for each latent frame; `y` are channels that follow x's.
+        Blocks are evaluated as they come, so memory does not grow with their number; `lazy` leaves
+        all evaluation to the caller.
+        """
+        time, modulation = self.embed_time(timesteps)
+        counts = grid(x.shape[1:], self.config.patch)
+        tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
+        table = rope.tables(counts, self.config.dim // self.config.heads)
+        for index, block in enumerate(self.blocks):
+            if index not in condition.kept:
+                condition.kept[index] = block.cross_attn.keys_values(condition)
+            before, tokens = tokens, block(tokens, modulation, table, condition.kept[index])
+            if not lazy:
+                mx.async_eval(tokens, condition.kept[index])
+                mx.eval(before)  # one block computes while the next is prepared, never more
+        return unpatches(self.head(tokens, time), counts, self.config.patch)
+
+    def embed_time(self, timesteps: Sequence[float]) -> tuple[mx.array, mx.array]:
+        """Time embedding (G, D) and its projection (G, 6, D) in float32."""
+        time = self.time_embedding(sinusoid(timesteps, self.config.freq_dim))
+        projected = self.time_projection(silu(time, dtype=mx.float32))
+        return time, projected.reshape(len(timesteps), 6, -1)  # (G, 6, D)
+
+    def embed_video(self, x: mx.array, y: mx.array | None = None) -> mx.array:
+        """Embed the patches of x and y into tokens (L, D), float32, ordered frame, row, column."""
+        video = x if y is None else mx.concatenate([x, y])
+        assert video.shape[0] == self.config.in_dim, (video.shape, self.config.in_dim)
+        return self.patch_embedding(patches(video.astype(mx.float32), self.config.patch))

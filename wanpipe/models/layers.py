@@ -1,0 +1,162 @@
+"""Layers that the transformers share, and the dtype zones they keep.
+
+Norms and elementwise work run in float32, matrix products and attention in the weights' dtype.
+Knows no model.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from wanpipe.device import is_gpu
+
+
+class Fused(Protocol):
+    """An elementwise function that takes any dtype, computes in float32 and gives `dtype`."""
+
+    def __call__(self, *arrays: mx.array, dtype: mx.Dtype) -> mx.array: ...
+
+
+def fused(function: Callable[..., mx.array]) -> Fused:
+    """Make one GPU kernel of an elementwise float32 `function` and the casts around it."""
+
+    def zoned(dtype: mx.Dtype) -> Callable[..., mx.array]:
+        def call(*arrays: mx.array) -> mx.array:
+            return function(*(array.astype(mx.float32) for array in arrays)).astype(dtype)
+
+        return call
+
+    @cache
+    def compiled(dtype: mx.Dtype) -> Callable[..., mx.array]:
+        return mx.compile(zoned(dtype), shapeless=True)
+
+    @wraps(function)
+    def choose(*arrays: mx.array, dtype: mx.Dtype) -> mx.array:
+        # on the CPU, compiling would call the C++ compiler of the user's machine, if there is one
+        return (compiled(dtype) if is_gpu() else zoned(dtype))(*arrays)
+
+    return choose
+
+
+@fused
+def gelu(x: mx.array) -> mx.array:
+    """Apply the tanh form of GELU."""
+    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+@fused
+def gelu_exact(x: mx.array) -> mx.array:
+    """Apply GELU in its exact form, with the error function."""
+    return 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5)))
+
+
+@fused
+def silu(x: mx.array) -> mx.array:
+    """Apply x * sigmoid(x)."""
+    return x * mx.sigmoid(x)
+
+
+@fused
+def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
+    """Scale by one plus `scale`, then shift."""
+    return x * (1 + scale) + shift
+
+
+@fused
+def add_gated(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
+    """Add `y` times `gate` to the residual stream."""
+    return x + y * gate
+
+
+def matmul_dtype(linear: nn.Module) -> mx.Dtype:
+    """The dtype in which a linear layer, quantised or not, wants its input."""
+    return (linear.scales if "scales" in linear else linear.weight).dtype
+
+
+def layer_norm(x: mx.array, norm: nn.LayerNorm, dtype: mx.Dtype) -> mx.array:
+    """Normalise in float32, with the parameters of `norm`, and give `dtype`."""
+    x = x.astype(mx.float32)
+    return mx.fast.layer_norm(x, norm.weight, norm.bias, norm.eps).astype(dtype)
+
+
+def rms_norm(x: mx.array, norm: nn.RMSNorm) -> mx.array:
+    """Normalise by the root mean square of the last axis, in float32, and give the dtype of `x`."""
+    # a float32 weight would turn the whole result, and what follows, into float32
+    return mx.fast.rms_norm(x, norm.weight.astype(x.dtype), norm.eps)
+
+
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """View (..., L, D) as (1, N, L, D / N), all leading axes joined with L."""
+    return x.reshape(1, -1, heads, x.shape[-1] // heads).transpose(0, 2, 1, 3)  # (B, N, L, D)
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, scale: float | None = None, mask: mx.array | None = None
+) -> mx.array:
+    """Attend with q, k and v (B, N, L, D) and join the heads: (B, L, N * D).
+
+    `scale` is 1 / sqrt(D) unless given; `mask` (N, L, L) is added to the scores.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if is_gpu():
+        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    else:
+        x = _attend_blockwise(q * scale, k, v, mask)
+    return x.transpose(0, 2, 1, 3).flatten(2)  # (B, L, D)
+
+
+def _attend_blockwise(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+    """Attend on the CPU, 64 keys at a time with a running maximum; scores never take (L, L).
+
+    There MLX's own attention sums key by key, which costs 2e-5 of the result where 500 padding keys
+    of a short prompt are equal.
+    """
+    top, total, x = mx.array(-math.inf), mx.array(0.0), mx.array(0.0)
+    for start in range(0, k.shape[2], 64):
+        keys = slice(start, start + 64)
+        scores = q @ k[:, :, keys].swapaxes(2, 3)
+        scores = scores if mask is None else scores + mask[:, :, keys]
+        before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True))
+        fade, weights = mx.exp(before - top), mx.exp(scores - top)
+        total = total * fade + weights.sum(axis=-1, keepdims=True)
+        x = x * fade + weights @ v[:, :, keys]
+    return x / total
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, hidden: int, out: int, activation: Fused) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+        self.activation = activation
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(self.activation(self.fc1(x), dtype=x.dtype))
+
+
+def patches(x: mx.array, size: tuple[int, int, int]) -> mx.array:
+    """Cut a video (C, F, H, W) into patches (L, D), each ordered frame, row, column, channel."""
+    channels, (frames, rows, columns) = x.shape[0], grid(x.shape[1:], size)
+    x = x.reshape(channels, frames, size[0], rows, size[1], columns, size[2])
+    return x.transpose(1, 3, 5, 2, 4, 6, 0).reshape(frames * rows * columns, -1)  # (L, D)
+
+
+def unpatches(
+    tokens: mx.array, counts: tuple[int, int, int], size: tuple[int, int, int]
+) -> mx.array:
+    """Undo `patches` for a grid of `counts` patches: (L, D) to (C, F, H, W)."""
+    x = tokens.reshape(*counts, *size, -1).transpose(6, 0, 3, 1, 4, 2, 5)
+    return x.reshape(-1, *(count * side for count, side in zip(counts, size, strict=True)))
+
+
+def grid(shape: tuple[int, ...], size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Count the patches of `size` along frames, rows and columns of a video of (F, H, W)."""
+    assert all(side % part == 0 for side, part in zip(shape, size, strict=True)), (shape, size)
+    frames, rows, columns = (side // part for side, part in zip(shape, size, strict=True))
+    return frames, rows, columns

@@ -1,0 +1,160 @@
+"""The umT5 encoder, run layer by layer so that its weights are never in memory together.
+
+Takes token ids without padding: the official code pads, masks and cuts, which gives the same rows.
+Follows wan/modules/t5.py (T5Encoder) of the official code.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+from mlx.utils import tree_flatten
+
+from wanpipe.config import T5Config
+from wanpipe.errors import CheckpointError
+from wanpipe.models.layers import attend, fused, gelu, matmul_dtype, rms_norm, split_heads
+from wanpipe.weights.load import FULL, Network
+from wanpipe.weights.read import open_tensors
+
+EPS = 1e-6
+MAX_DISTANCE = 128  # tokens; farther apart, all positions share one bucket
+
+
+@fused
+def gated(gate: mx.array, x: mx.array) -> mx.array:
+    """Multiply x by the tanh form of GELU of `gate`."""
+    return gelu(gate, dtype=mx.float32) * x
+
+
+def buckets(length: int, count: int) -> npt.NDArray[np.int32]:
+    """Bucket (L, L) of each key's position relative to a query's, half of `count` for later keys.
+
+    Exact for near positions, then logarithmic, cut towards zero in float32 as the official code
+    has it (T5RelativeEmbedding).
+    """
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]  # key minus query
+    half = count // 2
+    exact = half // 2
+    distance = np.maximum(np.abs(offset), 1).astype(np.float32)
+    span = np.float32(math.log(MAX_DISTANCE / exact))
+    beyond = np.log(distance / np.float32(exact)) / span * np.float32(half - exact)
+    far = np.minimum(exact + beyond.astype(np.int32), half - 1)
+    bucket = np.where(distance < exact, np.abs(offset), far)
+    return (bucket + half * (offset > 0)).astype(np.int32)
+
+
+class Attention(nn.Module):
+    """Attention without scaling, biased by relative positions; scores and softmax in float32."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        dim, width = config.dim, config.attention_dim
+        self.q, self.k, self.v = (nn.Linear(dim, width, bias=False) for _ in range(3))
+        self.o = nn.Linear(width, dim, bias=False)
+
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        q, k, v = (
+            split_heads(layer(x).astype(mx.float32), self.heads)
+            for layer in (self.q, self.k, self.v)
+        )
+        return self.o(attend(q, k, v, scale=1.0, mask=bias)[0].astype(x.dtype))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a gate between them."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.fc1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.fc2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(gated(self.gate(x), self.fc1(x), dtype=x.dtype))
+
+
+class Block(nn.Module):
+    """Attention and feed forward around a float32 residual stream; each has a table of biases."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(config.dim, EPS)
+        self.attn = Attention(config)
+        self.norm2 = nn.RMSNorm(config.dim, EPS)
+        self.ffn = FeedForward(config)
+        self.position_bias = mx.zeros((config.buckets, config.heads))
+
+    def __call__(self, x: mx.array, bucket: mx.array) -> mx.array:
+        """Advance x (L, D), float32; `bucket` (L, L) indexes the table of biases."""
+        dtype = matmul_dtype(self.attn.q)
+        bias = self.position_bias[bucket].transpose(2, 0, 1)  # (N, L, L)
+        x = x + self.attn(rms_norm(x, self.norm1).astype(dtype), bias)
+        return x + self.ffn(rms_norm(x, self.norm2).astype(dtype))
+
+
+class T5(nn.Module):
+    """The whole encoder: it names the parameters; `encode` runs it without holding them."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab, config.dim)
+        self.blocks = [Block(config) for _ in range(config.layers)]
+        self.norm = nn.RMSNorm(config.dim, EPS)
+
+    def __call__(self, ids: Sequence[int]) -> mx.array:
+        """Encode token ids: rows (L, D), float32."""
+        x = self.token_embedding(mx.array(ids)).astype(mx.float32)
+        bucket = mx.array(buckets(len(ids), self.config.buckets))
+        for block in self.blocks:
+            x = block(x, bucket)
+        return rms_norm(x, self.norm)
+
+
+def encode(
+    path: Path,
+    config: T5Config,
+    ids: Sequence[Sequence[int]],
+    dtype: mx.Dtype,
+    progress: Callable[[], None] = lambda: None,
+) -> list[mx.array]:
+    """Encode several prompts' token ids with the weights in `path`: rows (L, D), float32, of each.
+
+    Matrix products run in `dtype`; what the file marks as float32 stays so. One block's weights are
+    in memory at a time, and of the embedding table only the rows asked for. `progress` is called
+    after each block.
+    Raises CheckpointError for a file that is damaged, or a token id beyond the table.
+    """
+    lengths = [len(prompt) for prompt in ids]
+    with open_tensors(path) as file:
+        rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
+        full = set(file.metadata.get(FULL, "").split())
+    streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
+    tables = [mx.array(buckets(length, config.buckets)) for length in lengths]
+    weights = {  # lazy: read when a block is evaluated
+        name: value if name in full else value.astype(dtype)
+        for name, value in mx.load(str(path)).items()
+    }
+    for index in range(config.layers):
+        block = _filled(Block(config), weights, f"blocks.{index}.")
+        streams = [block(x, table) for x, table in zip(streams, tables, strict=True)]
+        mx.eval(streams)
+        del block
+        progress()
+    norm = _filled(nn.RMSNorm(config.dim, EPS), weights, "norm.")
+    return [rms_norm(x, norm) for x in streams]
+
+
+def _filled(network: Network, weights: dict[str, mx.array], prefix: str) -> Network:
+    """Move the weights under `prefix` into `network`; taken out, they are freed with it."""
+    names = [name for name, _ in tree_flatten(network.parameters())]
+    absent = [prefix + name for name in names if prefix + name not in weights]
+    if absent:
+        raise CheckpointError(f"the text encoder lacks {absent[0]}; convert the checkpoint again")
+    network.load_weights([(name, weights.pop(prefix + name)) for name in names])
+    return network

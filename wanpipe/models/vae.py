@@ -1,0 +1,179 @@
+"""The VAE's two halves: video to normalised latent, chunk by chunk, and back.
+
+A call needs memory for one chunk (four frames), whatever the length of the video. Convolutions run
+in the dtype of the weights, norms in float32; inputs and outputs are float32.
+Official sources: `WanVAE_` and its wrappers in wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2).
+"""
+
+from collections.abc import Iterable, Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from wanpipe.config import VAEConfig
+from wanpipe.models import vae21, vae22
+from wanpipe.models.causal_vae import CausalConv, Middle, Norm, Past
+
+PATHS = {"2.1": vae21, "2.2": vae22}
+# fmt: off
+# Mean and deviation of each latent channel, as published with the models.
+MEAN = {
+    "2.1": (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    ),
+    "2.2": (
+        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
+        -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825,
+        -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+        -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230,
+        -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748,
+        0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+    ),
+}
+STD = {
+    "2.1": (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    ),
+    "2.2": (
+        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013,
+        0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978,
+        0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+        0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093,
+        0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887,
+        0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+    ),
+}
+# fmt: on
+
+
+class Half(nn.Module):
+    """What both halves have: the latent's mean and deviation, and the pixels of one position."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        # underscores keep them out of the parameters
+        self._mean, self._scale = mx.array(MEAN[config.version]), 1 / mx.array(STD[config.version])
+        self._z_dim = config.z_dim
+        self._patch = PATHS[config.version].PATCH
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype that this half computes in."""
+        return self.input.weight.dtype  # type: ignore[no-any-return]
+
+
+class Decoder(Half):
+    """Turns a normalised latent into frames, one latent frame at a time (`Decoder3d`)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__(config)
+        path = PATHS[config.version]
+        self.latent = nn.Linear(config.z_dim, config.z_dim)
+        self.input = CausalConv(config.z_dim, path.WIDTHS[-1] * config.decoder_dim)
+        self.middle = Middle(path.WIDTHS[-1] * config.decoder_dim)
+        self.up = path.up_path(config.decoder_dim)
+        self.norm = Norm(config.decoder_dim)
+        self.output = CausalConv(config.decoder_dim, 3 * path.PATCH**2)
+
+    def frames(self, latent: mx.array) -> Iterator[mx.array]:
+        """Decode a latent (C, F, H, W) to (T, Y, X, 3): one frame for the first of F, then fours.
+
+        Float32 in [-1, 1]; every piece is evaluated before the next is begun.
+        """
+        z = latent.astype(mx.float32).transpose(1, 2, 3, 0) / self._scale + self._mean
+        past = None
+        for f in range(len(z)):
+            frames, past = self.chunk(z[f : f + 1], past)
+            mx.eval(frames, past)
+            yield frames
+
+    def chunk(
+        self, z: mx.array, before: list[mx.array] | None, lazy: bool = False
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Decode one latent frame (1, H, W, C), given what the chunk before left (None: first).
+
+        `lazy` leaves all evaluation to the caller.
+        """
+        past = Past(before, lazy)
+        x = self.input(self.latent(z.astype(self.dtype)), past)
+        x = past.run([self.middle, *self.up], x)
+        x = self.output(self.norm(x), past).astype(mx.float32)
+        return mx.clip(unpatchify(x, self._patch), -1, 1), past.after
+
+
+class Encoder(Half):
+    """Turns frames into their normalised mean latent: one frame, then fours (`Encoder3d`)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__(config)
+        path = PATHS[config.version]
+        self.input = CausalConv(3 * path.PATCH**2, config.encoder_dim)
+        self.down = path.down_path(config.encoder_dim)
+        self.middle = Middle(path.WIDTHS[-1] * config.encoder_dim)
+        self.norm = Norm(path.WIDTHS[-1] * config.encoder_dim)
+        self.output = CausalConv(path.WIDTHS[-1] * config.encoder_dim, 2 * config.z_dim)
+        self.latent = nn.Linear(2 * config.z_dim, 2 * config.z_dim)
+
+    def __call__(self, video: mx.array) -> mx.array:
+        """Encode frames (T, Y, X, 3) in [-1, 1] to (C, F, H, W), float32.
+
+        Frames past the last full group of four are dropped.
+        """
+        return self.encode(chunks(video))
+
+    def encode(self, video: Iterable[mx.array]) -> mx.array:
+        """Encode a video that comes as one frame, then fours, and need never exist whole."""
+        past, latents = None, []
+        for frames in video:
+            latent, past = self.chunk(frames, past)
+            mx.eval(latent, past)
+            latents.append(latent)
+        return mx.concatenate(latents).transpose(3, 0, 1, 2)
+
+    def chunk(
+        self, frames: mx.array, before: list[mx.array] | None, lazy: bool = False
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Encode one chunk (T, Y, X, 3), given what the chunk before left (None: first).
+
+        `lazy` leaves all evaluation to the caller.
+        """
+        past = Past(before, lazy)
+        x = self.input(patchify(frames, self._patch).astype(self.dtype), past)
+        x = past.run([*self.down, self.middle], x)
+        x = self.output(self.norm(x), past)
+        # the other half is the log variance, and nobody samples
+        mean = self.latent(x)[..., : self._z_dim].astype(mx.float32)
+        return (mean - self._mean) * self._scale, past.after
+
+
+def decoder(config: VAEConfig) -> Decoder:
+    """Build the decoder that `config` describes, without its weights."""
+    return Decoder(config)
+
+
+def encoder(config: VAEConfig) -> Encoder:
+    """Build the encoder that `config` describes, without its weights."""
+    return Encoder(config)
+
+
+def chunks(video: mx.array) -> Iterator[mx.array]:
+    """Cut frames (T, Y, X, 3) as the encoder takes them: the first alone, then full fours."""
+    yield video[:1]
+    for t in range(1, len(video) - 3, 4):
+        yield video[t : t + 4]
+
+
+def patchify(x: mx.array, side: int) -> mx.array:
+    """Gather `side` x `side` pixels of (T, Y, X, C) in one position: channel, column, row."""
+    T, Y, X, C = x.shape
+    x = x.reshape(T, Y // side, side, X // side, side, C).transpose(0, 1, 3, 5, 4, 2)
+    return x.reshape(T, Y // side, X // side, C * side * side)  # (T, Y/side, X/side, C*side*side)
+
+
+def unpatchify(x: mx.array, side: int) -> mx.array:
+    """Spread positions over pixels; the inverse of `patchify`."""
+    T, H, W, C = x.shape
+    x = x.reshape(T, H, W, C // side**2, side, side).transpose(0, 1, 5, 2, 4, 3)
+    return x.reshape(T, H * side, W * side, C // side**2)  # (T, Y, X, C/side/side)

@@ -1,0 +1,107 @@
+"""The up and down path of the Wan2.2 VAE: stages with shortcuts that average or duplicate values.
+
+Only the layout and the shortcuts; blocks come from `causal_vae`, the networks around from `vae`.
+Official source: wan/modules/vae2_2.py, `Encoder3d`, `Decoder3d`, `AvgDown3D` and `DupUp3D`.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from wanpipe.models.causal_vae import Downsample, Past, ResidualBlock, Upsample
+from wanpipe.models.vae21 import TEMPORAL, WIDTHS
+
+PATCH = 2  # pixels per side that one position of the first layer holds
+
+
+def average(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
+    """Shrink (T, H, W, C) by averages over blocks of `time` frames, `side` rows and `side` columns.
+
+    A block's values are ordered channel, frame, row, column and averaged in runs, one run for each
+    of the `outputs` channels. Missing frames in front are zeros. Official: `AvgDown3D`.
+    """
+    x = mx.pad(x, [(-x.shape[0] % time, 0), (0, 0), (0, 0), (0, 0)])
+    T, H, W, C = x.shape
+    x = x.reshape(T // time, time, H // side, side, W // side, side, C).transpose(
+        0, 2, 4, 6, 1, 3, 5
+    )
+    return x.reshape(T // time, H // side, W // side, outputs, -1).mean(
+        -1
+    )  # (T/time, H/side, W/side, C)
+
+
+def duplicate(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
+    """Grow (T, H, W, C): repeat each channel and lay the copies out over frames, rows and columns.
+
+    Official: `DupUp3D`.
+    """
+    T, H, W, C = x.shape
+    copies = outputs * time * side * side // C
+    x = mx.broadcast_to(x[..., None], (T, H, W, C, copies)).reshape(
+        T, H, W, outputs, time, side, side
+    )
+    x = x.transpose(0, 4, 1, 5, 2, 6, 3)
+    return x.reshape(T * time, H * side, W * side, outputs)  # (time*T, side*H, side*W, C)
+
+
+class DownStage(nn.Module):
+    """Two residual blocks and, if `shrink`, a down-sampling, beside averages of the input.
+
+    Official: `Down_ResidualBlock`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, shrink: bool, temporal: bool) -> None:
+        super().__init__()
+        self.blocks: list[nn.Module] = [
+            ResidualBlock(inputs, outputs),
+            ResidualBlock(outputs, outputs),
+        ]
+        if shrink:
+            self.blocks.append(Downsample(outputs, temporal))
+        self.outputs, self.time, self.side = outputs, 1 + temporal, 1 + shrink
+
+    def __call__(self, x: mx.array, past: Past) -> mx.array:
+        shortcut = average(x, self.outputs, self.time, self.side)
+        return past.run(self.blocks, x) + shortcut
+
+
+class UpStage(nn.Module):
+    """Three residual blocks and, if `grow`, an up-sampling beside duplicates of the input.
+
+    Official: `Up_ResidualBlock`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, grow: bool, temporal: bool) -> None:
+        super().__init__()
+        self.blocks: list[nn.Module] = [
+            ResidualBlock(inputs, outputs),
+            *(ResidualBlock(outputs, outputs) for _ in "12"),
+        ]
+        if grow:
+            self.blocks.append(Upsample(outputs, outputs, temporal))
+        self.outputs, self.time, self.grow = outputs, 1 + temporal, grow
+
+    def __call__(self, x: mx.array, past: Past) -> mx.array:
+        y = past.run(self.blocks, x)
+        if not self.grow:
+            return y
+        # the first frame of a video stays single, so its surplus duplicate goes
+        surplus = self.time - 1 if past.first else 0
+        return y + duplicate(x, self.outputs, self.time, 2)[surplus:]
+
+
+def down_path(base: int) -> list[nn.Module]:
+    """Lay out the stages from `base` channels at full size down to 4 * `base` at an eighth."""
+    widths = [base, *(base * width for width in WIDTHS)]
+    return [
+        DownStage(widths[level], widths[level + 1], level < len(TEMPORAL), temporal)
+        for level, temporal in enumerate((*TEMPORAL, False))
+    ]
+
+
+def up_path(base: int) -> list[nn.Module]:
+    """Lay out the stages from 4 * `base` channels at an eighth up to `base` at full size."""
+    widths = [base * width for width in (*WIDTHS, WIDTHS[-1])]
+    return [
+        UpStage(widths[level + 1], widths[level], level > 0, (False, *TEMPORAL)[level])
+        for level in reversed(range(len(WIDTHS)))
+    ]

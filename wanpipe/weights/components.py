@@ -1,0 +1,112 @@
+"""Plans the component files of a model: which tensors each gets, from where, in which format.
+
+Everything is checked here, before the first byte is written. Reads headers only; networks are built
+for the shapes of their parameters and never evaluated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from wanpipe.errors import CheckpointError
+from wanpipe.models import vae
+from wanpipe.models.clip import CLIP
+from wanpipe.models.dit import DiT
+from wanpipe.models.umt5 import T5
+from wanpipe.weights.detect import Checkpoint
+from wanpipe.weights.dtypes import FLOATS, NAMES
+from wanpipe.weights.load import FULL, parameter_shapes
+from wanpipe.weights.read import open_tensors
+from wanpipe.weights.rename import Move, Row, plan
+from wanpipe.weights.rules import clip as clip_rules
+from wanpipe.weights.rules import dit as dit_rules
+from wanpipe.weights.rules import umt5 as umt5_rules
+from wanpipe.weights.rules import vae as vae_rules
+from wanpipe.weights.tensors import shown
+from wanpipe.weights.write import Slot, arranged, header
+
+VAE_ROWS = {
+    "2.1": (vae_rules.ROWS_21_ENCODER, vae_rules.ROWS_21_DECODER),
+    "2.2": (vae_rules.ROWS_22_ENCODER, vae_rules.ROWS_22_DECODER),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One component file to be written: its tensors in file order, and where each comes from."""
+
+    name: str
+    sources: tuple[Path, ...]
+    config: dict[str, Any]
+    slots: tuple[Slot, ...]
+    moves: dict[str, Move] = field(repr=False)
+
+    @property
+    def file(self) -> str:
+        """Name of the file in the model directory."""
+        return f"{self.name}.safetensors"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says beside its tensors: which of them stay float32 when it is loaded."""
+        return {FULL: " ".join(slot.name for slot in self.slots if self.moves[slot.name].full)}
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return len(header(self.slots, self.metadata)) + sum(slot.nbytes for slot in self.slots)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network has."""
+        return sum(prod(slot.shape) for slot in self.slots)
+
+
+def plan_components(checkpoint: Checkpoint, dtype: str) -> list[Job]:
+    """Plan every network's file; `dtype` is "bfloat16", "float16" or "float32".
+
+    It is the format of the transformers, T5 and CLIP, but for tensors that their rules mark as
+    full; the VAE stays float32, as the official code keeps it. Raises CheckpointError where the
+    checkpoint's tensors do not fit.
+    """
+    encoder, decoder = VAE_ROWS[checkpoint.vae.version]
+    wanted = NAMES[dtype]
+    jobs = [
+        _job(checkpoint, "t5_encoder", T5(checkpoint.t5), umt5_rules.ROWS, wanted),
+        _job(checkpoint, "vae", vae.decoder(checkpoint.vae), decoder, "F32"),
+    ]
+    if checkpoint.variant.task != "t2v":
+        jobs.append(_job(checkpoint, "vae_encoder", vae.encoder(checkpoint.vae), encoder, "F32"))
+    if checkpoint.clip is not None:
+        rows = clip_rules.rows(checkpoint.clip.layers)
+        jobs.append(_job(checkpoint, "clip", CLIP(checkpoint.clip), rows, wanted))
+    for name in checkpoint.experts:
+        jobs.append(_job(checkpoint, name, DiT(checkpoint.dit), dit_rules.ROWS, wanted))
+    return jobs
+
+
+def _job(
+    checkpoint: Checkpoint, name: str, network: nn.Module, rows: Sequence[Row], dtype: str
+) -> Job:
+    configs: dict[str, Any] = {
+        "t5_encoder": checkpoint.t5,
+        "vae": checkpoint.vae,
+        "vae_encoder": checkpoint.vae,
+        "clip": checkpoint.clip,
+    }
+    sources = checkpoint.files["vae" if name == "vae_encoder" else name]
+    with open_tensors(sources) as file:
+        moves = plan(file.tensors, rows, parameter_shapes(network), str(sources[0]))
+        for move in moves:
+            if (found := file.tensors[move.source].dtype) not in FLOATS:
+                raise CheckpointError(
+                    f"{sources[0]}: {shown(move.source)} must hold floating-point numbers, "
+                    f"got {found}"
+                )
+    slots = arranged(Slot(move.target, "F32" if move.full else dtype, move.shape) for move in moves)
+    config = asdict(configs.get(name, checkpoint.dit))
+    return Job(name, sources, config, tuple(slots), {move.target: move for move in moves})

@@ -1,0 +1,52 @@
+"""Fills a network with the weights of a converted model's file, lazily.
+
+Nothing is read here but the header: a block's weights come from the disk when it is evaluated.
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from wanpipe.errors import CheckpointError
+from wanpipe.weights.read import open_tensors
+from wanpipe.weights.tensors import listed, shown
+
+FULL = "float32"  # metadata of a converted file: names of the tensors that stay float32
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Map each parameter's path to its shape; evaluates nothing."""
+    return {name: tuple(value.shape) for name, value in tree_flatten(network.parameters())}
+
+
+def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
+    """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
+
+    Tensors that the file marks as float32 stay so; the others become `dtype`. Raises
+    CheckpointError that lists missing, unexpected and wrong-shaped tensors.
+    """
+    shapes = parameter_shapes(network)
+    with open_tensors(path) as file:
+        stored, full = file.tensors, set(file.metadata.get(FULL, "").split())
+    wrong = [
+        f"{shown(name)} {stored[name].shape} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    lists = (
+        ("missing tensors", [name for name in shapes if name not in stored]),
+        ("unknown tensors", [name for name in stored if name not in shapes]),
+        ("wrong shapes", wrong),
+    )
+    complaints = "; ".join(f"{what}: {listed(names)}" for what, names in lists if names)
+    if complaints:
+        raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
+    weights = mx.load(str(path))
+    network.load_weights(
+        [(name, weights[name] if name in full else weights[name].astype(dtype)) for name in shapes]
+    )
+    return network

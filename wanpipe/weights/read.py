@@ -1,0 +1,265 @@
+"""Reads tensors of checkpoint files lazily: safetensors and torch's zip format, one file or shards.
+
+Numbers are read when asked for, in blocks: memory stays bounded by what the caller keeps. BF16 is
+given as uint16 bit patterns (NumPy has no such format), 8-bit floats as uint8; the `float32`
+variants give values.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from wanpipe.errors import CheckpointError
+from wanpipe.weights import pth
+from wanpipe.weights.dtypes import STORED, Array, Floats, widen
+from wanpipe.weights.tensors import MAX_AXES, Place, TensorInfo, shown
+
+HEADER_LIMIT = 1 << 24  # bytes; the header of a quantised 14B model has 500 kB
+BLOCK = 1 << 22  # bytes per block: large enough to stream, small enough for the cache of a core
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+class TensorFile:
+    """Tensors of one file or of several shards, open for reading; a context manager."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._files: list[BinaryIO] = []
+        self._places: dict[str, Place] = {}
+        self.metadata: dict[str, str] = {}
+        tensors: dict[str, TensorInfo] = {}
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            for path in self.paths:
+                self._open(path, tensors)
+            stack.pop_all()
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+
+    def _open(self, path: Path, tensors: dict[str, TensorInfo]) -> None:
+        index = len(self._files)
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; give the path of a checkpoint file")
+        try:
+            file = path.open("rb", buffering=0)
+            self._files.append(file)
+            if path.suffix in TORCH_SUFFIXES:
+                found = pth.list_tensors(file, path)
+            else:
+                found, metadata = list_safetensors(file, path)
+                self.metadata.update(metadata)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        for name, (info, place) in found.items():
+            if name in tensors:
+                raise CheckpointError(f"{path} holds {shown(name)}, which another shard holds too")
+            tensors[name] = info
+            self._places[name] = Place(index, place.offset, place.strides)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; nothing can be read afterwards."""
+        for file in self._files:
+            file.close()
+
+    def read(self, name: str) -> Array:
+        """Read a tensor whole, as stored."""
+        info, place = self._find(name)
+        if place.strides is not None:
+            return np.ascontiguousarray(self._strided(name))
+        values = self._numbers(place.file, place.offset, info.dtype, prod(info.shape))
+        return values.reshape(info.shape)
+
+    def read_float32(self, name: str) -> Floats:
+        """Read a tensor whole, as float32 values."""
+        return widen(
+            self.read(name), self.tensors[name].dtype, f"{self._path(name)}: {shown(name)}"
+        )
+
+    def rows(self, name: str, indices: Sequence[int]) -> Array:
+        """Read only the given rows of a 2-D tensor (R, D): (len(indices), D) as stored."""
+        info, place = self._find(name)
+        if len(info.shape) != 2:
+            raise CheckpointError(f"{self._path(name)}: {shown(name)} must be 2-D, is {info.shape}")
+        height, width = info.shape
+        beyond = [index for index in indices if not 0 <= index < height]
+        if beyond:
+            raise CheckpointError(
+                f"{self._path(name)}: {shown(name)} has rows 0 to {height - 1}, "
+                f"asked for {beyond[0]}"
+            )
+        if place.strides is not None:
+            return np.ascontiguousarray(self._strided(name)[list(indices)])
+        stored = STORED[info.dtype]
+        result = np.empty((len(indices), width), stored)
+        for row, index in zip(result, indices, strict=True):
+            offset = place.offset + int(index) * width * stored.itemsize
+            row[:] = self._numbers(place.file, offset, info.dtype, width)
+        return result
+
+    def rows_float32(self, name: str, indices: Sequence[int]) -> Floats:
+        """Read only the given rows of a 2-D tensor, as float32 values."""
+        values = self.rows(name, indices)
+        return widen(values, self.tensors[name].dtype, f"{self._path(name)}: {shown(name)}")
+
+    def blocks(self, name: str, limit: int = BLOCK) -> Iterator[Array]:
+        """Read a tensor in turn, as stored: slices of its first axis, each up to `limit` bytes."""
+        info, place = self._find(name)
+        if not info.shape or not info.nbytes:
+            yield self.read(name)
+            return
+        row = info.nbytes // info.shape[0]
+        step = max(1, limit // row)
+        for start in range(0, info.shape[0], step):
+            count = min(step, info.shape[0] - start)
+            if place.strides is not None:
+                yield np.ascontiguousarray(self._strided(name)[start : start + count])
+                continue
+            numbers = count * prod(info.shape[1:])
+            values = self._numbers(place.file, place.offset + start * row, info.dtype, numbers)
+            yield values.reshape(count, *info.shape[1:])
+
+    def _find(self, name: str) -> tuple[TensorInfo, Place]:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.paths[0]} holds no tensor {shown(name)}")
+        return self.tensors[name], self._places[name]
+
+    def _path(self, name: str) -> Path:
+        return self.paths[self._places[name].file]
+
+    def _numbers(self, index: int, offset: int, dtype: str, count: int) -> Array:
+        values = np.empty(count, STORED[dtype])
+        view = values.view(np.uint8).data
+        file = self._files[index]
+        done = 0
+        try:
+            file.seek(offset)
+            while done < len(view):  # one read gives 2 GiB at most
+                received = file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not received:
+                    raise CheckpointError(
+                        f"{self.paths[index]} ends inside a tensor; download it again"
+                    )
+                done += received
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.paths[index]} cannot be read: {error.strerror}"
+            ) from error
+        return values
+
+    def _strided(self, name: str) -> Array:
+        """View a tensor with gaps or another order in place, through a mapping of the file."""
+        info, place = self._find(name)
+        assert place.strides is not None
+        stored = STORED[info.dtype]
+        spans = zip(info.shape, place.strides, strict=True)
+        count = 1 + sum((length - 1) * stride for length, stride in spans)
+        flat = np.memmap(
+            self.paths[place.file],
+            mode="r",
+            dtype=np.uint8,
+            offset=place.offset,
+            shape=(count * stored.itemsize,),
+        )
+        strides = tuple(stride * stored.itemsize for stride in place.strides)
+        return np.lib.stride_tricks.as_strided(flat.view(stored), info.shape, strides)
+
+
+def open_tensors(path: Path | Sequence[Path]) -> TensorFile:
+    """Open a safetensors or .pth file, or all shards of one network, for lazy reading.
+
+    Raises CheckpointError for a file that is missing, truncated, malformed or hostile.
+    """
+    return TensorFile([path] if isinstance(path, Path) else path)
+
+
+def list_safetensors(
+    file: BinaryIO, path: Path
+) -> tuple[dict[str, tuple[TensorInfo, Place]], dict[str, str]]:
+    """Parse a safetensors header: what and where each tensor is, and the metadata."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if length > size - 8:
+        raise CheckpointError(f"{path} is no safetensors file or is cut short; download it again")
+    if length > HEADER_LIMIT:
+        raise CheckpointError(f"{path} has a header of {length} bytes, more than {HEADER_LIMIT}")
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {shown(str(error))}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has a damaged header: it must be a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise CheckpointError(
+            f"{path} has a damaged header: __metadata__ must map names to strings"
+        )
+    found = {name: _entry(name, value, path, 8 + length) for name, value in header.items()}
+    _check_layout(found, path, 8 + length, size)
+    return found, metadata
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
+
+
+def _entry(name: str, value: Any, path: Path, base: int) -> tuple[TensorInfo, Place]:
+    """Check one entry of a header: its format is known, and shape and offsets agree."""
+    subject = f"{path}: {shown(name)}"
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            numbers = [*shape, begin, end]
+        case _:
+            raise CheckpointError(f"{subject} must have dtype, shape and data_offsets")
+    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+        raise CheckpointError(f"{subject} has a shape or offsets that are not counts")
+    if dtype not in STORED:
+        raise CheckpointError(f"{subject} has the unknown dtype {shown(dtype)}")
+    if len(shape) > MAX_AXES or prod(shape) * STORED[dtype].itemsize != end - begin:
+        raise CheckpointError(
+            f"{subject} has {end - begin} bytes, which {dtype} of shape "
+            f"{tuple(shape[:9])} does not fill"
+        )
+    return TensorInfo(tuple(shape), dtype, end - begin), Place(0, base + begin)
+
+
+def _check_layout(
+    found: dict[str, tuple[TensorInfo, Place]], path: Path, base: int, size: int
+) -> None:
+    """Check that the tensors follow each other without gap or overlap, to the file's end."""
+    spans = sorted((place.offset, place.offset + info.nbytes) for info, place in found.values())
+    end = max((stop for _, stop in spans), default=base)
+    if end > size:
+        raise CheckpointError(
+            f"{path} is cut short: it has {size} of {end} bytes; download it again"
+        )
+    for (_, stop), (start, _) in pairwise([(base, base), *spans, (size, size)]):
+        if start != stop:
+            wrong = "overlap" if start < stop else "leave gaps"
+            raise CheckpointError(
+                f"{path} is damaged: its tensors {wrong} at byte {min(start, stop)}"
+            )
