@@ -10,4 +10,5 @@ COMMANDS = {
     "denoise": "stages.denoise",
     "decode": "stages.decode",
     "run": "stages.run",
+    "show": "stages.show",
 }

@@ -1,7 +1,8 @@
 """convert: an original PyTorch checkpoint to a model that MLX loads lazily.
 
 Reads: a checkpoint in the official layout.
-Writes: a model directory: config.json and one safetensors per component; an entry of the cache unless told where.
+Writes: a model directory: config.json and one safetensors per component; an entry of the cache
+unless told where.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +34,8 @@ class Params:
 def run(params: Params, store: Store) -> Path:
     """Convert a checkpoint unless that was done before, and return the model's directory.
 
-    Raises CheckpointError for a checkpoint that is not whole or not understood, StoreError where there is no room.
+    Raises CheckpointError for a checkpoint that is not whole or not understood, StoreError where
+    there is no room.
     """
     from wanpipe.weights import convert as engine
     from wanpipe.weights.detect import detect
@@ -83,7 +85,9 @@ def outside(
     from wanpipe.model import open_model
 
     try:
-        there = (directory / "config.json").exists() and open_model(directory).config.key == recipe.key
+        there = (directory / "config.json").exists() and open_model(
+            directory
+        ).config.key == recipe.key
     except CheckpointError:
         there = False
     if store.dry:
@@ -101,7 +105,9 @@ def outside(
 
 @contextmanager
 def bars(store: Store, verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a progress function (what, bytes done, bytes in all) that shows one bar per component or file."""
+    """Give a progress function (what, bytes done, bytes in all) that shows one bar per component or
+    file.
+    """
     open_tasks: list[tuple[str, Any, Task]] = []
 
     def close() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from wanpipe import cli, options, sources
+from wanpipe import cli, geometry, options, sources
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.lineage import lineage_of
 from wanpipe.model import Model, find_model
@@ -24,7 +24,9 @@ SLICE = 4  # frames in a chunk on disk: as many as one latent frame decodes to
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Where the film goes and how; `fps` None means the model's. Without `output` only the entry is made."""
+    """Where the film goes and how; `fps` None means the model's. Without `output` only the entry is
+    made.
+    """
 
     output: Path | None = None
     fps: float | None = None
@@ -32,37 +34,41 @@ class Params:
 
 
 def run(model: Model | None, given: Sources, params: Params, store: Store) -> Entry:
-    """Decode the step's latent unless its frames are there; write the film if one is asked for; return the entry."""
+    """Decode the step's latent unless its frames are there; write the film if one is asked for;
+    return the entry.
+    """
     from wanpipe import media
 
     if params.output is not None:
         media.film_format(params.output)
     if params.fps is not None and not 0 < params.fps <= 240:
         raise UsageError(f"fps must be above 0 and at most 240, got {params.fps:g}; use 16 or 24")
-    if given.frames is not None:
-        entry = given.frames
-    else:
-        entry = frames_of(model, given, params, store)
+    entry = given.frames or frames_of(model, given, params, store)
     if params.output is not None and not store.dry:
         write_film(entry, params.output, params.fps, store)
     return entry
 
 
 def frames_of(model: Model | None, given: Sources, params: Params, store: Store) -> Entry:
-    """Return the entry of the step's frames. Raises UsageError for a step of another VAE or none at all."""
+    """Return the entry of the step's frames. Raises UsageError for a step of another VAE or none at
+    all.
+    """
     from wanpipe.device import compute_dtype
 
     step = given.step
     if step is None or model is None:
-        raise UsageError("no step is given; make one with `wanpipe denoise` and name it with --from")
+        raise UsageError(
+            "no step is given; make one with `wanpipe denoise` and name it with --from"
+        )
     if step.made["vae"] != model.hash("vae"):
         raise UsageError(
-            f"step {step.key[:8]} was made for another VAE than that of {model.directory}; use the model that made it"
+            f"step {step.key[:8]} was made for another VAE than that of {model.directory}; use the "
+            "model that made it"
         )
     material = {
         "vae": model.hash("vae"),
         "step": step.key,
-        "tiling": None,
+        "tiling": tiling_of(params.tiling, step),
         "trim_first_frames": step.made["settings"]["trim_first_frames"],
         "dtype": compute_dtype(model.config.dtype),
     }
@@ -77,13 +83,26 @@ def frames_of(model: Model | None, given: Sources, params: Params, store: Store)
     return store.obtain(recipe, filler(model, step, recipe, store))
 
 
-def filler(model: Model, step: Entry, recipe: Recipe, store: Store) -> Callable[[Draft], dict[str, Any]]:
+def tiling_of(asked: str, step: Entry) -> dict[str, int] | None:
+    """The tiles that change pixels, as named in the material; None for whole frames, which "auto"
+    decodes too.
+    """
+    settings = step.made["settings"]
+    if asked != "spatial" or max(settings["width"], settings["height"]) <= geometry.TILE:
+        return None
+    return {"tile": geometry.TILE, "overlap": geometry.OVERLAP}
+
+
+def filler(
+    model: Model, step: Entry, recipe: Recipe, store: Store
+) -> Callable[[Draft], dict[str, Any]]:
     """Return what decodes the latent into the entry, slice by slice, in the memory of one."""
 
     def fill(draft: Draft) -> dict[str, Any]:
         import mlx.core as mx
         import numpy as np
 
+        from wanpipe import tiling
         from wanpipe.device import made, mlx_dtype
         from wanpipe.models import vae
         from wanpipe.weights.load import load_network
@@ -94,13 +113,17 @@ def filler(model: Model, step: Entry, recipe: Recipe, store: Store) -> Callable[
         load_network(network, model.checked("vae", store), mlx_dtype(recipe.material["dtype"]))
         store.report.event("loaded", component="vae")
         stride = model.config.vae.stride
+        if recipe.material["tiling"]:
+            pieces = tiling.frames(network, mx.array(latent), stride[1])
+        else:
+            pieces = network.frames(mx.array(latent))
         frames = 4 * (latent.shape[1] - 1) + 1 - trim
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
         with (
             draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
             store.report.task("decode", latent.shape[1]) as task,
         ):
-            for piece in network.frames(mx.array(latent)):
+            for piece in pieces:
                 pixels = np.rint((np.array(piece) + 1) * 127.5).astype(np.uint8)
                 dropped = min(trim, len(pixels))
                 trim -= dropped
@@ -114,7 +137,9 @@ def filler(model: Model, step: Entry, recipe: Recipe, store: Store) -> Callable[
 
 
 def write_film(entry: Entry, output: Path, fps: float | None, store: Store) -> None:
-    """Write the frames of an entry as a film that tells its lineage; one that is there already is left alone."""
+    """Write the frames of an entry as a film that tells its lineage; one that is there already is
+    left alone.
+    """
     from wanpipe import media
     from wanpipe.store.keys import canonical
 
@@ -144,8 +169,12 @@ def says(film: Path, comment: str) -> bool:
 @options.model
 @options.sources
 @options.film
-def command(session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
-    """Decode a denoised latent with the VAE, and write a film: .mp4, .webm, .gif, or a folder of .png frames."""
+def command(
+    session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any
+) -> None:
+    """Decode a denoised latent with the VAE, and write a film: .mp4, .webm, .gif, or a folder of
+    .png frames.
+    """
     given = sources.collect(references, ("step", "frames"), session.store)
     found = find_model(model, given.entries, session.store) if given.frames is None else None
     session.deliver([run(found, given, Params(**asked), session.store).path])

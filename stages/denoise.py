@@ -1,22 +1,22 @@
 """denoise: noise to latents, one entry per step.
 
-Reads: a text entry, an image entry where the model takes one, or a step to go on from; a model's transformers.
+Reads: a text entry, an image entry where the model takes one, or a step to go on from; a model's
+transformers.
 Writes: for every step `latent`, `x0` (C, F, H, W) and `solver/*`; prints the last one of each seed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wanpipe import chain, cli, geometry, options, sources
-from wanpipe.chain import Settings
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model
+from wanpipe.settings import Params as Params
+from wanpipe.settings import Settings, settle
 from wanpipe.sources import Sources
 from wanpipe.store import Draft, Entry, Recipe, Store
 
@@ -26,33 +26,12 @@ if TYPE_CHECKING:
 
     from wanpipe.denoiser import Denoiser
 
-KEPT = ("steps", "shift", "scheduler", "timesteps", "width", "height", "num_frames", "trim_first_frames")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Params:
-    """How to denoise; what is None follows from the step gone on from, else from the model.
-
-    `guide_scale` is one number or (low noise, high noise), `timesteps` an explicit grid before the shift.
-    """
-
-    width: int | None = None
-    height: int | None = None
-    num_frames: int | None = None
-    steps: int | None = None
-    guide_scale: tuple[float, ...] | None = None
-    shift: float | None = None
-    scheduler: str | None = None
-    timesteps: tuple[float, ...] | None = None
-    seeds: tuple[int, ...] = ()
-    noise: Path | None = None
-    stop_at: int | None = None
-    trim_first_frames: int | None = None
-
 
 @dataclass
 class Run:
-    """One seed's way through the chain: the steps to take, the last one that is there, and the state after it."""
+    """One seed's way through the chain: the steps to take, the last one that is there, and the
+    state after it.
+    """
 
     recipes: list[Recipe]
     noise: "Callable[[], np.ndarray]"
@@ -60,7 +39,9 @@ class Run:
     state: "tuple[str, dict[str, mx.array]] | None" = None  # with the key of the step it follows
 
     def load(self) -> "dict[str, mx.array]":
-        """The state before the next step: the start noise, what memory holds, or what the last step's entry holds."""
+        """The state before the next step: the start noise, what memory holds, or what the last
+        step's entry holds.
+        """
         import mlx.core as mx
 
         if self.last is None:
@@ -73,9 +54,11 @@ class Run:
 
 
 def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entry]:
-    """Denoise every seed to the last step or `stop_at`, from the last step that is there; return the last entries.
+    """Denoise every seed to the last step or `stop_at`, from the last step that is there; return
+    the last entries.
 
-    With a step among the sources its run is finished, or branched from there where something else is given anew.
+    With a step among the sources its run is finished, or branched from there where something else
+    is given anew.
     Raises UsageError for settings that cannot be right and for entries that do not fit the model.
     """
     from wanpipe.device import compute_dtype
@@ -87,7 +70,9 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
     first = 0 if given.step is None else given.step.record["step"] + 1
     stop = total if params.stop_at is None else params.stop_at
     if not max(first, 1) <= stop <= total:
-        raise UsageError(f"stop-at must be {max(first, 1)} to {total} here, got {stop}; leave it out to finish")
+        raise UsageError(
+            f"stop-at must be {max(first, 1)} to {total} here, got {stop}; leave it out to finish"
+        )
     note = {
         "settings": settings.to_json(),
         "model": str(model.directory.resolve()),
@@ -96,7 +81,10 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
     runs = []
     for material, noise, more in starts(model, given, settings, params):
         inputs = chain.Inputs(
-            text=text.key, image=given.image.key if given.image else None, start=material, first=first
+            text=text.key,
+            image=given.image.key if given.image else None,
+            start=material,
+            first=first,
         )
         dtype = compute_dtype(model.config.dtype)
         recipes = chain.plan(model, settings, inputs, dtype, {**note, **more})
@@ -105,62 +93,17 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
     return [one.last for one in runs if one.last is not None]
 
 
-def settle(model: Model, given: Sources, params: Params) -> Settings:
-    """Settle every setting: what is given, else what the step remembers, else the image's canvas, else the model's default."""
-    defaults = model.config.defaults.to_json()
-    values = {**{name: defaults.get(name) for name in KEPT}, "scheduler": "unipc", "trim_first_frames": 0}
-    if given.image and "height" in given.image.material:
-        values |= {name: given.image.material[name] for name in ("width", "height")}
-    remembered = Settings.from_json(given.step.made["settings"], "settings of the step") if given.step else None
-    for name in KEPT:
-        asked = getattr(params, name)
-        if remembered is not None:
-            values[name] = getattr(remembered, name)
-            if asked is not None and asked != values[name]:
-                raise UsageError(
-                    f"{name.replace('_', '-')} of the step gone on from is {values[name]}, got {asked}; start from noise to change it"
-                )
-        elif asked is not None:
-            values[name] = asked
-    if values["timesteps"]:
-        values["steps"] = len(values["timesteps"])
-    if given.image and given.image.material["mode"] == "i2v" and params.num_frames is None and not remembered:
-        values["num_frames"] = given.image.material["num_frames"] - 4 * values["trim_first_frames"]
-    guide = remembered.guide_scale if remembered and params.guide_scale is None else None
-    settings = Settings(guide_scale=guide or chain.guide_pair(params.guide_scale, model.config), **values)
-    check(model, given, settings)
-    return settings
-
-
-def check(model: Model, given: Sources, settings: Settings) -> None:
-    """Raise UsageError for a size the model cannot make, or one that the image was not encoded for."""
-    geometry.check_frames(settings.num_frames)
-    geometry.check_size(settings.width, settings.height, model.config.side_multiple)
-    if settings.trim_first_frames < 0:
-        raise UsageError(f"trim-first-frames must not be negative, got {settings.trim_first_frames}; use 0 or more")
-    if given.image is None:
-        return
-    made = given.image.material
-    frames = settings.num_frames + 4 * settings.trim_first_frames
-    if (made["width"], made["height"]) != (settings.width, settings.height):
-        raise UsageError(
-            f"image entry {given.image.key[:8]} is {made['width']}x{made['height']}, the video "
-            f"{settings.width}x{settings.height}; encode the image at that size"
-        )
-    if made["mode"] == "i2v" and made["num_frames"] != frames:
-        raise UsageError(
-            f"image entry {given.image.key[:8]} is for {made['num_frames']} frames, the video has {frames}; "
-            "encode the image with that --num-frames"
-        )
-
-
 def starts(
     model: Model, given: Sources, settings: Settings, params: Params
 ) -> "list[tuple[dict[str, Any] | str, Callable[[], np.ndarray], dict[str, Any]]]":
-    """Give every start: what names it in the chain, the function that makes the noise, and what to note of it."""
+    """Give every start: what names it in the chain, the function that makes the noise, and what to
+    note of it.
+    """
     if given.step is not None:
         if params.seeds or params.noise:
-            raise UsageError("a seed or noise is given together with a step, which has its own; leave one out")
+            raise UsageError(
+                "a seed or noise is given together with a step, which has its own; leave one out"
+            )
         made = given.step.made
         return [(given.step.key, unused, {"seed": made.get("seed")})]
     frames = settings.num_frames + 4 * settings.trim_first_frames
@@ -172,7 +115,11 @@ def starts(
         array = sources.read_noise(params.noise, shape)
         return [(chain.array_material(array), lambda: array, {"seed": None})]
     return [
-        (chain.noise_material(seed, shape), cache(lambda seed=seed: chain.draw(seed, shape)), {"seed": seed})
+        (
+            chain.noise_material(seed, shape),
+            cache(lambda seed=seed: chain.draw(seed, shape)),
+            {"seed": seed},
+        )
         for seed in params.seeds or (0,)
     ]
 
@@ -183,7 +130,7 @@ def unused() -> "np.ndarray":
 
 
 def resume(one: Run, store: Store) -> Run:
-    """Skip the steps up to the last one that is there and sound; a store with `force` skips none."""
+    """Skip the steps up to the last sound one that is there; with `force` none is skipped."""
     for index in range(len(one.recipes) - 1, -1, -1):
         recipe = one.recipes[index]
         if not store.wants(recipe) and (entry := store.find(recipe.stage, recipe.key)):
@@ -192,8 +139,12 @@ def resume(one: Run, store: Store) -> Run:
     return one
 
 
-def walk(model: Model, given: Sources, settings: Settings, runs: Sequence[Run], store: Store) -> None:
-    """Take the steps that are missing: expert by expert, under each run by run, so that each expert loads once."""
+def walk(
+    model: Model, given: Sources, settings: Settings, runs: Sequence[Run], store: Store
+) -> None:
+    """Take the steps that are missing: expert by expert, under each run by run, so that each expert
+    loads once.
+    """
 
     def expert(pair: tuple[Recipe, Run]) -> int:
         name = chain.expert_at(model.config, pair[0].material["timestep"])
@@ -209,8 +160,10 @@ def walk(model: Model, given: Sources, settings: Settings, runs: Sequence[Run], 
             task.advance()
 
 
-def lazy_denoiser(model: Model, given: Sources, dtype: str, store: Store) -> "Callable[[], Denoiser]":
-    """Return a function that makes the denoiser on its first call, so that planning loads nothing."""
+def lazy_denoiser(
+    model: Model, given: Sources, dtype: str, store: Store
+) -> "Callable[[], Denoiser]":
+    """Return a function that makes the denoiser when first called: planning loads nothing."""
 
     @cache
     def get() -> "Denoiser":
@@ -240,7 +193,11 @@ def filler(
         solver, step = SOLVERS[settings.scheduler], recipe.extra["step"]
         moved, x0, after = solver.advance(latent, velocity, settings.schedule(), step, before)
         moved = net.prompting.blend(moved)
-        arrays = {"latent": moved, "x0": x0, **{f"solver/{name}": array for name, array in after.items()}}
+        arrays = {
+            "latent": moved,
+            "x0": x0,
+            **{f"solver/{name}": array for name, array in after.items()},
+        }
         mx.eval(arrays)
         for name, array in arrays.items():
             draft.write(name, np.array(array), "CFHW")
@@ -257,7 +214,9 @@ def filler(
 @options.canvas
 @options.sampling
 @options.stop_at
-def command(session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
+def command(
+    session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any
+) -> None:
     """Denoise a video's latent from a text entry (and an image entry), or go on from a step.
 
     Every step is kept: interrupted, the same command goes on where it stopped.

@@ -1,7 +1,8 @@
 """encode-image: an image to what image-to-video is conditioned on.
 
 Reads: an image file; a model's vae_encoder, and clip where it has one.
-Writes: I2V `condition` (4+16, F, H, W), mask channels first, and for Wan2.1 `clip` (257, D); TI2V `latent` (48, 1, H, W).
+Writes: I2V `condition` (4+16, F, H, W), mask channels first, and for Wan2.1 `clip` (257, D); TI2V
+`latent` (48, 1, H, W).
 """
 
 from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from wanpipe.image import Mode, Resample
+
 ALGORITHM = 1
 
 
@@ -28,14 +31,15 @@ ALGORITHM = 1
 class Params:
     """An image and the canvas it is fitted to; what is None follows from the model and the image.
 
-    `fit` is "stretch", "cover" or "pad"; None means the official way without an explicit canvas, else cover.
+    `fit` is "stretch", "cover" or "pad"; None means the official way without an explicit canvas,
+    else cover.
     """
 
     image: Path
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
-    fit: str | None = None
+    fit: "Mode | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +49,24 @@ class Canvas:
     width: int
     height: int
     num_frames: int
-    fit: str
+    fit: "Mode"
 
 
 def run(model: Model, params: Params, store: Store) -> Entry:
-    """Encode the image for this model's task. Raises UsageError for a text-to-video model or a bad canvas or file."""
+    """Encode the image for this model's task. Raises UsageError for a text-to-video model or a bad
+    canvas or file.
+    """
     from wanpipe.device import compute_dtype
     from wanpipe.image import clip_pixels, fit, open_image
 
     if model.config.task == "t2v":
         raise UsageError(
-            f"{model.config.variant} makes videos from text alone, so it takes no image; use an I2V or TI2V model"
+            f"{model.config.variant} makes videos from text alone, so it takes no image; use an "
+            "I2V or TI2V model"
         )
     image = open_image(params.image)
     canvas = choose_canvas(model, params, image)
-    resample = "lanczos" if model.config.task == "ti2v" else "bicubic"
+    resample: Resample = "lanczos" if model.config.task == "ti2v" else "bicubic"
     pixels = fit(image, canvas.width, canvas.height, canvas.fit, resample)
     clip = clip_pixels(image) if model.takes_clip else None
     material = {
@@ -79,7 +86,9 @@ def run(model: Model, params: Params, store: Store) -> Entry:
 
 
 def choose_canvas(model: Model, params: Params, image: "Image") -> Canvas:
-    """Take the canvas that was asked for, exactly; else the model's area at the image's aspect, as the official code."""
+    """Take the canvas that was asked for, exactly; else the model's area at the image's aspect, as
+    the official code.
+    """
     defaults, ti2v = model.config.defaults, model.config.task == "ti2v"
     frames = params.num_frames or defaults.num_frames
     geometry.check_frames(frames)
@@ -91,7 +100,7 @@ def choose_canvas(model: Model, params: Params, image: "Image") -> Canvas:
         return Canvas(width=width, height=height, num_frames=frames, fit=params.fit or "cover")
     canvas = geometry.covered_canvas if ti2v else geometry.stretched_canvas
     width, height = canvas(image.width, image.height, defaults.width * defaults.height, multiple)
-    official = "cover" if ti2v else "stretch"
+    official: Mode = "cover" if ti2v else "stretch"
     return Canvas(width=width, height=height, num_frames=frames, fit=params.fit or official)
 
 

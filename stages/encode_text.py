@@ -1,7 +1,8 @@
 """encode-text: prompts to umT5 embeddings.
 
 Reads: a model's t5_encoder and tokenizer.
-Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, trimmed to their real length.
+Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, trimmed to their
+real length.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +27,18 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Prompts to encode; without a negative prompt the model's own is taken, as the official code does."""
+    """Prompts to encode; without a negative prompt the model's own is taken, as the official code
+    does.
+    """
 
     prompts: tuple[str, ...]
     negative_prompt: str | None = None
 
 
 def run(model: Model, params: Params, store: Store) -> list[Entry]:
-    """Encode every prompt that is not in the cache yet, with T5 loaded at most once, and return all entries in order."""
+    """Encode every prompt that is not in the cache yet, with T5 loaded at most once, and return all
+    entries in order.
+    """
     from wanpipe.device import compute_dtype
     from wanpipe.text import Tokenizer
 
@@ -72,7 +77,9 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
 def encoder(
     model: Model, sequences: Sequence[Ids], dtype: str, store: Store
 ) -> "Callable[[Ids], mx.array]":
-    """Return a function of ids that encodes all `sequences` in one pass through T5 when first called."""
+    """Return a function of ids that encodes all `sequences` in one pass through T5 when first
+    called.
+    """
     done: dict[Ids, mx.array] = {}
 
     def encode(ids: Ids) -> "mx.array":
@@ -109,7 +116,9 @@ def filler(
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    """Join --prompt and the lines of --prompt-file; empty lines are skipped. Raises UsageError for an unreadable file."""
+    """Join --prompt and the lines of --prompt-file; empty lines are skipped. Raises UsageError for
+    an unreadable file.
+    """
     lines: list[str] = []
     if file is not None:
         try:
@@ -135,7 +144,9 @@ def command(
     negative_prompt: str | None,
     no_negative_prompt: bool,
 ) -> None:
-    """Encode prompts with umT5, each together with the negative prompt; every prompt becomes one entry."""
+    """Encode prompts with umT5, each together with the negative prompt; every prompt becomes one
+    entry.
+    """
     params = Params(
         prompts=read_prompts(prompt, prompt_file),
         negative_prompt=options.read_negative(negative_prompt, no_negative_prompt),

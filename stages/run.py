@@ -21,7 +21,9 @@ from wanpipe.store import Entry, Store
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """What each stage is told; `image` is None for text-to-video. Without an output the film is named by its prompt."""
+    """What each stage is told; `image` is None for text-to-video. Without an output the film is
+    named by its prompt.
+    """
 
     text: encode_text.Params
     image: encode_image.Params | None
@@ -30,7 +32,7 @@ class Params:
 
 
 def run(model: Model, params: Params, store: Store) -> list[Path]:
-    """Make one film per seed, computing only what the cache does not hold, and return their paths."""
+    """Make one film per seed, computing only what the cache lacks, and return their paths."""
     text = encode_text.run(model, params.text, store)[0]
     image = None
     if params.image is not None:
@@ -63,12 +65,16 @@ def choose_model(
 ) -> Model | None:
     """Open --model, or convert --checkpoint-dir first; None where that is only planned."""
     if (reference is None) == (conversion is None):
-        raise UsageError("a run takes a model or a checkpoint; give --model or --checkpoint-dir, not both")
+        raise UsageError(
+            "a run takes a model or a checkpoint; give --model or --checkpoint-dir, not both"
+        )
     if conversion is None:
         return find_model(reference, [], store)
     directory = convert.run(conversion, store)
     if store.dry and not directory.is_dir():
-        store.report.remark("what follows depends on the converted model; plan again when it is there")
+        store.report.remark(
+            "what follows depends on the converted model; plan again when it is there"
+        )
         return None
     return open_model(directory)
 
@@ -83,8 +89,12 @@ def choose_model(
 @options.canvas
 @options.sampling
 @options.film
-def command(session: cli.Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
-    """Make a film from a prompt: convert, encode-text, encode-image, denoise and decode, each only as far as needed."""
+def command(
+    session: cli.Session, model: str | None, checkpoint_dir: Path | None, **asked: Any
+) -> None:
+    """Make a film from a prompt: convert, encode-text, encode-image, denoise and decode, each only
+    as far as needed.
+    """
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
     params = read(asked)
@@ -95,7 +105,9 @@ def command(session: cli.Session, model: str | None, checkpoint_dir: Path | None
     conversion = None
     if checkpoint_dir is not None:
         conversion = convert.Params(
-            checkpoint_dir=checkpoint_dir, dtype=asked["dtype"], model_version=asked["model_version"]
+            checkpoint_dir=checkpoint_dir,
+            dtype=asked["dtype"],
+            model_version=asked["model_version"],
         )
     found = choose_model(model, conversion, session.store)
     session.deliver(run(found, params, session.store) if found else [])

@@ -40,7 +40,9 @@ def relative_error(ours: Any, reference: Any) -> float:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every tiny checkpoint in the official layout, whole. Read-only by agreement: copy before changing."""
+    """A folder with every tiny checkpoint in the official layout, whole. Read-only by agreement:
+    copy before changing.
+    """
     root = tmp_path_factory.mktemp("checkpoints")
     for family in DATA.glob("wan2*"):
         for base in (family, DATA / "common"):

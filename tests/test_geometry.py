@@ -1,9 +1,9 @@
 """Rules of sizes, and the canvases that official image-to-video picks."""
 
 import pytest
-from conftest import DATA, golden, settings
 from PIL import Image
 
+from tests.conftest import DATA, golden, settings
 from wanpipe import geometry
 from wanpipe.errors import UsageError
 

@@ -1,6 +1,7 @@
 """Wan2.1 / Wan2.2 video generation with MLX, as stages over a content-addressed cache.
 
-`wanpipe.encode_text`, `wanpipe.denoise` and the other stages are functions; importing this loads none of them.
+`wanpipe.encode_text`, `wanpipe.denoise` and the other stages are functions; importing this loads
+none of them.
 """
 
 import ctypes
@@ -30,7 +31,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _preload_openblas() -> bool:
-    """Load OpenBLAS, where it is installed, ahead of the reference BLAS that MLX's Linux CPU wheel links.
+    """Load OpenBLAS, where it is installed, ahead of the reference BLAS that MLX's Linux CPU wheel
+    links.
 
     Its symbols then win when mlx.core is loaded, and float32 products run some thirty times faster.
     """

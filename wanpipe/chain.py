@@ -1,4 +1,5 @@
-"""The chain of denoising steps, planned before anything is computed: every step's key follows from its inputs alone.
+"""The chain of denoising steps, planned before anything is computed: every step's key follows from
+its inputs alone.
 
 Knows the material of a step and nothing of networks or arrays.
 """
@@ -7,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wanpipe.config import ModelConfig, Strict
+from wanpipe.config import ModelConfig
 from wanpipe.errors import UsageError
 from wanpipe.model import Model
 from wanpipe.sampling import SOLVERS
-from wanpipe.sampling.schedule import Schedule
+from wanpipe.settings import Settings
 from wanpipe.store import Recipe
 from wanpipe.store.keys import hash_array
 
@@ -23,30 +24,10 @@ NOISE_ALGORITHM = "numpy-philox-normal"
 HIGH, LOW = "high_noise_model", "low_noise_model"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(Strict):
-    """What a run is. Every step remembers it under `made`, so that a run can be finished from any of its steps.
-
-    `guide_scale` is (low noise, high noise); `num_frames` is what the film will have, without the trimmed ones.
-    """
-
-    width: int
-    height: int
-    num_frames: int
-    steps: int
-    guide_scale: tuple[float, float]
-    shift: float
-    scheduler: str
-    timesteps: tuple[float, ...] | None = None
-    trim_first_frames: int = 0
-
-    def schedule(self) -> Schedule:
-        """The timesteps and sigmas of this run."""
-        return SOLVERS[self.scheduler].schedule(self.steps, self.shift, self.timesteps)
-
-
 def expert_at(config: ModelConfig, timestep: float) -> str:
-    """Name the expert in charge: with two, high noise from the boundary up (`generate` of the official pipelines)."""
+    """Name the expert in charge: with two, high noise from the boundary up (`generate` of the
+    official pipelines).
+    """
     if len(config.experts) == 1:
         return config.experts[0]
     boundary = config.defaults.boundary
@@ -56,7 +37,9 @@ def expert_at(config: ModelConfig, timestep: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Keys of what a chain is made from; `start` is the noise (an object) or the key of the step it goes on from."""
+    """Keys of what a chain is made from; `start` is the noise (an object) or the key of the step it
+    goes on from.
+    """
 
     text: str
     image: str | None
@@ -77,7 +60,7 @@ def plan(
         timestep = schedule.timesteps[step]
         expert = expert_at(model.config, timestep)
         low, high = settings.guide_scale
-        material = {
+        material: dict[str, Any] = {
             ("parent" if isinstance(before, str) else "noise"): before,
             "expert": model.hash(expert),
             "loras": [],
@@ -111,27 +94,15 @@ def noise_material(seed: int, shape: Sequence[int]) -> dict[str, Any]:
     return {"algorithm": NOISE_ALGORITHM, "seed": seed, "shape": list(shape)}
 
 
-def guide_pair(scale: tuple[float, ...] | None, config: ModelConfig) -> tuple[float, float]:
-    """Read --guide-scale for a model: one number for all steps, or LOW,HIGH for two experts."""
-    if scale is None:
-        return config.defaults.guide_scale
-    if len(scale) == 1:
-        return scale[0], scale[0]
-    if len(scale) != 2 or len(config.experts) != 2:
-        kind = "two experts" if len(config.experts) == 2 else "one expert"
-        raise UsageError(
-            f"guide-scale must be one number, or LOW,HIGH for two experts; {config.variant} has {kind}, got {len(scale)} numbers"
-        )
-    return scale[0], scale[1]
-
-
 def array_material(array: "np.ndarray") -> dict[str, Any]:
     """What names a start noise that was given as an array."""
     return {"algorithm": "given", "digest": hash_array(array), "shape": list(array.shape)}
 
 
 def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
-    """Draw the start noise of a seed: standard normal float32 from NumPy's Philox, the same on every machine."""
+    """Draw the start noise of a seed: standard normal float32 from NumPy's Philox, the same on
+    every machine.
+    """
     import numpy as np
 
     generator = np.random.Generator(np.random.Philox(seed))

@@ -1,4 +1,5 @@
-"""The command line: finds a stage by name, gives it a session, turns errors into one line and an exit code.
+"""The command line: finds a stage by name, gives it a session, turns errors into one line and an
+exit code.
 
 The only place that reads the environment. Loads neither MLX nor Zarr.
 """
@@ -7,7 +8,7 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +34,9 @@ class Session:
     name: str | None
 
     def deliver(self, paths: Sequence[Path]) -> None:
-        """Name what was made if a name was given (NAME-1, NAME-2 where it is several), then print the paths."""
+        """Name what was made if a name was given (NAME-1, NAME-2 where it is several), then print
+        the paths.
+        """
         for index, path in enumerate(paths):
             if self.name and not self.store.dry:
                 self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", path)
@@ -58,7 +61,13 @@ def common(function: Command) -> Command:
 
     @functools.wraps(function)
     def wrapper(
-        cache: Path, dry_run: bool, force: bool, name: str | None, events: str | None, quiet: bool, **rest: Any
+        cache: Path,
+        dry_run: bool,
+        force: bool,
+        name: str | None,
+        events: str | None,
+        quiet: bool,
+        **rest: Any,
     ) -> None:
         report = make_report(events, quiet)
         kind = PlanStore if dry_run else Store
@@ -91,7 +100,8 @@ def cli() -> None:
     """Make videos with Wan2.1 and Wan2.2: five stages over a cache that computes nothing twice.
 
     \b
-    convert, encode-text, encode-image, denoise and decode each print the path of the entry they made;
+    convert, encode-text, encode-image, denoise and decode each print the path of the entry they
+    made;
     run does all of them. Interrupted, the same command goes on where it stopped.
     """
 
@@ -111,7 +121,10 @@ def check_stages() -> None:
     ours = Path(__file__).resolve().parent.parent / "stages" / "__init__.py"
     found = Path(stages.__file__ or "").resolve()
     if found != ours and not hasattr(stages, "COMMANDS"):
-        raise WanpipeError(f"another package named stages, at {found.parent}, hides wanpipe's; remove it from the path")
+        raise WanpipeError(
+            f"another package named stages, at {found.parent}, hides wanpipe's; remove it from the "
+            "path"
+        )
 
 
 def terminated(number: int, frame: object) -> NoReturn:
@@ -124,17 +137,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, terminated)
     try:
         check_stages()
-        cli.main(args=None if arguments is None else list(arguments), prog_name="wanpipe", standalone_mode=False)
+        cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="wanpipe",
+            standalone_mode=False,
+        )
     except WanpipeError as error:
         fail(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(UsageError.exit_code)
     except click.ClickException as error:
-        hint = f"; see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
+        hint = (
+            f"; see `{error.ctx.command_path} --help`"
+            if isinstance(error, click.UsageError) and error.ctx
+            else ""
+        )
         fail(error.format_message().rstrip(".") + hint, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; every finished step is kept, the same command goes on from there", INTERRUPTED)
+        fail(
+            "interrupted; every finished step is kept, the same command goes on from there",
+            INTERRUPTED,
+        )
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -1,6 +1,8 @@
-"""What a model is: dimensions of its networks, defaults of its family, and the config.json that names its components.
+"""What a model is: dimensions of its networks, defaults of its family, and the config.json that
+names its components.
 
-Knows nothing of files but config.json, and loads no array library. Unknown keys are errors, never ignored.
+Knows nothing of files but config.json, and loads no array library. Unknown keys are errors, never
+ignored.
 """
 
 import dataclasses
@@ -17,11 +19,15 @@ EXPERTS = ("model", "low_noise_model", "high_noise_model")
 
 
 class Strict:
-    """Mixin of dataclasses that are read from JSON: every key must be a field, every field without default a key."""
+    """Mixin of dataclasses that are read from JSON: every key must be a field, every field without
+    default a key.
+    """
 
     @classmethod
     def from_json(cls, data: Any, subject: str) -> Self:
-        """Build from a decoded JSON object. Raises CheckpointError that lists unknown and missing keys."""
+        """Build from a decoded JSON object. Raises CheckpointError that lists unknown and missing
+        keys.
+        """
         if not isinstance(data, dict):
             raise CheckpointError(f"{subject} must be a JSON object, got {type(data).__name__}")
         fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -103,7 +109,9 @@ class VAEConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults(Strict):
-    """What a run of this model uses where the user says nothing. `guide_scale` is (low noise, high noise)."""
+    """What a run of this model uses where the user says nothing. `guide_scale` is (low noise, high
+    noise).
+    """
 
     width: int
     height: int
@@ -118,7 +126,9 @@ class Defaults(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One member of the Wan family: how it is called, what it takes, its defaults as the official configs have them."""
+    """One member of the Wan family: how it is called, what it takes, its defaults as the official
+    configs have them.
+    """
 
     name: str
     version: Literal["2.1", "2.2"]
@@ -134,7 +144,12 @@ NEGATIVE = (
 
 
 def _variant(
-    name: str, size: tuple[int, int], steps: int, guide: float | tuple[float, float], shift: float, **more: Any
+    name: str,
+    size: tuple[int, int],
+    steps: int,
+    guide: float | tuple[float, float],
+    shift: float,
+    **more: Any,
 ) -> Variant:
     _, task, *_ = name.split("-")
     low, high = guide if isinstance(guide, tuple) else (guide, guide)
@@ -146,14 +161,17 @@ def _variant(
 
 
 SHAKY = "镜头晃动，"  # Wan2.1 I2V puts it before the negative prompt
-# wan/configs of the official Wan2.1 and Wan2.2 repositories; TI2V-5B: 40 steps where the official config says 50
+# wan/configs of the official Wan2.1 and Wan2.2 repositories; TI2V-5B: 40 steps where the official
+# config says 50
 VARIANTS = {
     variant.name: variant
     for variant in (
         _variant("wan2.1-t2v-1.3b", (832, 480), 50, 5.0, 5.0),
         _variant("wan2.1-t2v-14b", (1280, 720), 50, 5.0, 5.0),
         _variant("wan2.1-i2v-14b-480p", (832, 480), 40, 5.0, 3.0, negative_prompt=SHAKY + NEGATIVE),
-        _variant("wan2.1-i2v-14b-720p", (1280, 720), 40, 5.0, 5.0, negative_prompt=SHAKY + NEGATIVE),
+        _variant(
+            "wan2.1-i2v-14b-720p", (1280, 720), 40, 5.0, 5.0, negative_prompt=SHAKY + NEGATIVE
+        ),
         _variant("wan2.2-t2v-a14b", (1280, 720), 40, (3.0, 4.0), 12.0, boundary=0.875),
         _variant("wan2.2-i2v-a14b", (1280, 720), 40, (3.5, 3.5), 5.0, boundary=0.9),
         _variant("wan2.2-ti2v-5b", (1280, 704), 40, 5.0, 5.0, num_frames=121, fps=24),
@@ -163,7 +181,9 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization(Strict):
-    """How the matrices of the blocks are stored: affine, `bits` per weight, one scale and bias per `group_size`."""
+    """How the matrices of the blocks are stored: affine, `bits` per weight, one scale and bias per
+    `group_size`.
+    """
 
     bits: int
     group_size: int
@@ -171,7 +191,9 @@ class Quantization(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Component(Strict):
-    """One file of a model: its content hash (xxh3_128 of the file), size and, for a network, its dimensions."""
+    """One file of a model: its content hash (xxh3_128 of the file), size and, for a network, its
+    dimensions.
+    """
 
     file: str
     hash: str
@@ -219,7 +241,9 @@ class ModelConfig(Strict):
 
 
 def read_model_config(directory: Path) -> ModelConfig:
-    """Read `directory`/config.json. Raises CheckpointError where it is missing, not ours or of another schema."""
+    """Read `directory`/config.json. Raises CheckpointError where it is missing, not ours or of
+    another schema.
+    """
     path = directory / "config.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -231,19 +255,26 @@ def read_model_config(directory: Path) -> ModelConfig:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict) or "components" not in data:
         raise CheckpointError(
-            f"{directory} is not a converted model; convert the checkpoint with `wanpipe convert --checkpoint-dir`"
+            f"{directory} is not a converted model; convert the checkpoint with `wanpipe convert "
+            "--checkpoint-dir`"
         )
     if data.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} has schema {data.get('schema')}, this wanpipe reads {SCHEMA}; convert again")
+        raise CheckpointError(
+            f"{path} has schema {data.get('schema')}, this wanpipe reads {SCHEMA}; convert again"
+        )
     subject = str(path)
     data["defaults"] = Defaults.from_json(data.get("defaults"), f"{subject}: defaults")
     if data.get("quantization") is not None:
-        data["quantization"] = Quantization.from_json(data["quantization"], f"{subject}: quantization")
+        data["quantization"] = Quantization.from_json(
+            data["quantization"], f"{subject}: quantization"
+        )
     data["components"] = {
         name: Component.from_json(value, f"{subject}: components.{name}")
         for name, value in data["components"].items()
     }
     config = ModelConfig.from_json(data, subject)
     if config.variant not in VARIANTS:
-        raise CheckpointError(f"{path}: variant must be one of {', '.join(VARIANTS)}, got {config.variant}")
+        raise CheckpointError(
+            f"{path}: variant must be one of {', '.join(VARIANTS)}, got {config.variant}"
+        )
     return config

@@ -1,4 +1,5 @@
-"""The velocity of a latent under a prompt: loads the acting expert, conditions it once, applies guidance.
+"""The velocity of a latent under a prompt: loads the acting expert, conditions it once, applies
+guidance.
 
 Holds one expert at a time. Knows nothing of solvers, entries or keys.
 """
@@ -18,9 +19,11 @@ from wanpipe.weights.load import load_network
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """What a run is conditioned on, float32: text rows (L, D), and where an image takes part its arrays.
+    """What a run is conditioned on, float32: text rows (L, D), and where an image takes part its
+    arrays.
 
-    `condition` (20, F, H, W) and `clip` (257, D) are those of I2V, `first_frame` (48, 1, H, W) that of TI2V.
+    `condition` (20, F, H, W) and `clip` (257, D) are those of I2V, `first_frame` (48, 1, H, W) that
+    of TI2V.
     """
 
     prompt: mx.array
@@ -48,10 +51,15 @@ class Denoiser:
     def expert(self, name: str) -> DiT:
         """Return the expert `name`, loading it in place of the one held until now."""
         if self.network is None or self.name != name:
-            self.network, self.conditions = None, {}  # frees the other expert before this one is read
+            self.network, self.conditions = (
+                None,
+                {},
+            )  # frees the other expert before this one is read
             mx.clear_cache()
             network = DiT(self.model.config.dit)
-            self.network = load_network(network, self.model.checked(name, self.store), mlx_dtype(self.dtype))
+            self.network = load_network(
+                network, self.model.checked(name, self.store), mlx_dtype(self.dtype)
+            )
             self.name = name
             self.store.report.event("loaded", component=name)
         return self.network
@@ -64,7 +72,9 @@ class Denoiser:
         return self.conditions[side]
 
     def velocity(self, latent: mx.array, timestep: float, guide_scale: float) -> mx.array:
-        """Predict the velocity of `latent` (C, F, H, W) in float32; with guidance 1 the negative prompt is skipped."""
+        """Predict the velocity of `latent` (C, F, H, W) in float32; with guidance 1 the negative
+        prompt is skipped.
+        """
         network = self.expert(expert_at(self.model.config, timestep))
         times = [timestep]
         if self.prompting.first_frame is not None:

@@ -1,4 +1,6 @@
-"""What MLX runs on here, and the dtype to compute in. Everything that asks about the backend asks it here."""
+"""What MLX runs on here, and the dtype to compute in. Everything that asks about the backend asks
+it here.
+"""
 
 import platform
 from typing import Any, Literal
@@ -14,7 +16,9 @@ def is_gpu() -> bool:
 
 
 def compute_dtype(stored: str) -> str:
-    """The dtype of matrix products: the stored one on a GPU, float32 on the CPU, where bfloat16 is slower."""
+    """The dtype of matrix products: the stored one on a GPU, float32 on the CPU, where bfloat16 is
+    slower.
+    """
     return stored if is_gpu() else "float32"
 
 

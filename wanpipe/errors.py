@@ -1,6 +1,7 @@
 """The one family of errors that wanpipe raises on purpose.
 
-A message is one line: subject, rule, value, remedy. `cli.py` turns it into the exit code; nothing else catches it.
+A message is one line: subject, rule, value, remedy. `cli.py` turns it into the exit code; nothing
+else catches it.
 """
 
 

@@ -8,6 +8,7 @@ import math
 from wanpipe.errors import UsageError
 
 Triple = tuple[int, int, int]
+TILE, OVERLAP = 256, 64  # pixels: side of the tiles of a spatial decode, and how far they overlap
 
 
 def side_multiple(stride: Triple, patch: Triple) -> int:

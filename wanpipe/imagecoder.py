@@ -1,4 +1,5 @@
-"""Encodes a prepared image as the official image-to-video pipelines do: VAE condition, first-frame latent, CLIP tokens.
+"""Encodes a prepared image as the official image-to-video pipelines do: VAE condition, first-frame
+latent, CLIP tokens.
 
 Loads one network at a time. Knows nothing of files, canvases or entries.
 """
@@ -17,8 +18,11 @@ from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 
 
-def condition(model: Model, pixels: np.ndarray, num_frames: int, dtype: str, store: Store) -> mx.array:
-    """Encode the I2V condition (4 + C, F, H, W): a mask that is 1 for the first latent frame, then the latent of the image
+def condition(
+    model: Model, pixels: np.ndarray, num_frames: int, dtype: str, store: Store
+) -> mx.array:
+    """Encode the I2V condition (4 + C, F, H, W): a mask that is 1 for the first latent frame, then
+    the latent of the image
     followed by grey frames. `pixels` (Y, X, 3) in [-1, 1].
 
     Source: wan/image2video.py, WanI2V.generate.
@@ -40,7 +44,9 @@ def clip_of(pixels: np.ndarray, num_frames: int) -> Iterator[mx.array]:
 
 
 def first_frame(model: Model, pixels: np.ndarray, dtype: str, store: Store) -> mx.array:
-    """Encode the image alone (C, 1, H, W), as TI2V keeps it. Source: wan/textimage2video.py, WanTI2V.i2v."""
+    """Encode the image alone (C, 1, H, W), as TI2V keeps it. Source: wan/textimage2video.py,
+    WanTI2V.i2v.
+    """
     return encoder(model, dtype, store)(mx.array(pixels)[None])
 
 

@@ -1,4 +1,6 @@
-"""Where a result comes from: the entries behind it, followed back to prompt and model, as plain data."""
+"""Where a result comes from: the entries behind it, followed back to prompt and model, as plain
+data.
+"""
 
 from typing import Any
 
@@ -7,7 +9,9 @@ from wanpipe.store import Entry, Store
 
 
 def lineage_of(step: Entry, model: Model, store: Store) -> dict[str, Any]:
-    """Tell how a step came to be: settings, seed, prompt, keys of its inputs, variant and hashes of the model."""
+    """Tell how a step came to be: settings, seed, prompt, keys of its inputs, variant and hashes of
+    the model.
+    """
     lineage: dict[str, Any] = {
         "variant": model.config.variant,
         "dtype": model.config.dtype,

@@ -85,8 +85,8 @@ def write_film(
         else:
             _encode(partial, kind, slices, fps, metadata)
         with _reported(target):
-            if kind == "gif":
-                _comment_gif(partial, metadata.get("comment", ""))
+            if kind == "gif" and metadata.get("comment"):
+                _comment_gif(partial, metadata["comment"])
             _replace(partial, target)
     finally:
         _remove(partial)

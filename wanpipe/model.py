@@ -1,4 +1,6 @@
-"""A converted model on disk: its config.json and the component files that it names. Loads no weights."""
+"""A converted model on disk: its config.json and the component files that it names. Loads no
+weights.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +22,8 @@ class Model:
         """The component of that name. Raises CheckpointError where this model has none."""
         if name not in self.config.components:
             raise CheckpointError(
-                f"{self.directory} ({self.config.variant}) has no {name}; it has {', '.join(self.config.components)}"
+                f"{self.directory} ({self.config.variant}) has no {name}; it has "
+                f"{', '.join(self.config.components)}"
             )
         return self.config.components[name]
 
@@ -33,10 +36,15 @@ class Model:
         return self.directory / self.component(name).file
 
     def checked(self, name: str, store: Store) -> Path:
-        """Path of a component's file, its content hash checked (from memory where the file has not changed)."""
+        """Path of a component's file, its content hash checked (from memory where the file has not
+        changed).
+        """
         path = self.file(name)
         if store.memo.hash(path) != self.hash(name):
-            raise CheckpointError(f"{path} does not have the content hash in config.json; convert the checkpoint again")
+            raise CheckpointError(
+                f"{path} does not have the content hash in config.json; convert the checkpoint "
+                "again"
+            )
         return path
 
     @cached_property
@@ -46,7 +54,9 @@ class Model:
 
 
 def open_model(directory: Path | str) -> Model:
-    """Open a model directory. Raises CheckpointError where config.json or a component is missing or of another size."""
+    """Open a model directory. Raises CheckpointError where config.json or a component is missing or
+    of another size.
+    """
     model = Model(Path(directory), read_model_config(Path(directory)))
     for name, component in model.config.components.items():
         path = model.directory / component.file
@@ -55,13 +65,16 @@ def open_model(directory: Path | str) -> Model:
             raise CheckpointError(f"{path} is missing; convert the checkpoint again")
         if size != component.bytes:
             raise CheckpointError(
-                f"{path} must have {component.bytes} bytes, got {size}; {name} is damaged, convert the checkpoint again"
+                f"{path} must have {component.bytes} bytes, got {size}; {name} is damaged, convert "
+                "the checkpoint again"
             )
     return model
 
 
 def find_model(reference: str | None, entries: list[Entry], store: Store) -> Model:
-    """Open the model that --model names (a directory, a convert entry or a name), else the one that `entries` remember."""
+    """Open the model that --model names (a directory, a convert entry or a name), else the one that
+    `entries` remember.
+    """
     if reference is not None:
         directory = Path(reference)
         if not (directory / "config.json").is_file() and not directory.is_dir():
@@ -69,7 +82,11 @@ def find_model(reference: str | None, entries: list[Entry], store: Store) -> Mod
         return open_model(directory)
     remembered = [entry.made["model"] for entry in entries if "model" in entry.made]
     if not remembered:
-        raise UsageError("no model is given; use --model DIR, a directory that `wanpipe convert` wrote")
+        raise UsageError(
+            "no model is given; use --model DIR, a directory that `wanpipe convert` wrote"
+        )
     if not Path(remembered[0], "config.json").is_file():
-        raise CheckpointError(f"the model was at {remembered[0]} and is gone; say where it is with --model")
+        raise CheckpointError(
+            f"the model was at {remembered[0]} and is gone; say where it is with --model"
+        )
     return open_model(remembered[0])

@@ -1,5 +1,6 @@
 """The options that several commands share, as decorators, and how their values are read."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(float(part) for part in str(value).split(","))
+            numbers = tuple(float(part) for part in str(value).split(","))
         except ValueError:
+            numbers = (math.nan,)
+        if not all(math.isfinite(number) for number in numbers):
             self.fail(f"must be numbers with commas between, got {value!r}", parameter, context)
+        return numbers
 
 
 def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -41,7 +45,9 @@ def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 
 
 model = click.option(
-    "--model", metavar="MODEL", help="A model that `wanpipe convert` wrote: directory, entry or name."
+    "--model",
+    metavar="MODEL",
+    help="A model that `wanpipe convert` wrote: directory, entry or name.",
 )
 sources = click.option(
     "--from",
@@ -85,7 +91,7 @@ image = group(
     click.option(
         "--fit",
         type=click.Choice(["stretch", "cover", "pad"]),
-        help="How the image meets the canvas. Default: the official way, or cover with --width or --height.",
+        help="How the image meets the canvas. Default: the official way; with --width cover.",
     ),
 )
 sampling = group(
@@ -98,7 +104,9 @@ sampling = group(
     ),
     click.option("--shift", type=float, help="Shift of the noise levels. Default: the model's."),
     click.option(
-        "--scheduler", type=click.Choice(["unipc", "dpm++", "euler"]), help="Solver. Default: unipc."
+        "--scheduler",
+        type=click.Choice(["unipc", "dpm++", "euler"]),
+        help="Solver. Default: unipc.",
     ),
     click.option(
         "--timesteps",
@@ -107,7 +115,9 @@ sampling = group(
         help="Explicit timesteps before the shift, such as 1000,750,500,250.",
     ),
     click.option("--seed", "seeds", type=int, multiple=True, help="Repeatable. Default: 0."),
-    click.option("--noise", type=PATH, help="Start noise (C, F, H, W) as .npy, in place of a seed."),
+    click.option(
+        "--noise", type=PATH, help="Start noise (C, F, H, W) as .npy, in place of a seed."
+    ),
     click.option(
         "--trim-first-frames",
         type=int,
@@ -115,7 +125,9 @@ sampling = group(
         help="Make N more latent frames at the start and drop their 4N frames after decoding.",
     ),
 )
-stop_at = click.option("--stop-at", type=int, metavar="K", help="Stop after step K; finish it later.")
+stop_at = click.option(
+    "--stop-at", type=int, metavar="K", help="Stop after step K; finish it later."
+)
 film = group(
     click.option(
         "--output", type=PATH, help="A film: .mp4, .webm, .gif, or a folder of .png frames."
@@ -132,7 +144,9 @@ film = group(
 
 
 def read_negative(text: str | None, none: bool) -> str | None:
-    """Read --negative-prompt as the official code does: empty means the model's own, unless none is asked for."""
+    """Read --negative-prompt as the official code does: empty means the model's own, unless none is
+    asked for.
+    """
     if text and none:
         raise UsageError("--negative-prompt and --no-negative-prompt exclude each other; give one")
     return "" if none else (text or None)

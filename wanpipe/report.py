@@ -1,6 +1,8 @@
-"""Tells a person or a program how work goes on: bars on a terminal, plain lines elsewhere, JSON lines on demand.
+"""Tells a person or a program how work goes on: bars on a terminal, plain lines elsewhere, JSON
+lines on demand.
 
-Everything goes to stderr; stdout is for the paths of entries. The base class says nothing: it is what Python users get.
+Everything goes to stderr; stdout is for the paths of entries. The base class says nothing: it is
+what Python users get.
 """
 
 import json
@@ -33,7 +35,9 @@ class Report:
     """Say nothing: the default for library use, and the base of the others."""
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Tell that something happened: `computed`, `reused`, `loaded`, `damaged`, `planned`, `written`."""
+        """Tell that something happened: `computed`, `reused`, `loaded`, `damaged`, `planned`,
+        `written`.
+        """
 
     def remark(self, text: str) -> None:
         """Tell a person one line they should know."""
@@ -54,7 +58,9 @@ class JsonReport(Report):
         self.stream = stream or sys.stderr
 
     def event(self, kind: str, **fields: Any) -> None:
-        print(json.dumps({"event": kind, **fields}, ensure_ascii=False), file=self.stream, flush=True)
+        print(
+            json.dumps({"event": kind, **fields}, ensure_ascii=False), file=self.stream, flush=True
+        )
 
     def remark(self, text: str) -> None:
         self.event("remark", text=text)
@@ -95,9 +101,7 @@ class PlainReport(Report):
             return
         self.last = now
         rate = elapsed / task.done
-        self.line(
-            f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {clock(left)} left"
-        )
+        self.line(f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {clock(left)} left")
 
 
 class BarReport(PlainReport):
@@ -119,8 +123,14 @@ class BarReport(PlainReport):
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("{task.description}"),

@@ -1,4 +1,5 @@
-"""What --from brings to a stage: entries, each recognised by the stage that made it, and checked against the model.
+"""What --from brings to a stage: entries, each recognised by the stage that made it, and checked
+against the model.
 
 Everything is refused here, by names and hashes alone, before any weight is loaded.
 """
@@ -37,16 +38,23 @@ class Sources:
 
 
 def collect(references: Sequence[str], accepted: Sequence[str], store: Store) -> Sources:
-    """Resolve --from for a stage that takes the `accepted` roles, each at most once. Raises UsageError or StoreError."""
+    """Resolve --from for a stage that takes the `accepted` roles, each at most once. Raises
+    UsageError or StoreError.
+    """
     found: dict[str, Entry] = {}
     for reference in references:
         entry = store.resolve(reference)
         role = ROLES.get(entry.stage, entry.stage)
         if role not in accepted:
             wanted = ", ".join(stage for stage, name in ROLES.items() if name in accepted)
-            raise UsageError(f"--from takes entries of {wanted} here, got one of {entry.stage} ({reference})")
+            raise UsageError(
+                f"--from takes entries of {wanted} here, got one of {entry.stage} ({reference})"
+            )
         if role in found:
-            raise UsageError(f"--from takes one entry of {entry.stage}, got {found[role].key[:8]} and {entry.key[:8]}")
+            raise UsageError(
+                f"--from takes one entry of {entry.stage}, got {found[role].key[:8]} and "
+                f"{entry.key[:8]}"
+            )
         found[role] = entry
     return Sources(**found)
 
@@ -64,32 +72,42 @@ def with_inputs(sources: Sources, store: Store) -> Sources:
             found[role] = home.find(stage, key) or store.find(stage, key)
             if found[role] is None:
                 raise StoreError(
-                    f"the step {step.key[:8]} was made from {stage}/{key[:8]}, which is gone; give another with --from"
+                    f"the step {step.key[:8]} was made from {stage}/{key[:8]}, which is gone; give "
+                    "another with --from"
                 )
     return Sources(step=step, **found)
 
 
 def check(sources: Sources, model: Model) -> Entry:
-    """Return the text entry. Raises UsageError where text or image is missing, not wanted, or made by other networks."""
+    """Return the text entry. Raises UsageError where text or image is missing, not wanted, or made
+    by other networks.
+    """
     text, image, variant = sources.text, sources.image, model.config.variant
     if text is None:
-        raise UsageError("no text entry is given; make one with `wanpipe encode-text` and name it with --from")
+        raise UsageError(
+            "no text entry is given; make one with `wanpipe encode-text` and name it with --from"
+        )
     if text.material["t5"] != model.hash("t5_encoder"):
         raise UsageError(
-            f"text entry {text.key[:8]} was made by another T5 than that of {model.directory}; encode the prompt with this model"
+            f"text entry {text.key[:8]} was made by another T5 than that of {model.directory}; "
+            "encode the prompt with this model"
         )
     task = model.config.task
     if image is None and task == "i2v":
         raise UsageError(
-            f"{variant} needs an image; make an entry with `wanpipe encode-image` and name it with --from"
+            f"{variant} needs an image; make an entry with `wanpipe encode-image` and name it with "
+            "--from"
         )
     if image is None:
         return text
     if task == "t2v":
-        raise UsageError(f"{variant} takes no image, got image entry {image.key[:8]}; use an I2V or TI2V model")
+        raise UsageError(
+            f"{variant} takes no image, got image entry {image.key[:8]}; use an I2V or TI2V model"
+        )
     if image.material["vae"] != model.hash("vae_encoder"):
         raise UsageError(
-            f"image entry {image.key[:8]} was made by another VAE than that of {model.directory}; encode it with this model"
+            f"image entry {image.key[:8]} was made by another VAE than that of {model.directory}; "
+            "encode it with this model"
         )
     return text
 
@@ -101,7 +119,9 @@ def read_prompting(sources: Sources) -> "Prompting":
     from wanpipe.denoiser import Prompting
 
     assert sources.text is not None
-    arrays: dict[str, Any] = {name: mx.array(sources.text.read(name)) for name in ("prompt", "negative")}
+    arrays: dict[str, Any] = {
+        name: mx.array(sources.text.read(name)) for name in ("prompt", "negative")
+    }
     if sources.image is not None:
         roles = {"condition": "condition", "clip": "clip", "latent": "first_frame"}
         for name in sources.image.names:
@@ -110,13 +130,17 @@ def read_prompting(sources: Sources) -> "Prompting":
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> "np.ndarray":
-    """Read --noise: a .npy of float numbers shaped like the latent (C, F, H, W). Raises UsageError for anything else."""
+    """Read --noise: a .npy of float numbers shaped like the latent (C, F, H, W). Raises UsageError
+    for anything else.
+    """
     import numpy as np
 
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"noise {path} cannot be read as .npy: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"noise {path} cannot be read as .npy: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != shape:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise UsageError(f"noise {path} must be floats of shape {shape}, got {found}")

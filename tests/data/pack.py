@@ -2,8 +2,10 @@
 
     python tests/data/pack.py FIXTURES
 
-Checkpoints are kept whole, expected outputs without the intermediates that only serve bisecting; videos become
-uint8, as the tests compare them to within one level. Everything large is xz-compressed, each file once.
+Checkpoints are kept whole, expected outputs without the intermediates that only serve bisecting;
+videos become
+uint8, as the tests compare them to within one level. Everything large is xz-compressed, each file
+once.
 """
 
 import json
@@ -18,11 +20,19 @@ HERE = Path(__file__).parent
 CHECKPOINTS = ["wan21-t2v", "wan22-t2v-a14b", "wan22-i2v-a14b", "wan22-ti2v-5b", "wan21-i2v"]
 COMMON = ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/tokenizer.json"]
 BAD = [
-    "NOTES.json", "alpha.png", "animated.gif", "cmyk.jpg", "gray16.png", "one_by_one.png", "text.png",
-    "legacy_format.pth", "lora_no_match.safetensors", "lora_wrong_rank.safetensors", "os_system.pth",
-    "wrong_dim/config.json",
-]  # fmt: skip
-BISECTION = ("bisect_", "cond_", "uncond_", "latent_in", "token_timesteps", "context", "image_tensor")
+    *("NOTES.json", "alpha.png", "animated.gif", "cmyk.jpg", "gray16.png", "one_by_one.png"),
+    *("text.png", "legacy_format.pth", "lora_no_match.safetensors", "lora_wrong_rank.safetensors"),
+    *("os_system.pth", "wrong_dim/config.json"),
+]
+BISECTION = (
+    "bisect_",
+    "cond_",
+    "uncond_",
+    "latent_in",
+    "token_timesteps",
+    "context",
+    "image_tensor",
+)
 
 
 # lp and lc of 4-byte words: float32 data packs 8 % smaller than with the defaults
@@ -39,7 +49,18 @@ def write(data: bytes, target: Path) -> None:
 
 def wanted(topic: str, name: str) -> bool:
     if topic.startswith("dit"):
-        return name.partition("_")[2] in {"x", "t", "context", "y", "out", "t_tokt", "out_tokt", "fea", "rope_q", "rope_q_in"}
+        return name.partition("_")[2] in {
+            "x",
+            "t",
+            "context",
+            "y",
+            "out",
+            "t_tokt",
+            "out_tokt",
+            "fea",
+            "rope_q",
+            "rope_q_in",
+        }
     if topic.startswith("t5"):
         return not name.startswith("p00_block")
     if topic.startswith(("e2e", "vae")):
@@ -54,7 +75,9 @@ def expected(source: Path, target: Path) -> None:
     write(save(arrays), target)
     if not source.stem.startswith("dit"):
         settings = json.loads(source.with_suffix(".json").read_text())["settings"]
-        target.with_suffix(".json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        target.with_suffix(".json").write_text(
+            json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 def main(fixtures: Path) -> None:
@@ -62,7 +85,9 @@ def main(fixtures: Path) -> None:
         for source in sorted((fixtures / name).rglob("*")):
             inside = source.relative_to(fixtures / name).as_posix()
             shared = inside in COMMON or inside.startswith("google/")
-            twin = inside.startswith("low_noise_model/") and source.suffix == ".json"  # the high expert's again
+            twin = (
+                inside.startswith("low_noise_model/") and source.suffix == ".json"
+            )  # the high expert's again
             if source.is_file() and not shared and not twin:
                 write(source.read_bytes(), HERE / name / inside)
     for inside in COMMON:

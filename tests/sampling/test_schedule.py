@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import golden, settings
 
+from tests.conftest import golden, settings
 from wanpipe.errors import UsageError
 from wanpipe.sampling import SOLVERS
 

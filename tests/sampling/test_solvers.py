@@ -5,8 +5,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import golden
 
+from tests.conftest import golden
 from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.schedule import Schedule
 

@@ -1,6 +1,8 @@
-"""One immutable result on disk: a Zarr v3 group whose attributes say what it is and how it was made.
+"""One immutable result on disk: a Zarr v3 group whose attributes say what it is and how it was
+made.
 
-Reads and writes the directory of one entry. Knows nothing of where entries lie, of models or of stages.
+Reads and writes the directory of one entry. Knows nothing of where entries lie, of models or of
+stages.
 """
 
 import json
@@ -76,7 +78,9 @@ class Entry:
         return np.concatenate(list(self.blocks(name)))
 
     def blocks(self, name: str) -> Iterator["np.ndarray"]:
-        """Read one array chunk by chunk along its first axis; damage is raised at the damaged block or at the end."""
+        """Read one array chunk by chunk along its first axis; damage is raised at the damaged block
+        or at the end.
+        """
         import numpy as np
 
         state = xxhash.xxh3_128()
@@ -88,7 +92,9 @@ class Entry:
                 state.update(block.reshape(-1).view(np.uint8).data)
                 yield block
         except (OSError, ValueError, RuntimeError) as error:  # what Zarr's store and codecs raise
-            raise DamageError(f"{self.path}: {name} cannot be read ({first_line(error)})") from error
+            raise DamageError(
+                f"{self.path}: {name} cannot be read ({first_line(error)})"
+            ) from error
         if state.hexdigest() != self.record["digest"][name]:
             raise DamageError(f"{self.path}: {name} does not have the digest it was published with")
 
@@ -119,8 +125,12 @@ def first_line(error: BaseException) -> str:
 
 
 def seal_of(path: Path, group: dict[str, Any]) -> str:
-    """Hash the metadata documents of an entry: the group's (without the seal itself) and its arrays'."""
-    record = {name: value for name, value in group["attributes"][ATTRIBUTE].items() if name != "seal"}
+    """Hash the metadata documents of an entry: the group's (without the seal itself) and its
+    arrays'.
+    """
+    record = {
+        name: value for name, value in group["attributes"][ATTRIBUTE].items() if name != "seal"
+    }
     documents: dict[str, Any] = {".": {**group, "attributes": {ATTRIBUTE: record}}}
     for child in sorted(path.rglob(METADATA)):
         if child.parent != path:
@@ -130,7 +140,8 @@ def seal_of(path: Path, group: dict[str, Any]) -> str:
 
 
 def read_entry(path: Path) -> Entry:
-    """Read an entry's record, not its arrays. Raises DamageError where metadata are not the published ones.
+    """Read an entry's record, not its arrays. Raises DamageError where metadata are not the
+    published ones.
 
     The key must be that of the material, the seal that of the metadata documents.
     """
@@ -159,7 +170,9 @@ class Draft:
         self.statistics: dict[str, dict[str, float]] = {}
 
     def write(self, name: str, array: "np.ndarray", axes: Sequence[str]) -> None:
-        """Write one array as one chunk; `axes` names its dimensions. Raises WanpipeError for NaN, infinity or a constant."""
+        """Write one array as one chunk; `axes` names its dimensions. Raises WanpipeError for NaN,
+        infinity or a constant.
+        """
         with self.stream(name, array.shape, array.dtype, axes, rows=array.shape[0]) as sink:
             sink.append(array)
 
@@ -182,7 +195,7 @@ class Draft:
         return Sink(self, name, array)
 
     def attach(self, name: str, digest: str | None = None) -> None:
-        """Make a plain file that was written into the draft part of the entry, by its content hash."""
+        """Make a file that was written into the draft part of the entry, by its content hash."""
         self.files[name] = digest or hash_file(self.path / name)
 
     def seal(self, record: Mapping[str, Any]) -> None:
@@ -217,7 +230,8 @@ class Sink:
 
         if not np.isfinite(block).all():
             raise WanpipeError(
-                f"{self.name} has NaN or infinite values, so it was not kept; try a model converted with --dtype float32"
+                f"{self.name} has NaN or infinite values, so it was not kept; try a model "
+                "converted with --dtype float32"
             )
         self.minimum = min(self.minimum, float(block.min()))
         self.maximum = max(self.maximum, float(block.max()))
@@ -239,13 +253,16 @@ class Sink:
             self.written += rows
 
     def close(self) -> None:
-        """Write what is pending and note digest and statistics. Raises WanpipeError for a constant array."""
+        """Write what is pending and note digest and statistics. Raises WanpipeError for a constant
+        array.
+        """
         self.flush(sum(len(block) for block in self.pending))
         size = self.array.size
         assert self.written == self.array.shape[0], (self.name, self.written, self.array.shape)
         if size > 1 and self.minimum == self.maximum:
             raise WanpipeError(
-                f"{self.name} is {self.minimum:g} everywhere, so it was not kept; the model or its weights are broken"
+                f"{self.name} is {self.minimum:g} everywhere, so it was not kept; the model or its "
+                "weights are broken"
             )
         mean = self.total / size
         variance = max(self.squares / size - mean * mean, 0.0)

@@ -1,6 +1,7 @@
 """Names results by their content: canonical JSON of the material, xxh3_128 of bytes.
 
-A change here changes every key of every user; the pinned values in tests/store/test_keys.py notice it.
+A change here changes every key of every user; the pinned values in tests/store/test_keys.py notice
+it.
 """
 
 import json

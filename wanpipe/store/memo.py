@@ -1,4 +1,5 @@
-"""Remembers content hashes of files, as git's index does, so that an unchanged file is not read again to be recognised.
+"""Remembers content hashes of files, as git's index does, so that an unchanged file is not read
+again to be recognised.
 
 A shortcut only: it never decides what a key is, and losing it costs one reading.
 """
@@ -22,7 +23,7 @@ class Memo:
         self.path = path
 
     def hash(self, file: Path, hasher: Callable[[Path], str] = hash_file) -> str:
-        """Return the xxh3_128 of a file's bytes, from memory where the file has not changed since."""
+        """Return the xxh3_128 of a file's bytes, from memory where it has not changed since."""
         name, stamp = str(file.resolve()), stamp_of(file)
         known = self.read()
         if known.get(name, [None])[0] == stamp:

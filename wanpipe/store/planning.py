@@ -1,4 +1,6 @@
-"""A store that plans: it finds what is there and tells what would be computed, and why, but computes nothing."""
+"""A store that plans: it finds what is there and tells what would be computed, and why, but
+computes nothing.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +10,9 @@ from wanpipe.store.store import Recipe, Store, nearest, record_of
 
 
 class PlanStore(Store):
-    """Stands in for a `Store` under --dry-run: `obtain` returns entries that are not there, with their key and path."""
+    """Stands in for a `Store` under --dry-run: `obtain` returns entries that are not there, with
+    their key and path.
+    """
 
     dry = True
     planned: frozenset[str] = frozenset()
@@ -33,6 +37,8 @@ class PlanStore(Store):
         return Entry(path, record_of(recipe, {}))
 
     def comparable(self, recipe: Recipe) -> list[dict[str, Any]]:
-        """Records that a missing entry may be compared with: of its stage, and of its step where it is one."""
+        """Records that a missing entry may be compared with: of its stage, and of its step where it
+        is one.
+        """
         step = recipe.extra.get("step")
         return [record for record in self.records(recipe.stage) if record.get("step") == step]

@@ -1,6 +1,7 @@
 """Finds and publishes entries under one root: cache/<stage>/<key>/. Knows nothing about models.
 
-An entry appears by one rename and never changes. Locks are the kernel's, so a killed process leaves none behind.
+An entry appears by one rename and never changes. Locks are the kernel's, so a killed process leaves
+none behind.
 """
 
 import errno
@@ -31,10 +32,12 @@ READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What an entry will be before it exists: its material gives the key, `inputs` the entries it is made from.
+    """What an entry will be before it exists: its material gives the key, `inputs` the entries it
+    is made from.
 
     A `resumable` one keeps its unfinished draft, for a `fill` that can go on with it.
-    `extra` goes into the record beside them (`step` and `parent` of a denoising step), `made` under `made`.
+    `extra` goes into the record beside them (`step` and `parent` of a denoising step), `made` under
+    `made`.
     """
 
     stage: str
@@ -62,7 +65,9 @@ class Recipe:
 
 
 class Store:
-    """A cache of entries under `root`. Reading needs no write access; the first publication creates what is missing."""
+    """A cache of entries under `root`. Reading needs no write access; the first publication creates
+    what is missing.
+    """
 
     dry = False  # whether this store only plans
 
@@ -86,7 +91,9 @@ class Store:
         return self.force or not self.has(recipe.stage, recipe.key)
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """Return the entry with every digest checked, or None; a damaged one is set aside and counts as absent."""
+        """Return the entry with every digest checked, or None; a damaged one is set aside and
+        counts as absent.
+        """
         path = self.path(stage, key)
         if not path.is_dir():
             return None
@@ -100,7 +107,9 @@ class Store:
         return entry
 
     def check_files(self, entry: Entry) -> None:
-        """Check the content hashes of an entry's plain files, from memory where they have not changed."""
+        """Check the content hashes of an entry's plain files, from memory where they have not
+        changed.
+        """
         for name, digest in entry.files.items():
             file = entry.path / name
             if not file.is_file() or self.memo.hash(file) != digest:
@@ -125,7 +134,8 @@ class Store:
     def obtain(self, recipe: Recipe, fill: Callable[[Draft], dict[str, Any]]) -> Entry:
         """Return the entry of `recipe`: the published one, or the one that `fill` writes now.
 
-        `fill` writes arrays into the draft and returns what to note under `made`. One process fills at a time, others
+        `fill` writes arrays into the draft and returns what to note under `made`. One process fills
+        at a time, others
         wait and read. A store with `force` makes it again and puts it in the old one's place.
         """
         if found := self.reuse(recipe):
@@ -144,7 +154,9 @@ class Store:
         return entry
 
     def reuse(self, recipe: Recipe) -> Entry | None:
-        """Return the published entry of `recipe`, and tell so, unless this store makes everything again."""
+        """Return the published entry of `recipe`, and tell so, unless this store makes everything
+        again.
+        """
         entry = None if self.force else self.find(recipe.stage, recipe.key)
         if entry:
             self.report.event("reused", **recipe.event(), path=str(entry.path))
@@ -166,7 +178,8 @@ class Store:
                 lock.acquire()
         try:
             yield
-            # whoever waits on this file looks for the entry again, so a published one needs no lock file any more
+            # whoever waits on this file looks for the entry again, so a published one needs no lock
+            # file any more
             if self.has(stage, key):
                 Path(lock.lock_file).unlink(missing_ok=True)
         finally:
@@ -174,7 +187,9 @@ class Store:
 
     @contextmanager
     def draft(self, recipe: Recipe) -> Iterator[Draft]:
-        """Open a draft in .tmp/; whatever ends the block, nothing of it stays there unless the recipe is resumable."""
+        """Open a draft in .tmp/; whatever ends the block, nothing of it stays there unless the
+        recipe is resumable.
+        """
         from filelock import FileLock
 
         folder = self.root / ".tmp"
@@ -209,7 +224,9 @@ class Store:
                 continue
 
     def publish(self, draft: Draft, recipe: Recipe) -> None:
-        """Make the sealed draft durable and visible. Where the key is there already, the first one stands."""
+        """Make the sealed draft durable and visible. Where the key is there already, the first one
+        stands.
+        """
         target = self.path(recipe.stage, recipe.key)
         settle(draft.path)
         target.parent.mkdir(exist_ok=True)
@@ -244,13 +261,17 @@ class Store:
             raise
 
     def resolve(self, reference: str) -> Entry:
-        """Return the entry that a path, a name or a unique key prefix means. Raises StoreError or UsageError."""
+        """Return the entry that a path, a name or a unique key prefix means. Raises StoreError or
+        UsageError.
+        """
         path = self.locate(reference)
         stage, key = path.parent.name, path.name
         home = Store(path.parent.parent, self.report)
         entry = home.find(stage, key) if stage in STAGES else None
         if entry is None:
-            raise StoreError(f"{reference} is not an entry of a wanpipe cache, or was damaged; make it again")
+            raise StoreError(
+                f"{reference} is not an entry of a wanpipe cache, or was damaged; make it again"
+            )
         return entry
 
     def locate(self, reference: str) -> Path:
@@ -280,10 +301,16 @@ class Store:
     def names(self) -> dict[str, str]:
         """All names given with --name, with what they stand for (`stage/key`)."""
         folder = self.root / ".names"
-        return {file.name: file.read_text().strip() for file in folder.glob("*")} if folder.is_dir() else {}
+        return (
+            {file.name: file.read_text().strip() for file in folder.glob("*")}
+            if folder.is_dir()
+            else {}
+        )
 
     def name(self, name: str, path: Path) -> None:
-        """Let `name` stand for the entry at `path` from now on. Raises UsageError for what is not an entry of this cache."""
+        """Let `name` stand for the entry at `path` from now on. Raises UsageError for what is not
+        an entry of this cache.
+        """
         check_name(name)
         if path.parent.parent != self.root:
             raise UsageError(f"a name is for an entry of the cache, got {path}; leave --name out")
@@ -295,7 +322,9 @@ class Store:
             draft.replace(folder / name)
 
     def records(self, stage: str) -> Iterator[dict[str, Any]]:
-        """Records of all entries of a stage, unchecked: for looking and explaining, never for computing."""
+        """Records of all entries of a stage, unchecked: for looking and explaining, never for
+        computing.
+        """
         for path in (self.root / stage).glob("*/zarr.json"):
             try:
                 yield json.loads(path.read_text(encoding="utf-8"))["attributes"]["wanpipe"]
@@ -313,7 +342,8 @@ def check_name(name: str) -> None:
     fine = name and all(letter.isalnum() or letter in "-_." for letter in name) and name[0] != "."
     if not fine or is_prefix(name):
         raise UsageError(
-            f"a name must be letters, digits, - _ . and not look like a key, got {name!r}; use one like cat-1"
+            f"a name must be letters, digits, - _ . and not look like a key, got {name!r}; use one "
+            "like cat-1"
         )
 
 
@@ -332,7 +362,9 @@ def record_of(recipe: Recipe, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def settle(path: Path) -> None:
-    """Make a directory tree durable: files read-only and synced, then its directories, innermost first."""
+    """Make a directory tree durable: files read-only and synced, then its directories, innermost
+    first.
+    """
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
             file = Path(folder, name)
@@ -351,7 +383,9 @@ def sync(path: Path) -> None:
 
 
 def nearest(recipe: Recipe, records: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> str:
-    """Say in words how a missing entry differs from the nearest one: the first field of the material that differs."""
+    """Say in words how a missing entry differs from the nearest one: the first field of the
+    material that differs.
+    """
     wanted = flatten(recipe.whole)
     best: list[tuple[str, Any, Any]] | None = None
     for record in records:

@@ -1,0 +1,92 @@
+"""Every model of the family against the official sampling loops, through the command line, each
+stage a process.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from tests.commands import succeed
+from tests.conftest import DATA, golden, relative_error, settings
+
+RUNS = [
+    ("wan21-t2v", "e2e"),
+    ("wan21-t2v", "e2e_dpmpp"),
+    ("wan22-t2v-a14b", "e2e"),
+    ("wan22-i2v-a14b", "e2e"),
+    ("wan22-ti2v-5b", "e2e_t2v"),
+    ("wan22-ti2v-5b", "e2e_i2v"),
+    ("wan21-i2v", "e2e"),
+]
+LATENT_TOLERANCE = 1e-4
+
+
+def attributes(path: str | Path) -> dict:
+    return dict(zarr.open_group(str(path), mode="r").attrs["wanpipe"])
+
+
+def denoise_options(run: dict, size: tuple[int, int]) -> list:
+    guide = run["guide_scale"]
+    scale = ",".join(map(str, guide)) if isinstance(guide, list) else guide
+    return [
+        *("--width", size[0], "--height", size[1], "--num-frames", run["frame_num"]),
+        *("--steps", run["sampling_steps"], "--shift", run["shift"]),
+        *("--guide-scale", scale, "--scheduler", run["solver"]),
+    ]
+
+
+@pytest.mark.parametrize(("checkpoint", "topic"), RUNS)
+def test_five_processes_give_the_official_latents_and_film(
+    checkpoint: str, topic: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    reference, run = golden(f"{checkpoint}/{topic}"), settings(f"{checkpoint}/{topic}")
+    np.save(tmp_path / "noise.npy", reference["noise"])
+    height, width = reference["video"].shape[2:]
+
+    def made(*arguments: object) -> str:
+        return succeed(*arguments, cwd=tmp_path).paths[-1]
+
+    model = made("convert", "--checkpoint-dir", checkpoints / checkpoint, "--dtype", "float32")
+    prompts = ["--prompt", run["prompt"], "--negative-prompt", run["n_prompt"]]
+    sources = ["--from", made("encode-text", "--model", model, *prompts)]
+    if "image" in run:
+        picture = DATA / "expected" / checkpoint / run["image"]
+        canvas = ["--width", width, "--height", height, "--num-frames", run["frame_num"]]
+        fit = "cover" if checkpoint == "wan22-ti2v-5b" else "stretch"
+        image = made("encode-image", "--model", model, "--image", picture, *canvas, "--fit", fit)
+        check_image(tmp_path / image, reference)
+        sources += ["--from", image]
+    options = denoise_options(run, (width, height))
+    step = made("denoise", "--model", model, *sources, "--noise", "noise.npy", *options)
+    check_chain(tmp_path, step, reference)
+    frames = made("decode", "--from", step, "--output", "film.mp4")
+    ours = zarr.open_group(str(tmp_path / frames), mode="r")["frames"][...].astype(int)
+    assert np.abs(ours - reference["video"].transpose(1, 2, 3, 0)).max() <= 1
+
+
+def check_image(entry: Path, reference: dict[str, np.ndarray]) -> None:
+    group = zarr.open_group(str(entry), mode="r")
+    if "condition" in group:
+        assert np.array_equal(group["condition"][:4], reference["y"][:4])
+        assert relative_error(group["condition"][...], reference["y"]) <= 1e-5
+    else:
+        assert relative_error(group["latent"][...], reference["image_latent"]) <= 1e-5
+    if "clip_fea" in reference:
+        assert relative_error(group["clip"][...], reference["clip_fea"][0]) <= 1e-5
+
+
+def check_chain(root: Path, last: str, reference: dict[str, np.ndarray]) -> None:
+    """Follow the parents from the last step to the noise, comparing every latent and timestep."""
+    key, steps = Path(last).name, []
+    while key is not None:
+        path = root / "cache" / "denoise" / key
+        record = attributes(path)
+        latent = zarr.open_group(str(path), mode="r")["latent"][...]
+        steps.append((record["step"], record["material"]["timestep"], latent))
+        key = record["parent"]
+    assert [step for step, _, _ in reversed(steps)] == list(range(len(reference["latents"])))
+    for step, timestep, latent in steps:
+        assert timestep == reference["timesteps"][step]
+        assert relative_error(latent, reference["latents"][step]) <= LATENT_TOLERANCE, step

@@ -1,0 +1,153 @@
+"""What a denoising run is: what is asked for, and what is left open and follows from the rest.
+
+Refuses what cannot be right before any weight is loaded.
+"""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from wanpipe import geometry
+from wanpipe.config import ModelConfig, Strict
+from wanpipe.errors import UsageError
+from wanpipe.model import Model
+from wanpipe.sampling import SOLVERS
+from wanpipe.sampling.schedule import Schedule
+from wanpipe.sources import Sources
+from wanpipe.store import Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """How to denoise; what is None follows from the step gone on from, else from the model.
+
+    `guide_scale` is one number or (low noise, high noise), `timesteps` an explicit grid before the
+    shift.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    steps: int | None = None
+    guide_scale: tuple[float, ...] | None = None
+    shift: float | None = None
+    scheduler: str | None = None
+    timesteps: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] = ()
+    noise: Path | None = None
+    stop_at: int | None = None
+    trim_first_frames: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Strict):
+    """What a run is. Every step remembers it under `made`, so that a run can be finished from any
+    of its steps.
+
+    `guide_scale` is (low noise, high noise); `num_frames` is what the film will have, without the
+    trimmed ones.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    steps: int
+    guide_scale: tuple[float, float]
+    shift: float
+    scheduler: str
+    timesteps: tuple[float, ...] | None = None
+    trim_first_frames: int = 0
+
+    def schedule(self) -> Schedule:
+        """The timesteps and sigmas of this run."""
+        solver = SOLVERS[self.scheduler]
+        schedule: Schedule = solver.schedule(self.steps, self.shift, self.timesteps)
+        return schedule
+
+
+def settle(model: Model, given: Sources, params: Params) -> Settings:
+    """Settle every setting, from the step gone on from or else from the image and the model.
+
+    Raises UsageError for a setting that cannot be right, or that the step settled otherwise.
+    """
+    asked = {
+        field.name: getattr(params, field.name)
+        for field in fields(Settings)
+        if field.name != "guide_scale" and getattr(params, field.name) is not None
+    }
+    if given.step is not None:
+        settings = continued(given.step, asked)
+    else:
+        settings = begun(model, given.image, asked)
+    if params.guide_scale is not None:
+        settings = replace(settings, guide_scale=guide_pair(params.guide_scale, model.config))
+    check(model, given.image, settings)
+    return settings
+
+
+def continued(step: Entry, asked: dict[str, Any]) -> Settings:
+    """What a step remembers; grid and size cannot change under way, so asking for others fails."""
+    settings = Settings.from_json(step.made["settings"], f"settings of step {step.key[:8]}")
+    for name, value in asked.items():
+        there = getattr(settings, name)
+        if value != there:
+            raise UsageError(
+                f"{name.replace('_', '-')} of the run that step {step.key[:8]} belongs to is "
+                f"{there}, got {value}; leave it out, or start from noise"
+            )
+    return settings
+
+
+def begun(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
+    """What a run from noise takes: what is asked, else the image's canvas, else the defaults."""
+    defaults = model.config.defaults.to_json()
+    names = {field.name for field in fields(Settings)}
+    values = {name: value for name, value in defaults.items() if name in names}
+    values["scheduler"] = "unipc"
+    if image is not None:
+        made = image.material
+        values |= {"width": made["width"], "height": made["height"]}
+        if made["mode"] == "i2v":
+            values["num_frames"] = made["num_frames"] - 4 * asked.get("trim_first_frames", 0)
+    values |= asked
+    if values.get("timesteps"):
+        values["steps"] = len(values["timesteps"])
+    return Settings.from_json(values, "settings")
+
+
+def check(model: Model, image: Entry | None, settings: Settings) -> None:
+    """Raise UsageError for a size that the model cannot make or the image was not encoded for."""
+    geometry.check_frames(settings.num_frames)
+    geometry.check_size(settings.width, settings.height, model.config.side_multiple)
+    if settings.trim_first_frames < 0:
+        trim = settings.trim_first_frames
+        raise UsageError(f"trim-first-frames must not be negative, got {trim}; use 0 or more")
+    if image is None:
+        return
+    made, size = image.material, (settings.width, settings.height)
+    frames = settings.num_frames + 4 * settings.trim_first_frames
+    if (made["width"], made["height"]) != size:
+        raise UsageError(
+            f"image entry {image.key[:8]} is {made['width']}x{made['height']}, the video "
+            f"{size[0]}x{size[1]}; encode the image at that size"
+        )
+    if made["mode"] == "i2v" and made["num_frames"] != frames:
+        raise UsageError(
+            f"image entry {image.key[:8]} is for {made['num_frames']} frames, the video has "
+            f"{frames}; encode the image with --num-frames {frames}"
+        )
+
+
+def guide_pair(scale: tuple[float, ...] | None, config: ModelConfig) -> tuple[float, float]:
+    """Read --guide-scale for a model: one number for all steps, or LOW,HIGH for two experts."""
+    if scale is None:
+        return config.defaults.guide_scale
+    if len(scale) == 1:
+        return scale[0], scale[0]
+    if len(scale) != 2 or len(config.experts) != 2:
+        kind = "two experts" if len(config.experts) == 2 else "one expert"
+        raise UsageError(
+            f"guide-scale must be one number, or LOW,HIGH for two experts; {config.variant} has "
+            f"{kind}, got {len(scale)} numbers"
+        )
+    return scale[0], scale[1]
