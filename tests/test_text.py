@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import golden, settings
 
+from tests.conftest import golden, settings
 from wanpipe.config import NEGATIVE
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.text import Tokenizer, clean

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import DATA, golden, relative_error
 from mlx.utils import tree_flatten
-from official import converted
 
+from tests.conftest import DATA, golden, relative_error
+from tests.models.official import converted
 from wanpipe.config import CLIPConfig
 from wanpipe.device import mlx_dtype
 from wanpipe.image import clip_pixels, open_image

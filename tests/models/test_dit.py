@@ -7,9 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import golden, relative_error
-from official import converted
 
+from tests.conftest import golden, relative_error
+from tests.models.official import converted
 from wanpipe.device import mlx_dtype
 from wanpipe.models import dit
 from wanpipe.models.dit import Condition, DiT

@@ -5,11 +5,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import golden, relative_error
 from mlx.utils import tree_flatten
-from official import converted
 from safetensors.numpy import save_file
 
+from tests.conftest import golden, relative_error
+from tests.models.official import converted
 from wanpipe.config import T5Config
 from wanpipe.errors import CheckpointError
 from wanpipe.models import umt5

@@ -1,58 +1,36 @@
 """Both VAEs against the official ones, and what streaming promises: order, independence, memory."""
 
-from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import golden, relative_error, settings
-from mlx.utils import tree_flatten
+from official import converted
 
-from wanpipe.config import VAEConfig
+from tests.conftest import golden, relative_error, settings
 from wanpipe.errors import UsageError
 from wanpipe.models import causal_vae, vae
-from wanpipe.weights.read import open_tensors
-from wanpipe.weights.rename import Row, apply_transform, plan
-from wanpipe.weights.rules import vae as rules
+from wanpipe.weights.load import load_network
 
-CONFIGS = {
-    "2.1": VAEConfig(version="2.1", encoder_dim=4, decoder_dim=4, z_dim=16),
-    "2.2": VAEConfig(version="2.2", encoder_dim=4, decoder_dim=3, z_dim=48),
-}
 FOLDERS = {"2.1": "wan21-t2v", "2.2": "wan22-ti2v-5b"}
+MODELS = {"2.1": "wan21-i2v", "2.2": "wan22-ti2v-5b"}  # text-to-video models have no encoder
 ENCODED = {"2.1": ("1x32x48", "5x32x24", "9x16x32"), "2.2": ("1x64x32", "5x32x48", "9x32x16")}
 DECODED = {"2.1": ("1x4x6", "2x4x3", "3x2x4"), "2.2": ("1x2x4", "2x3x2", "3x1x2")}
-Halves = dict[str, tuple[vae.Encoder, vae.Decoder]]
+Halves = tuple[vae.Encoder, vae.Decoder]
 
 
-def filled(network: nn.Module, path: Path, rows: Sequence[Row]) -> nn.Module:
-    targets = {name: tuple(value.shape) for name, value in tree_flatten(network.parameters())}
-    with open_tensors(path) as file:
-        for move in plan(file.tensors, rows, targets, str(path)):
-            values = apply_transform(file.read_float32(move.source), move.transform)
-            network.load_weights([(move.target, mx.array(values))], strict=False)
-    return network
+def load(checkpoints: Path, version: str, dtype: mx.Dtype) -> Halves:
+    directory, model = converted(checkpoints, MODELS[version])
+    encoder, decoder = vae.encoder(model.vae), vae.decoder(model.vae)
+    load_network(encoder, directory / model.components["vae_encoder"].file, dtype)
+    load_network(decoder, directory / model.components["vae"].file, dtype)
+    return encoder, decoder
 
 
 @pytest.fixture(scope="module")
-def halves(checkpoints: Path) -> Halves:
-    files = {
-        version: checkpoints / FOLDERS[version] / f"Wan{version}_VAE.pth" for version in CONFIGS
-    }
-    rows = {
-        "2.1": (rules.ROWS_21_ENCODER, rules.ROWS_21_DECODER),
-        "2.2": (rules.ROWS_22_ENCODER, rules.ROWS_22_DECODER),
-    }
-    return {
-        version: (
-            filled(vae.encoder(config), files[version], rows[version][0]),
-            filled(vae.decoder(config), files[version], rows[version][1]),
-        )
-        for version, config in CONFIGS.items()
-    }
+def halves(checkpoints: Path) -> dict[str, Halves]:
+    return {version: load(checkpoints, version, mx.float32) for version in MODELS}
 
 
 def video(version: str, size: str) -> mx.array:
@@ -64,16 +42,20 @@ def latent(version: str, size: str) -> mx.array:
     return mx.array(golden(f"{FOLDERS[version]}/vae")[f"dec_{size}_z"])
 
 
-@pytest.mark.parametrize(("version", "size"), [(v, size) for v in CONFIGS for size in ENCODED[v]])
-def test_encode_agrees_with_the_official_code(halves: Halves, version: str, size: str) -> None:
+@pytest.mark.parametrize(("version", "size"), [(v, size) for v in MODELS for size in ENCODED[v]])
+def test_encode_agrees_with_the_official_code(
+    halves: dict[str, Halves], version: str, size: str
+) -> None:
     reference = golden(f"{FOLDERS[version]}/vae")[f"enc_{size}_mu"]
     ours = halves[version][0](video(version, size))
     assert ours.dtype == mx.float32
     assert relative_error(ours, reference) <= 1e-5
 
 
-@pytest.mark.parametrize(("version", "size"), [(v, size) for v in CONFIGS for size in DECODED[v]])
-def test_decode_agrees_with_the_official_code(halves: Halves, version: str, size: str) -> None:
+@pytest.mark.parametrize(("version", "size"), [(v, size) for v in MODELS for size in DECODED[v]])
+def test_decode_agrees_with_the_official_code(
+    halves: dict[str, Halves], version: str, size: str
+) -> None:
     reference = golden(f"{FOLDERS[version]}/vae")[f"dec_{size}_x"]
     pieces = list(halves[version][1].frames(latent(version, size)))
     ours = mx.concatenate(pieces)
@@ -82,9 +64,9 @@ def test_decode_agrees_with_the_official_code(halves: Halves, version: str, size
     assert relative_error(ours.transpose(3, 0, 1, 2), reference) <= 1e-5
 
 
-@pytest.mark.parametrize("version", CONFIGS)
+@pytest.mark.parametrize("version", MODELS)
 def test_the_gpu_path_gives_what_the_cpu_path_gives(
-    halves: Halves, version: str, monkeypatch: pytest.MonkeyPatch
+    halves: dict[str, Halves], version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     z, x = latent(version, DECODED[version][1]), video(version, ENCODED[version][1])
     encoder, decoder = halves[version]
@@ -95,7 +77,7 @@ def test_the_gpu_path_gives_what_the_cpu_path_gives(
     assert relative_error(gpu[1], cpu[1]) <= 5e-6
 
 
-@pytest.mark.parametrize("version", CONFIGS)
+@pytest.mark.parametrize("version", MODELS)
 def test_latent_constants_are_the_official_ones(version: str) -> None:
     official = settings(f"{FOLDERS[version]}/vae")
     assert np.array_equal(np.float32(vae.MEAN[version]), np.float32(official["mean"]))
@@ -103,8 +85,10 @@ def test_latent_constants_are_the_official_ones(version: str) -> None:
     assert np.allclose(vae.STD[version], official["std"], rtol=1.2e-7, atol=0)
 
 
-@pytest.mark.parametrize("version", CONFIGS)
-def test_interleaved_decodes_do_not_disturb_each_other(halves: Halves, version: str) -> None:
+@pytest.mark.parametrize("version", MODELS)
+def test_interleaved_decodes_do_not_disturb_each_other(
+    halves: dict[str, Halves], version: str
+) -> None:
     decoder = halves[version][1]
     one, two = (latent(version, size) for size in DECODED[version][1:])
     alone = [list(decoder.frames(z)) for z in (one, two)]
@@ -117,31 +101,33 @@ def test_interleaved_decodes_do_not_disturb_each_other(halves: Halves, version: 
         assert mx.array_equal(mx.concatenate(ours), mx.concatenate(reference))
 
 
-@pytest.mark.parametrize("version", CONFIGS)
+@pytest.mark.parametrize("version", MODELS)
 def test_a_shorter_latent_gives_the_first_frames_of_a_longer_one(
-    halves: Halves, version: str
+    halves: dict[str, Halves], version: str
 ) -> None:
     z = latent(version, DECODED[version][2])
     long, short = (list(halves[version][1].frames(part)) for part in (z, z[:, :2]))
     assert mx.array_equal(mx.concatenate(long[:2]), mx.concatenate(short))
 
 
-@pytest.mark.parametrize("version", CONFIGS)
-def test_frames_past_the_last_group_of_four_are_dropped(halves: Halves, version: str) -> None:
+@pytest.mark.parametrize("version", MODELS)
+def test_frames_past_the_last_group_of_four_are_dropped(
+    halves: dict[str, Halves], version: str
+) -> None:
     encoder, x = halves[version][0], video(version, ENCODED[version][2])
     assert mx.array_equal(encoder(x[:8]), encoder(x[:5]))
     assert mx.array_equal(encoder(x[:4]), encoder(x[:1]))
 
 
-def test_a_video_given_in_chunks_encodes_as_the_whole_one(halves: Halves) -> None:
+def test_a_video_given_in_chunks_encodes_as_the_whole_one(halves: dict[str, Halves]) -> None:
     encoder, x = halves["2.1"][0], video("2.1", "5x32x24")
     grey = mx.concatenate([x[:1], mx.zeros((8, *x.shape[1:]))])
     chunks = (x[:1] if i == 0 else mx.zeros((4, *x.shape[1:])) for i in range(3))
     assert mx.array_equal(encoder.encode(chunks), encoder(grey))
 
 
-@pytest.mark.parametrize("version", CONFIGS)
-def test_memory_does_not_grow_with_length(halves: Halves, version: str) -> None:
+@pytest.mark.parametrize("version", MODELS)
+def test_memory_does_not_grow_with_length(halves: dict[str, Halves], version: str) -> None:
     encoder, decoder = halves[version]
     z, x = latent(version, DECODED[version][2]), video(version, ENCODED[version][2])
 
@@ -158,27 +144,22 @@ def test_memory_does_not_grow_with_length(halves: Halves, version: str) -> None:
     assert peak(9) <= short + 100_000  # the latents themselves
 
 
-@pytest.mark.parametrize("version", CONFIGS)
+@pytest.mark.parametrize("version", MODELS)
 def test_computing_in_bfloat16_costs_no_more_than_four_times_its_rounding_of_weights(
-    halves: Halves, version: str
+    checkpoints: Path, version: str
 ) -> None:
-    encoder, decoder = halves[version]
     z, x = latent(version, DECODED[version][1]), video(version, ENCODED[version][1])
 
-    def run(dtypes: list[mx.Dtype]) -> list[mx.array]:
-        cast = vae.encoder(CONFIGS[version]), vae.decoder(CONFIGS[version])
-        for half, source in zip(cast, (encoder, decoder), strict=True):
-            half.update(source.parameters())
-            for dtype in dtypes:
-                half.set_dtype(dtype)
-        return [cast[0](x), mx.concatenate(list(cast[1].frames(z)))]
+    def outputs(*dtypes: mx.Dtype) -> list[mx.array]:
+        encoder, decoder = load(checkpoints, version, dtypes[0])
+        for half in (encoder, decoder):
+            half.set_dtype(dtypes[-1], lambda dtype: dtype == mx.bfloat16)
+        return [encoder(x), mx.concatenate(list(decoder.frames(z)))]
 
-    exact, weights, all_of_it = (
-        run(dtypes) for dtypes in ([], [mx.bfloat16, mx.float32], [mx.bfloat16])
-    )
-    for reference, rounded, ours in zip(exact, weights, all_of_it, strict=True):
+    exact, rounded = outputs(mx.float32), outputs(mx.bfloat16, mx.float32)
+    for reference, weights, ours in zip(exact, rounded, outputs(mx.bfloat16), strict=True):
         assert ours.dtype == mx.float32
-        assert relative_error(ours, reference) <= 4 * relative_error(rounded, reference)
+        assert relative_error(ours, reference) <= 4 * relative_error(weights, reference)
 
 
 def test_patchify_orders_channel_column_row() -> None:
@@ -190,4 +171,4 @@ def test_patchify_orders_channel_column_row() -> None:
 def test_a_convolution_too_large_for_a_backend_is_refused_before_it_is_computed() -> None:
     layer = causal_vae.CausalConv(3, 4)
     with pytest.raises(UsageError, match="at most 1500000000 values, got 1530000000"):
-        layer(mx.zeros((4, 8500, 10000, 3)), causal_vae.Past([mx.zeros((2, 8500, 10000, 3))]))
+        layer(mx.zeros((4, 8500, 10000, 3)), causal_vae.Past())

@@ -6,7 +6,7 @@ Official sources: wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2), whose bloc
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import product
 
 import mlx.core as mx
@@ -22,21 +22,20 @@ SAME: Padding = ((1, 1), (1, 1))
 
 
 class Past:
-    """The last input frames of every causal layer, in the order in which the layers run.
+    """The last input frames of every causal layer of one video, in the order in which layers run.
 
-    `before` is what the previous chunk left (None for the first chunk), `after` what this one
-    leaves for the next. `lazy` leaves all evaluation to the caller.
+    A chunk takes from the front what the chunk before it left, and leaves its own at the back.
+    One is made for each video and handed to every layer; `lazy` leaves evaluation to the caller.
     """
 
-    def __init__(self, before: Sequence[mx.array] | None = None, lazy: bool = False) -> None:
-        self.first, self.lazy = before is None, lazy
-        self.after: list[mx.array] = []
-        self._before = deque(before or ())
+    def __init__(self, lazy: bool = False) -> None:
+        self.first, self.lazy = True, lazy
+        self._frames: deque[mx.array] = deque()
 
     def join(self, x: mx.array, count: int) -> mx.array:
         """Put the last `count` frames of the previous chunk before `x`, zeros in the first."""
         zeros = (count, *x.shape[1:])
-        before = mx.zeros(zeros, x.dtype) if self.first else self._before.popleft()
+        before = mx.zeros(zeros, x.dtype) if self.first else self._frames.popleft()
         joined = mx.concatenate([before, x])
         self.keep(joined[-count:])
         return joined
@@ -44,15 +43,24 @@ class Past:
     def keep(self, frames: mx.array) -> None:
         """Leave `frames` for the next chunk."""
         # contiguous: a slice would hold the whole chunk in memory until the next one
-        self.after.append(mx.contiguous(frames))
+        self._frames.append(mx.contiguous(frames))
 
     def run(self, layers: Iterable[nn.Module], x: mx.array) -> mx.array:
         """Apply `layers` in turn, each evaluated before the next, so that none's work piles up."""
         for layer in layers:
-            x = layer(x, self)
-            if not self.lazy:
-                mx.eval(x, self.after)
+            x = self.settled(layer(x, self))
         return x
+
+    def settled(self, x: mx.array) -> mx.array:
+        """Evaluate `x` and the frames that its layers leave, and return it."""
+        if not self.lazy:
+            mx.eval(x, *self._frames)
+        return x
+
+    def end(self, x: mx.array) -> mx.array:
+        """Evaluate `x`, the result of a chunk, and return it; the next chunk is not the first."""
+        self.first = False
+        return self.settled(x)
 
 
 class Conv(nn.Module):

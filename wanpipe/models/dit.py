@@ -213,6 +213,7 @@ class DiT(nn.Module):
         """
         time, modulation = self.embed_time(timesteps)
         counts = grid(x.shape[1:], self.config.patch)
+        assert len(timesteps) in (1, counts[0]), (len(timesteps), counts)
         tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
         table = rope.tables(counts, self.config.dim // self.config.heads)
         for index, block in enumerate(self.blocks):

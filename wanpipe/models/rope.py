@@ -20,23 +20,32 @@ def pairs(width: int) -> tuple[int, int, int]:
     return width // 2 - 2 * side, side, side
 
 
-def angles(grid: tuple[int, int, int], width: int) -> np.ndarray:
-    """Angles (L, D / 2) in float64 of the tokens of a grid (F, H, W), each axis with its ladder."""
-    parts = []
-    for axis, (count, ladder) in enumerate(zip(grid, pairs(width), strict=True)):
-        table = np.outer(np.arange(count), THETA ** -(np.arange(ladder) / ladder))
-        shape = [1, 1, 1, ladder]
-        shape[axis] = count
-        parts.append(np.broadcast_to(table.reshape(shape), (*grid, ladder)))
-    return np.concatenate(parts, axis=-1).reshape(-1, width // 2)  # (L, D / 2)
+def angles(grid: tuple[int, int, int], width: int) -> list[np.ndarray]:
+    """Angles of each axis of a grid (F, H, W) in float64: (F, P), (H, P) and (W, P) for P pairs."""
+    return [
+        np.outer(np.arange(count), THETA ** -(np.arange(ladder) / ladder))
+        for count, ladder in zip(grid, pairs(width), strict=True)
+    ]
 
 
 @lru_cache(maxsize=2)
 def tables(grid: tuple[int, int, int], width: int) -> Tables:
     """Cosines (L, 1, D / 2, 1) and signed sines (L, 1, D / 2, 2) of a grid, shaped for `rotate`."""
-    phase = angles(grid, width)[:, None, :, None]
-    signed = np.sin(phase) * np.array([-1.0, 1.0])
-    return mx.array(np.cos(phase).astype(np.float32)), mx.array(signed.astype(np.float32))
+    axes = angles(grid, width)
+    cos = _spread([np.cos(axis) for axis in axes], grid)
+    sin = _spread([np.sin(axis) for axis in axes], grid)
+    return mx.array(cos), mx.array(np.concatenate([-sin, sin], axis=-1))
+
+
+def _spread(parts: list[np.ndarray], grid: tuple[int, int, int]) -> np.ndarray:
+    """Give every token of a grid the values (P) of its frame, row and column: (L, 1, D / 2, 1)."""
+    frames, rows, columns = (part.astype(np.float32) for part in parts)
+    spread = [
+        np.broadcast_to(part, (*grid, part.shape[-1]))
+        for part in (frames[:, None, None], rows[None, :, None], columns[None, None])
+    ]
+    joined = np.concatenate(spread, axis=-1)  # (F, H, W, D / 2)
+    return joined.reshape(-1, 1, joined.shape[-1], 1)  # (L, 1, D / 2, 1)
 
 
 @fused

@@ -83,24 +83,16 @@ class Decoder(Half):
         Float32 in [-1, 1]; every piece is evaluated before the next is begun.
         """
         z = latent.astype(mx.float32).transpose(1, 2, 3, 0) / self._scale + self._mean
-        past = None
+        past = Past()
         for f in range(len(z)):
-            frames, past = self.chunk(z[f : f + 1], past)
-            mx.eval(frames, past)
-            yield frames
+            yield self.chunk(z[f : f + 1], past)
 
-    def chunk(
-        self, z: mx.array, before: list[mx.array] | None, lazy: bool = False
-    ) -> tuple[mx.array, list[mx.array]]:
-        """Decode one latent frame (1, H, W, C), given what the chunk before left (None: first).
-
-        `lazy` leaves all evaluation to the caller.
-        """
-        past = Past(before, lazy)
-        x = self.input(self.latent(z.astype(self.dtype)), past)
-        x = past.run([self.middle, *self.up], x)
+    def chunk(self, z: mx.array, past: Past) -> mx.array:
+        """Decode one latent frame (1, H, W, C); `past` is that of the frames before it."""
+        z = self.latent(z.astype(self.dtype))
+        x = past.run([self.middle, *self.up], self.input(z, past))
         x = self.output(self.norm(x), past).astype(mx.float32)
-        return mx.clip(unpatchify(x, self._patch), -1, 1), past.after
+        return past.end(mx.clip(unpatchify(x, self._patch), -1, 1))
 
 
 class Encoder(Half):
@@ -125,27 +117,18 @@ class Encoder(Half):
 
     def encode(self, video: Iterable[mx.array]) -> mx.array:
         """Encode a video that comes as one frame, then fours, and need never exist whole."""
-        past, latents = None, []
-        for frames in video:
-            latent, past = self.chunk(frames, past)
-            mx.eval(latent, past)
-            latents.append(latent)
-        return mx.concatenate(latents).transpose(3, 0, 1, 2)
+        past = Past()
+        latents = [self.chunk(frames, past) for frames in video]
+        return mx.concatenate(latents).transpose(3, 0, 1, 2)  # (C, F, H, W)
 
-    def chunk(
-        self, frames: mx.array, before: list[mx.array] | None, lazy: bool = False
-    ) -> tuple[mx.array, list[mx.array]]:
-        """Encode one chunk (T, Y, X, 3), given what the chunk before left (None: first).
-
-        `lazy` leaves all evaluation to the caller.
-        """
-        past = Past(before, lazy)
-        x = self.input(patchify(frames, self._patch).astype(self.dtype), past)
-        x = past.run([*self.down, self.middle], x)
+    def chunk(self, frames: mx.array, past: Past) -> mx.array:
+        """Encode one chunk (T, Y, X, 3); `past` is that of the chunks before it."""
+        x = patchify(frames, self._patch).astype(self.dtype)
+        x = past.run([*self.down, self.middle], self.input(x, past))
         x = self.output(self.norm(x), past)
         # the other half is the log variance, and nobody samples
         mean = self.latent(x)[..., : self._z_dim].astype(mx.float32)
-        return (mean - self._mean) * self._scale, past.after
+        return past.end((mean - self._mean) * self._scale)
 
 
 def decoder(config: VAEConfig) -> Decoder:

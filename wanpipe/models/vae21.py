@@ -18,8 +18,9 @@ def down_path(base: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     inputs = base
     for level, width in enumerate(WIDTHS):
-        layers += [ResidualBlock(inputs, base * width), ResidualBlock(base * width, base * width)]
-        inputs = base * width
+        outputs = base * width
+        layers += [ResidualBlock(inputs, outputs), ResidualBlock(outputs, outputs)]
+        inputs = outputs
         if level < len(TEMPORAL):
             layers.append(Downsample(inputs, TEMPORAL[level]))
     return layers
@@ -31,7 +32,7 @@ def up_path(base: int) -> list[nn.Module]:
     inputs = base * WIDTHS[-1]
     for level in reversed(range(len(WIDTHS))):
         outputs = base * WIDTHS[level]
-        layers += [ResidualBlock(inputs, outputs), *(ResidualBlock(outputs, outputs) for _ in "12")]
+        layers += [ResidualBlock(width, outputs) for width in (inputs, outputs, outputs)]
         inputs = outputs
         if level > 0:
             layers.append(Upsample(outputs, outputs // 2, TEMPORAL[level - 1]))

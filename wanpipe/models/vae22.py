@@ -21,12 +21,10 @@ def average(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
     """
     x = mx.pad(x, [(-x.shape[0] % time, 0), (0, 0), (0, 0), (0, 0)])
     T, H, W, C = x.shape
-    x = x.reshape(T // time, time, H // side, side, W // side, side, C).transpose(
-        0, 2, 4, 6, 1, 3, 5
-    )
-    return x.reshape(T // time, H // side, W // side, outputs, -1).mean(
-        -1
-    )  # (T/time, H/side, W/side, C)
+    x = x.reshape(T // time, time, H // side, side, W // side, side, C)
+    x = x.transpose(0, 2, 4, 6, 1, 3, 5)
+    x = x.reshape(T // time, H // side, W // side, outputs, -1)  # (T, H, W, C, values of a run)
+    return x.mean(-1)
 
 
 def duplicate(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
@@ -36,10 +34,8 @@ def duplicate(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
     """
     T, H, W, C = x.shape
     copies = outputs * time * side * side // C
-    x = mx.broadcast_to(x[..., None], (T, H, W, C, copies)).reshape(
-        T, H, W, outputs, time, side, side
-    )
-    x = x.transpose(0, 4, 1, 5, 2, 6, 3)
+    x = mx.broadcast_to(x[..., None], (T, H, W, C, copies))
+    x = x.reshape(T, H, W, outputs, time, side, side).transpose(0, 4, 1, 5, 2, 6, 3)
     return x.reshape(T * time, H * side, W * side, outputs)  # (time*T, side*H, side*W, C)
 
 
@@ -51,16 +47,13 @@ class DownStage(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, shrink: bool, temporal: bool) -> None:
         super().__init__()
-        self.blocks: list[nn.Module] = [
-            ResidualBlock(inputs, outputs),
-            ResidualBlock(outputs, outputs),
-        ]
-        if shrink:
-            self.blocks.append(Downsample(outputs, temporal))
+        blocks = [ResidualBlock(inputs, outputs), ResidualBlock(outputs, outputs)]
+        self.blocks = [*blocks, Downsample(outputs, temporal)] if shrink else blocks
         self.outputs, self.time, self.side = outputs, 1 + temporal, 1 + shrink
 
     def __call__(self, x: mx.array, past: Past) -> mx.array:
-        shortcut = average(x, self.outputs, self.time, self.side)
+        # evaluated first: it is smaller than x, which it would keep alive
+        shortcut = past.settled(average(x, self.outputs, self.time, self.side))
         return past.run(self.blocks, x) + shortcut
 
 
@@ -72,12 +65,8 @@ class UpStage(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, grow: bool, temporal: bool) -> None:
         super().__init__()
-        self.blocks: list[nn.Module] = [
-            ResidualBlock(inputs, outputs),
-            *(ResidualBlock(outputs, outputs) for _ in "12"),
-        ]
-        if grow:
-            self.blocks.append(Upsample(outputs, outputs, temporal))
+        blocks = [ResidualBlock(width, outputs) for width in (inputs, outputs, outputs)]
+        self.blocks = [*blocks, Upsample(outputs, outputs, temporal)] if grow else blocks
         self.outputs, self.time, self.grow = outputs, 1 + temporal, grow
 
     def __call__(self, x: mx.array, past: Past) -> mx.array:

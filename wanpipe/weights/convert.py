@@ -71,10 +71,9 @@ def convert(
     check_room(target, sum(job.bytes for job in jobs if done[job.file] is None))
     try:
         target.mkdir(parents=True, exist_ok=True)
-        components = {}
+        components = {"tokenizer": _copy_tokenizer(checkpoint.files["tokenizer"][0], target)}
         for job in jobs:
             components[job.name] = done[job.file] or _write(job, target, key, progress)
-        components["tokenizer"] = _copy_tokenizer(checkpoint.files["tokenizer"][0], target)
         config = ModelConfig(
             schema=SCHEMA,
             key=key,

@@ -95,7 +95,7 @@ def detect(directory: Path, model_version: str = "auto") -> Checkpoint:
     )
     check_fit(checkpoint, wide)
     insist(checkpoint, model_version)
-    return replace(checkpoint, variant=overridden(checkpoint.variant, configs[0], settings[0]))
+    return replace(checkpoint, variant=overridden(checkpoint.variant, configs, settings))
 
 
 def present(directory: Path, name: str) -> Path:
@@ -129,7 +129,7 @@ def shards(directory: Path) -> tuple[Path, ...]:
         return (present(directory, single),) if alone else tuple(found)
     table = read_json(index).get("weight_map")
     names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
-    if not names or any(Path(name).name != name or not name.isprintable() for name in names):
+    if not names or not all(name and name == Path(name).name.strip("\0") for name in names):
         raise CheckpointError(f"{index} must map tensors to files beside it; download it again")
     return tuple(present(directory, name) for name in names)
 
@@ -190,13 +190,19 @@ def insist(checkpoint: Checkpoint, version: str) -> None:
         )
 
 
-def overridden(variant: Variant, path: Path, config: dict[str, Any]) -> Variant:
-    """Apply the object "wanpipe" of config.json: defaults that differ from the family's."""
-    changes = config.get("wanpipe", {})
+def overridden(
+    variant: Variant, configs: tuple[Path, ...], settings: list[dict[str, Any]]
+) -> Variant:
+    """Apply the object "wanpipe" of config.json: defaults that differ from the family's.
+
+    Of two experts the high-noise one's counts.
+    """
+    path, changes = configs[-1], settings[-1].get("wanpipe", {})
+    if settings[0].get("wanpipe", changes) != changes:
+        raise CheckpointError(f"{configs[0]}: wanpipe must stand in {path} alone")
     if not isinstance(changes, dict):
-        raise CheckpointError(
-            f"{path}: wanpipe must be a JSON object, got {type(changes).__name__}"
-        )
+        kind = type(changes).__name__
+        raise CheckpointError(f"{path}: wanpipe must be a JSON object, got {kind}")
     defaults = Defaults.from_json({**variant.defaults.to_json(), **changes}, f"{path}: wanpipe")
     for name, value in changes.items():
         if not fits(value, getattr(variant.defaults, name)):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from wanpipe.errors import CheckpointError
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 STORED: dict[str, np.dtype[Any]] = {

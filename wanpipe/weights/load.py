@@ -4,7 +4,7 @@ Nothing is read here but the header: a block's weights come from the disk when i
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,7 +20,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     """Map each parameter's path to its shape; evaluates nothing."""
-    return {name: tuple(value.shape) for name, value in tree_flatten(network.parameters())}
+    flat: Any = tree_flatten(network.parameters())
+    return {name: tuple(value.shape) for name, value in flat}
 
 
 def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
@@ -45,7 +46,7 @@ def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
     complaints = "; ".join(f"{what}: {listed(names)}" for what, names in lists if names)
     if complaints:
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
-    weights = mx.load(str(path))
+    weights: Any = mx.load(str(path))
     network.load_weights(
         [(name, weights[name] if name in full else weights[name].astype(dtype)) for name in shapes]
     )

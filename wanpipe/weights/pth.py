@@ -12,7 +12,7 @@ from wanpipe.weights.dtypes import STORED
 from wanpipe.weights.pickled import StoredTensor, interpret
 from wanpipe.weights.tensors import Place, TensorInfo, shown
 
-PICKLE_LIMIT = 1 << 22  # bytes; the pickle of a 14B model has 200 kB
+SMALL = 1 << 21  # bytes; the pickle of a 14B model has 200 kB
 WRAPPERS = ("state_dict", "model", "module")
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -32,11 +32,11 @@ def list_tensors(file: BinaryIO, path: Path) -> dict[str, tuple[TensorInfo, Plac
     if len(pickles) != 1:
         raise CheckpointError(f"{path} is a zip archive without exactly one data.pkl; {RESAVE}")
     root = pickles[0].removesuffix("data.pkl")
-    if read_member(file, found.get(f"{root}byteorder"), 16) == b"big":
+    if read_member(file, found.get(f"{root}byteorder"), path) == b"big":
         raise CheckpointError(
             f"{path} holds big-endian numbers; {RESAVE} on a little-endian machine"
         )
-    table = interpret(read_member(file, found[pickles[0]], PICKLE_LIMIT), str(path))
+    table = interpret(read_member(file, found[pickles[0]], path), str(path))
     result = {}
     for name, tensor in unwrap(table, path).items():
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
@@ -46,12 +46,14 @@ def list_tensors(file: BinaryIO, path: Path) -> dict[str, tuple[TensorInfo, Plac
     return result
 
 
-def read_member(file: BinaryIO, member: Member | None, limit: int) -> bytes:
-    """Read a small member, nothing where there is none; `limit` bytes at most."""
+def read_member(file: BinaryIO, member: Member | None, path: Path) -> bytes:
+    """Read a small member whole; nothing where there is none."""
     if member is None:
         return b""
+    if member.size > SMALL:
+        raise CheckpointError(f"{path} has a table of {member.size} bytes, more than {SMALL}")
     file.seek(member.offset)
-    return file.read(min(member.size, limit))
+    return file.read(member.size)
 
 
 def unwrap(table: Any, path: Path) -> dict[Any, Any]:
