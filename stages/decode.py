@@ -19,6 +19,7 @@ from wanpipe.sources import Sources
 from wanpipe.store import Draft, Entry, Recipe, Store
 
 ALGORITHM = 1
+LARGEST_FPS = 240
 SLICE = 4  # frames in a chunk on disk: as many as one latent frame decodes to
 
 
@@ -34,32 +35,35 @@ class Params:
 
 
 def run(model: Model | None, given: Sources, params: Params, store: Store) -> Entry:
-    """Decode the step's latent unless its frames are there; write the film if one is asked for;
-    return the entry.
+    """Decode the step's latent unless its frames are there; write the film if one is asked for.
+
+    `model` may be None where frames are given. Raises UsageError for params that cannot be right.
     """
     from wanpipe import media
 
     if params.output is not None:
         media.film_format(params.output)
-    if params.fps is not None and not 0 < params.fps <= 240:
-        raise UsageError(f"fps must be above 0 and at most 240, got {params.fps:g}; use 16 or 24")
-    entry = given.frames or frames_of(model, given, params, store)
+    if params.fps is not None and not 0 < params.fps <= LARGEST_FPS:
+        raise UsageError(
+            f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
+        )
+    entry = given.frames
+    if entry is None:
+        if given.step is None:
+            raise UsageError(
+                "no step is given; make one with `wanpipe denoise`, name it with --from"
+            )
+        assert model is not None, "only given frames go without a model"
+        entry = frames_of(model, given.step, params, store)
     if params.output is not None and not store.dry:
         write_film(entry, params.output, params.fps, store)
     return entry
 
 
-def frames_of(model: Model | None, given: Sources, params: Params, store: Store) -> Entry:
-    """Return the entry of the step's frames. Raises UsageError for a step of another VAE or none at
-    all.
-    """
+def frames_of(model: Model, step: Entry, params: Params, store: Store) -> Entry:
+    """Return the entry of the step's frames. Raises UsageError for a step of another VAE."""
     from wanpipe.device import compute_dtype
 
-    step = given.step
-    if step is None or model is None:
-        raise UsageError(
-            "no step is given; make one with `wanpipe denoise` and name it with --from"
-        )
     if step.made["vae"] != model.hash("vae"):
         raise UsageError(
             f"step {step.key[:8]} was made for another VAE than that of {model.directory}; use the "
@@ -176,5 +180,6 @@ def command(
     .png frames.
     """
     given = sources.collect(references, ("step", "frames"), session.store)
-    found = find_model(model, given.entries, session.store) if given.frames is None else None
+    needed = given.frames is None and given.step is not None
+    found = find_model(model, given.entries, session.store) if needed else None
     session.deliver([run(found, given, Params(**asked), session.store).path])

@@ -15,8 +15,10 @@ from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import cli, options
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model, open_model
+from wanpipe.report import Problems
 from wanpipe.sources import Sources
 from wanpipe.store import Entry, Store
+from wanpipe.store.planning import PlanStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,17 @@ class Params:
 
 
 def run(model: Model, params: Params, store: Store) -> list[Path]:
-    """Make one film per seed, computing only what the cache lacks, and return their paths."""
+    """Make one film per seed, computing only what the cache lacks, and return their paths.
+
+    Everything is planned first, so that what cannot be right fails before any weight is loaded.
+    """
+    if not store.dry:
+        make(model, params, PlanStore(store.root, Problems(store.report), force=store.force))
+    return make(model, params, store)
+
+
+def make(model: Model, params: Params, store: Store) -> list[Path]:
+    """Go through the stages with `store`, which computes or plans."""
     text = encode_text.run(model, params.text, store)[0]
     image = None
     if params.image is not None:

@@ -22,6 +22,7 @@ from wanpipe.options import Command, group
 from wanpipe.report import make_report
 from wanpipe.store import Store
 from wanpipe.store.planning import PlanStore
+from wanpipe.store.store import check_name
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -38,7 +39,7 @@ class Session:
         the paths.
         """
         for index, path in enumerate(paths):
-            if self.name and not self.store.dry:
+            if self.name is not None and not self.store.dry:
                 self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", path)
             click.echo(str(path))
 
@@ -69,6 +70,8 @@ def common(function: Command) -> Command:
         quiet: bool,
         **rest: Any,
     ) -> None:
+        if name is not None:
+            check_name(name)
         report = make_report(events, quiet)
         kind = PlanStore if dry_run else Store
         function(session=Session(store=kind(cache, report, force=force), name=name), **rest)
@@ -106,10 +109,10 @@ def cli() -> None:
     """
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int, as_json: bool) -> NoReturn:
     """Print one line on stderr and leave."""
     line = " ".join(message.split())
-    if "--events" in sys.argv:
+    if as_json:
         print(json.dumps({"event": "error", "text": line}, ensure_ascii=False), file=sys.stderr)
     else:
         print(f"wanpipe: error: {line}", file=sys.stderr)
@@ -135,36 +138,29 @@ def terminated(number: int, frame: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exit code 2 for usage, 1 for other failures, 130 when interrupted."""
     signal.signal(signal.SIGTERM, terminated)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = any(word.partition("=")[0] == "--events" for word in words)
     try:
         check_stages()
-        cli.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="wanpipe",
-            standalone_mode=False,
-        )
+        cli.main(args=words, prog_name="wanpipe", standalone_mode=False)
     except WanpipeError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, as_json)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(UsageError.exit_code)
     except click.ClickException as error:
-        hint = (
-            f"; see `{error.ctx.command_path} --help`"
-            if isinstance(error, click.UsageError) and error.ctx
-            else ""
-        )
-        fail(error.format_message().rstrip(".") + hint, error.exit_code)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"; see `{context.command_path} --help`" if context else ""
+        fail(error.format_message().rstrip(".") + hint, error.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort):
-        fail(
-            "interrupted; every finished step is kept, the same command goes on from there",
-            INTERRUPTED,
-        )
+        kept = "every finished step is kept, the same command goes on from there"
+        fail(f"interrupted; {kept}", INTERRUPTED, as_json)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        fail(f"{place}{error.strerror or error}", 1)
+        fail(f"{place}{error.strerror or error}", 1, as_json)
 
 
 if __name__ == "__main__":

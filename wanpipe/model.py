@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from wanpipe.config import Component, ModelConfig, read_model_config
-from wanpipe.errors import CheckpointError, UsageError
+from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.store import Entry, Store
 
 
@@ -76,10 +76,7 @@ def find_model(reference: str | None, entries: list[Entry], store: Store) -> Mod
     `entries` remember.
     """
     if reference is not None:
-        directory = Path(reference)
-        if not (directory / "config.json").is_file() and not directory.is_dir():
-            directory = store.locate(reference)
-        return open_model(directory)
+        return open_model(locate_model(reference, store))
     remembered = [entry.made["model"] for entry in entries if "model" in entry.made]
     if not remembered:
         raise UsageError(
@@ -90,3 +87,16 @@ def find_model(reference: str | None, entries: list[Entry], store: Store) -> Mod
             f"the model was at {remembered[0]} and is gone; say where it is with --model"
         )
     return open_model(remembered[0])
+
+
+def locate_model(reference: str, store: Store) -> Path:
+    """Return the directory of a model given as such, as a convert entry or by a name."""
+    if Path(reference).is_dir():
+        return Path(reference)
+    try:
+        return store.locate(reference)
+    except StoreError as error:
+        raise CheckpointError(
+            f"no model {reference}: neither a directory nor an entry of {store.root}; "
+            "make one with `wanpipe convert`"
+        ) from error

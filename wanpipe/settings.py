@@ -112,6 +112,11 @@ def begun(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
     values |= asked
     if values.get("timesteps"):
         values["steps"] = len(values["timesteps"])
+        if asked.get("steps") not in (None, values["steps"]):
+            raise UsageError(
+                f"steps must be the number of timesteps where these are given, {values['steps']}, "
+                f"got {asked['steps']}; leave --steps out"
+            )
     return Settings.from_json(values, "settings")
 
 

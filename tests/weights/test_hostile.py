@@ -233,6 +233,7 @@ def test_a_damaged_tensor_file_is_read_or_refused(
         settle(path)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pickletools, for odd strings
 def test_a_damaged_pickle_in_a_whole_archive_is_read_or_refused(tmp_path: Path) -> None:
     names = ["a.weight", "b.weight", "c.bias"]
     data = pickled({label: plain(str(index), NUMBERS) for index, label in enumerate(names)})

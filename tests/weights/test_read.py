@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.weights.torchfile import pickled, plain, save, storage, tensor, write
+from tests.weights.torchfile import (
+    pickled,
+    plain,
+    save,
+    storage,
+    tensor,
+    write,
+    write_sparse,
+)
 from wanpipe.errors import CheckpointError
 from wanpipe.weights.read import open_tensors
 
@@ -208,3 +216,14 @@ def test_the_test_writer_makes_files_that_are_read(tmp_path: Path) -> None:
     with open_tensors(save(tmp_path / "honest.pth", arrays)) as file:
         for name, array in arrays.items():
             np.testing.assert_array_equal(file.read(name), array)
+
+
+def test_a_torch_file_beyond_four_gigabytes_is_read(tmp_path: Path) -> None:
+    length = 3 << 28  # numbers
+    views = {key: tensor(storage(key, length), (length // 4, 4), (4, 1)) for key in "012"}
+    path = write_sparse(tmp_path / "large.pth", pickled(views), dict.fromkeys("012", 4 * length))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("archive/data/2").file_size == 4 * length
+    with open_tensors(path) as file:
+        assert file.tensors["2"].nbytes == 4 * length
+        assert not file.rows("2", [length // 4 - 1]).any()

@@ -95,3 +95,29 @@ def save(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     table = {label: plain(str(index), array) for index, (label, array) in enumerate(arrays.items())}
     contents = {str(index): array.tobytes() for index, array in enumerate(arrays.values())}
     return write(path, pickled(table), contents)
+
+
+def write_sparse(path: Path, data: bytes, lengths: dict[str, int]) -> Path:
+    """Write an archive in zip64 form whose storages are zeros that take no room on the disk."""
+    members = [(b"archive/data.pkl", len(data))]
+    members += [(f"archive/data/{key}".encode(), length) for key, length in lengths.items()]
+    full = [0xFFFFFFFF] * 2  # see the zip64 field
+    directory = b""
+    with path.open("wb") as file:
+        for label, size in members:
+            start, width = file.tell(), len(label)
+            file.write(struct.pack("<4s5H3L2H", b"PK\3\4", 45, 0, 0, 0, 0, 0, *full, width, 20))
+            file.write(label + struct.pack("<HHQQ", 1, 16, size, size))
+            begin = file.tell()
+            file.write(data if size == len(data) else b"")
+            file.seek(begin + size)
+            kind = (b"PK\1\2", 45, 45, 0, 0, 0, 0, 0)
+            directory += struct.pack("<4s6H3L5H2L", *kind, *full, width, 28, 0, 0, 0, 0, 0xFFFFFFFF)
+            directory += label + struct.pack("<HHQQQ", 1, 24, size, size, start)
+        start, length, count = file.tell(), len(directory), len(members)
+        file.write(directory)
+        ends = (count, count, length, start)
+        file.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, *ends))
+        file.write(struct.pack("<4sLQL", b"PK\6\7", 0, start + length, 1))
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, *full, 0))
+    return path

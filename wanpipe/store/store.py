@@ -285,8 +285,9 @@ class Store:
         found = [
             child
             for stage in STAGES
+            if is_prefix(reference)  # so that nothing else is taken for a pattern
             for child in (self.root / stage).glob(f"{reference}*")
-            if is_prefix(reference) and len(child.name) == KEY_LENGTH
+            if len(child.name) == KEY_LENGTH
         ]
         if len(found) > 1:
             listed = ", ".join(f"{child.parent.name}/{child.name[:12]}" for child in found[:4])

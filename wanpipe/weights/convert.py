@@ -67,11 +67,12 @@ def convert(
         _remove_records(target, finished)
         return finished
     jobs = plan_components(checkpoint, options.dtype)
+    tokenizer = read_tokenizer(checkpoint.files["tokenizer"][0])
     done = {job.file: _recorded(target, job.file, key) for job in jobs}
-    check_room(target, sum(job.bytes for job in jobs if done[job.file] is None))
+    check_room(target, sum((job.bytes for job in jobs if done[job.file] is None), len(tokenizer)))
     try:
         target.mkdir(parents=True, exist_ok=True)
-        components = {"tokenizer": _copy_tokenizer(checkpoint.files["tokenizer"][0], target)}
+        components = {"tokenizer": _write_tokenizer(tokenizer, target)}
         for job in jobs:
             components[job.name] = done[job.file] or _write(job, target, key, progress)
         config = ModelConfig(
@@ -188,12 +189,13 @@ def _blocks(file: TensorFile, job: Job, slot: Slot) -> Iterator[Array]:
         yield recast(apply_transform(block, move.transform), source, slot.dtype, subject)
 
 
-def _copy_tokenizer(source: Path, target: Path) -> Component:
-    """Copy tokenizer.json after a look at its form."""
-    if source.stat().st_size > TOKENIZER_LIMIT:
-        raise CheckpointError(f"{source} has more than {TOKENIZER_LIMIT} bytes; download it again")
-    if not isinstance(read_json(source, TOKENIZER_LIMIT).get("model"), dict):
-        raise CheckpointError(f"{source} is not a tokenizer (no model in it); download it again")
-    data = source.read_bytes()
+def read_tokenizer(path: Path) -> bytes:
+    """Read tokenizer.json. Raises CheckpointError where it is no tokenizer by its form."""
+    if not isinstance(read_json(path, TOKENIZER_LIMIT).get("model"), dict):
+        raise CheckpointError(f"{path} is not a tokenizer (no model in it); download it again")
+    return path.read_bytes()
+
+
+def _write_tokenizer(data: bytes, target: Path) -> Component:
     replace_file(target / TOKENIZER, data)
     return Component(file=TOKENIZER, hash=xxhash.xxh3_128_hexdigest(data), bytes=len(data))

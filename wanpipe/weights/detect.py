@@ -65,6 +65,20 @@ def detect(directory: Path, model_version: str = "auto") -> Checkpoint:
 
     Raises CheckpointError that names the missing or contradicting file, or says what was found.
     """
+    try:
+        checkpoint = recognise(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from error
+    if model_version not in ("auto", checkpoint.variant.version):
+        raise CheckpointError(
+            f"--model-version says {model_version}, but {directory} holds "
+            f"{checkpoint.variant.name}; leave the option out"
+        )
+    return checkpoint
+
+
+def recognise(directory: Path) -> Checkpoint:
+    """Recognise a checkpoint of either version."""
     parts = transformers(directory)
     files = {name: shards(part) for name, part in parts.items()}
     configs = tuple(part / "config.json" for part in parts.values())
@@ -94,7 +108,6 @@ def detect(directory: Path, model_version: str = "auto") -> Checkpoint:
         configs=configs,
     )
     check_fit(checkpoint, wide)
-    insist(checkpoint, model_version)
     return replace(checkpoint, variant=overridden(checkpoint.variant, configs, settings))
 
 
@@ -129,7 +142,7 @@ def shards(directory: Path) -> tuple[Path, ...]:
         return (present(directory, single),) if alone else tuple(found)
     table = read_json(index).get("weight_map")
     names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
-    if not names or not all(name and name == Path(name).name.strip("\0") for name in names):
+    if not names or not all(name.isprintable() and name == Path(name).name != "" for name in names):
         raise CheckpointError(f"{index} must map tensors to files beside it; download it again")
     return tuple(present(directory, name) for name in names)
 
@@ -179,15 +192,6 @@ def check_fit(checkpoint: Checkpoint, wide: bool) -> None:
                 f"{checkpoint.directory}: {what} must be the transformer's {name} {theirs}, "
                 f"got {ours}; use the files of one checkpoint"
             )
-
-
-def insist(checkpoint: Checkpoint, version: str) -> None:
-    """Check the version that the user insists on."""
-    if version not in ("auto", checkpoint.variant.version):
-        raise CheckpointError(
-            f"--model-version says {version}, but {checkpoint.directory} holds "
-            f"{checkpoint.variant.name}; leave the option out"
-        )
 
 
 def overridden(

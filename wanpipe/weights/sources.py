@@ -11,7 +11,7 @@ from wanpipe.weights.detect import Checkpoint
 
 Progress = Callable[[str, int, int], None]  # file or component, bytes done, bytes in all
 
-CHUNK = 1 << 24  # bytes
+CHUNK = 1 << 22  # bytes; larger ones fall out of the cache of a core
 
 
 def source_hashes(checkpoint: Checkpoint, memo: Memo | None, progress: Progress) -> dict[str, str]:
@@ -22,10 +22,11 @@ def source_hashes(checkpoint: Checkpoint, memo: Memo | None, progress: Progress)
 
     def hasher(path: Path) -> str:
         state, done, total = xxhash.xxh3_128(), 0, path.stat().st_size
+        buffer = memoryview(bytearray(CHUNK))
         with path.open("rb", buffering=0) as file:
-            while block := file.read(CHUNK):
-                state.update(block)
-                done += len(block)
+            while count := file.readinto(buffer):
+                state.update(buffer[:count])
+                done += count
                 progress(path.name, done, total)
         return state.hexdigest()
 
