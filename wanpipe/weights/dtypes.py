@@ -99,7 +99,8 @@ def _eight_bit(exponent_bits: int, infinities: bool) -> Floats:
         values[top] = np.where(mantissa[top] == 0, np.sign(values[top]) * np.inf, np.nan)
     else:  # E4M3 has no infinity; only all ones is not a number
         values[[0x7F, 0xFF]] = np.nan
-    return values.astype(np.float32)
+    table: Floats = values.astype(np.float32)
+    return table
 
 
 EIGHT_BIT = {"F8_E4M3": _eight_bit(4, False), "F8_E5M2": _eight_bit(5, True)}

@@ -1,0 +1,72 @@
+# wanpipe. `make demo` makes films with a tiny model, `make test` runs lint, types and tests.
+# Needs Python 3.11 or newer; everything else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+WANPIPE := $(BIN)/wanpipe
+# MLX's backend: plain on macOS, CUDA where an NVIDIA driver is, else the CPU
+EXTRA := $(shell [ "$$(uname)" = Darwin ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo '[cuda13]' || echo '[cpu]'; })
+
+.PHONY: help demo test lint types unit format films clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)' --group dev
+	touch $@
+
+demo: .venv/ready  ## make films with the tiny model that ships
+	$(WANPIPE) demo
+
+test: lint types unit  ## all checks
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+unit: .venv/ready
+	$(BIN)/python -m pytest
+
+format: .venv/ready  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Films through make's own graph: one rule per stage; each target is a file that holds an entry's path.
+#   make films MODEL=cache/convert/… PROMPT="a cat plays the piano" SEEDS="1 2 3" DENOISE="--steps 30"
+OUT ?= out
+SEEDS ?= 0
+
+films: $(SEEDS:%=$(OUT)/film-%.mp4)  ## one film per seed: MODEL=… PROMPT="…" SEEDS="1 2 3"
+
+ifneq ($(filter films $(OUT)/%,$(MAKECMDGOALS)),)
+$(if $(MODEL),,$(error say MODEL=DIR, a directory that `wanpipe convert` wrote))
+$(if $(PROMPT),,$(error say PROMPT="what the video shows"))
+export MODEL PROMPT
+# what was asked, kept in files that change only when it does: another prompt makes the text anew
+$(shell mkdir -p $(OUT))
+$(file >$(OUT)/text.new,$(MODEL) $(PROMPT))
+$(file >$(OUT)/latent.new,$(DENOISE))
+$(foreach file,text latent,$(shell cd $(OUT) && { cmp -s $(file).new $(file).asked && rm $(file).new || mv $(file).new $(file).asked; }))
+endif
+
+$(OUT)/text: $(OUT)/text.asked
+	$(WANPIPE) encode-text --model "$$MODEL" --prompt "$$PROMPT" >$@.path && mv $@.path $@
+
+$(OUT)/latent-%: $(OUT)/text $(OUT)/latent.asked
+	$(WANPIPE) denoise --model "$$MODEL" --from "$$(cat $<)" --seed $* $(DENOISE) >$@.path && mv $@.path $@
+
+$(OUT)/film-%.mp4: $(OUT)/latent-%
+	$(WANPIPE) decode --model "$$MODEL" --from "$$(cat $<)" --output $@ >$(OUT)/frames-$* && touch $@
+
+clean:  ## remove what make films wrote
+	rm -rf $(OUT)
+
+.SECONDARY:
+.DELETE_ON_ERROR:
