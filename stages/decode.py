@@ -148,6 +148,7 @@ def write_film(entry: Entry, output: Path, fps: float | None, store: Store) -> N
     from wanpipe.store.keys import canonical
 
     rate = fps or entry.made["fps"]
+    rate = int(rate) if rate == int(rate) else rate
     lineage = {**entry.made["lineage"], "decode": entry.key, "fps": rate}
     comment = canonical({"wanpipe": lineage}).decode()
     if output.exists() and not store.force and says(output, comment):

@@ -90,7 +90,23 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
         recipes = chain.plan(model, settings, inputs, dtype, {**note, **more})
         runs.append(resume(Run(recipes[: stop - first], noise, given.step), store))
     walk(model, given, settings, runs, store)
-    return [one.last for one in runs if one.last is not None]
+    last = [one.last for one in runs if one.last is not None]
+    for entry in last if stop < total else ():
+        warn(entry, settings, store)
+    return last
+
+
+def warn(step: Entry, settings: Settings, store: Store) -> None:
+    """Say where a step that two runs share remembers the settings of the other one."""
+    there = Settings.from_json(step.made["settings"], "settings")
+    for name, value in there.to_json().items():
+        asked = settings.to_json()[name]
+        if value != asked:
+            option = name.replace("_", "-")
+            store.report.remark(
+                f"step {step.key[:8]} remembers {option} {value}, not {asked}; give --{option} "
+                "again when you go on from it"
+            )
 
 
 def starts(
@@ -106,17 +122,19 @@ def starts(
             )
         made = given.step.made
         return [(given.step.key, unused, {"seed": made.get("seed")})]
-    frames = settings.num_frames + 4 * settings.trim_first_frames
-    vae = model.config.vae
+    trim = settings.trim_first_frames
+    vae, frames = model.config.vae, settings.num_frames + 4 * trim
     shape = (vae.z_dim, *geometry.latent_shape(settings.width, settings.height, frames, vae.stride))
+    # part of the noise's material: decode trusts every step of the chain to remember it
+    trimmed = {"trim_first_frames": trim} if trim else {}
     if params.noise is not None:
         if params.seeds:
             raise UsageError("--seed and --noise exclude each other; give one")
         array = sources.read_noise(params.noise, shape)
-        return [(chain.array_material(array), lambda: array, {"seed": None})]
+        return [(chain.array_material(array) | trimmed, lambda: array, {"seed": None})]
     return [
         (
-            chain.noise_material(seed, shape),
+            chain.noise_material(seed, shape) | trimmed,
             cache(lambda seed=seed: chain.draw(seed, shape)),
             {"seed": seed},
         )

@@ -21,6 +21,9 @@ from wanpipe.store import Entry, Store
 from wanpipe.store.planning import PlanStore
 
 
+LONGEST_STEM = 60  # letters of the prompt in the name of a film
+
+
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """What each stage is told; `image` is None for text-to-video. Without an output the film is
@@ -66,7 +69,7 @@ def film_path(params: Params, step: Entry, index: int | None) -> Path:
     asked = params.decode.output
     if asked is None:
         words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
-        return Path("-".join([*words, step.key[:8]]) + ".mp4")
+        return Path(f"{'-'.join(words)[:LONGEST_STEM]}-{step.key[:8]}.mp4")
     if index is None:
         return asked
     return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")

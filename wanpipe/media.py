@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = "png"
+LONGEST_NAME = 200  # bytes; file systems take 255, the temporary name needs some
 FRAME_NAME = re.compile(r"\d{5,}\.png")
 # the scaler must convert with the matrix that the tags name; its default is that of old television
 BT709 = (
@@ -45,6 +46,8 @@ def film_format(path: str | Path) -> str:
     target = Path(path)
     if not target.absolute().parent.is_dir():
         raise UsageError(f"no folder {target.parent} for the film {target.name}; make it first")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UsageError(f"film names have at most {LONGEST_NAME} bytes, got {target.name[:24]}…")
     suffix = target.suffix.lower().removeprefix(".")
     if target.is_dir():
         names = [entry.name for entry in target.iterdir()]
