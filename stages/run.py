@@ -20,7 +20,6 @@ from wanpipe.sources import Sources
 from wanpipe.store import Entry, Store
 from wanpipe.store.planning import PlanStore
 
-
 LONGEST_STEM = 60  # letters of the prompt in the name of a film
 
 
