@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+pytest_plugins = ["tests.workshop"]
 DATA = Path(__file__).parent / "data"
 
 

@@ -63,14 +63,14 @@ def plan(
         material: dict[str, Any] = {
             ("parent" if isinstance(before, str) else "noise"): before,
             "expert": model.hash(expert),
-            "loras": [],
+            "loras": [[lora.hash, lora.strength] for lora in settings.acting(expert)],
             "text": inputs.text,
             "image": inputs.image,
             "guide_scale": high if expert == HIGH else low,
+            "solver": {"name": settings.scheduler, "order": solver.order(schedule, step)},
             "timestep": timestep,
             "sigma": schedule.sigmas[step],
             "sigma_next": schedule.sigmas[step + 1],
-            "solver": {"name": settings.scheduler, "order": solver.order(schedule, step)},
             "dtype": dtype,
         }
         parent = before if isinstance(before, str) else None

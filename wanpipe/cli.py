@@ -21,10 +21,11 @@ from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.options import Command, group
 from wanpipe.report import make_report
 from wanpipe.store import Store
+from wanpipe.store.labels import check_name
 from wanpipe.store.planning import PlanStore
-from wanpipe.store.store import check_name
 
 INTERRUPTED, TERMINATED = 130, 143
+SMALLER = "make width, height or num-frames smaller, or use decode --tiling spatial"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,14 @@ class Session:
     store: Store
     name: str | None
 
-    def deliver(self, paths: Sequence[Path]) -> None:
-        """Name what was made if a name was given (NAME-1, NAME-2 where it is several), then print
-        the paths.
+    def deliver(self, paths: Sequence[Path], entries: Sequence[Path] | None = None) -> None:
+        """Print the paths of what was made, one a line, after naming it if a name was given.
+
+        Several get NAME-1, NAME-2; `entries` are what is named where the paths are not entries.
         """
-        for index, path in enumerate(paths):
+        for index, (path, entry) in enumerate(zip(paths, entries or paths, strict=True)):
             if self.name is not None and not self.store.dry:
-                self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", path)
+                self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", entry)
             click.echo(str(path))
 
 
@@ -123,7 +125,7 @@ def check_stages() -> None:
     """Raise WanpipeError where another package called `stages` is imported in place of ours."""
     ours = Path(__file__).resolve().parent.parent / "stages" / "__init__.py"
     found = Path(stages.__file__ or "").resolve()
-    if found != ours and not hasattr(stages, "COMMANDS"):
+    if found != ours:
         raise WanpipeError(
             f"another package named stages, at {found.parent}, hides wanpipe's; remove it from the "
             "path"
@@ -158,6 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except MemoryError:
+        fail(f"out of memory; {SMALLER}", 1, as_json)
+    except RuntimeError as error:  # MLX has no type of its own for an allocation that failed
+        if "alloc" not in str(error).lower():
+            raise
+        fail(f"out of memory ({error}); {SMALLER}", 1, as_json)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         fail(f"{place}{error.strerror or error}", 1, as_json)

@@ -8,6 +8,7 @@ import math
 from wanpipe.errors import UsageError
 
 Triple = tuple[int, int, int]
+LONGEST, LARGEST = 10_001, 16_384  # frames, and pixels of a side: beyond it is a typing error
 TILE, OVERLAP = 256, 64  # pixels: side of the tiles of a spatial decode, and how far they overlap
 
 
@@ -18,6 +19,8 @@ def side_multiple(stride: Triple, patch: Triple) -> int:
 
 def check_frames(num_frames: int) -> None:
     """Raise UsageError that names the nearest right counts unless `num_frames` is 4n+1."""
+    if num_frames > LONGEST:
+        raise UsageError(f"frames must be at most {LONGEST}, got {num_frames}; make shorter films")
     if num_frames < 1 or num_frames % 4 != 1:
         below = max(-3, (num_frames - 1) // 4 * 4 + 1)
         raise UsageError(f"frames must be 4n+1, got {num_frames}; use {_either(below, below + 4)}")
@@ -26,6 +29,8 @@ def check_frames(num_frames: int) -> None:
 def check_size(width: int, height: int, multiple: int) -> None:
     """Raise UsageError that names the nearest right values unless both sides fit."""
     for name, side in (("width", width), ("height", height)):
+        if side > LARGEST:
+            raise UsageError(f"{name} must be at most {LARGEST}, got {side}; make it smaller")
         if side < 1 or side % multiple:
             below = max(0, side // multiple * multiple)
             raise UsageError(

@@ -1,0 +1,133 @@
+"""Flow matching: one training loop for the transformer, its experts and its LoRA."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.train_demo.optim import Graph, Optimizer, Rates, clock, strata
+from bench.train_demo.wan_net import T5, Dit, is_matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Set:
+    """What is trained on: latents (N, 16, F, H, W), ids (N, ways, L), dropped ids (2, L)."""
+
+    latents: Tensor
+    ids: Tensor
+    dropped: Tensor
+    images: Tensor | None = None  # the latents of the first frames alone, for I2V
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one network is trained; u from `low` to `high` becomes the noise level 3u/(1+2u)."""
+
+    seconds: float
+    rates: Rates
+    low: float = 0.0
+    high: float = 1.0
+    batch: int = 256
+    text: bool = False  # train the text encoder too
+    first: float = 0.0  # progress to start at
+    show: float = 15.0
+    record: bool = True
+    compile: bool = True
+
+
+def velocity_loss(t5: T5, dit: Dit, data: Set, plan: Plan) -> Tensor:
+    """Draw a batch, noise it and compare the velocities; gives one loss per clip."""
+    device, batch = data.latents.device, plan.batch
+    pick = torch.randint(len(data.latents), (batch,), device=device)
+    way = torch.randint(data.ids.shape[1], (batch,), device=device)
+    chance = torch.rand(batch, 1, device=device)
+    ids = data.ids[pick, way].long()
+    ids = torch.where(chance < 0.05, data.dropped[0], ids)
+    ids = torch.where(chance > 0.93, data.dropped[1], ids)
+    u = plan.low + (plan.high - plan.low) * strata(batch, device)
+    level = 3 * u / (1 + 2 * u)
+    clean = data.latents[pick].float()
+    noise = torch.randn_like(clean)
+    s = level[:, None, None, None, None]
+    x = (1 - s) * clean + s * noise
+    if data.images is not None:
+        mask = torch.zeros_like(clean[:, :4])
+        mask[:, :, 0] = 1
+        x = torch.cat([x, mask, data.images[pick].float()], 1)
+    with torch.autocast(device.type, torch.bfloat16, device.type == "cuda", cache_enabled=False):
+        found = dit(x, level * 1000, t5(ids))
+    return (found.float() - (noise - clean)).square().mean((1, 2, 3, 4))
+
+
+def train(t5: T5, dit: Dit, data: Set, plan: Plan, matrix: Callable = is_matrix) -> None:
+    """Train in place for the plan's seconds; leaves the averaged weights in the networks."""
+    t5.requires_grad_(plan.text)
+    both = nn.ModuleDict({"t5": t5, "dit": dit})
+    optimizer = Optimizer(both, plan.rates, matrix)
+    if plan.compile:
+        for block in dit.blocks:
+            block.compile(dynamic=False)
+    begin = time.monotonic()
+    quarters = torch.zeros(4, device=data.latents.device)
+
+    def step() -> Tensor:
+        losses = velocity_loss(t5, dit, data, plan)
+        norm = optimizer.step(list(torch.autograd.grad(losses.mean(), optimizer.params)))
+        quarters.lerp_(losses.detach().view(4, -1).mean(1), 0.05)  # strata: u by quarters
+        return norm
+
+    optimizer.turn(plan.first)
+    graph = Graph(step, plan.record)
+    print(f"ready after {time.monotonic() - begin:.0f} s", flush=True)
+    shown = time.monotonic()
+    for i, progress in clock(plan.seconds, plan.first):
+        optimizer.turn(progress)
+        norm = graph()
+        if i % 20 == 0 and time.monotonic() - shown > plan.show:
+            shown = time.monotonic()
+            text = " ".join(f"{x:.4f}" for x in quarters.tolist())
+            print(f"step {i} {progress:.2f} loss by noise {text} norm {norm.item():.2f}")
+    print(f"{optimizer.count} steps", flush=True)
+    both.load_state_dict(optimizer.averages(), strict=False)
+
+
+class Lora(nn.Module):
+    """A linear layer with a low-rank change beside its frozen weight."""
+
+    def __init__(self, base: nn.Linear, rank: int):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(rank, base.in_features, device=base.weight.device))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+        with torch.no_grad():
+            self.down /= base.in_features**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + F.linear(F.linear(x, self.down), self.up)
+
+
+def add_lora(dit: Dit, rank: int) -> None:
+    """Put a LoRA beside every matrix of the blocks; nothing else stays trainable."""
+    dit.requires_grad_(False)
+    for block in dit.blocks:
+        for attn in (block.self_attn, block.cross_attn):
+            for name in "qkvo":
+                setattr(attn, name, Lora(getattr(attn, name), rank))
+        block.ffn[0], block.ffn[2] = Lora(block.ffn[0], rank), Lora(block.ffn[2], rank)
+
+
+def lora_state(dit: Dit) -> dict[str, Tensor]:
+    """Name the low-rank parts as the Lightning files do, in bfloat16; alpha is the rank."""
+    state = {}
+    for name, module in dit.named_modules():
+        if isinstance(module, Lora):
+            key = f"diffusion_model.{name}"
+            state[f"{key}.lora_down.weight"] = module.down.detach().cpu().bfloat16().contiguous()
+            state[f"{key}.lora_up.weight"] = module.up.detach().cpu().bfloat16().contiguous()
+            state[f"{key}.alpha"] = torch.tensor(float(len(module.down))).bfloat16()
+    return state

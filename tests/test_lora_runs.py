@@ -1,0 +1,267 @@
+"""LoRAs and quantised models as users run them: keys, resuming, branching, and what is refused."""
+
+import json
+import lzma
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.conftest import DATA
+from tests.workshop import SMALL, Models, Place, inside
+from wanpipe.store.keys import hash_file
+
+pytest_plugins = ["tests.workshop"]
+
+STYLE, DIFF = "a_lightning_down_up_alpha.safetensors", "c_lightx2v_diff.safetensors"
+
+
+@pytest.fixture
+def gallery(place: Place) -> Place:
+    """A folder with the tiny Wan2.1 T2V, a text entry named `text`, and two LoRAs."""
+    return furnished(place)
+
+
+@pytest.fixture
+def pair(models: Models, tmp_path: Path) -> Place:
+    """The same with the tiny Wan2.2 T2V, which has two experts."""
+    return furnished(Place(tmp_path, models("wan22-t2v-a14b")))
+
+
+def furnished(place: Place) -> Place:
+    for name in (STYLE, DIFF):
+        packed = DATA / "expected/wan21-t2v/lora_files" / f"{name}.xz"
+        (place.root / name).write_bytes(lzma.decompress(packed.read_bytes()))
+    place.do("encode-text", "--model", place.model, "--prompt", "a cat", "--name", "text")
+    return place
+
+
+def denoise(place: Place, *more: object) -> Any:
+    return place.do("denoise", "--model", place.model, "--from", "text", *SMALL, *more)
+
+
+def loras(place: Place, last: str) -> list[list[list[Any]]]:
+    """The LoRAs in the material of every step up to `last`."""
+    return [entry.material["loras"] for entry in place.chain(last)]
+
+
+def hashed(place: Place, name: str) -> str:
+    return hash_file(place.root / name)
+
+
+def told(result: Any) -> list[dict[str, Any]]:
+    return [event for event in result.events if event["event"] == "lora"]
+
+
+def test_a_lora_is_in_every_key_and_accounted_for(gallery: Place) -> None:
+    plain = denoise(gallery)
+    styled = denoise(gallery, "--lora", STYLE, 0.5, "--lora", DIFF, 1)
+    assert len(styled.computed("denoise")) == 4
+    digests = [hashed(gallery, name) for name in (STYLE, DIFF)]
+    assert loras(gallery, styled.paths[0]) == [[[digests[0], 0.5], [digests[1], 1.0]]] * 4
+    assert loras(gallery, plain.paths[0]) == [[]] * 4
+    first, second = told(styled)
+    assert (first["applied"], second["applied"]) == (20, 37)
+    assert first["ignored"] == second["ignored"] == {}
+    assert (first["component"], first["strength"]) == ("model", 0.5)
+
+
+def test_strength_0_is_no_lora(gallery: Place) -> None:
+    plain = denoise(gallery)
+    nothing = denoise(gallery, "--lora", STYLE, 0)
+    assert nothing.paths == plain.paths
+    assert not nothing.computed()
+    again = denoise(gallery, "--lora", STYLE, 0, "--force")
+    assert not told(again)
+    for before, after in zip(
+        gallery.chain(plain.paths[0]), gallery.chain(again.paths[0]), strict=True
+    ):
+        assert before.record["digest"] == after.record["digest"]
+
+
+def test_a_moved_lora_changes_no_key(gallery: Place) -> None:
+    first = denoise(gallery, "--lora", STYLE, 1)
+    shutil.move(gallery.root / STYLE, gallery.root / "style.safetensors")
+    second = denoise(gallery, "--lora", "style.safetensors", 1)
+    assert second.paths == first.paths
+    assert not second.computed()
+
+
+def test_a_run_with_loras_is_finished_from_a_step_alone(gallery: Place) -> None:
+    options = ("--lora", STYLE, 0.5, "--lora", DIFF, -0.25)
+    half = denoise(gallery, *options, "--stop-at", 2)
+    whole = gallery.do("denoise", "--from", half.paths[0])
+    assert len(whole.computed("denoise")) == 2
+    assert len(told(whole)) == 2
+    assert denoise(gallery, *options).paths == whole.paths
+
+
+def test_a_step_branches_with_another_lora(gallery: Place) -> None:
+    half = denoise(gallery, "--lora", STYLE, 0.5, "--stop-at", 2).paths[0]
+    other = gallery.do("denoise", "--from", half, "--lora", DIFF, 1)
+    style, diff = (
+        [[hashed(gallery, name), strength]] for name, strength in ((STYLE, 0.5), (DIFF, 1))
+    )
+    assert loras(gallery, other.paths[0]) == [style, style, diff, diff]
+    none = gallery.do("denoise", "--from", half, "--lora", DIFF, 0)
+    assert loras(gallery, none.paths[0]) == [style, style, [], []]
+    on = gallery.do("denoise", "--from", other.paths[0])  # remembers the branch
+    assert on.paths == other.paths
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_remembered_lora_must_be_there(gallery: Place, change: str) -> None:
+    half = denoise(gallery, "--lora", STYLE, 0.5, "--stop-at", 2).paths[0]
+    if change == "gone":
+        (gallery.root / STYLE).unlink()
+    else:
+        shutil.copy(gallery.root / DIFF, gallery.root / STYLE)
+    says = {"gone": "and is gone; say where it is with --lora", "changed": "has changed since"}
+    gallery.refuse("denoise", "--from", half, code=1, says=says[change])
+
+
+def test_a_remembered_lora_that_is_not_needed_is_not_looked_for(pair: Place) -> None:
+    options = ("--steps", 6, "--shift", 12, "--lora-high", STYLE, 0.5)
+    half = denoise(pair, *options, "--stop-at", 4).paths[0]
+    (pair.root / STYLE).unlink()
+    rest = pair.do("denoise", "--from", half)
+    assert rest.loaded() == ["low_noise_model"]
+    assert not told(rest)
+
+
+def test_another_low_noise_lora_keeps_the_high_noise_steps(pair: Place) -> None:
+    options = ("--steps", 6, "--shift", 12, "--lora-high", STYLE, 0.5)
+    first = denoise(pair, *options, "--lora-low", STYLE, 1)
+    assert len(first.computed("denoise")) == 6
+    second = denoise(pair, *options, "--lora-low", DIFF, 1)
+    assert [event["step"] for event in second.computed("denoise")] == [4, 5]
+    assert second.loaded() == ["low_noise_model"]
+    style, diff = hashed(pair, STYLE), hashed(pair, DIFF)
+    assert loras(pair, second.paths[0]) == [[[style, 0.5]]] * 4 + [[[diff, 1.0]]] * 2
+    both = denoise(pair, "--steps", 6, "--shift", 12, "--lora", STYLE, 1, "--lora-low", DIFF, 2)
+    expected = [[[style, 1.0]]] * 4 + [[[style, 1.0], [diff, 2.0]]] * 2
+    assert loras(pair, both.paths[0]) == expected
+
+
+def test_a_branch_keeps_the_other_experts_lora(pair: Place) -> None:
+    options = ("--steps", 6, "--shift", 12, "--lora-high", STYLE, 0.5, "--lora-low", STYLE, 1)
+    early = denoise(pair, *options, "--stop-at", 1).paths[0]
+    other = pair.do("denoise", "--from", early, "--lora-low", DIFF, 1)
+    expected = [[[hashed(pair, STYLE), 0.5]]] * 4 + [[[hashed(pair, DIFF), 1.0]]] * 2
+    assert loras(pair, other.paths[0]) == expected
+
+
+def test_run_takes_loras_too(gallery: Place) -> None:
+    step = denoise(gallery, "--lora", STYLE, 0.5).paths[0]
+    film = gallery.film("--lora", STYLE, 0.5, prompt="a cat")
+    assert not film.computed("denoise")
+    made = show(gallery, "film.mp4")
+    assert made["denoise"] == Path(step).name
+    digest = hashed(gallery, STYLE)
+    assert made["loras"] == [{"name": STYLE, "hash": digest, "strength": 0.5, "expert": None}]
+    assert str(gallery.root) not in json.dumps(made["loras"])
+
+
+def show(place: Place, reference: object) -> dict[str, Any]:
+    result = inside("show", reference, "--json", cwd=place.root)
+    assert result.code == 0, result.stderr
+    rows: dict[str, Any] = json.loads(" ".join(result.paths))
+    return rows
+
+
+def test_show_tells_what_a_lora_is(gallery: Place) -> None:
+    rows = show(gallery, STYLE)
+    assert rows["ranks"] == {"2": "16 modules", "1": "4 modules"}
+    assert rows["targets"]["self_attn.q"] == rows["layers"] == 2
+    assert rows["keys"]["diffusion_model.<module>.lora_down.weight"] == 20
+    assert rows["made for"] == "width 64 (no released Wan model)"
+    assert "not understood" not in rows
+    gallery.refuse("show", gallery.model / "model.safetensors", code=1, says="is not a LoRA")
+
+
+def test_loras_that_cannot_be_are_refused_before_anything_is_loaded(gallery: Place) -> None:
+    start = ("denoise", "--model", gallery.model, "--from", "text", *SMALL)
+    tensors = {
+        "blocks.0.self_attn.q.lora_A.weight": np.ones((4, 1536), np.float32),
+        "blocks.0.self_attn.q.lora_B.weight": np.ones((1536, 4), np.float32),
+    }
+    save_file(tensors, gallery.root / "wide.safetensors")
+    (gallery.root / "text.safetensors").write_text("no LoRA")
+    refuse: Callable[..., None] = gallery.refuse
+    refuse(*start, "--lora", "none", 1, code=2, says="LoRA none is not a file; give the path")
+    refuse(*start, "--lora", STYLE, "nan", code=2, says="must be a finite number")
+    refuse(*start, "--lora", STYLE, "much", code=2, says="'much' is not a valid float")
+    refuse(*start, "--lora-low", STYLE, 1, code=2, says="has one; use --lora")
+    refuse(*start, "--lora", "wide.safetensors", 1, code=1, says="it is for width 1536 (Wan2.1")
+    refuse(*start, "--lora", "text.safetensors", 1, code=1, says="is no safetensors file")
+
+
+def quantised(place: Place, *options: object) -> Path:
+    return place.made("convert", "--from-model", place.model, *options)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_model_runs_end_to_end(gallery: Place, bits: int) -> None:
+    options = ("--bits", bits, "--group-size", 32)
+    both = ("--quantize", "--quantize-text-encoder")
+    result = gallery.do("convert", "--from-model", gallery.model, *both, *options)
+    told = [event for event in result.events if event["event"] == "quantized"]
+    assert {event["component"] for event in told} == {"model", "t5_encoder"}
+    assert len(told) == 10 + 7
+    limit = {4: 0.1, 8: 0.006}[bits]
+    assert all(limit / 2 < event["relative_error"] < limit for event in told)
+    twin = Place(gallery.root, gallery.root / result.paths[0])
+    film = twin.film("--lora", DIFF, 0.5)
+    assert [len(film.computed(stage)) for stage in ("encode-text", "denoise", "decode")] == [
+        1,
+        4,
+        1,
+    ]
+    assert film.loaded() == ["model", "vae"]
+    rows = show(gallery, twin.model)
+    assert rows["quantization"] == f"{bits} bits in groups of 32"
+    assert f"{bits} bits" in rows["component t5_encoder"]
+    assert "bits" not in rows["component vae"]
+
+
+def test_only_the_steps_of_a_quantised_model_have_other_keys(gallery: Place) -> None:
+    twin = Place(gallery.root, quantised(gallery, "--quantize", "--bits", 8))
+    plain, fewer = gallery.film(), twin.film()
+    assert not fewer.computed("encode-text")
+    assert len(fewer.computed("denoise")) == 4
+    frames = [gallery.frames(film).astype(int) for film in (plain, fewer)]
+    assert 0 < np.abs(frames[0] - frames[1]).mean() < 3
+
+
+def test_quantising_options_that_cannot_be_are_refused(gallery: Place, checkpoints: Path) -> None:
+    refuse, model = gallery.refuse, ("convert", "--from-model", gallery.model)
+    original = ("convert", "--checkpoint-dir", checkpoints / "wan21-t2v")
+    refuse(*original, "--bits", 4, code=2, says="add --quantize or --quantize-text-encoder")
+    refuse(*original, "--group-size", 32, code=2, says="add --quantize or")
+    refuse(*original, "--quantize", "--bits", 5, code=2, says="'5' is not one of")
+    refuse(*model, code=2, says="--from-model is for quantising")
+    refuse(*model, "--quantize", "--dtype", "float16", code=2, says="a model keeps its own")
+    refuse(*model, *original[1:], "--quantize", code=2, says="or --from-model, not both")
+    wide = ("--quantize", "--group-size", 128)
+    refuse(*model, *wide, code=2, says="(64, 128), got 128; use 32 or 64")
+    twin = quantised(gallery, "--quantize")
+    again = ("convert", "--from-model", twin, "--quantize")
+    refuse(*again, code=2, says="quantised already")
+
+
+def test_a_checkpoint_and_its_model_are_quantised_under_different_keys(
+    gallery: Place, checkpoints: Path
+) -> None:
+    original = ("convert", "--checkpoint-dir", checkpoints / "wan21-t2v", "--dtype", "float32")
+    ways = ((), ("--quantize",), ("--quantize", "--bits", 8), ("--quantize-text-encoder",))
+    made = [gallery.made(*original, *way, *(("--group-size", 32) if way else ())) for way in ways]
+    made.append(quantised(gallery, "--quantize", "--group-size", 32))
+    assert len(set(made)) == len(made)
+    files = [(path / "model.safetensors").read_bytes() for path in made]
+    assert files[1] == files[4]
+    assert files[0] == files[3]
+    assert not gallery.do(*original, "--quantize", "--group-size", 32).computed()

@@ -1,0 +1,51 @@
+"""Random checkpoints of the benches: the official names and shapes, sane numbers."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from tests.weights.foreign import (
+    converted,
+)
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def test_the_tables_of_the_benches_are_the_official_checkpoints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    tables = __import__("make_checkpoint")
+
+    def size(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, int]:
+        table = dict(tensors)
+        return len(table), sum(map(math.prod, table.values()))
+
+    dits = {name: size(tables.dit_tensors(preset)) for name, preset in tables.PRESETS.items()}
+    assert dits == {
+        "tiny": (69, 163_584),
+        "1.3b": (825, 1_418_996_800),
+        "14b": (1095, 14_288_491_584),
+        "5b": (825, 4_999_787_712),
+        "a14b-expert": (1095, 14_288_491_584),
+    }
+    assert size(tables.t5_tensors(tables.PRESETS["14b"])) == (242, 5_680_910_336)
+    assert size(tables.layouts.vae("2.1", 96, 96, 16)) == (194, 126_892_531)
+    assert size(tables.layouts.vae("2.2", 160, 256, 48)) == (196, 704_688_668)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_random_checkpoint_converts(tmp_path: Path, dtype: str) -> None:
+    source = tmp_path / "source"
+    command = [sys.executable, BENCH / "make_checkpoint.py", "tiny", source, "--dtype", dtype]
+    subprocess.run(command, check=True)
+    converted(source, tmp_path / "model")
+    weights = mx.load(str(tmp_path / "model" / "model.safetensors"))
+    for name, value in weights.items():
+        assert mx.isfinite(value).all() and mx.std(value.astype(mx.float32)) > 0, name
+    assert 1e-2 < mx.std(weights["blocks.1.ffn.fc1.weight"].astype(mx.float32)) < 1

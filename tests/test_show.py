@@ -1,0 +1,90 @@
+"""show: what an entry, a model or a film is, back to prompt and model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import DATA
+from tests.workshop import PROMPT, SMALL, Models, Place, inside
+
+
+def show(place: Place, reference: object) -> dict[str, Any]:
+    """The rows of show as JSON."""
+    words = ("--model", "x")[:0]
+    result = inside("show", reference, "--json", *words, cwd=place.root)
+    assert result.code == 0, result.stderr
+    rows: dict[str, Any] = json.loads(" ".join(result.paths))
+    return rows
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.webm", "film.gif", "film.png"])
+def test_a_film_tells_how_it_was_made(name: str, studio: Place) -> None:
+    made = studio.film("--seed", 3, "--guide-scale", 4, "--output", name)
+    rows = show(studio, name)
+    assert rows["prompt"] == PROMPT
+    assert (rows["width"], rows["height"], rows["num_frames"], rows["steps"]) == (32, 32, 5, 4)
+    assert (rows["seed"], rows["guide_scale"], rows["fps"]) == (3, [4.0, 4.0], 16)
+    assert rows["denoise"] == made.computed("denoise")[-1]["key"]
+    assert rows["decode"] == made.computed("decode")[0]["key"]
+    assert rows["encode-text"] == studio.text().name
+    assert rows["variant"] == "wan2.1-t2v-1.3b"
+
+
+def test_a_film_of_an_image_names_its_image_entry(models: Models, tmp_path: Path) -> None:
+    place = Place(tmp_path, models("wan22-i2v-a14b"))
+    made = place.film("--image", DATA / "bad" / "cmyk.jpg", "--steps", 2)
+    assert show(place, "film.mp4")["encode-image"] == made.computed("encode-image")[0]["key"]
+
+
+def test_an_entry_is_shown_by_path_by_prefix_and_by_name(studio: Place) -> None:
+    step = studio.made("denoise", "--from", studio.text(), *SMALL, "--name", "cat")
+    rows = [show(studio, reference) for reference in (step, step.name[:12], "cat")]
+    assert rows[0]["stage"] == "denoise"
+    assert rows[0]["step"] == "4 of 4"
+    assert rows[0]["from text"].endswith(PROMPT)
+    for other in rows[1:]:
+        assert {**other, "entry": ""} == {**rows[0], "entry": ""}
+
+
+def test_every_stage_of_a_film_can_be_shown(studio: Place) -> None:
+    for path in studio.cache.glob("[a-z]*/*"):
+        rows = show(studio, path)
+        assert rows["stage"] == path.parent.name
+        assert any(name.startswith("array ") for name in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "networks"),
+    [
+        ("wan21-t2v", "wan2.1-t2v-1.3b", ["model"]),
+        ("wan22-t2v-a14b", "wan2.2-t2v-a14b", ["low_noise_model", "high_noise_model"]),
+        ("wan21-i2v", "wan2.1-i2v-14b-480p", ["clip", "model"]),
+        ("wan22-ti2v-5b", "wan2.2-ti2v-5b", ["model"]),
+    ],
+)
+def test_a_model_tells_variant_parameters_and_defaults(
+    name: str, variant: str, networks: list[str], models: Models, tmp_path: Path
+) -> None:
+    rows = show(Place(tmp_path, tmp_path), models(name))
+    assert rows["variant"] == variant
+    assert rows["dtype"] == "float32"
+    assert rows["quantization"] == "none"
+    for network in networks:
+        assert "parameters" in rows[f"component {network}"]
+    assert rows["default steps"] in (40, 50)
+    assert rows["on disk"].endswith("MB")
+
+
+def test_show_writes_nothing(studio: Place) -> None:
+    before = sorted(studio.root.rglob("*"))
+    show(studio, "film.mp4")
+    show(studio, next(studio.cache.glob("decode/*")))
+    assert sorted(studio.root.rglob("*")) == before
+
+
+def test_a_film_of_someone_else_is_said_to_tell_nothing(studio: Place) -> None:
+    (studio.root / "notes.txt").write_text("no film")
+    studio.refuse("show", "notes.txt", code=1, says="notes.txt cannot be read as a film")
+    studio.refuse("show", "nowhere.mp4", code=1, says="no entry nowhere.mp4")

@@ -1,0 +1,97 @@
+"""The wheel: what is in it, and that it works where nothing else of this repository is."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.workshop import SMALL
+from wanpipe.media import read_film
+
+ROOT = Path(__file__).parent.parent
+EXTRA = "" if sys.platform == "darwin" else "[cpu]"
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that nothing is left in the tree."""
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in ("stages", "wanpipe"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist)]
+    subprocess.run([*pip, str(source)], check=True)
+    return next(dist.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an empty environment in which the wheel was installed with what it needs."""
+    root = tmp_path_factory.mktemp("environment")
+    venv.create(root, with_pip=True)
+    pip = [str(root / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    requirement = f"wanpipe{EXTRA} @ {wheel.as_uri()}"
+    subprocess.run([*pip, requirement], check=True, env=OUTSIDE, cwd=root)
+    return root / "bin"
+
+
+def test_the_wheel_holds_two_packages_and_its_metadata(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    metadata = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+    assert {name.split("/")[0] for name in names} == {"wanpipe", "stages", metadata}
+
+
+def test_the_wheel_holds_every_module(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = [path for name in ("stages", "wanpipe") for path in (ROOT / name).rglob("*.py")]
+    assert [path for path in modules if path.relative_to(ROOT).as_posix() not in names] == []
+
+
+def test_an_installed_wheel_makes_a_film_in_an_empty_folder(
+    environment: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    words = ["run", "--checkpoint-dir", checkpoints / "wan21-t2v", "--prompt", "a cat", *SMALL]
+    for program in ([environment / "wanpipe"], [environment / "python", "-m", "wanpipe"]):
+        command = [str(word) for word in [*program, *words, "--output", "film.mp4"]]
+        done = subprocess.run(command, cwd=tmp_path, env=OUTSIDE, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "film.mp4\n"
+    assert "already there" in done.stderr
+    assert len(read_film(tmp_path / "film.mp4")[0]) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "film.mp4"]
+
+
+def test_an_installed_wheel_is_used_from_python(environment: Path, tmp_path: Path) -> None:
+    code = "import wanpipe, stages; print(wanpipe.__file__, callable(wanpipe.denoise))"
+    command = [str(environment / "python"), "-c", code]
+    shown = subprocess.run(
+        command, cwd=tmp_path, env=OUTSIDE, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert Path(shown[0]).is_relative_to(environment.parent)
+    assert shown[1] == "True"
+
+
+def test_another_package_named_stages_ahead_of_ours_is_named(
+    environment: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "__init__.py").write_text("COMMANDS = {}\n")
+    for ahead in ({"PYTHONPATH": str(tmp_path)}, {}):  # `-m` puts the folder one is in ahead too
+        done = subprocess.run(
+            [str(environment / "python"), "-m", "wanpipe", "--help"],
+            cwd=tmp_path,
+            env={**OUTSIDE, **ahead},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("wanpipe: error: another package named stages, at ")
+        assert str(tmp_path / "stages") in done.stderr
+        assert len(done.stderr.splitlines()) == 1

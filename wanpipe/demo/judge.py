@@ -1,0 +1,247 @@
+"""Looks at the frames of a clip and says what they show. NumPy only; knows no network.
+
+The background of the toy world depends on the row of pixels alone, so the object is what differs
+from it. Its outline, as a radius for every angle around its centre, tells shape and rotation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wanpipe.demo import world
+
+ANGLES, RADII = 120, np.arange(0, 60, 0.5)  # directions; distances from the centre in pixels
+BORDER = 5  # pixels at the left and right where the background is read
+BLURRED = 0.12  # largest deviation of an outline from its shape, as a part of the radius
+CLUTTER = 8.0  # grey levels, of 255, that one object before its background may leave unexplained
+MOVED, GREW, TURNED = 8.0, 1.2, 0.4  # pixels, ratio, radians: less is standing still
+FAST = {"move": 27.0, "growing": 1.78, "spinning": 1.35}  # from here on it is fast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the frames show; a word is None where nothing fits."""
+
+    shape: str | None
+    colour: str | None
+    motion: str | None
+    speed: str | None
+    background: str | None
+    outline: bool = False
+
+
+def look(frames: np.ndarray) -> Seen:
+    """Describe uint8 frames (T, Y, X, 3)."""
+    frames = frames.astype(np.float32)
+    back = backdrop(frames)
+    cover, fill = separate(frames, back)
+    background = nearest_background(back)
+    if cover is None or clutter(frames, back, cover, fill) > CLUTTER:
+        return Seen(shape=None, colour=None, motion=None, speed=None, background=background)
+    centres, radii, inside = outlines(cover)
+    shape = vote([fit(r) for r in radii])
+    motion, speed = movement(centres, radii, shape)
+    return Seen(
+        shape=shape,
+        colour=min(world.COLOURS, key=lambda c: float(np.abs(fill - world.COLOURS[c]).sum())),
+        motion=motion,
+        speed=speed,
+        background=background,
+        outline=bool(np.median(inside) < 0.5),
+    )
+
+
+def score(frames: np.ndarray, asked: world.Scene) -> dict[str, bool | None]:
+    """Compare frames with what was asked; None where the prompt left it open."""
+    seen = look(frames)
+    names = ("colour", "shape", "motion", "speed", "background")
+    result: dict[str, bool | None] = {
+        name: None if getattr(asked, name) is None else getattr(seen, name) == getattr(asked, name)
+        for name in names
+    }
+    result["all"] = bool(result["colour"] and result["shape"] and result["motion"])
+    return result
+
+
+def backdrop(frames: np.ndarray) -> np.ndarray:
+    """Read the colour of every row, (Y, 3), from the left and right borders of all frames."""
+    sides = np.concatenate([frames[:, :, :BORDER], frames[:, :, -BORDER:]], axis=2)
+    rows: np.ndarray = np.median(sides, axis=(0, 2))
+    return rows
+
+
+def separate(frames: np.ndarray, back: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """Find how much of each pixel the object covers, (T, Y, X) in 0 to 1, and its colour."""
+    change = frames - back[:, None]
+    distance = np.sqrt((change**2).sum(-1))  # (T, Y, X)
+    strong = distance > 0.7 * np.quantile(distance, 0.99)
+    if np.quantile(distance, 0.99) < 25:  # nothing but noise
+        return None, np.zeros(3)
+    fill = np.median(frames[strong], axis=0)
+    contrast = fill - back[:, None]
+    cover = (change * contrast).sum(-1) / np.maximum((contrast**2).sum(-1), 1)
+    cover = np.clip(cover, 0, 1)
+    return np.where(cover < 0.2, 0, cover), fill
+
+
+def clutter(frames: np.ndarray, back: np.ndarray, cover: np.ndarray, fill: np.ndarray) -> float:
+    """Measure what one object of one colour does not explain, in the worst frame."""
+    ideal = back[:, None] + cover[..., None] * (fill - back[:, None])
+    return float(np.abs(frames - ideal).mean((1, 2, 3)).max())
+
+
+def nearest_background(back: np.ndarray) -> str | None:
+    """Name the background of the world that is nearest to the rows (Y, 3)."""
+    rows = len(back)
+    at = (np.arange(rows) + 0.5) * world.SIZE / rows - 0.5
+    errors = {}
+    for name, (top, low, striped) in world.BACKGROUNDS.items():
+        mix = np.floor((at + 0.5) / (world.STRIPE / 2)) % 2 if striped else at / (world.SIZE - 1)
+        ideal = np.array(top) + (np.array(low) - np.array(top)) * mix[:, None]
+        errors[name] = np.abs(ideal - back).mean()
+    best = min(errors, key=lambda name: errors[name])
+    return best if errors[best] < 25 else None
+
+
+def outlines(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measure each frame: centre (T, 2), radius by angle (T, ANGLES), how full the inside is (T,).
+
+    Radii are NaN in a frame that shows nothing.
+    """
+    centres, radii, inside = [], [], []
+    for frame in cover:
+        y, x = centre(frame)
+        reach, full = np.full(ANGLES, np.nan), 0.0
+        if np.isfinite(x):
+            y, x = recentre(extent(polar(frame, y, x)), y, x)
+            profile = polar(frame, y, x)
+            reach = extent(profile)
+            core = RADII[None] < 0.45 * reach[:, None]
+            full = float(profile[core].mean()) if core.any() else 0.0
+        centres.append((x, y))
+        radii.append(reach)
+        inside.append(full)
+    return np.array(centres), np.array(radii), np.array(inside)
+
+
+def extent(profile: np.ndarray) -> np.ndarray:
+    """Give the radius at every angle, (ANGLES,), of what (ANGLES, len(RADII)) samples show.
+
+    The inside counts as filled, so that an outline is the shape it encloses, and a line that is
+    too thin to cover a pixel counts as whole.
+    """
+    filled = np.maximum.accumulate(profile[:, ::-1], axis=1)[:, ::-1]
+    filled = filled / np.maximum(filled[:, :1], 0.35)
+    reach: np.ndarray = filled.sum(1) * (RADII[1] - RADII[0])
+    return reach
+
+
+def centre(frame: np.ndarray) -> tuple[float, float]:
+    """Find the centre of gravity (y, x); NaN for an empty frame."""
+    total = frame.sum()
+    if total < 20:
+        return np.nan, np.nan
+    y, x = np.indices(frame.shape)
+    return (frame * y).sum() / total, (frame * x).sum() / total
+
+
+def recentre(reach: np.ndarray, y: float, x: float) -> tuple[float, float]:
+    """Move (y, x) to the centre of the area that the radii enclose."""
+    angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
+    area = np.maximum((reach**2).sum() / 2, 1e-6)
+    return y - (reach**3 * np.cos(angle)).sum() / 3 / area, x + (
+        reach**3 * np.sin(angle)
+    ).sum() / 3 / area
+
+
+def polar(frame: np.ndarray, y: float, x: float) -> np.ndarray:
+    """Sample a frame around a centre, (ANGLES, len(RADII)); angle 0 is up, then clockwise."""
+    angle = 2 * np.pi * np.arange(ANGLES)[:, None] / ANGLES
+    rows, columns = y - RADII * np.cos(angle), x + RADII * np.sin(angle)
+    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    total = np.zeros(rows.shape)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        weight = (1 - abs(rows - top - i)) * (1 - abs(columns - left - j))
+        r, c = top + i, left + j
+        known = (r >= 0) & (r < frame.shape[0]) & (c >= 0) & (c < frame.shape[1])
+        total += np.where(
+            known, weight * frame[r.clip(0, len(frame) - 1), c.clip(0, frame.shape[1] - 1)], 0
+        )
+    return total
+
+
+def ideal(shape: str) -> np.ndarray:
+    """Give the outline of a shape with mean radius 1, (ANGLES,), its corner at angle 0."""
+    index = world.SHAPES.index(shape)
+    corners, waist = world.CORNERS[index], world.WAIST[index]
+    if corners == 0:
+        return np.ones(ANGLES)
+    sector = 2 * np.pi / corners
+    angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
+    angle = abs(angle - sector * np.floor(angle / sector + 0.5))
+    ex, ey = waist * np.cos(sector / 2) - 1, waist * np.sin(sector / 2)
+    # where the ray at this angle meets the edge from the corner to the waist
+    reach: np.ndarray = ey / (ey * np.cos(angle) - ex * np.sin(angle))
+    reach /= reach.mean()
+    return reach
+
+
+def fit(reach: np.ndarray) -> str | None:
+    """Name the shape whose outline, turned as it fits best, is nearest; None if none is near."""
+    if not np.isfinite(reach).all() or reach.mean() < 3:
+        return None
+    reach = reach / reach.mean()
+    errors = {}
+    for shape in world.SHAPES:
+        spectrum = np.fft.rfft(reach) * np.conj(np.fft.rfft(ideal(shape)))
+        match = np.fft.irfft(spectrum, ANGLES).max()
+        square = (reach**2).sum() + (ideal(shape) ** 2).sum() - 2 * match
+        errors[shape] = np.sqrt(max(square, 0) / ANGLES)
+    best = min(errors, key=lambda shape: errors[shape])
+    return best if errors[best] < BLURRED else None
+
+
+def vote(names: list[str | None]) -> str | None:
+    """Choose the shape that at least two thirds of the frames show."""
+    best = max(set(names), key=names.count)
+    return best if names.count(best) * 3 >= len(names) * 2 else None
+
+
+def movement(
+    centres: np.ndarray, radii: np.ndarray, shape: str | None
+) -> tuple[str | None, str | None]:
+    """Tell motion and speed from the first and last frames and the rotation in between."""
+    if not np.isfinite(radii).all():
+        return None, None
+    shift = centres[-2:].mean(0) - centres[:2].mean(0)
+    shift *= len(centres) / max(len(centres) - 2, 1) * (len(centres) - 1) / len(centres)
+    size = radii.mean(1)
+    growth = size[-2:].mean() / size[:2].mean()
+    turn = rotation(radii, shape)
+    strengths = {
+        "move": float(np.abs(shift).max()) / MOVED,
+        "growing": float(np.log(max(growth, 1e-3)) / np.log(GREW)),
+        "spinning": turn / TURNED,
+    }
+    best = max(strengths, key=lambda name: strengths[name])
+    if strengths[best] < 1:
+        return "still", None
+    amount = {"move": float(np.abs(shift).max()), "growing": growth, "spinning": turn}[best]
+    speed = "fast" if amount >= FAST[best] else "slow"
+    if best != "move":
+        return best, speed
+    sideways = abs(shift[0]) > abs(shift[1])
+    names = ("left", "right") if sideways else ("up", "down")
+    return names[int(shift[0 if sideways else 1] > 0)], speed
+
+
+def rotation(radii: np.ndarray, shape: str | None) -> float:
+    """Add up the turns between frames, in radians, from the phase of the shape's corners."""
+    corners = world.CORNERS[world.SHAPES.index(shape)] if shape else 0
+    if corners == 0:
+        return 0.0
+    phase = np.angle(np.fft.rfft(radii, axis=1)[:, corners])
+    steps = np.angle(np.exp(1j * np.diff(phase)))
+    return abs(float(steps.sum())) / corners
