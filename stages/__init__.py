@@ -10,5 +10,9 @@ COMMANDS = {
     "denoise": "stages.denoise",
     "decode": "stages.decode",
     "run": "stages.run",
+    "preview": "stages.preview",
     "show": "stages.show",
+    "log": "stages.log",
+    "cache": "stages.cache",
+    "demo": "stages.demo",
 }

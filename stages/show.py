@@ -1,10 +1,11 @@
-"""show: what an entry, a converted model or a film is, and where it comes from.
+"""show: what an entry, a converted model, a film or a LoRA is, and where it comes from.
 
-Reads: an entry of the cache, a model directory, or a film that decode wrote.
+Reads: an entry of the cache, a model directory, a film that decode wrote, or a LoRA file.
 Writes: nothing; a description goes to stdout.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,26 @@ from typing import Any
 import click
 
 from wanpipe import cli
-from wanpipe.errors import UsageError
+from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.model import Model, open_model
 from wanpipe.report import clock
 from wanpipe.store import Entry, Store
+from wanpipe.store.index import record_at
+from wanpipe.weights.tensors import listed
+from wanpipe.words import amount, plain
 
 Rows = Iterator[tuple[str, Any]]
 
 
 def run(reference: str, store: Store) -> dict[str, Any]:
-    """Describe what `reference` means: a film, a model directory, or an entry by path, key prefix
-    or name.
+    """Describe what `reference` means: a film, a LoRA, a model directory, or an entry by path, key
+    prefix or name.
     """
     path = Path(reference)
     if path.is_dir() and (path / "config.json").is_file():
         return dict(describe_model(open_model(path)))
+    if path.suffix == ".safetensors" and path.is_file():
+        return dict(describe_lora(path))
     if path.is_file() or (path.is_dir() and any(path.glob("*.png"))):
         return dict(describe_film(path))
     entry = store.resolve(reference)
@@ -51,11 +57,53 @@ def describe_model(model: Model) -> Rows:
     )
     for name, component in config.components.items():
         count = f"{amount(component.parameters, '')} parameters, " if component.parameters else ""
-        yield f"component {name}", f"{count}{amount(component.bytes, 'B')}, {component.hash[:8]}"
+        fewer = f", {bits} bits" if (bits := bits_of(model, name)) else ""
+        size = amount(component.bytes, "B")
+        yield f"component {name}", f"{count}{size}{fewer}, {component.hash[:8]}"
     yield "on disk", amount(sum(one.bytes for one in config.components.values()), "B")
     for name, value in config.defaults.to_json().items():
         if value is not None:
             yield f"default {name}", value
+
+
+def bits_of(model: Model, name: str) -> int | None:
+    """Bits per weight of a component's quantised matrices, as its file tells; None without any."""
+    from wanpipe.weights.read import open_tensors
+
+    width = (model.component(name).config or {}).get("dim")
+    if width is None:
+        return None
+    with open_tensors(model.file(name)) as file:
+        for first in ("blocks.0.self_attn.q", "blocks.0.attn.q"):
+            if f"{first}.scales" in file.tensors:
+                return int(32 * file.tensors[f"{first}.weight"].shape[1] // width)
+    return None
+
+
+def describe_lora(path: Path) -> Rows:
+    """Tell a LoRA's conventions, ranks, targets by kind, and the models that it fits.
+
+    Raises CheckpointError for a file that is no LoRA.
+    """
+    from wanpipe.weights.lora import model_of, read_lora
+
+    lora = read_lora(path)
+    if not lora.modules:
+        raise CheckpointError(
+            f"{path} is not a LoRA for Wan: no rule knows its keys ({listed(lora.tensors)})"
+        )
+    yield "lora", str(path)
+    yield "keys", dict(lora.forms.most_common())
+    ranks = Counter(filter(None, map(lora.rank, lora.modules)))
+    yield "ranks", {str(rank): f"{count} modules" for rank, count in ranks.most_common()}
+    yield "targets", lora.kinds()
+    yield "layers", lora.layers
+    yield "made for", model_of(lora.width) if lora.width else "unknown: no tensor tells the width"
+    if lora.image_branch:
+        yield "image branch", "has one: made for Wan2.1 I2V, whose keys other models ignore"
+    if lora.ignored:
+        yield "not understood", dict(Counter(lora.ignored.values()))
+    yield "on disk", amount(path.stat().st_size, "B")
 
 
 def describe_film(path: Path) -> Rows:
@@ -101,31 +149,53 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
         "made with",
         f"wanpipe {made['wanpipe']}, mlx {made['mlx']}, peak {amount(made['peak_bytes'], 'B')}",
     )
+    labels = [*store.names.of(f"{entry.stage}/{entry.key}")]
+    labels += ["pinned"] if store.pins.get(entry.key) else []
+    if labels:
+        yield "names", ", ".join(labels)
     yield "model", made.get("model")
+    if checkpoint := checkpoint_of(made.get("model", "")):
+        yield "checkpoint", checkpoint
+    yield from describe_inputs(entry, store)
+
+
+def describe_inputs(entry: Entry, store: Store) -> Rows:
+    """Tell what an entry was made from, and what that was made from."""
     for role, key in entry.inputs.items():
-        stage = {"step": "denoise"}.get(role, f"encode-{role}")
+        stage = "denoise" if role == "step" else f"encode-{role}"
         there = store.find(stage, key)
-        words = f": {there.made['prompt']}" if there and "prompt" in there.made else ""
-        yield f"from {role}", f"{stage}/{key}{words if there else ' (gone)'}"
+        yield f"from {role}", f"{stage}/{key}{told(there)}"
+        if there is not None:
+            yield from describe_inputs(there, store)
 
 
-def amount(count: int, unit: str) -> str:
-    """Format a count with a decimal prefix: 1.42 B, 512 kB, 2.84 GB."""
-    size = float(count)
-    prefixes = ["", "k", "M", "G"] if unit else ["", " k", " M", " B"]
-    for prefix in prefixes[:-1]:
-        if size < 1000:
-            return f"{size:.3g} {prefix}{unit}".replace("  ", " ").strip()
-        size /= 1000
-    return f"{size:.3g} {prefixes[-1]}{unit}".replace("  ", " ").strip()
+def told(entry: Entry | None) -> str:
+    """An input in a few words."""
+    if entry is None:
+        return " (gone)"
+    made = entry.made
+    if entry.stage == "denoise":
+        step = f"step {entry.record['step'] + 1} of {made['settings']['steps']}"
+        return f": {step}, seed {made['seed']}"
+    return f": {made.get('prompt', made.get('image', ''))}"
 
 
-@click.command("show", short_help="what an entry, a model or a film is")
-@cli.common
+def checkpoint_of(model: str) -> str | None:
+    """The checkpoint that a model was converted from, where the model lies in a cache."""
+    try:
+        return str(record_at(Path(model))["made"]["checkpoint"])
+    except (StoreError, KeyError, TypeError):
+        return None
+
+
+@click.command("show", short_help="what an entry, a model, a film or a LoRA is")
+@cli.looking
 @click.argument("reference")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of lines.")
 def command(session: cli.Session, reference: str, as_json: bool) -> None:
-    """Tell what REFERENCE is: an entry (path, key prefix or name), a converted model, or a film."""
+    """Tell what REFERENCE is: an entry (path, key prefix or name), a converted model, a film, or a
+    LoRA.
+    """
     rows = run(reference, session.store)
     if as_json:
         click.echo(json.dumps(rows, ensure_ascii=False))
@@ -133,4 +203,4 @@ def command(session: cli.Session, reference: str, as_json: bool) -> None:
     width = max(len(name) for name in rows)
     for name, value in rows.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(f"{name:<{width}}  {text}")
+        click.echo(plain(f"{name:<{width}}  {text}"))

@@ -10,7 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
+
+from wanpipe.words import amount
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
 
@@ -175,11 +178,48 @@ def describe(kind: str, fields: dict[str, Any]) -> str:
     if kind == "computed" and fields.get("stage") != "denoise":
         return f"{subject}: computed in {fields['seconds']:.1f} s"
     if kind == "planned":
-        reason = f" ({fields['reason']})" if fields.get("reason") else ""
-        return f"{subject}: {fields['status']}{reason}"
+        return describe_plan(subject, fields)
+    if kind == "missing":
+        return describe_miss(subject, fields)
+    if kind == "collected":
+        return describe_collection(fields)
     if kind == "written":
         return f"wrote {fields['path']}"
+    if kind == "quantized":
+        error = f"relative error {100 * fields['relative_error']:.2g} %"
+        return f"{fields['component']} {fields['layer']}: quantised, {error}"
+    if kind == "lora":
+        name = Path(fields["path"]).name
+        return f"LoRA {name} at {fields['strength']:g} on {fields['component']}: {fields['text']}"
     return ""
+
+
+def describe_plan(subject: str, fields: dict[str, Any]) -> str:
+    """Put what is planned of one entry in a line; of the steps of a run, `missing` tells."""
+    if fields["status"] != "to compute":
+        return f"{subject}: {fields['status']}"
+    told = fields["stage"] == "denoise" or fields.get("reason")
+    return "" if told else f"{subject}: to compute"
+
+
+def describe_miss(subject: str, fields: dict[str, Any]) -> str:
+    """Put in a line what is missing, how it differs from what is there, and what follows."""
+    more = fields["steps"] - 1
+    line = f"{subject}: to compute" + (f", and {more} more steps after it" if more else "")
+    if fields["nearest"] is None:
+        return f"{line} ({fields['reason']})"
+    line += f"; nearest is {fields['nearest'][:8]}: {fields['reason']}"
+    if fields["step"] is not None and fields["differences"]:
+        every = "all " if fields["step"] == 0 else ""
+        line += f"; so {every}{fields['steps']} steps are new"
+    return line
+
+
+def describe_collection(fields: dict[str, Any]) -> str:
+    """Put in a line what was removed from a cache, or would be, and what stays."""
+    verb = "would remove" if fields["dry_run"] else "removed"
+    gone = f"{verb} {fields['entries']} entries, {amount(fields['bytes'], 'B')}"
+    return f"{gone}; {fields['entries_left']} stay, {amount(fields['bytes_left'], 'B')}"
 
 
 def clock(seconds: float) -> str:

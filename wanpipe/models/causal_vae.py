@@ -14,7 +14,7 @@ import mlx.nn as nn
 from wanpipe.device import is_gpu
 from wanpipe.errors import UsageError
 from wanpipe.models import blas
-from wanpipe.models.layers import fused
+from wanpipe.models.layers import Linear, fused
 
 LARGEST_INPUT = 1_500_000_000  # elements; Metal's convolutions go wrong silently somewhere above
 Padding = tuple[tuple[int, int], ...]
@@ -158,7 +158,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = CausalConv(inputs, outputs)
         self.norm2 = Norm(outputs)
         self.conv2 = CausalConv(outputs, outputs)
-        self.shortcut = nn.Linear(inputs, outputs) if inputs != outputs else None
+        self.shortcut = Linear(inputs, outputs) if inputs != outputs else None
 
     def __call__(self, x: mx.array, past: Past) -> mx.array:
         y = self.conv1(self.norm1(x), past)
@@ -172,8 +172,8 @@ class AttentionBlock(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = Norm(dim, silu=False)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         T, H, W, C = x.shape

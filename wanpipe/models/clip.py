@@ -9,6 +9,7 @@ import mlx.nn as nn
 from wanpipe.config import CLIPConfig
 from wanpipe.models.layers import (
     MLP,
+    Linear,
     attend,
     gelu_exact,
     layer_norm,
@@ -26,8 +27,8 @@ class Attention(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.o = Linear(config.dim, config.dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         q, k, v = (split_heads(part, self.heads) for part in mx.split(self.qkv(x), 3, axis=-1))
@@ -57,7 +58,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.config = config
         tokens = 1 + (config.size // config.patch) ** 2
-        self.patch_embedding = nn.Linear(3 * config.patch**2, config.dim, bias=False)
+        self.patch_embedding = Linear(3 * config.patch**2, config.dim, bias=False)
         self.cls_embedding = mx.zeros((config.dim,))
         self.pos_embedding = mx.zeros((tokens, config.dim))
         self.pre_norm = nn.LayerNorm(config.dim, EPS)

@@ -14,6 +14,7 @@ from wanpipe.config import DiTConfig
 from wanpipe.models import rope
 from wanpipe.models.layers import (
     MLP,
+    Linear,
     add_gated,
     attend,
     gelu,
@@ -53,7 +54,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         dim = config.dim
         self.heads = config.heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
 
@@ -75,12 +76,12 @@ class CrossAttention(nn.Module):
         super().__init__()
         dim = config.dim
         self.heads = config.heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
         if config.clip_dim is not None:
-            self.k_img = nn.Linear(dim, dim)
-            self.v_img = nn.Linear(dim, dim)
+            self.k_img = Linear(dim, dim)
+            self.v_img = Linear(dim, dim)
             self.norm_k_img = nn.RMSNorm(dim, config.eps)
 
     def keys_values(self, condition: Condition) -> KeysValues:
@@ -138,7 +139,7 @@ class Head(nn.Module):
         super().__init__()
         self.eps = config.eps
         self.modulation = mx.zeros((2, config.dim))
-        self.linear = nn.Linear(config.dim, int(np.prod(config.patch)) * config.out_dim)
+        self.linear = Linear(config.dim, int(np.prod(config.patch)) * config.out_dim)
 
     def __call__(self, x: mx.array, time: mx.array) -> mx.array:
         shift, scale = mx.split(self.modulation + time[:, None], 2, 1)  # (G, 1, D) each
@@ -152,8 +153,8 @@ class ImageEmbedding(nn.Module):
     def __init__(self, config: DiTConfig, width: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, 1e-5)
-        self.fc1 = nn.Linear(width, width)
-        self.fc2 = nn.Linear(width, config.dim)
+        self.fc1 = Linear(width, width)
+        self.fc2 = Linear(width, config.dim)
         self.norm2 = nn.LayerNorm(config.dim, 1e-5)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -177,10 +178,10 @@ class DiT(nn.Module):
         super().__init__()
         dim = config.dim
         self.config = config
-        self.patch_embedding = nn.Linear(int(np.prod(config.patch)) * config.in_dim, dim)
+        self.patch_embedding = Linear(int(np.prod(config.patch)) * config.in_dim, dim)
         self.text_embedding = MLP(config.text_dim, dim, dim, gelu)
         self.time_embedding = MLP(config.freq_dim, dim, dim, silu)
-        self.time_projection = nn.Linear(dim, 6 * dim)
+        self.time_projection = Linear(dim, 6 * dim)
         self.blocks = [Block(config) for _ in range(config.layers)]
         self.head = Head(config)
         if config.clip_dim is not None:

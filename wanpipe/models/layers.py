@@ -5,14 +5,19 @@ Knows no model.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from wanpipe.device import is_gpu
+from wanpipe.models import blas
+
+# From so many tokens on a quantised matrix is dequantised and multiplied; below, the quantised
+# product wins.
+FEW_TOKENS = 64
 
 
 class Fused(Protocol):
@@ -118,13 +123,97 @@ def _attend_blockwise(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | No
     top, total, x = mx.array(-math.inf), mx.array(0.0), mx.array(0.0)
     for start in range(0, k.shape[2], 64):
         keys = slice(start, start + 64)
-        scores = q @ k[:, :, keys].swapaxes(2, 3)
+        scores = matmul(q, k[:, :, keys].swapaxes(2, 3))
         scores = scores if mask is None else scores + mask[:, :, keys]
         before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True))
         fade, weights = mx.exp(before - top), mx.exp(scores - top)
         total = total * fade + weights.sum(axis=-1, keepdims=True)
-        x = x * fade + weights @ v[:, :, keys]
+        x = x * fade + matmul(weights, v[:, :, keys])
     return x / total
+
+
+def matmul(a: mx.array, b: mx.array) -> mx.array:
+    """Multiply matrices with the fastest product there is on this backend."""
+    return a @ b if is_gpu() else blas.matmul(a, b)
+
+
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+    """Multiply x (..., I) by the transpose of `weight` (O, I) and add `bias`, if there is one."""
+    if bias is not None and is_gpu():
+        return mx.addmm(bias, x, weight.T)
+    y = matmul(x, weight.T)
+    return y if bias is None else y + bias
+
+
+class Linear(nn.Linear):
+    """MLX's linear layer, with the product that suits the backend."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return linear(x, self.weight, self.get("bias"))
+
+
+class LowRank(NamedTuple):
+    """A matrix (O, I) as `factor` times the product of `up` (O, R) and `down` (R, I)."""
+
+    up: mx.array
+    down: mx.array
+    factor: float
+
+    def matrix(self) -> mx.array:
+        """The matrix in float32."""
+        return (self.up.astype(mx.float32) @ self.down.astype(mx.float32)) * self.factor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.up.nbytes + self.down.nbytes
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose matrix is stored in `bits` per weight, affine by groups (mx.quantize).
+
+    What LoRAs add is kept beside it and summed in float32 after dequantising.
+    """
+
+    def __init__(self, width: int, out: int, bias: bool, bits: int, group_size: int) -> None:
+        super().__init__()
+        self.bits, self.group_size = bits, group_size
+        self.weight = mx.zeros((out, width * bits // 32), mx.uint32)
+        self.scales = mx.zeros((out, width // group_size))
+        self.biases = mx.zeros((out, width // group_size))
+        if bias:
+            self.bias = mx.zeros((out,))
+        self._added: list[LowRank] = []  # the underscore keeps it out of the parameters
+
+    def add(self, products: Sequence[LowRank]) -> None:
+        """Add products to the matrix from now on."""
+        self._added.extend(products)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the quantised matrix takes."""
+        return self.weight.nbytes + self.scales.nbytes + self.biases.nbytes
+
+    @property
+    def plain_nbytes(self) -> int:
+        """Memory that the matrix would take in the dtype of its scales."""
+        return self.weight.size * 32 // self.bits * self.scales.itemsize
+
+    def matrix(self) -> mx.array:
+        """The matrix (O, I), dequantised, with what was added, in the dtype of the scales."""
+        total = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
+        if self._added:
+            total = total.astype(mx.float32)
+            for product in self._added:
+                total = total + product.matrix()
+        return total.astype(self.scales.dtype)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._added or x.size >= FEW_TOKENS * x.shape[-1]:
+            return linear(x, self.matrix(), self.get("bias"))
+        parameters = (self.weight, self.scales, self.biases)
+        y = mx.quantized_matmul(x, *parameters, group_size=self.group_size, bits=self.bits)
+        return y + self.bias if "bias" in self else y
 
 
 class MLP(nn.Module):
@@ -132,8 +221,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int, activation: Fused) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, out)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, out)
         self.activation = activation
 
     def __call__(self, x: mx.array) -> mx.array:

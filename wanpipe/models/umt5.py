@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 
 from wanpipe.config import T5Config
 from wanpipe.errors import CheckpointError
-from wanpipe.models.layers import attend, fused, gelu, matmul_dtype, rms_norm, split_heads
-from wanpipe.weights.load import FULL, Network
+from wanpipe.models.layers import Linear, attend, fused, gelu, matmul_dtype, rms_norm, split_heads
+from wanpipe.weights.load import CODES, FULL, Network, with_quantized
 from wanpipe.weights.read import open_tensors
 
 EPS = 1e-6
@@ -54,8 +54,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         dim, width = config.dim, config.attention_dim
-        self.q, self.k, self.v = (nn.Linear(dim, width, bias=False) for _ in range(3))
-        self.o = nn.Linear(width, dim, bias=False)
+        self.q, self.k, self.v = (Linear(dim, width, bias=False) for _ in range(3))
+        self.o = Linear(width, dim, bias=False)
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         q, k, v = (
@@ -70,9 +70,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.fc1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.fc2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate = Linear(config.dim, config.ffn_dim, bias=False)
+        self.fc1 = Linear(config.dim, config.ffn_dim, bias=False)
+        self.fc2 = Linear(config.ffn_dim, config.dim, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.fc2(gated(self.gate(x), self.fc1(x), dtype=x.dtype))
@@ -133,15 +133,16 @@ def encode(
     lengths = [len(prompt) for prompt in ids]
     with open_tensors(path) as file:
         rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
-        full = set(file.metadata.get(FULL, "").split())
+        stored, full = file.tensors, set(file.metadata.get(FULL, "").split())
     streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
     tables = [mx.array(buckets(length, config.buckets)) for length in lengths]
     weights = {  # lazy: read when a block is evaluated
-        name: value if name in full else value.astype(dtype)
+        name: value if name in full or stored[name].dtype == CODES else value.astype(dtype)
         for name, value in mx.load(str(path)).items()
     }
     for index in range(config.layers):
-        block = _filled(Block(config), weights, f"blocks.{index}.")
+        prefix = f"blocks.{index}."
+        block = _filled(with_quantized(Block(config), stored, prefix), weights, prefix)
         streams = [block(x, table) for x, table in zip(streams, tables, strict=True)]
         mx.eval(streams)
         del block

@@ -13,6 +13,7 @@ import mlx.nn as nn
 from wanpipe.config import VAEConfig
 from wanpipe.models import vae21, vae22
 from wanpipe.models.causal_vae import CausalConv, Middle, Norm, Past
+from wanpipe.models.layers import Linear
 
 PATHS = {"2.1": vae21, "2.2": vae22}
 # fmt: off
@@ -70,7 +71,7 @@ class Decoder(Half):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
         path = PATHS[config.version]
-        self.latent = nn.Linear(config.z_dim, config.z_dim)
+        self.latent = Linear(config.z_dim, config.z_dim)
         self.input = CausalConv(config.z_dim, path.WIDTHS[-1] * config.decoder_dim)
         self.middle = Middle(path.WIDTHS[-1] * config.decoder_dim)
         self.up = path.up_path(config.decoder_dim)
@@ -106,7 +107,7 @@ class Encoder(Half):
         self.middle = Middle(path.WIDTHS[-1] * config.encoder_dim)
         self.norm = Norm(path.WIDTHS[-1] * config.encoder_dim)
         self.output = CausalConv(path.WIDTHS[-1] * config.encoder_dim, 2 * config.z_dim)
-        self.latent = nn.Linear(2 * config.z_dim, 2 * config.z_dim)
+        self.latent = Linear(2 * config.z_dim, 2 * config.z_dim)
 
     def __call__(self, video: mx.array) -> mx.array:
         """Encode frames (T, Y, X, 3) in [-1, 1] to (C, F, H, W), float32.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # raised when the form of entries or of materials changes for all stages at once
 KEY_LENGTH = 32
+SHORTEST_PREFIX = 4
 
 
 def canonical(material: Any) -> bytes:
@@ -28,6 +29,16 @@ def canonical(material: Any) -> bytes:
 def key_of(material: Any) -> str:
     """Hash a material to its key, 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(canonical(material))
+
+
+def is_key(text: str) -> bool:
+    """Whether a text has the form of a key."""
+    return len(text) == KEY_LENGTH and set(text) <= set("0123456789abcdef")
+
+
+def is_prefix(text: str) -> bool:
+    """Whether a reference can be the beginning of a key."""
+    return SHORTEST_PREFIX <= len(text) <= KEY_LENGTH and set(text) <= set("0123456789abcdef")
 
 
 def hash_array(array: "np.ndarray") -> str:

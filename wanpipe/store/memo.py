@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from wanpipe.store.keys import hash_file
@@ -19,8 +20,8 @@ CAPACITY = 4096
 class Memo:
     """Content hashes by real path, size, inode and modification time, kept in one JSON file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def hash(self, file: Path, hasher: Callable[[Path], str] = hash_file) -> str:
         """Return the xxh3_128 of a file's bytes, from memory where it has not changed since."""
@@ -47,6 +48,8 @@ class Memo:
 
     def note(self, name: str, stamp: str, digest: str) -> None:
         """Add one hash; where the memo cannot be written it is simply not remembered."""
+        if not self.writes:
+            return
         known = self.read()
         known.pop(name, None)
         known[name] = [stamp, digest]
@@ -57,7 +60,8 @@ class Memo:
             draft.write_text(json.dumps(recent), encoding="utf-8")
             draft.replace(self.path)
         except OSError:  # a read-only cache, a full disk: the next run reads the file again
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def stamp_of(file: Path) -> str:

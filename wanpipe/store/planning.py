@@ -2,43 +2,126 @@
 computes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from wanpipe.store.entry import Draft, Entry
-from wanpipe.store.store import Recipe, Store, nearest, record_of
+from wanpipe.report import Report, Task
+from wanpipe.store.draft import Draft
+from wanpipe.store.entry import Entry
+from wanpipe.store.explain import Explanation, explain
+from wanpipe.store.index import Summary
+from wanpipe.store.recipe import Recipe, record_of
+from wanpipe.store.store import Store
+
+
+@dataclass
+class Miss:
+    """An entry to compute, why, and how many steps it stands for."""
+
+    recipe: Recipe
+    explanation: Explanation
+    steps: int = 1
+
+    @property
+    def reason(self) -> str:
+        """Why it is not there, in words."""
+        step = self.recipe.extra.get("step")
+        if self.explanation.nearest is not None:
+            return str(self.explanation)
+        return f"never taken beyond step {step}" if step else f"no {self.recipe.stage} entry yet"
+
+    def event(self) -> dict[str, Any]:
+        """The fields of the event `missing`."""
+        parts = asdict(self.explanation)
+        return {**self.recipe.event(), "steps": self.steps, "reason": self.reason, **parts}
+
+
+class PlanReport(Report):
+    """Passes on what is planned, but no progress, since nothing is under way; calls `finished`
+    after every stretch of work.
+    """
+
+    def __init__(self, report: Report, finished: Callable[[], None]) -> None:
+        self.report, self.finished = report, finished
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.report.event(kind, **fields)
+
+    def remark(self, text: str) -> None:
+        self.report.remark(text)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        yield Task(self, label, total)
+        self.finished()
 
 
 class PlanStore(Store):
     """Stands in for a `Store` under --dry-run: `obtain` returns entries that are not there, with
     their key and path.
+
+    Every entry gives an event `planned`; every first miss also `missing`, with the reason and the
+    number of steps that follow from it.
     """
 
     dry = True
-    planned: frozenset[str] = frozenset()
 
-    def obtain(self, recipe: Recipe, fill: Callable[[Draft], dict[str, Any]]) -> Entry:
+    def __init__(self, root: Path | str, report: Report | None = None, force: bool = False) -> None:
+        super().__init__(root, PlanReport(report or Report(), self.tell_misses), force)
+        self.misses: dict[str, Miss] = {}  # by key, of all that follows too
+        self.untold: list[Miss] = []
+        self.texts: dict[str, str] = {}
+
+    def start(self, recipe: Recipe, fill: object, kind: type[Draft]) -> Entry:
         """Tell whether the entry is there; if not, how it differs from the nearest one that is."""
         path = self.path(recipe.stage, recipe.key)
-        follows = bool(self.planned & {recipe.extra.get("parent"), *recipe.inputs.values()})
-        if not self.wants(recipe):
-            self.report.event("planned", **recipe.event(), path=str(path), status="already there")
+        event = {**recipe.event(), "path": str(path)}
+        if "prompt" in recipe.made:
+            self.texts[recipe.key] = recipe.made["prompt"]
+        if self.wants(recipe):
+            parent = recipe.extra.get("parent")
+            follows = any(key in self.misses for key in (parent, *recipe.inputs.values()))
+            miss = self.miss(recipe, self.misses.get(parent or ""), follows)
+            reason = miss.reason if miss.recipe is recipe else ""
+            fields = {"status": "to compute", "reason": reason, "follows": follows}
+            self.report.event("planned", **event, **fields)
         else:
-            self.planned |= {recipe.key}
-            reason = "" if follows else nearest(recipe, self.comparable(recipe))
-            self.report.event(
-                "planned",
-                **recipe.event(),
-                path=str(path),
-                status="to compute",
-                reason=reason,
-                follows=follows,
-            )
+            self.report.event("planned", **event, status="already there")
+        if recipe.stage != "denoise":
+            self.tell_misses()
         return Entry(path, record_of(recipe, {}))
 
-    def comparable(self, recipe: Recipe) -> list[dict[str, Any]]:
-        """Records that a missing entry may be compared with: of its stage, and of its step where it
-        is one.
-        """
-        step = recipe.extra.get("step")
-        return [record for record in self.records(recipe.stage) if record.get("step") == step]
+    def miss(self, recipe: Recipe, before: Miss | None, follows: bool) -> Miss:
+        """Note a miss: as one more step of the one before, or with an explanation of its own."""
+        miss = before
+        if miss is None:
+            compared = recipe.stage == "denoise" or not follows
+            miss = Miss(recipe, Explanation(None))
+            if compared:
+                rows = self.summaries.values()
+                miss.explanation = explain(recipe, rows, self.root, self.text_of)
+                self.untold.append(miss)
+        else:
+            miss.steps += 1
+        self.misses[recipe.key] = miss
+        return miss
+
+    @cached_property
+    def summaries(self) -> dict[str, Summary]:
+        """All that is there, read when the first miss is to be explained."""
+        return self.index.read()
+
+    def tell_misses(self) -> None:
+        """Tell of misses, when it is known how many steps each stands for."""
+        for miss in self.untold:
+            self.report.event("missing", **miss.event())
+        self.untold.clear()
+
+    def text_of(self, key: str) -> str | None:
+        """The prompt of a text entry, there or planned; None where it is neither."""
+        there = self.summaries.get(f"encode-text/{key}")
+        return there.prompt if there else self.texts.get(key)

@@ -5,63 +5,28 @@ none behind.
 """
 
 import errno
-import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.report import Report
-from wanpipe.store.entry import DamageError, Draft, Entry, read_entry
-from wanpipe.store.keys import KEY_LENGTH, SCHEMA, key_of
+from wanpipe.store.disk import READ_ONLY, make_folder, settle, sync, translated
+from wanpipe.store.draft import Draft
+from wanpipe.store.entry import DamageError, Entry, read_entry
+from wanpipe.store.index import STAGES, Index
+from wanpipe.store.keys import is_key, is_prefix
+from wanpipe.store.labels import Labels, check_name
 from wanpipe.store.memo import Memo
+from wanpipe.store.publish import Behind, Making
+from wanpipe.store.recipe import Recipe
 
-STAGES = ("convert", "encode-text", "encode-image", "denoise", "decode")
-SHORTEST_PREFIX = 4
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What an entry will be before it exists: its material gives the key, `inputs` the entries it
-    is made from.
-
-    A `resumable` one keeps its unfinished draft, for a `fill` that can go on with it.
-    `extra` goes into the record beside them (`step` and `parent` of a denoising step), `made` under
-    `made`.
-    """
-
-    stage: str
-    algorithm: int
-    material: dict[str, Any]
-    inputs: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    made: dict[str, Any] = field(default_factory=dict)
-    resumable: bool = False
-
-    @cached_property
-    def whole(self) -> dict[str, Any]:
-        """The material as it is hashed and stored."""
-        head = {"schema": SCHEMA, "stage": self.stage, "algorithm": self.algorithm}
-        return {**head, **self.material}
-
-    @cached_property
-    def key(self) -> str:
-        """The key of the entry."""
-        return key_of(self.whole)
-
-    def event(self) -> dict[str, Any]:
-        """The fields by which events name this entry."""
-        return {"stage": self.stage, "key": self.key, "step": self.extra.get("step")}
+Fill = Callable[[Draft], dict[str, Any]]
 
 
 class Store:
@@ -75,7 +40,11 @@ class Store:
         self.root = Path(root)
         self.report = report or Report()
         self.force = force
-        self.memo = Memo(self.root / ".hashes.json")
+        self.memo = Memo(self.root / ".hashes.json", writes=not self.dry)
+        self.index = Index(self.root, writes=not self.dry)
+        self.names = Labels(self.root / ".names")
+        self.pins = Labels(self.root / ".pins")
+        self.opened = time.time()
         self.swept = False
 
     def path(self, stage: str, key: str) -> Path:
@@ -97,13 +66,23 @@ class Store:
         path = self.path(stage, key)
         if not path.is_dir():
             return None
+        with suppress(OSError):  # in a read-only cache nothing is removed by age either
+            os.utime(path)  # the time of the last use, for gc; no part of the entry
         try:
-            entry = read_entry(path)
-            entry.verify()
-            self.check_files(entry)
+            return self.checked(path)
+        except DamageError:
+            pass  # or another process removed it, or made it again, while it was read
+        try:
+            return self.checked(path) if path.is_dir() else None
         except DamageError as error:
             self.set_aside(path, error)
             return None
+
+    def checked(self, path: Path) -> Entry:
+        """Read an entry with every digest. Raises DamageError."""
+        entry = read_entry(path)
+        entry.verify()
+        self.check_files(entry)
         return entry
 
     def check_files(self, entry: Entry) -> None:
@@ -131,27 +110,43 @@ class Store:
             return
         self.report.remark(f"{reason}; set aside in {target.parent}")
 
-    def obtain(self, recipe: Recipe, fill: Callable[[Draft], dict[str, Any]]) -> Entry:
+    def obtain(self, recipe: Recipe, fill: Fill) -> Entry:
         """Return the entry of `recipe`: the published one, or the one that `fill` writes now.
 
         `fill` writes arrays into the draft and returns what to note under `made`. One process fills
-        at a time, others
-        wait and read. A store with `force` makes it again and puts it in the old one's place.
+        at a time, others wait and read. A store with `force` makes it again and puts it in the old
+        one's place.
         """
+        started = self.start(recipe, fill, Draft)
+        return started if isinstance(started, Entry) else self.tell(started.finish())
+
+    def start(self, recipe: Recipe, fill: Fill, kind: type[Draft]) -> Entry | Making:
+        """Return the published entry, or what is left to do when `fill` has filled a draft."""
         if found := self.reuse(recipe):
             return found
-        with self.lock(recipe.stage, recipe.key):
+        with ExitStack() as stack:
+            stack.enter_context(self.lock(recipe.stage, recipe.key))
             if found := self.reuse(recipe):
                 return found
             started = time.monotonic()
-            with self.draft(recipe) as draft:
-                made = fill(draft)
-                seconds = round(time.monotonic() - started, 3)
-                draft.seal(record_of(recipe, {"seconds": seconds, **made}))
-                self.publish(draft, recipe)
-        entry = read_entry(self.path(recipe.stage, recipe.key))
-        self.report.event("computed", **recipe.event(), path=str(entry.path), seconds=seconds)
+            draft = stack.enter_context(self.draft(recipe, kind))
+            made = fill(draft)
+            made["seconds"] = round(time.monotonic() - started, 3)
+            return Making(self.publish, recipe, draft, made, stack.pop_all())
+
+    def tell(self, entry: Entry) -> Entry:
+        """Report an entry that was just published."""
+        fields = {"stage": entry.stage, "key": entry.key, "step": entry.record.get("step")}
+        seconds = entry.made["seconds"]
+        self.report.event("computed", **fields, path=str(entry.path), seconds=seconds)
         return entry
+
+    def behind(self) -> "Behind":
+        """Give a context whose `obtain` publishes in another thread, behind the next computation.
+
+        All is published when the context ends.
+        """
+        return Behind(self)
 
     def reuse(self, recipe: Recipe) -> Entry | None:
         """Return the published entry of `recipe`, and tell so, unless this store makes everything
@@ -168,9 +163,10 @@ class Store:
         from filelock import FileLock, Timeout
 
         folder = self.root / ".locks"
-        with self.translated():
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{stage}-{key}")
+        with translated(self.root):
+            make_folder(folder)
+            # another thread may release it, when it has published
+            lock = FileLock(folder / f"{stage}-{key}", thread_local=False)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -186,88 +182,80 @@ class Store:
             lock.release()
 
     @contextmanager
-    def draft(self, recipe: Recipe) -> Iterator[Draft]:
+    def draft(self, recipe: Recipe, kind: type[Draft] = Draft) -> Iterator[Draft]:
         """Open a draft in .tmp/; whatever ends the block, nothing of it stays there unless the
         recipe is resumable.
         """
+        with translated(self.root):
+            folder = self.root / ".tmp"
+            if recipe.resumable:
+                make_folder(folder)
+                yield kind(folder / f"{recipe.stage}-{recipe.key}")
+                return
+            with self.scratch() as path:
+                yield kind(path)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give a path in .tmp/ under a lock that tells others that this process lives."""
         from filelock import FileLock
 
         folder = self.root / ".tmp"
-        with self.translated():
-            folder.mkdir(parents=True, exist_ok=True)
-            self.sweep(folder)
-            if recipe.resumable:
-                yield Draft(folder / f"{recipe.stage}-{recipe.key}")
-                return
-            path = folder / uuid.uuid4().hex
-            with FileLock(path.with_suffix(".lock")):
-                try:
-                    yield Draft(path)
-                finally:
-                    shutil.rmtree(path, ignore_errors=True)
-                    path.with_suffix(".lock").unlink(missing_ok=True)
-
-    def sweep(self, folder: Path) -> None:
-        """Remove drafts of processes that were killed: those whose lock is free. Once per store."""
-        from filelock import FileLock, Timeout
-
-        if self.swept:
-            return
-        self.swept = True
-        for file in folder.glob("*.lock"):
+        make_folder(folder)
+        self.sweep()
+        path = folder / uuid.uuid4().hex
+        since = path.with_suffix(".since")
+        with FileLock(path.with_suffix(".lock"), thread_local=False):
             try:
-                with FileLock(file, timeout=0):
-                    shutil.rmtree(file.with_suffix(""), ignore_errors=True)
-                    shutil.rmtree(file.with_suffix(".old"), ignore_errors=True)
-                    file.unlink(missing_ok=True)
-            except Timeout:
-                continue
+                since.write_text(f"{self.opened}\n")  # gc leaves alone what was used since then
+                yield path
+            finally:
+                remove_scratch(path)
 
-    def publish(self, draft: Draft, recipe: Recipe) -> None:
+    def sweep(self) -> None:
+        """Remove drafts of processes that are dead: their lock is free, or was lost with the power.
+        Once per store.
+        """
+        if not self.swept:
+            self.swept = True
+            for path in {file.with_suffix("") for file in (self.root / ".tmp").iterdir()}:
+                lock = path.with_suffix(".lock")
+                if is_key(path.name) and (not lock.exists() or is_free(lock)):
+                    remove_scratch(path)
+
+    def publish(self, draft: Draft, recipe: Recipe) -> Entry:
         """Make the sealed draft durable and visible. Where the key is there already, the first one
         stands.
         """
         target = self.path(recipe.stage, recipe.key)
         settle(draft.path)
-        target.parent.mkdir(exist_ok=True)
-        if self.force and target.is_dir():
-            old = draft.path.with_suffix(".old")
-            target.rename(old)
-            draft.path.rename(target)
-            shutil.rmtree(old)
-        else:
-            try:
-                draft.path.rename(target)
-            except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                    raise
-        sync(target.parent)
-        sync(self.root)
+        self.place(draft.path, target)
+        entry = read_entry(target)
+        self.index.add(target, entry.record)
+        return entry
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Turn what the file system refuses into a StoreError with its remedy."""
+    def place(self, path: Path, target: Path) -> None:
+        """Rename a settled draft to where its entry belongs."""
+        make_folder(target.parent)
+        old = path.with_suffix(".old")
+        if self.force:
+            with suppress(FileNotFoundError):
+                target.rename(old)
         try:
-            yield
+            path.rename(target)
         except OSError as error:
-            if error.errno in NO_SPACE:
-                raise StoreError(
-                    f"no space left for the cache at {self.root}; free some or use --cache"
-                ) from error
-            if error.errno in READ_ONLY and str(error.filename or "").startswith(str(self.root)):
-                raise StoreError(
-                    f"the cache at {self.root} cannot be written ({error.strerror}); use --cache"
-                ) from error
-            raise
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+        sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
     def resolve(self, reference: str) -> Entry:
         """Return the entry that a path, a name or a unique key prefix means. Raises StoreError or
         UsageError.
         """
         path = self.locate(reference)
-        stage, key = path.parent.name, path.name
         home = Store(path.parent.parent, self.report)
-        entry = home.find(stage, key) if stage in STAGES else None
+        entry = home.find(path.parent.name, path.name) if path.parent.name in STAGES else None
         if entry is None:
             raise StoreError(
                 f"{reference} is not an entry of a wanpipe cache, or was damaged; make it again"
@@ -279,16 +267,9 @@ class Store:
         path = Path(reference)
         if path.is_dir() and (path / "zarr.json").exists():
             return path.resolve()
-        named = self.names().get(reference)
-        if named:
+        if named := self.names.get(reference):
             return self.root / named
-        found = [
-            child
-            for stage in STAGES
-            if is_prefix(reference)  # so that nothing else is taken for a pattern
-            for child in (self.root / stage).glob(f"{reference}*")
-            if len(child.name) == KEY_LENGTH
-        ]
+        found = list(self.starting_with(reference))
         if len(found) > 1:
             listed = ", ".join(f"{child.parent.name}/{child.name[:12]}" for child in found[:4])
             raise UsageError(f"{reference} means {len(found)} entries ({listed}); give more digits")
@@ -299,14 +280,16 @@ class Store:
             )
         return found[0]
 
-    def names(self) -> dict[str, str]:
-        """All names given with --name, with what they stand for (`stage/key`)."""
-        folder = self.root / ".names"
-        return (
-            {file.name: file.read_text().strip() for file in folder.glob("*")}
-            if folder.is_dir()
-            else {}
-        )
+    def starting_with(self, prefix: str) -> Iterator[Path]:
+        """Every entry whose key starts with `prefix`."""
+        for stage in STAGES if is_prefix(prefix) else ():
+            folder = self.root / stage
+            if is_key(prefix):
+                names = [prefix] if (folder / prefix).is_dir() else []
+            else:
+                # not iterdir: a path for each of 100,000 entries takes four times as long
+                names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208
+            yield from (folder / name for name in names if name.startswith(prefix) and is_key(name))
 
     def name(self, name: str, path: Path) -> None:
         """Let `name` stand for the entry at `path` from now on. Raises UsageError for what is not
@@ -315,107 +298,24 @@ class Store:
         check_name(name)
         if path.parent.parent != self.root:
             raise UsageError(f"a name is for an entry of the cache, got {path}; leave --name out")
-        with self.translated():
-            folder = self.root / ".names"
-            folder.mkdir(parents=True, exist_ok=True)
-            draft = folder / f".{uuid.uuid4().hex}"
-            draft.write_text(f"{path.parent.name}/{path.name}\n")
-            draft.replace(folder / name)
-
-    def records(self, stage: str) -> Iterator[dict[str, Any]]:
-        """Records of all entries of a stage, unchecked: for looking and explaining, never for
-        computing.
-        """
-        for path in (self.root / stage).glob("*/zarr.json"):
-            try:
-                yield json.loads(path.read_text(encoding="utf-8"))["attributes"]["wanpipe"]
-            except (OSError, ValueError, KeyError):
-                continue  # damaged or just being removed: whoever needs it will be told
+        with translated(self.root):
+            self.names.set(name, f"{path.parent.name}/{path.name}")
 
 
-def is_prefix(reference: str) -> bool:
-    """Whether a reference can be the beginning of a key."""
-    return len(reference) >= SHORTEST_PREFIX and set(reference) <= set("0123456789abcdef")
+def is_free(lock: Path) -> bool:
+    """Whether no living process holds a lock file."""
+    from filelock import FileLock, Timeout
 
-
-def check_name(name: str) -> None:
-    """Raise UsageError for a name that could be taken for a path or a key."""
-    fine = name and all(letter.isalnum() or letter in "-_." for letter in name) and name[0] != "."
-    if not fine or is_prefix(name):
-        raise UsageError(
-            f"a name must be letters, digits, - _ . and not look like a key, got {name!r}; use one "
-            "like cat-1"
-        )
-
-
-def record_of(recipe: Recipe, made: dict[str, Any]) -> dict[str, Any]:
-    """The record of an entry, less what its draft adds (digest, statistics, seal)."""
-    moment = datetime.now(UTC).isoformat(timespec="seconds")
-    return {
-        "schema": SCHEMA,
-        "stage": recipe.stage,
-        "key": recipe.key,
-        "material": recipe.whole,
-        "inputs": recipe.inputs,
-        **recipe.extra,
-        "made": {"time": moment, **recipe.made, **made},
-    }
-
-
-def settle(path: Path) -> None:
-    """Make a directory tree durable: files read-only and synced, then its directories, innermost
-    first.
-    """
-    for folder, _, files in os.walk(path, topdown=False):
-        for name in files:
-            file = Path(folder, name)
-            file.chmod(0o444)
-            sync(file)
-        sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
-def nearest(recipe: Recipe, records: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> str:
-    """Say in words how a missing entry differs from the nearest one: the first field of the
-    material that differs.
-    """
-    wanted = flatten(recipe.whole)
-    best: list[tuple[str, Any, Any]] | None = None
-    for record in records:
-        there = flatten(record["material"])
-        differences = [
-            (name, there.get(name), wanted.get(name))
-            for name in [*wanted, *(set(there) - set(wanted))]
-            if there.get(name) != wanted.get(name)
-        ]
-        if best is None or len(differences) < len(best):
-            best = differences
-    if not best:
-        return f"no {recipe.stage} entry yet"
-    name, old, new = best[0]
-    return f"{name} {brief(old)} → {brief(new)}"
-
-
-def flatten(material: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested objects into dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in material.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def brief(value: Any) -> str:
-    """A value in few letters: hashes and lists cut."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 24 else f"{text[:12]}…"
+def remove_scratch(path: Path) -> None:
+    """Remove a draft and what belongs to it; the lock last, so that nothing of it is overlooked."""
+    for folder in (path, path.with_suffix(".old")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for suffix in (".since", ".lock"):
+        path.with_suffix(suffix).unlink(missing_ok=True)

@@ -1,0 +1,245 @@
+"""Measures the cache: publishing, finding, listing, previews, codecs, and bytes per step.
+
+Prints the tables of bench/README.md. Needs some 500 MB of disk and two minutes; no GPU: a step's
+computation is a wait, as it is for the host of one.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from wanpipe.geometry import latent_shape
+from wanpipe.store import Draft, Recipe, Store
+from wanpipe.store.draft import ATTRIBUTE
+from wanpipe.store.entry import seal_of
+from wanpipe.store.keys import key_of
+
+SHAPE = (16, 21, 60, 104)  # the latent of 832x480, 81 frames
+ARRAYS = ("latent", "x0", "solver/sample", "solver/x0_before")  # of a UniPC step
+STEP = 1.0  # seconds: the goal for a step of 1.3B on one H100
+SETTINGS = {"width": 832, "height": 480, "num_frames": 81, "steps": 50, "trim_first_frames": 0}
+MODELS = {  # channels, stride, width, height, frames
+    "Wan2.1 T2V 1.3B, I2V 480P": (16, (4, 8, 8), 832, 480, 81, 50),
+    "Wan2.1 14B, Wan2.2 A14B": (16, (4, 8, 8), 1280, 720, 81, 40),
+    "Wan2.2 TI2V-5B": (48, (4, 16, 16), 1280, 704, 121, 50),
+}
+
+
+def latents(seed: int) -> dict[str, np.ndarray]:
+    """The arrays of a step: noise, and videos as smooth as a latent is."""
+    generator = np.random.default_rng(seed)
+    noise = generator.standard_normal(SHAPE, dtype=np.float32)
+    smooth = np.cumsum(generator.standard_normal(SHAPE, dtype=np.float32), axis=-1)
+    smooth /= smooth.std()
+    return dict(zip(ARRAYS, (noise, smooth, noise + smooth, smooth * 0.9), strict=True))
+
+
+def filler(arrays: dict[str, np.ndarray], seconds: float) -> Callable[[Draft], dict[str, Any]]:
+    """Return what waits as long as a step takes, then writes its arrays."""
+
+    def fill(draft: Draft) -> dict[str, Any]:
+        time.sleep(seconds)
+        for name, array in arrays.items():
+            draft.write(name, array.copy(), "CFHW")  # copied as from the device
+        return {"wanpipe": "0", "mlx": "0", "device": "none", "peak_bytes": 0}
+
+    return fill
+
+
+def recipe(number: int, step: int = 7) -> Recipe:
+    """A step of a run of its own."""
+    made = {"settings": SETTINGS, "seed": number, "model": "", "vae": ""}
+    material = {"number": number, "text": "0" * 32, "guide_scale": 5.0}
+    extra = {"step": step, "parent": None}
+    return Recipe(stage="denoise", algorithm=1, material=material, extra=extra, made=made)
+
+
+def seconds_of(work: Callable[[], object], times: int = 5) -> float:
+    """Median time of some work."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def process(*words: str, cwd: Path) -> float:
+    """Median time of a command as a whole process."""
+    command = [sys.executable, "-m", "wanpipe", *words, "--quiet"]
+    return seconds_of(
+        lambda: subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL), times=3
+    )
+
+
+def publishing(root: Path, steps: int = 10) -> Iterator[tuple[str, str]]:
+    """Time publication of a step at once, and behind the computation of the next."""
+    arrays, store = latents(0), Store(root)
+    size = sum(array.nbytes for array in arrays.values()) / 1e6
+    store.obtain(recipe(0), filler(arrays, 0.0))
+    numbers = iter(range(1, 100))
+    at_once = seconds_of(lambda: store.obtain(recipe(next(numbers)), filler(arrays, 0.0)))
+    yield (
+        f"publish a step ({size:.1f} MB), at once",
+        f"{at_once * 1e3:.0f} ms, {size / at_once:.0f} MB/s",
+    )
+    started = time.perf_counter()
+    with store.behind() as behind:
+        for number in range(100, 100 + steps):
+            behind.obtain(recipe(number), filler(arrays, STEP))
+        waited = time.perf_counter() - started - steps * STEP
+    last = time.perf_counter() - started - steps * STEP
+    yield f"the same behind steps of {STEP:g} s, added to each", f"{waited / steps * 1e3:.1f} ms"
+    yield "the last step of a run, not hidden", f"{(last - waited) * 1e3:.0f} ms"
+    key = recipe(0).key
+    yield (
+        "find it again, every digest",
+        f"{seconds_of(lambda: store.find('denoise', key)) * 1e3:.0f} ms",
+    )
+
+
+def previews(root: Path) -> Iterator[tuple[str, str]]:
+    """Time a contact sheet of ten drafts of full size."""
+    store = Store(root / "cache")
+    for number in range(10):
+        store.obtain(recipe(number), filler(latents(number), 0.0))
+    taken = process("preview", "--all-drafts", "--output", "sheet.png", cwd=root)
+    yield "preview of ten drafts, whole process", f"{taken:.2f} s"
+
+
+def crowd(root: Path, count: int) -> list[str]:
+    """Write `count` entries without arrays, each with a sound record; their keys."""
+    keys = []
+    for number in range(count):
+        material = {"schema": 1, "stage": "denoise", "algorithm": 1, "number": number}
+        key = key_of(material)
+        step = number % 50
+        parent = keys[-1] if step else None
+        made = {"time": "2026-01-01T00:00:00+00:00", "settings": SETTINGS, "seed": number // 50}
+        record = {
+            "stage": "denoise",
+            "key": key,
+            "material": material,
+            "inputs": {"text": "0" * 32},
+        }
+        record |= {"step": step, "parent": parent, "digest": {}, "files": {}, "made": made}
+        group = {"attributes": {ATTRIBUTE: record}, "zarr_format": 3, "node_type": "group"}
+        folder = root / "denoise" / key
+        folder.mkdir(parents=True)
+        record["seal"] = seal_of(folder, group)
+        (folder / "zarr.json").write_text(json.dumps(group))
+        keys.append(key)
+    return keys
+
+
+def crowded(root: Path, count: int) -> Iterator[tuple[str, str]]:
+    """Time finding and listing among very many entries."""
+    keys = crowd(root / "cache", count)
+    store = Store(root / "cache")
+    small = {name: array[:, :2, :4, :4] for name, array in latents(0).items()}
+    key = store.obtain(recipe(0), filler(small, 0.0)).key
+    yield (
+        f"among {count:,} entries: is it there",
+        f"{seconds_of(lambda: store.has('denoise', key)) * 1e3:.3f} ms",
+    )
+    yield (
+        "find one with four small arrays",
+        f"{seconds_of(lambda: store.find('denoise', key)) * 1e3:.1f} ms",
+    )
+    yield (
+        "find one without arrays",
+        f"{seconds_of(lambda: store.find('denoise', keys[7])) * 1e3:.2f} ms",
+    )
+    yield "locate by whole key", f"{seconds_of(lambda: store.locate(keys[9])) * 1e3:.2f} ms"
+    yield "locate by prefix", f"{seconds_of(lambda: store.locate(keys[9][:12])) * 1e3:.1f} ms"
+    started = time.perf_counter()
+    store.index.read()
+    yield "summaries, all read from their entries", f"{time.perf_counter() - started:.1f} s"
+    yield "summaries, from the file", f"{seconds_of(store.index.read, 3):.2f} s"
+    for words in (("cache", "ls"), ("cache", "ls", "--stage", "decode"), ("cache", "du")):
+        yield f"`wanpipe {' '.join(words)}`, whole process", f"{process(*words, cwd=root):.2f} s"
+    taken = process("cache", "gc", "--keep-steps", "last", "--dry-run", cwd=root)
+    yield "`wanpipe cache gc --keep-steps last --dry-run`", f"{taken:.2f} s"
+
+
+def codecs() -> Iterator[tuple[str, ...]]:
+    """Compare codecs on the two kinds of array that a step has."""
+    from numcodecs import LZ4, Blosc, Zstd
+
+    arrays = latents(1)
+    kinds = {
+        "zstd, level 1 (ours)": Zstd(1),
+        "zstd, level 3": Zstd(3),
+        "zstd, level 9": Zstd(9),
+        "lz4": LZ4(),
+        "blosc: byte shuffle, zstd 1": Blosc("zstd", 1, Blosc.SHUFFLE),
+        "blosc: bit shuffle, zstd 1": Blosc("zstd", 1, Blosc.BITSHUFFLE),
+    }
+    for name, codec in kinds.items():
+        cells = [name]
+        for array in (arrays["latent"], arrays["x0"]):
+            packed = codec.encode(array)
+            cells.append(f"{100 * (1 - len(packed) / array.nbytes):.1f} %")
+        megabytes = array.nbytes / 1e6
+        cells.append(f"{megabytes / seconds_of(lambda: codec.encode(array)):.0f} MB/s")  # noqa: B023
+        cells.append(f"{megabytes / seconds_of(lambda: codec.decode(packed)):.0f} MB/s")  # noqa: B023
+        yield tuple(cells)
+
+
+def bytes_per_step(saved: float = 0.076) -> Iterator[tuple[str, ...]]:
+    """Reckon what a step takes on disk at every model's default size, `saved` by the codec."""
+    for name, (channels, stride, width, height, frames, steps) in MODELS.items():
+        shape = (channels, *latent_shape(width, height, frames, stride))
+        one = float(np.prod(shape)) * 4 * (1 - saved) / 1e6
+        size = f"{width}x{height}, {frames} frames"
+        yield (
+            name,
+            size,
+            f"{shape}",
+            f"{one:.1f} MB",
+            f"{4 * one:.0f} MB",
+            f"{4 * one * steps / 1e3:.1f} GB",
+        )
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
+    """Print a Markdown table, line by line as rows come."""
+    print("|" + "|".join(f" {cell} " for cell in head) + "|")
+    print("|" + " --- |" * len(head))
+    for row in rows:
+        print("|" + "|".join(f" {cell} " for cell in row) + "|", flush=True)
+    print()
+
+
+def main() -> None:
+    """Measure everything in a folder that is removed afterwards."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, default=100_000, help="in the crowded cache")
+    parser.add_argument("--folder", type=Path, help="where to work: the disk that is measured")
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        root = Path(folder)
+        table(("work", "time"), publishing(root / "publishing"))
+        (root / "previews").mkdir()
+        table(("work", "time"), previews(root / "previews"))
+        (root / "crowded").mkdir()
+        table(("work", "time"), crowded(root / "crowded", options.entries))
+    head = ("codec", "saved on noise", "saved on x0", "writing", "reading")
+    table(head, codecs())
+    head = ("model", "default size", "latent", "an array", "a step", "a run, every step kept")
+    table(head, bytes_per_step())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""cache: look at the cache, trust it, keep it small, share it.
+
+Reads: all entries, or those that are named.
+Writes: names and pins, exports; removes what gc is told to; imports entries.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wanpipe import cli, options, words
+from wanpipe.errors import StoreError, UsageError
+from wanpipe.store import Store
+from wanpipe.store.index import STAGES, Summary
+from wanpipe.store.listing import Filter, listed, usage
+
+
+class Size(click.ParamType[int]):
+    """Bytes, such as 50GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> int:
+        """Read a size."""
+        return words.read_size(value) if isinstance(value, str) else int(value)
+
+
+class Age(click.ParamType[float]):
+    """Seconds, such as 30d."""
+
+    name = "age"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> float:
+        """Read an age."""
+        return words.read_age(value) if isinstance(value, str) else float(value)
+
+
+@click.group("cache", short_help="look at the cache, trust it, share it, keep it small")
+def command() -> None:
+    """Look at the cache, trust it, share it, keep it small.
+
+    All of these take --cache DIR, --events json and --quiet.
+    """
+
+
+@command.command("ls")
+@cli.looking
+@click.option("--stage", type=click.Choice(STAGES), help="Entries of one stage.")
+@click.option("--model", metavar="TEXT", help="Made with a model of this path or variant.")
+@click.option("--prompt", metavar="TEXT", help="With this in the prompt.")
+@click.option("--older-than", type=Age(), metavar="AGE", help="Made longer ago, as 30d or 12h.")
+@click.option("--newer-than", type=Age(), metavar="AGE", help="Made since.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def ls(session: cli.Session, as_json: bool, **conditions: Any) -> None:
+    """List entries, the latest last: key, stage, what, size, age, names."""
+    rows = listed(session.store, Filter(**conditions))
+    if as_json:
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    else:
+        now = time.time()
+        text = words.table([line_of(row, now) for row in rows], frozenset({3, 4})) if rows else ""
+    if text:
+        click.echo(text)
+
+
+def line_of(row: dict[str, Any], now: float) -> tuple[str, ...]:
+    """The columns of one entry."""
+    what = [words.quoted(row["prompt"])] if row["prompt"] is not None else []
+    if row["step"] is not None:
+        seed = "noise given" if row["seed"] is None else f"seed {row['seed']}"
+        what += [seed, f"step {row['step'] + 1}/{row['steps']}"]
+    what += [words.plain(row["what"])] if row["what"] else []
+    labels = [*row["names"], *(["pinned"] if row["pinned"] else [])]
+    age = words.age(now - words.seconds_of(row["time"])) if row["time"] else "?"
+    return (
+        row["key"][:12],
+        row["stage"],
+        ", ".join(what),
+        words.amount(row["bytes"], "B"),
+        age,
+        ", ".join(labels),
+    )
+
+
+@command.command("du")
+@cli.looking
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def du(session: cli.Session, as_json: bool) -> None:
+    """Tell how much each stage takes on disk."""
+    sizes = usage(session.store)
+    if as_json:
+        click.echo(json.dumps(sizes))
+        return
+    rows = [
+        (words.amount(size["bytes"], "B"), f"{size['entries']}", name)
+        for name, size in sizes.items()
+    ]
+    click.echo(words.table(rows, frozenset({0, 1})))
+
+
+@command.command("verify")
+@cli.looking
+@click.option("--repair", is_flag=True, help="Set damaged entries aside; then nothing is wrong.")
+@click.pass_context
+def verify(context: click.Context, session: cli.Session, repair: bool) -> None:
+    """Read every byte and check every digest. Prints what is damaged; exit code 1 if anything is
+    and stays.
+    """
+    from wanpipe.store.verify import damaged
+
+    store, count = session.store, 0
+    for path, error in damaged(store):
+        count += 1
+        click.echo(path)
+        if repair:
+            store.set_aside(path, error)
+        else:
+            store.report.event("damaged", path=str(path))
+            store.report.remark(str(error))
+    if count and not repair:
+        raise StoreError(f"{count} entries are damaged; `wanpipe cache verify --repair` helps")
+
+
+@command.command("gc")
+@cli.looking
+@click.option("--max-size", type=Size(), metavar="SIZE", help="Until no more is left, as 50GB.")
+@click.option("--older-than", type=Age(), metavar="AGE", help="What was not used for so long.")
+@click.option("--keep-steps", metavar="last|every:N", help="Of every run these steps alone.")
+@click.option("--models", is_flag=True, help="Converted models too, last of all.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed.")
+def gc(
+    session: cli.Session,
+    max_size: int | None,
+    older_than: float | None,
+    keep_steps: str | None,
+    models: bool,
+    dry_run: bool,
+) -> None:
+    """Remove entries, the least useful first; prints their paths. Without a limit only rubbish
+    goes.
+
+    First decoded frames, then steps inside runs, then their ends, then images and texts that no
+    step needs; within each the least recently used. What has a name or a pin stays, and what is in
+    use. Every run can be gone on with from what remains.
+    """
+    from wanpipe.store import gc as engine
+
+    store = session.store
+    limits = engine.Limits(
+        max_bytes=max_size,
+        older_than=older_than,
+        every=None if keep_steps is None else engine.read_keep_steps(keep_steps),
+        models=models,
+    )
+    idle = float("inf") if older_than is None else older_than
+    paths = engine.rubbish(store, idle)
+    plan = engine.Plan(store, limits)
+    gone: Sequence[Summary] = plan.removed
+    if not dry_run:
+        engine.sweep(store, paths)
+        gone = engine.remove(store, plan.removed) if plan.removed else []
+    lines = [*paths, *(store.root / row.place for row in gone)]
+    if lines:
+        click.echo("\n".join(map(str, lines)))
+    store.report.event(
+        "collected",
+        dry_run=dry_run,
+        entries=len(gone),
+        bytes=sum(row.bytes for row in gone),
+        entries_left=len(plan.left),
+        bytes_left=plan.bytes_left,
+    )
+    if max_size is not None and plan.bytes_left > max_size:
+        left = words.amount(plan.bytes_left, "B")
+        store.report.remark(f"{left} stay: what is named, pinned, in use or a model is kept")
+
+
+@command.command("pin")
+@cli.looking
+@click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
+def pin(session: cli.Session, references: tuple[str, ...]) -> None:
+    """Keep entries from gc. A name does so too."""
+    for place in places(session.store, references):
+        session.store.pins.set(place.rpartition("/")[2], place)
+        click.echo(session.store.root / place)
+
+
+@command.command("unpin")
+@cli.looking
+@click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
+def unpin(session: cli.Session, references: tuple[str, ...]) -> None:
+    """Let gc have entries again: forget their pins and their names."""
+    store = session.store
+    for place in places(store, references):
+        for labels in (store.pins, store.names):
+            for label in labels.of(place):
+                labels.remove(label)
+        click.echo(store.root / place)
+
+
+def places(store: Store, references: Sequence[str]) -> list[str]:
+    """What references mean, as stage/key. Raises UsageError for an entry of another cache."""
+    found = [store.locate(reference) for reference in references]
+    for path in found:
+        if path.parent.parent.resolve() != store.root.resolve():
+            raise UsageError(f"{path} is not in the cache at {store.root}; use --cache")
+    return [f"{path.parent.name}/{path.name}" for path in found]
+
+
+@command.command("export")
+@cli.looking
+@click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
+@click.argument("file", type=options.PATH)
+def export(session: cli.Session, references: tuple[str, ...], file: Path) -> None:
+    """Write entries, with the text and image they were made from, to FILE.zip for another cache."""
+    from wanpipe.store import archive
+
+    store = session.store
+    entries = [store.resolve(reference) for reference in references]
+    together = archive.export(entries, file, store)
+    store.report.event("written", path=str(file), entries=len(together))
+    click.echo(file)
+
+
+@command.command("import")
+@cli.looking
+@click.argument("file", type=options.PATH)
+def take_in(session: cli.Session, file: Path) -> None:
+    """Take in the entries of an export. A file that is not sound throughout changes nothing."""
+    from wanpipe.store import archive
+
+    for path in archive.take_in(file, session.store):
+        click.echo(path)
+
+
+@command.command("explain", context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+def explain(words: tuple[str, ...]) -> None:
+    """Tell why COMMAND (such as denoise --from cat --seed 2) would compute anything, and what: the
+    same as its own --dry-run.
+    """
+    cli.cli.main([*words, "--dry-run"], prog_name="wanpipe", standalone_mode=False)

@@ -1,0 +1,111 @@
+"""preview: drafts at a glance, as one picture with a row of frames for each.
+
+Reads: denoise entries, `x0` alone; with --vae a model's vae.
+Writes: a PNG; prints its path.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from wanpipe import cli, options, preview
+from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.model import Model, find_model
+from wanpipe.store import Entry, Store, key_of
+from wanpipe.store.entry import read_entry
+
+COLUMNS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Where the picture goes and how many frames a row has; without `output` it is named by what it
+    shows.
+    """
+
+    output: Path | None = None
+    columns: int = COLUMNS
+
+
+def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | None = None) -> Path:
+    """Draw the clean video that each step predicts, with the VAE where a model is given; return the
+    picture's path.
+    """
+    from wanpipe import media
+
+    if params.columns < 1:
+        raise UsageError(f"columns must be 1 or more, got {params.columns}; use {COLUMNS}")
+    output = params.output or Path(f"drafts-{key_of([step.key for step in steps])[:8]}.png")
+    if output.suffix.lower() != ".png":
+        raise UsageError(f"a preview must end in .png, got {output.name}")
+    rows = []
+    with store.report.task("preview", len(steps)) as task:
+        for step in steps:
+            latent = step.read("x0")
+            trim = step.made["settings"]["trim_first_frames"]
+            if model is None:
+                frames = preview.linear_frames(latent)[trim:]
+            else:
+                frames = preview.true_frames(latent, model, store)[4 * trim :]
+            rows.append((preview.label(step), frames))
+            task.advance()
+    try:
+        media.contact_sheet(rows, params.columns).save(output, compress_level=1)
+    except OSError as error:
+        raise WanpipeError(f"{output} cannot be written: {error.strerror or error}") from error
+    return output
+
+
+def choose(references: Sequence[str], all_drafts: bool, store: Store) -> list[Entry]:
+    """Find the steps that are named, or the last step of every run that is not finished."""
+    if bool(references) == all_drafts:
+        raise UsageError("give the steps to look at, or --all-drafts; one of the two")
+    paths = [store.locate(reference) for reference in references]
+    if all_drafts:
+        paths = [store.root / place for place in drafts(store)]
+        if not paths:
+            raise UsageError(f"no draft in {store.root}; make one with `wanpipe denoise --stop-at`")
+    for path in paths:
+        if path.parent.name != "denoise":
+            raise UsageError(
+                f"a preview takes steps of denoise, got {path.parent.name}/{path.name}"
+            )
+    return [read_entry(path) for path in paths]
+
+
+def drafts(store: Store) -> list[str]:
+    """The last step of every run that is not finished, oldest first, as stage/key."""
+    steps = [row for row in store.index.read().values() if row.stage == "denoise"]
+    before = {row.parent for row in steps}
+    ends = [row for row in steps if row.readable and not row.finished and row.key not in before]
+    return [row.place for row in sorted(ends, key=lambda row: (row.time, row.seed or 0, row.key))]
+
+
+@click.command("preview", short_help="drafts at a glance, in one picture")
+@cli.looking
+@click.argument("references", nargs=-1, metavar="ENTRY...")
+@click.option("--all-drafts", is_flag=True, help="Every run in the cache that is not finished.")
+@click.option("--vae", is_flag=True, help="True pixels, through the VAE: slower.")
+@options.model
+@click.option("--output", type=options.PATH, help="The PNG. Default: named by what it shows.")
+@click.option("--columns", type=int, default=COLUMNS, show_default=True, help="Frames in a row.")
+def command(
+    session: cli.Session,
+    references: tuple[str, ...],
+    all_drafts: bool,
+    vae: bool,
+    model: str | None,
+    output: Path | None,
+    columns: int,
+) -> None:
+    """Draw the video that each ENTRY, a step of denoise, predicts: a row of frames, labelled with
+    seed and step.
+
+    Choose by it, then finish one with `wanpipe denoise --from ENTRY`.
+    """
+    store = session.store
+    steps = choose(references, all_drafts, store)
+    found = find_model(model, steps, store) if vae else None
+    click.echo(run(steps, Params(output=output, columns=columns), store, found))

@@ -1,0 +1,101 @@
+"""Publishing behind the computation: the same entries, in order, and no failure unheard."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.store.shelf import Heard, arrays, fill, recipe
+from wanpipe.errors import WanpipeError
+from wanpipe.store import Draft, Store
+from wanpipe.store import store as module
+
+COUNT = 5
+
+
+def test_what_is_published_behind_is_what_is_published_at_once(tmp_path: Path) -> None:
+    late, now = Store(tmp_path / "late", Heard()), Store(tmp_path / "now", Heard())
+    expected = [now.obtain(recipe(number), fill(number)) for number in range(COUNT)]
+    with late.behind() as behind:
+        promised = [behind.obtain(recipe(number), fill(number)) for number in range(COUNT)]
+        made = [behind.whole(entry) for entry in promised]
+    assert [arrays(entry) for entry in made] == [arrays(entry) for entry in expected]
+    events = [[event["key"] for event in store.report.events] for store in (late, now)]
+    assert events[0] == events[1] == [entry.key for entry in made]
+    assert not list((tmp_path / "late" / ".tmp").iterdir())
+
+
+def test_the_next_computation_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computing = threading.Event()
+    settle = module.settle
+
+    def slow(path: Path) -> None:
+        assert computing.wait(10), "the next step began only after this one was on the disk"
+        settle(path)
+
+    def second(draft: Draft) -> dict:
+        computing.set()
+        return fill(1)(draft)
+
+    monkeypatch.setattr(module, "settle", slow)
+    with Store(tmp_path).behind() as behind:
+        behind.obtain(recipe(0), fill(0))
+        behind.obtain(recipe(1), second)
+    assert Store(tmp_path).has("decode", recipe(1).key)
+
+
+def test_memory_holds_no_more_than_two_waiting_entries(tmp_path: Path) -> None:
+    with Store(tmp_path).behind() as behind:
+        for number in range(COUNT):
+            behind.obtain(recipe(number), fill(number))
+            assert len(behind.jobs) <= 1
+            assert all(Store(tmp_path).has("decode", recipe(n).key) for n in range(number))
+
+
+def broken(draft: Draft) -> dict:
+    draft.write("latent", np.array([1.0, np.nan], np.float32), "L")
+    return {}
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_failure_is_raised_and_what_was_before_it_is_kept(after: int, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def compute() -> None:
+        with store.behind() as behind:
+            behind.obtain(recipe(0), fill(0))
+            behind.obtain(recipe(1), broken)
+            for number in range(after):
+                behind.obtain(recipe(2 + number), broken)
+
+    with pytest.raises(WanpipeError, match="NaN"):
+        compute()
+    assert store.has("decode", recipe(0).key)
+    assert len(list((tmp_path / "decode").iterdir())) == 1
+    assert not list((tmp_path / ".tmp").iterdir())
+    assert store.obtain(recipe(1), fill(1)), "the lock was not let go"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_keeps_every_finished_step(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    def interrupted(draft: Draft) -> dict:
+        raise error
+
+    store = Store(tmp_path, Heard())
+
+    def compute() -> None:
+        with store.behind() as behind:
+            for number in range(3):
+                behind.obtain(recipe(number), fill(number))
+            behind.obtain(recipe(3), interrupted)
+
+    with pytest.raises(error):
+        compute()
+    assert [store.has("decode", recipe(number).key) for number in range(4)] == [True] * 3 + [False]
+    assert store.report.count("computed") == 3
+    assert not list((tmp_path / ".tmp").iterdir())

@@ -1,0 +1,79 @@
+"""Keys are pinned: whoever changes one makes every user compute everything again."""
+
+import numpy as np
+import pytest
+
+from wanpipe.store import Recipe, key_of
+from wanpipe.store.keys import canonical, hash_array, hash_file, is_key, is_prefix
+
+
+def test_canonical_json_is_one_text_only() -> None:
+    material = {"b": [1, 2.0, None, True], "a": {"z": "é\n", "y": 1e-7}}
+    assert canonical(material) == '{"a":{"y":1e-07,"z":"é\\n"},"b":[1,2.0,null,true]}'.encode()
+    assert canonical({"a": 1, "b": 2}) == canonical({"b": 2, "a": 1})
+
+
+def test_an_integer_and_a_float_are_different_materials() -> None:
+    assert key_of({"a": 1}) != key_of({"a": 1.0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_material_without_a_number_has_no_key(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        key_of({"sigma": value})
+
+
+def test_keys_of_objects_are_the_pinned_ones() -> None:
+    assert key_of({}) == "dc7048f8f8747f561349cde127705c16"
+    assert key_of({"stage": "denoise", "sigma": 0.5}) == "612399df59f9db3ebc85ea4298ac888f"
+
+
+def test_keys_of_recipes_are_the_pinned_ones() -> None:
+    text = Recipe(stage="encode-text", algorithm=1, material={"prompt": [1, 2], "text_len": 512})
+    assert text.key == "4e31a2a199dcd6d2b09b14d59c6a50d0"
+    step = Recipe(stage="denoise", algorithm=1, material={"parent": text.key, "guide_scale": 5.0})
+    assert step.key == "3c469921d3f86309370c6fc147f5aba6"
+
+
+def test_what_is_noted_beside_the_material_changes_no_key() -> None:
+    plain = Recipe(stage="denoise", algorithm=1, material={"a": 1})
+    noted = Recipe(
+        stage="denoise",
+        algorithm=1,
+        material={"a": 1},
+        inputs={"text": "0" * 32},
+        extra={"step": 3},
+        made={"time": "now"},
+    )
+    assert noted.key == plain.key
+
+
+@pytest.mark.parametrize("change", [{"stage": "decode"}, {"algorithm": 2}, {"material": {"a": 2}}])
+def test_stage_algorithm_and_material_change_the_key(change: dict) -> None:
+    first = {"stage": "denoise", "algorithm": 1, "material": {"a": 1}}
+    assert Recipe(**first).key != Recipe(**{**first, **change}).key
+
+
+def test_an_array_hashes_by_its_numbers_whatever_their_order_in_memory() -> None:
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    assert hash_array(array) == "b22afec4d40d93bdd1ebad9ba76ba368"
+    assert hash_array(np.asfortranarray(array)) == hash_array(array)
+    assert hash_array(array.astype(">f4")) == hash_array(array)
+    assert hash_array(array.astype(np.float64)) != hash_array(array)
+
+
+def test_a_file_hashes_the_same_in_any_pieces(tmp_path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 10)
+    assert (
+        hash_file(tmp_path / "file", chunk=7)
+        == hash_file(tmp_path / "file")
+        == "d7d3aba3d305d2c3ce94c58d4049e3e5"
+    )
+
+
+def test_a_prefix_is_four_to_thirty_two_hex_digits() -> None:
+    assert [is_prefix(text) for text in ("abc", "abcd", "a" * 32, "a" * 33, "abcg", "ABCD")] == [
+        *(False, True, True, False, False, False)
+    ]
+    assert is_key("0" * 32)
+    assert not is_key("0" * 31)

@@ -1,0 +1,52 @@
+"""Pictures of a video that is not finished: each step's x0 as small RGB frames, without the VAE.
+
+A linear map of the latent: the right colours and shapes, one frame per latent frame, no detail.
+"""
+
+from typing import TYPE_CHECKING
+
+from wanpipe.errors import UsageError
+from wanpipe.latent_rgb import MAPS
+from wanpipe.model import Model
+from wanpipe.store import Entry, Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def linear_frames(latent: "np.ndarray") -> "np.ndarray":
+    """Map a normalised latent (C, F, H, W) to frames (F, H, W, 3) uint8. Raises UsageError for a
+    number of channels without a map.
+    """
+    import numpy as np
+
+    if len(latent) not in MAPS:
+        known = " or ".join(map(str, MAPS))
+        raise UsageError(f"a preview needs {known} channels, got {len(latent)}; use --vae")
+    factors, bias = (np.asarray(part, np.float32) for part in MAPS[len(latent)])
+    colours = np.tensordot(latent, factors, (0, 0)) + bias  # (F, H, W, 3)
+    return np.rint(np.clip((colours + 1) * 127.5, 0, 255)).astype(np.uint8)
+
+
+def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":
+    """Decode a normalised latent (C, F, H, W) with the model's VAE to frames (T, Y, X, 3) uint8."""
+    import mlx.core as mx
+    import numpy as np
+
+    from wanpipe.device import compute_dtype, mlx_dtype
+    from wanpipe.models import vae
+    from wanpipe.weights.load import load_network
+
+    network = vae.decoder(model.config.vae)
+    dtype = mlx_dtype(compute_dtype(model.config.dtype))
+    load_network(network, model.checked("vae", store), dtype)
+    pieces = [np.array(piece) for piece in network.frames(mx.array(latent))]
+    return np.rint((np.concatenate(pieces) + 1) * 127.5).astype(np.uint8)
+
+
+def label(step: Entry) -> str:
+    """What stands above a row of frames: seed, step and key."""
+    made = step.made
+    seed = "noise given" if made.get("seed") is None else f"seed {made['seed']}"
+    taken, steps = step.record["step"] + 1, made["settings"]["steps"]
+    return f"{seed}   step {taken} of {steps}   {step.key[:8]}"

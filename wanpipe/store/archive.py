@@ -1,0 +1,153 @@
+"""Puts entries with what they were made from into one file, and takes such a file in.
+
+What comes in is data: every name, document and digest is checked before anything is published, and
+nothing of it is run. Converted models do not travel.
+"""
+
+import re
+import shutil
+import uuid
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from wanpipe.errors import StoreError, UsageError
+from wanpipe.store.admit import AdmitError, admit
+from wanpipe.store.disk import NO_SPACE, READ_ONLY, settle, translated
+from wanpipe.store.entry import DamageError, Entry
+from wanpipe.store.store import Store
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the same entries make the same file
+PIECE = 1 << 20  # bytes copied at a time
+MEMBER = re.compile(
+    r"(?P<stage>encode-text|encode-image|denoise|decode)/(?P<key>[0-9a-f]{32})/"
+    r"(?P<file>(?:[a-z0-9_]{1,32}/){0,2}(?:zarr\.json|c(?:\.\d{1,6}){1,5}))"
+)
+BROKEN = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError, EOFError)
+
+
+def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
+    """The entries and all that they were made from, each once. Raises StoreError for what is
+    gone or damaged, UsageError for a converted model.
+    """
+    found: dict[str, Entry] = {}
+    waiting = list(entries)
+    while waiting:
+        entry = waiting.pop()
+        if entry.stage == "convert":
+            raise UsageError(
+                f"{entry.key[:8]} is a converted model, which does not travel; convert the "
+                "checkpoint where it is needed"
+            )
+        if entry.key in found:
+            continue
+        found[entry.key] = entry
+        home = Store(entry.path.parent.parent, store.report)
+        for role, key in entry.inputs.items():
+            stage = "denoise" if role == "step" else f"encode-{role}"
+            source = home.find(stage, key)
+            if source is None:
+                raise StoreError(
+                    f"{entry.key[:8]} was made from {stage}/{key[:8]}, which is gone; make it again"
+                )
+            waiting.append(source)
+    return sorted(found.values(), key=lambda entry: (entry.stage, entry.key))
+
+
+def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
+    """Write entries and what they were made from to a .zip file; return all that went in."""
+    if target.suffix.lower() != ".zip":
+        raise UsageError(f"an export must end in .zip, got {target.name}")
+    together = closure(entries, store)
+    draft = target.with_name(f".{uuid.uuid4().hex}.zip")
+    try:
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+            for entry in together:
+                for file in sorted(path for path in entry.path.rglob("*") if path.is_file()):
+                    name = f"{entry.stage}/{entry.key}/{file.relative_to(entry.path).as_posix()}"
+                    member = zipfile.ZipInfo(name, EPOCH)
+                    member.external_attr = 0o444 << 16
+                    member.file_size = file.stat().st_size
+                    with file.open("rb") as source, archive.open(member, "w") as sink:
+                        shutil.copyfileobj(source, sink, PIECE)
+        draft.replace(target)
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return together
+
+
+def take_in(file: Path, store: Store) -> list[Path]:
+    """Publish every entry of an export that is not there yet; return the paths of all.
+
+    Raises StoreError for a file that is not sound throughout; the cache is then as it was.
+    """
+    if not file.is_file():
+        raise UsageError(f"no file {file} to import")
+    with translated(store.root), store.scratch() as scratch:
+        with refused(file):
+            places = unpack(file, scratch)
+            entries = [admit(scratch / place) for place in places]
+        for entry, place in zip(entries, places, strict=True):
+            target = store.root / place
+            if target.is_dir():
+                continue
+            settle(entry.path)
+            store.place(entry.path, target)
+            store.index.add(target, entry.record)
+    return [store.root / place for place in places]
+
+
+@contextmanager
+def refused(file: Path) -> Iterator[None]:
+    """Turn whatever a malformed file causes into one line."""
+    try:
+        yield
+    except (AdmitError, DamageError, *BROKEN) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE | READ_ONLY:
+            raise  # the disk of the cache, not the file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(
+            f"{file} is not a sound export, nothing was taken from it ({reason}); export it again"
+        ) from error
+
+
+def unpack(file: Path, folder: Path) -> list[str]:
+    """Copy the members of an export below `folder`, each name and size checked; return stage/key of
+    every entry.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        check_members(members, file.stat().st_size)
+        found: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
+        for member in members:
+            form = MEMBER.fullmatch(member.filename)
+            assert form is not None
+            found[f"{form['stage']}/{form['key']}"].append(member)
+            target = folder / member.filename
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member) as source, target.open("xb") as sink:
+                shutil.copyfileobj(source, sink, PIECE)
+    return sorted(found)
+
+
+def check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
+    """Raise AdmitError unless names are those of entries, each once, stored as they are, and all
+    together no larger than the file.
+    """
+    if not members:
+        raise AdmitError("it is empty")
+    names = [member.filename for member in members]
+    if len(set(names)) != len(names):
+        raise AdmitError("it has a name twice")
+    for member in members:
+        if member.orig_filename != member.filename or not MEMBER.fullmatch(member.filename):
+            raise AdmitError(f"{member.orig_filename[:80]!r} is no name of an entry's file")
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
+            raise AdmitError(f"{member.filename} is compressed or encrypted")
+    # members that overlap, or lie about their size, would be larger than the file that holds them
+    if sum(member.file_size for member in members) > size:
+        raise AdmitError("its parts are larger than the whole")
