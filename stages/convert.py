@@ -168,16 +168,19 @@ def outside(
         store.report.event("planned", **event, status=status)
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.with_name(f".{directory.name}.lock")) as lock:
-        if not store.force and holds(directory, recipe.key, store):
-            store.report.event("reused", **event)
-        else:
-            started = time.monotonic()
-            discard(directory, recipe.key)
-            write(directory)
-            seconds = round(time.monotonic() - started, 3)
-            store.report.event("computed", **event, seconds=seconds)
-        Path(lock.lock_file).unlink(missing_ok=True)
+    lock = FileLock(directory.with_name(f".{directory.name}.lock"))
+    with lock:
+        try:
+            if not store.force and holds(directory, recipe.key, store):
+                store.report.event("reused", **event)
+            else:
+                started = time.monotonic()
+                discard(directory, recipe.key)
+                write(directory)
+                seconds = round(time.monotonic() - started, 3)
+                store.report.event("computed", **event, seconds=seconds)
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
     return directory
 
 

@@ -5,6 +5,8 @@ Writes: what `run` writes for every seed, and a contact sheet of the films.
 """
 
 import re
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import click
 from stages import convert, decode, denoise, encode_text
 from stages import run as composed
 from wanpipe import cli, demo, options
+from wanpipe.demo import world
 from wanpipe.errors import UsageError
 from wanpipe.model import open_model
 from wanpipe.store import Store
 
 PROMPT = "a red circle moves right on a white background"
 SHOWN = 6  # frames of a film on the sheet
+LABEL = 80  # letters of the prompt on the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +38,12 @@ def run(params: Params, store: Store) -> list[Path]:
     """Convert the demo checkpoint once, make one film per seed, and return films and sheet."""
     if not params.prompt.strip():
         raise UsageError(f'a prompt must say something, got none; try "{PROMPT}"')
+    remark(params.prompt, store)
     converted = convert.run(convert.Params(checkpoint_dir=demo.T2V), store)
     if store.dry and not converted.is_dir():
         return []
-    stem = "-".join(re.findall(r"\w+", params.prompt.lower()))[: composed.LONGEST_STEM]
+    words = re.findall(r"\w+", params.prompt.lower())
+    stem = "-".join(words)[: composed.LONGEST_STEM] or "film"
     if not store.dry:
         params.output_dir.mkdir(parents=True, exist_ok=True)
     asked = composed.Params(
@@ -46,18 +52,33 @@ def run(params: Params, store: Store) -> list[Path]:
         denoise=denoise.Params(seeds=params.seeds),
         decode=decode.Params(output=params.output_dir / f"{stem}.mp4"),
     )
-    films = [film.path for film in composed.run(open_model(converted), asked, store)]
-    return films if store.dry else [*films, write_sheet(params, films, stem)]
+    films = composed.run(open_model(converted), asked, store)
+    paths = [film.path for film in films]
+    return paths if store.dry else [*paths, write_sheet(params, films, stem)]
 
 
-def write_sheet(params: Params, films: list[Path], stem: str) -> Path:
-    """Write a contact sheet: one row of frames per film."""
+def remark(prompt: str, store: Store) -> None:
+    """Tell which words of the prompt the model never saw, or what the prompt leaves open."""
+    if strange := world.strangers(prompt):
+        store.report.remark(
+            f"the tiny model never saw {', '.join(strange)}, so the film shows something else; "
+            f"it knows {world.vocabulary()}"
+        )
+    elif missing := world.missing(prompt):
+        store.report.remark(
+            f"the prompt names no {', no '.join(missing)}, so the model chooses; "
+            f"it knows {world.vocabulary()}"
+        )
+
+
+def write_sheet(params: Params, films: Sequence[composed.Film], stem: str) -> Path:
+    """Write a contact sheet: one row of frames per film, the prompt above the first."""
     from wanpipe import media
 
-    rows = [
-        (f"{params.prompt}, seed {seed}", media.read_film(film)[0])
-        for seed, film in zip(params.seeds, films, strict=True)
-    ]
+    prompt = textwrap.shorten(params.prompt, LABEL, placeholder="…")
+    labels = [f"seed {seed}" for seed in params.seeds]
+    labels[0] = f"{prompt} ({labels[0]})"
+    rows = [(label, film.frames.read("frames")) for label, film in zip(labels, films, strict=True)]
     path = params.output_dir / f"{stem}.png"
     media.contact_sheet(rows, columns=SHOWN, width=96).save(path)
     return path

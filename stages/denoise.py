@@ -6,13 +6,13 @@ Writes: for every step `latent`, `x0` (C, F, H, W) and `solver/*`; prints the la
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe import chain, cli, geometry, options, sources
+from wanpipe import chain, cli, geometry, loras, options, sources
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model
 from wanpipe.settings import Params as Params
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
-    from wanpipe.denoiser import Denoiser
+    from wanpipe.denoiser import Denoiser, Loras
 
 
 @dataclass
@@ -65,7 +65,8 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
 
     given = sources.with_inputs(given, store)
     text = sources.check(given, model)
-    settings = settle(model, given, params)
+    choice = loras.choose(model, given.step, params, store)
+    settings = replace(settle(model, given, params), loras=choice.loras)
     total = settings.schedule().steps
     first = 0 if given.step is None else given.step.record["step"] + 1
     stop = total if params.stop_at is None else params.stop_at
@@ -77,6 +78,7 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
         "settings": settings.to_json(),
         "model": str(model.directory.resolve()),
         "vae": model.hash("vae"),
+        "lora_files": choice.files,
     }
     runs = []
     for material, noise, more in starts(model, given, settings, params):
@@ -89,7 +91,7 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
         dtype = compute_dtype(model.config.dtype)
         recipes = chain.plan(model, settings, inputs, dtype, {**note, **more})
         runs.append(resume(Run(recipes[: stop - first], noise, given.step), store))
-    walk(model, given, settings, runs, store)
+    walk(model, given, settings, choice, runs, store)
     last = [one.last for one in runs if one.last is not None]
     for entry in last if stop < total else ():
         warn(entry, settings, store)
@@ -158,28 +160,38 @@ def resume(one: Run, store: Store) -> Run:
 
 
 def walk(
-    model: Model, given: Sources, settings: Settings, runs: Sequence[Run], store: Store
+    model: Model,
+    given: Sources,
+    settings: Settings,
+    choice: loras.Choice,
+    runs: Sequence[Run],
+    store: Store,
 ) -> None:
     """Take the steps that are missing: expert by expert, under each run by run, so that each expert
     loads once.
     """
 
-    def expert(pair: tuple[Recipe, Run]) -> int:
-        name = chain.expert_at(model.config, pair[0].material["timestep"])
-        return -model.config.experts.index(name)  # high noise first
+    def expert(recipe: Recipe) -> str:
+        return chain.expert_at(model.config, recipe.material["timestep"])
 
-    todo = sorted([(recipe, one) for one in runs for recipe in one.recipes], key=expert)
+    def rank(pair: tuple[Recipe, Run]) -> int:
+        return -model.config.experts.index(expert(pair[0]))  # high noise first
+
+    todo = sorted([(recipe, one) for one in runs for recipe in one.recipes], key=rank)
     if not todo:
         return
-    denoiser = lazy_denoiser(model, given, todo[0][0].material["dtype"], store)
-    with store.report.task("denoise", len(todo)) as task:
+    added = loras.fitted(model, choice, {expert(recipe) for recipe, _ in todo}, store)
+    denoiser = lazy_denoiser(model, given, added, todo[0][0].material["dtype"], store)
+    with store.behind() as late, store.report.task("denoise", len(todo)) as task:
         for recipe, one in todo:
-            one.last = store.obtain(recipe, filler(denoiser, settings, recipe, one))
+            one.last = late.obtain(recipe, filler(denoiser, settings, recipe, one))
             task.advance()
+        for one in runs:
+            one.last = late.whole(one.last) if one.last else None
 
 
 def lazy_denoiser(
-    model: Model, given: Sources, dtype: str, store: Store
+    model: Model, given: Sources, added: "Loras", dtype: str, store: Store
 ) -> "Callable[[], Denoiser]":
     """Return a function that makes the denoiser when first called: planning loads nothing."""
 
@@ -187,7 +199,7 @@ def lazy_denoiser(
     def get() -> "Denoiser":
         from wanpipe.denoiser import Denoiser
 
-        return Denoiser(model, sources.read_prompting(given), dtype, store)
+        return Denoiser(model, sources.read_prompting(given), dtype, store, added)
 
     return get
 
@@ -231,6 +243,7 @@ def filler(
 @options.sources
 @options.canvas
 @options.sampling
+@options.loras
 @options.stop_at
 def command(
     session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any

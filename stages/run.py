@@ -22,6 +22,9 @@ from wanpipe.store.planning import PlanStore
 
 LONGEST_STEM = 60  # letters of the prompt in the name of a film
 
+# options that tell how a checkpoint is converted
+CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bits", "group_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
@@ -35,8 +38,16 @@ class Params:
     decode: decode.Params
 
 
-def run(model: Model, params: Params, store: Store) -> list[Path]:
-    """Make one film per seed, computing only what the cache lacks, and return their paths.
+@dataclass(frozen=True)
+class Film:
+    """A film and the entry of its frames."""
+
+    path: Path
+    frames: Entry
+
+
+def run(model: Model, params: Params, store: Store) -> list[Film]:
+    """Make one film per seed, computing only what the cache lacks, and return the films.
 
     Everything is planned first, so that what cannot be right fails before any weight is loaded.
     """
@@ -45,7 +56,7 @@ def run(model: Model, params: Params, store: Store) -> list[Path]:
     return make(model, params, store)
 
 
-def make(model: Model, params: Params, store: Store) -> list[Path]:
+def make(model: Model, params: Params, store: Store) -> list[Film]:
     """Go through the stages with `store`, which computes or plans."""
     text = encode_text.run(model, params.text, store)[0]
     image = None
@@ -58,8 +69,7 @@ def make(model: Model, params: Params, store: Store) -> list[Path]:
     for index, step in enumerate(steps):
         output = film_path(params, step, index if len(steps) > 1 else None)
         decoding = decode.Params(output=output, fps=params.decode.fps, tiling=params.decode.tiling)
-        decode.run(model, Sources(step=step), decoding, store)
-        films.append(output)
+        films.append(Film(output, decode.run(model, Sources(step=step), decoding, store)))
     return films
 
 
@@ -97,11 +107,13 @@ def choose_model(
 @cli.common
 @options.model
 @options.checkpoint
+@options.quantization
 @click.option("--prompt", help="What the video shows.")
 @options.negative
 @options.image
 @options.canvas
 @options.sampling
+@options.loras
 @options.film
 def command(
     session: cli.Session, model: str | None, checkpoint_dir: Path | None, **asked: Any
@@ -120,11 +132,11 @@ def command(
     if checkpoint_dir is not None:
         conversion = convert.Params(
             checkpoint_dir=checkpoint_dir,
-            dtype=asked["dtype"],
-            model_version=asked["model_version"],
+            **{name: asked[name] for name in CONVERSION},
         )
     found = choose_model(model, conversion, session.store)
-    session.deliver(run(found, params, session.store) if found else [])
+    films = run(found, params, session.store) if found else []
+    session.deliver([film.path for film in films], [film.frames.path for film in films])
 
 
 def read(asked: dict[str, Any]) -> Params:
@@ -141,6 +153,7 @@ def read(asked: dict[str, Any]) -> Params:
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
     sampling |= some("scheduler", "timesteps", "seeds", "noise")
+    sampling |= some("lora", "lora_high", "lora_low")
     sides = some("width", "height") if image is None else {}  # else the canvas of the image
     return Params(
         text=encode_text.Params(prompts=(asked["prompt"],), negative_prompt=negative),

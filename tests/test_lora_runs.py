@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.conftest import DATA
 from tests.workshop import SMALL, Models, Place, inside
@@ -28,8 +28,14 @@ def gallery(place: Place) -> Place:
 
 @pytest.fixture
 def pair(models: Models, tmp_path: Path) -> Place:
-    """The same with the tiny Wan2.2 T2V, which has two experts."""
-    return furnished(Place(tmp_path, models("wan22-t2v-a14b")))
+    """The same with the tiny Wan2.2 T2V, whose feed-forward layers are narrower, so that of the
+    LoRAs only attention is kept.
+    """
+    place = furnished(Place(tmp_path, models("wan22-t2v-a14b")))
+    for name in (STYLE, DIFF):
+        tensors = load_file(place.root / name)
+        save_file({key: tensors[key] for key in tensors if "attn" in key}, place.root / name)
+    return place
 
 
 def furnished(place: Place) -> Place:
@@ -102,15 +108,12 @@ def test_a_run_with_loras_is_finished_from_a_step_alone(gallery: Place) -> None:
 
 def test_a_step_branches_with_another_lora(gallery: Place) -> None:
     half = denoise(gallery, "--lora", STYLE, 0.5, "--stop-at", 2).paths[0]
-    other = gallery.do("denoise", "--from", half, "--lora", DIFF, 1)
-    style, diff = (
-        [[hashed(gallery, name), strength]] for name, strength in ((STYLE, 0.5), (DIFF, 1))
-    )
+    third = gallery.do("denoise", "--from", half, "--lora", DIFF, 1, "--stop-at", 3)
+    other = gallery.do("denoise", "--from", third.paths[0])  # which remembers the branch
+    style, diff = [[hashed(gallery, STYLE), 0.5]], [[hashed(gallery, DIFF), 1.0]]
     assert loras(gallery, other.paths[0]) == [style, style, diff, diff]
     none = gallery.do("denoise", "--from", half, "--lora", DIFF, 0)
     assert loras(gallery, none.paths[0]) == [style, style, [], []]
-    on = gallery.do("denoise", "--from", other.paths[0])  # remembers the branch
-    assert on.paths == other.paths
 
 
 @pytest.mark.parametrize("change", ["gone", "changed"])
@@ -216,11 +219,8 @@ def test_a_quantised_model_runs_end_to_end(gallery: Place, bits: int) -> None:
     assert all(limit / 2 < event["relative_error"] < limit for event in told)
     twin = Place(gallery.root, gallery.root / result.paths[0])
     film = twin.film("--lora", DIFF, 0.5)
-    assert [len(film.computed(stage)) for stage in ("encode-text", "denoise", "decode")] == [
-        1,
-        4,
-        1,
-    ]
+    for stage, count in (("encode-text", 1), ("denoise", 4), ("decode", 1)):
+        assert len(film.computed(stage)) == count
     assert film.loaded() == ["model", "vae"]
     rows = show(gallery, twin.model)
     assert rows["quantization"] == f"{bits} bits in groups of 32"

@@ -1,9 +1,10 @@
-"""The velocity of a latent under a prompt: loads the acting expert, conditions it once, applies
-guidance.
+"""The velocity of a latent under a prompt: loads the acting expert with its LoRAs, conditions it
+once, applies guidance.
 
 Holds one expert at a time. Knows nothing of solvers, entries or keys.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -15,6 +16,10 @@ from wanpipe.models.dit import Condition, DiT
 from wanpipe.sampling.guidance import guided
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
+from wanpipe.weights.lora import Fit
+from wanpipe.weights.merge import merge
+
+Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their strengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +47,11 @@ class Prompting:
 class Denoiser:
     """Computes guided velocities of one run or of several with the same prompting."""
 
-    def __init__(self, model: Model, prompting: Prompting, dtype: str, store: Store) -> None:
+    def __init__(
+        self, model: Model, prompting: Prompting, dtype: str, store: Store, loras: Loras
+    ) -> None:
         self.model, self.prompting, self.dtype, self.store = model, prompting, dtype, store
+        self.loras = loras
         self.name = ""
         self.network: DiT | None = None
         self.conditions: dict[str, Condition] = {}
@@ -57,12 +65,26 @@ class Denoiser:
             )  # frees the other expert before this one is read
             mx.clear_cache()
             network = DiT(self.model.config.dit)
-            self.network = load_network(
-                network, self.model.checked(name, self.store), mlx_dtype(self.dtype)
-            )
-            self.name = name
+            load_network(network, self.model.checked(name, self.store), mlx_dtype(self.dtype))
+            self.add_loras(network, name)
+            self.network, self.name = network, name
             self.store.report.event("loaded", component=name)
         return self.network
+
+    def add_loras(self, network: DiT, name: str) -> None:
+        """Add an expert's LoRAs, and account for every key of them."""
+        loras = self.loras.get(name, ())
+        merge(network, loras)
+        for fit, strength in loras:
+            self.store.report.event(
+                "lora",
+                component=name,
+                path=str(fit.path),
+                strength=strength,
+                applied=fit.modules,
+                ignored={reason: len(keys) for reason, keys in fit.ignored.items()},
+                text=fit.summary(),
+            )
 
     def condition(self, network: DiT, side: str) -> Condition:
         """Return the embedded prompt or negative prompt of the expert held, computed once."""

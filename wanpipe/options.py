@@ -81,6 +81,20 @@ checkpoint = group(
         help="Insist on a version of Wan.",
     ),
 )
+quantization = group(
+    click.option("--quantize", is_flag=True, help="Store the transformer blocks in fewer bits."),
+    click.option("--quantize-text-encoder", is_flag=True, help="Store T5's blocks in fewer bits."),
+    click.option(
+        "--bits",
+        type=click.Choice([4, 8]),
+        help="Bits per weight. Default: 4, of T5 8.",
+    ),
+    click.option(
+        "--group-size",
+        type=click.Choice([32, 64, 128]),
+        help="Weights that share a scale. Default: 64.",
+    ),
+)
 canvas = group(
     click.option("--width", type=int, help="Pixels. Default: the model's."),
     click.option("--height", type=int, help="Pixels. Default: the model's."),
@@ -124,6 +138,12 @@ sampling = group(
         metavar="N",
         help="Make N more latent frames at the start and drop their 4N frames after decoding.",
     ),
+)
+LORA: dict[str, Any] = {"type": (PATH, float), "multiple": True, "metavar": "PATH STRENGTH"}
+loras = group(
+    click.option("--lora", **LORA, help="A LoRA for every expert. Repeatable."),
+    click.option("--lora-high", **LORA, help="A LoRA for the high-noise expert. Repeatable."),
+    click.option("--lora-low", **LORA, help="A LoRA for the low-noise expert. Repeatable."),
 )
 stop_at = click.option(
     "--stop-at", type=int, metavar="K", help="Stop after step K; finish it later."

@@ -5,7 +5,7 @@ Refuses what cannot be right before any weight is loaded.
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from wanpipe import geometry
 from wanpipe.config import ModelConfig, Strict
@@ -37,6 +37,19 @@ class Params:
     noise: Path | None = None
     stop_at: int | None = None
     trim_first_frames: int | None = None
+    lora: tuple[tuple[Path, float], ...] = ()
+    lora_high: tuple[tuple[Path, float], ...] = ()
+    lora_low: tuple[tuple[Path, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Strict):
+    """A LoRA in use: name and content hash of its file, and the expert it is for; None: all."""
+
+    name: str
+    hash: str
+    strength: float
+    expert: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +58,7 @@ class Settings(Strict):
     of its steps.
 
     `guide_scale` is (low noise, high noise); `num_frames` is what the film will have, without the
-    trimmed ones.
+    trimmed ones. Where the files of the LoRAs lie is noted apart, under `lora_files`.
     """
 
     width: int
@@ -57,6 +70,18 @@ class Settings(Strict):
     scheduler: str
     timesteps: tuple[float, ...] | None = None
     trim_first_frames: int = 0
+    loras: tuple[Lora, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Any, subject: str) -> Self:
+        """Build from a decoded JSON object. Raises CheckpointError for unknown or missing keys."""
+        settings = super().from_json(data, subject)
+        loras = tuple(Lora.from_json(one, f"{subject}: loras") for one in settings.loras)
+        return replace(settings, loras=loras)
+
+    def acting(self, expert: str) -> list[Lora]:
+        """The LoRAs that an expert gets, in the order in which they are added."""
+        return [lora for lora in self.loras if lora.expert in (None, expert)]
 
     def schedule(self) -> Schedule:
         """The timesteps and sigmas of this run."""
@@ -73,7 +98,7 @@ def settle(model: Model, given: Sources, params: Params) -> Settings:
     asked = {
         field.name: getattr(params, field.name)
         for field in fields(Settings)
-        if field.name != "guide_scale" and getattr(params, field.name) is not None
+        if field.name not in ("guide_scale", "loras") and getattr(params, field.name) is not None
     }
     if given.step is not None:
         settings = continued(given.step, asked)

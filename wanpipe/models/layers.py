@@ -15,9 +15,10 @@ import mlx.nn as nn
 from wanpipe.device import is_gpu
 from wanpipe.models import blas
 
-# From so many tokens on a quantised matrix is dequantised and multiplied; below, the quantised
-# product wins.
-FEW_TOKENS = 64
+# From so many tokens on, a quantised matrix is dequantised and multiplied: on an H100 at 32760
+# tokens that reaches 770 TFLOP/s, the quantised product 146. On a CPU (bench/quantize.py) the
+# product costs 12 ms a token (1536 to 8960, 4 bits), dequantising 80 to 110 ms once.
+FEW_TOKENS = 8
 
 
 class Fused(Protocol):
@@ -161,7 +162,7 @@ class LowRank(NamedTuple):
 
     def matrix(self) -> mx.array:
         """The matrix in float32."""
-        return (self.up.astype(mx.float32) @ self.down.astype(mx.float32)) * self.factor
+        return matmul(self.up.astype(mx.float32), self.down.astype(mx.float32)) * self.factor
 
     @property
     def nbytes(self) -> int:

@@ -5,21 +5,25 @@ for the shapes of their parameters and never evaluated.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
 
-from wanpipe.errors import CheckpointError
+from wanpipe.config import ModelConfig, Quantization
+from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models import vae
 from wanpipe.models.clip import CLIP
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
 from wanpipe.weights.detect import Checkpoint
 from wanpipe.weights.dtypes import FLOATS, NAMES
-from wanpipe.weights.load import FULL, parameter_shapes
+from wanpipe.weights.layouts import open_network
+from wanpipe.weights.load import CODES, FULL, parameter_shapes
+from wanpipe.weights.quantize import packed
 from wanpipe.weights.read import open_tensors
 from wanpipe.weights.rename import Move, Row, plan
 from wanpipe.weights.rules import clip as clip_rules
@@ -42,8 +46,10 @@ class Job:
     name: str
     sources: tuple[Path, ...]
     config: dict[str, Any]
-    slots: tuple[Slot, ...]
+    slots: tuple[Slot, ...]  # as they are before quantisation
     moves: dict[str, Move] = field(repr=False)
+    quantization: Quantization | None = None
+    known: int | None = None  # parameters, where the slots do not tell
 
     @property
     def file(self) -> str:
@@ -58,12 +64,17 @@ class Job:
     @property
     def bytes(self) -> int:
         """Size of the file."""
-        return len(header(self.slots, self.metadata)) + sum(slot.nbytes for slot in self.slots)
+        return len(header(self.stored, self.metadata)) + sum(slot.nbytes for slot in self.stored)
 
     @property
     def parameters(self) -> int:
         """How many numbers the network has."""
-        return sum(prod(slot.shape) for slot in self.slots)
+        return self.known or sum(prod(slot.shape) for slot in self.slots)
+
+    @cached_property
+    def stored(self) -> Sequence[Slot]:
+        """The tensors of the file."""
+        return packed(self.slots, self.quantization) if self.quantization else self.slots
 
 
 def plan_components(checkpoint: Checkpoint, dtype: str) -> list[Job]:
@@ -99,7 +110,7 @@ def _job(
         "clip": checkpoint.clip,
     }
     sources = checkpoint.files["vae" if name == "vae_encoder" else name]
-    with open_tensors(sources) as file:
+    with open_network(sources) as file:
         moves = plan(file.tensors, rows, parameter_shapes(network), str(sources[0]))
         for move in moves:
             if (found := file.tensors[move.source].dtype) not in FLOATS:
@@ -110,3 +121,34 @@ def _job(
     slots = arranged(Slot(move.target, "F32" if move.full else dtype, move.shape) for move in moves)
     config = asdict(configs.get(name, checkpoint.dit))
     return Job(name, sources, config, tuple(slots), {move.target: move for move in moves})
+
+
+def plan_copy(directory: Path, config: ModelConfig) -> list[Job]:
+    """Plan to write every network of a converted model again, tensor by tensor as it is."""
+    jobs = []
+    for name, component in config.components.items():
+        if component.config is None:
+            continue
+        path = directory / component.file
+        with open_tensors(path) as file:
+            full = file.metadata.get(FULL, "").split()
+            moves = {
+                tensor: Move(tensor, tensor, "copy", tensor in full, info.shape)
+                for tensor, info in file.tensors.items()
+            }
+            slots = tuple(Slot(tensor, i.dtype, i.shape) for tensor, i in file.tensors.items())
+        known = component.parameters
+        jobs.append(Job(name, (path,), component.config, slots, moves, known=known))
+    return jobs
+
+
+def quantized(job: Job, spec: Quantization | None) -> Job:
+    """Plan a component in fewer bits. Raises UsageError where it has been quantised before."""
+    if spec is None:
+        return job
+    if any(slot.dtype == CODES for slot in job.slots):
+        raise UsageError(
+            f"{job.sources[0]} is quantised already; twice would lose more, so quantise the "
+            "original"
+        )
+    return replace(job, quantization=spec)

@@ -6,82 +6,193 @@ cache nor the command line.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from wanpipe.config import SCHEMA, Component, ModelConfig, read_model_config
+from wanpipe.config import (
+    EXPERTS,
+    SCHEMA,
+    Component,
+    Defaults,
+    DiTConfig,
+    ModelConfig,
+    Quantization,
+    T5Config,
+    read_model_config,
+)
 from wanpipe.errors import CheckpointError, StoreError, UsageError
-from wanpipe.weights.components import Job, plan_components
+from wanpipe.weights.components import Job, plan_components, plan_copy, quantized
 from wanpipe.weights.detect import Checkpoint
 from wanpipe.weights.dimensions import read_json
 from wanpipe.weights.dtypes import NAMES, Array, recast
-from wanpipe.weights.read import TensorFile, open_tensors
+from wanpipe.weights.layouts import Network, open_network
+from wanpipe.weights.quantize import Packer, check, check_fit
 from wanpipe.weights.rename import apply_transform
 from wanpipe.weights.sources import Progress
 from wanpipe.weights.tensors import shown
+from wanpipe.weights.vocabulary import read_tokenizer
 from wanpipe.weights.write import Slot, replace_file, write_tensors
 
 ALGORITHM = 1  # raised when the same checkpoint and options give other files
 TOKENIZER = "tokenizer.json"
-TOKENIZER_LIMIT = 1 << 26  # bytes; the official one has 17 MB
+Tell = Callable[[str, str, float], None]  # component, kind of layer, relative error
 MARGIN = 1 << 20  # bytes for config.json and the file system's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a conversion may be told: `dtype` is "bfloat16", "float16" or "float32"."""
+    """What a conversion may be told: `dtype` is "bfloat16", "float16" or "float32"; how to quantise
+    the blocks of the transformers and of T5.
+    """
 
     dtype: str = "bfloat16"
+    quantization: Quantization | None = None
+    text_encoder: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in NAMES:
             raise UsageError(f"dtype must be {', '.join(NAMES)}, got {self.dtype}")
+        for spec in filter(None, (self.quantization, self.text_encoder)):
+            check(spec)
+
+    def check_fit(self, dit: DiTConfig, t5: T5Config) -> None:
+        """Raise UsageError where a group size does not fit the networks."""
+        if self.quantization is not None:
+            check_fit(self.quantization, "the transformer", (dit.dim, dit.ffn_dim))
+        if self.text_encoder is not None:
+            check_fit(self.text_encoder, "T5", (t5.dim, t5.attention_dim, t5.ffn_dim))
+
+    def applied(self, jobs: Sequence[Job]) -> list[Job]:
+        """Plan each component in the bits that are asked for it."""
+        specs = dict.fromkeys(EXPERTS, self.quantization) | {"t5_encoder": self.text_encoder}
+        return [quantized(job, specs.get(job.name)) for job in jobs]
+
+    def to_json(self) -> dict[str, Any]:
+        """What of them gives a model its meaning."""
+        specs = {"experts": self.quantization, "text_encoder": self.text_encoder}
+        plain = {name: spec and spec.to_json() for name, spec in specs.items()}
+        return {"dtype": self.dtype, "quantization": plain if any(plain.values()) else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a model will be: its config.json less the components, and the plan of those."""
+
+    variant: str
+    dtype: str
+    quantization: Quantization | None
+    defaults: Defaults
+    tokenizer: Path
+    jobs: list[Job]
 
 
 def material(checkpoint: Checkpoint, hashes: dict[str, str], options: Options) -> dict[str, Any]:
     """What gives a converted model its meaning; `hashes` as `source_hashes` gives them."""
-    return {
-        "source": hashes,
-        "variant": checkpoint.variant.name,
-        "dtype": options.dtype,
-        "quantization": None,
-    }
+    return {"source": hashes, "variant": checkpoint.variant.name, **options.to_json()}
 
 
 def convert(
-    checkpoint: Checkpoint, target: Path, key: str, options: Options, progress: Progress
+    checkpoint: Checkpoint,
+    target: Path,
+    key: str,
+    options: Options,
+    progress: Progress,
+    tell: Tell = lambda *_: None,
 ) -> ModelConfig:
     """Write the model `key` into `target`, going on where a killed conversion stopped.
 
     A component is done when its file and the record beside it are there; config.json comes last.
+    `tell` is called with component, kind of layer and relative error of what was quantised.
     Raises CheckpointError where the checkpoint does not fit, StoreError where `target` holds
     something else or has too little room; finished components stay.
     """
+    options.check_fit(checkpoint.dit, checkpoint.t5)
+
+    def outline() -> Outline:
+        return Outline(
+            variant=checkpoint.variant.name,
+            dtype=options.dtype,
+            quantization=options.quantization,
+            defaults=checkpoint.variant.defaults,
+            tokenizer=checkpoint.files["tokenizer"][0],
+            jobs=options.applied(plan_components(checkpoint, options.dtype)),
+        )
+
+    return _produce(outline, target, key, progress, tell)
+
+
+def material_of_model(config: ModelConfig, options: Options) -> dict[str, Any]:
+    """What gives a model its meaning that is quantised from a converted one."""
+    hashes = {name: component.hash for name, component in config.components.items()}
+    defaults = config.defaults.to_json()
+    return {"source": hashes, "variant": config.variant, "defaults": defaults, **options.to_json()}
+
+
+def plan_requantized(directory: Path, config: ModelConfig, options: Options) -> list[Job]:
+    """Plan the components of a quantised copy of a model, by headers alone.
+
+    Raises UsageError where it is quantised already, or a group size does not fit.
+    """
+    t5 = T5Config.from_json(config.components["t5_encoder"].config, "T5 config")
+    options.check_fit(config.dit, t5)
+    return options.applied(plan_copy(directory, config))
+
+
+def requantize(
+    directory: Path,
+    target: Path,
+    key: str,
+    options: Options,
+    progress: Progress,
+    tell: Tell = lambda *_: None,
+) -> ModelConfig:
+    """Write the model in `directory` again into `target`, quantised; otherwise as `convert`."""
+    config = read_model_config(directory)
+
+    def outline() -> Outline:
+        return Outline(
+            variant=config.variant,
+            dtype=config.dtype,
+            quantization=options.quantization or config.quantization,
+            defaults=config.defaults,
+            tokenizer=directory / config.components["tokenizer"].file,
+            jobs=plan_requantized(directory, config, options),
+        )
+
+    return _produce(outline, target, key, progress, tell)
+
+
+def _produce(
+    outline: Callable[[], Outline], target: Path, key: str, progress: Progress, tell: Tell
+) -> ModelConfig:
+    """Write what is outlined, unless it is there."""
     finished = _finished(target, key)
     if finished is not None:
         _remove_records(target, finished)
         return finished
-    jobs = plan_components(checkpoint, options.dtype)
-    tokenizer = read_tokenizer(checkpoint.files["tokenizer"][0])
+    plan = outline()
+    jobs = plan.jobs
+    tokenizer = read_tokenizer(plan.tokenizer)
     done = {job.file: _recorded(target, job.file, key) for job in jobs}
     check_room(target, sum((job.bytes for job in jobs if done[job.file] is None), len(tokenizer)))
     try:
         target.mkdir(parents=True, exist_ok=True)
         components = {"tokenizer": _write_tokenizer(tokenizer, target)}
         for job in jobs:
-            components[job.name] = done[job.file] or _write(job, target, key, progress)
+            components[job.name] = done[job.file] or _write(job, target, key, progress, tell)
         config = ModelConfig(
             schema=SCHEMA,
             key=key,
-            variant=checkpoint.variant.name,
-            dtype=options.dtype,
-            quantization=None,
-            defaults=checkpoint.variant.defaults,
+            variant=plan.variant,
+            dtype=plan.dtype,
+            quantization=plan.quantization,
+            defaults=plan.defaults,
             components=components,
         )
         text = json.dumps(config.to_json(), indent=2, ensure_ascii=False) + "\n"
@@ -151,9 +262,10 @@ def _remove_records(target: Path, config: ModelConfig) -> None:
         _record(target, component.file).unlink(missing_ok=True)
 
 
-def _write(job: Job, target: Path, key: str, progress: Progress) -> Component:
+def _write(job: Job, target: Path, key: str, progress: Progress, tell: Tell) -> Component:
     """Write one component file, then the record that says it is done."""
-    total, done = sum(slot.nbytes for slot in job.slots), 0
+    total, done = sum(slot.nbytes for slot in job.stored), 0
+    packer = Packer(job.quantization, job.slots) if job.quantization else None
 
     def advance(count: int) -> None:
         nonlocal done
@@ -161,14 +273,17 @@ def _write(job: Job, target: Path, key: str, progress: Progress) -> Component:
         progress(job.name, done, total)
 
     progress(job.name, 0, total)
-    with open_tensors(job.sources) as file:
+    with open_network(job.sources) as file:
+        blocks = partial(_blocks, file, job)
         written = write_tensors(
             target / job.file,
-            job.slots,
-            lambda slot: _blocks(file, job, slot),
+            job.stored,
+            partial(packer.blocks, plain=blocks) if packer else blocks,
             job.metadata,
             advance,
         )
+    for kind, error in (packer.errors if packer else {}).items():
+        tell(job.name, kind, error)
     component = Component(
         file=job.file,
         hash=written.hash,
@@ -181,19 +296,12 @@ def _write(job: Job, target: Path, key: str, progress: Progress) -> Component:
     return component
 
 
-def _blocks(file: TensorFile, job: Job, slot: Slot) -> Iterator[Array]:
+def _blocks(file: Network, job: Job, slot: Slot) -> Iterator[Array]:
     move = job.moves[slot.name]
     source = file.tensors[move.source].dtype
     subject = f"{job.sources[0]}: {shown(move.source)}"
     for block in file.blocks(move.source):
         yield recast(apply_transform(block, move.transform), source, slot.dtype, subject)
-
-
-def read_tokenizer(path: Path) -> bytes:
-    """Read tokenizer.json. Raises CheckpointError where it is no tokenizer by its form."""
-    if not isinstance(read_json(path, TOKENIZER_LIMIT).get("model"), dict):
-        raise CheckpointError(f"{path} is not a tokenizer (no model in it); download it again")
-    return path.read_bytes()
 
 
 def _write_tokenizer(data: bytes, target: Path) -> Component:

@@ -1,4 +1,4 @@
-"""Recognises an official checkpoint: which member of the Wan family it is, and its files.
+"""Recognises a checkpoint: which member of the Wan family it is, and its files.
 
 By structure, never by names of models; the name of the directory only tells 480P from 720P. Reads
 headers only.
@@ -19,17 +19,23 @@ from wanpipe.config import (
     Variant,
 )
 from wanpipe.errors import CheckpointError
-from wanpipe.weights.dimensions import read_clip, read_dit, read_json, read_t5, read_vae
+from wanpipe.weights.dimensions import (
+    axis,
+    official_settings,
+    read_clip,
+    read_dit,
+    read_json,
+    read_shapes,
+    read_t5,
+    read_vae,
+)
+from wanpipe.weights.folders import Folder, find
 from wanpipe.weights.tensors import shown
 
-T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
-CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
-TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
-VAE_FILES = {"2.1": "Wan2.1_VAE.pth", "2.2": "Wan2.2_VAE.pth"}
-DIT_STEM = "diffusion_pytorch_model"
-EXPERT_FOLDERS = ("low_noise_model", "high_noise_model")
 LARGE = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
 WIDE_LATENT = 48  # channels of the Wan2.2 VAE
+LARGEST = 1 << 53  # of a number among the defaults
+HEAD_WIDTH = 128  # of every official transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,83 +84,61 @@ def detect(directory: Path, model_version: str = "auto") -> Checkpoint:
 
 
 def recognise(directory: Path) -> Checkpoint:
-    """Recognise a checkpoint of either version."""
-    parts = transformers(directory)
-    files = {name: shards(part) for name, part in parts.items()}
-    configs = tuple(part / "config.json" for part in parts.values())
-    settings = [read_json(path) for path in configs]
+    """Recognise a checkpoint of either version, in whatever layout."""
+    folder = find(directory)
+    settings = [read_settings(folder, name) for name in folder.experts]
+    dits = [
+        read_dit(each, folder.configs.get(name, files[0]), files)
+        for each, (name, files) in zip(settings, folder.experts.items(), strict=True)
+    ]
+    names = [folder.configs.get(name, files[0]) for name, files in folder.experts.items()]
     kind = settings[0].get("model_type")
-    dits = [read_dit(*part) for part in zip(settings, configs, files.values(), strict=True)]
     if dits[0] != dits[-1] or kind != settings[-1].get("model_type"):
         raise CheckpointError(
-            f"{configs[0]} and {configs[-1]} disagree; both experts must have the same"
+            f"{names[0]} and {names[-1]} disagree; both experts must have the same"
         )
     dit = dits[0]
-    experts = len(parts) > 1
+    experts = len(dits) > 1
     wide = not experts and dit.clip_dim is None and (kind == "ti2v" or dit.out_dim == WIDE_LATENT)
-    files["t5_encoder"] = (present(directory, T5_FILE),)
-    files["tokenizer"] = (present(directory, TOKENIZER_FILE),)
-    files["vae"] = (present(directory, VAE_FILES["2.2" if wide else "2.1"]),)
-    if dit.clip_dim is not None:
-        files["clip"] = (present(directory, CLIP_FILE),)
+    files = folder.experts | folder.others(wide, dit.clip_dim is not None)
     checkpoint = Checkpoint(
         directory=directory,
-        variant=choose(directory, dit, kind, experts, wide),
+        variant=choose(directory, folder, dit, kind, wide),
         dit=dit,
-        t5=read_t5(files["t5_encoder"][0]),
-        vae=read_vae(files["vae"][0]),
-        clip=read_clip(files["clip"][0]) if "clip" in files else None,
+        t5=read_t5(files["t5_encoder"]),
+        vae=read_vae(files["vae"]),
+        clip=read_clip(files["clip"]) if "clip" in files else None,
         files=files,
-        configs=configs,
+        configs=folder.settings,
     )
     check_fit(checkpoint, wide)
-    return replace(checkpoint, variant=overridden(checkpoint.variant, configs, settings))
+    return replace(checkpoint, variant=overridden(checkpoint.variant, folder, settings))
 
 
-def present(directory: Path, name: str) -> Path:
-    """Give the path of a file that must be there."""
-    path = directory / name
-    if not path.is_file():
-        raise CheckpointError(f"{directory} lacks {name}; download it from the model's page")
-    return path
-
-
-def transformers(directory: Path) -> dict[str, Path]:
-    """Map the component name of each transformer to its folder: one at the top, or two experts."""
-    if not directory.is_dir():
+def read_settings(folder: Folder, name: str) -> dict[str, Any]:
+    """Read a transformer's config.json with the official keys; without one, assume heads of 128."""
+    if name in folder.configs:
+        path = folder.configs[name]
+        return official_settings(read_json(path), path)
+    files = folder.experts[name]
+    dim = axis(read_shapes(files), files[0], "patch_embedding.weight")
+    if dim % HEAD_WIDTH:
         raise CheckpointError(
-            f"{directory} is not a directory; give the folder of a Wan checkpoint"
+            f"{files[0]} has width {dim}, which does not split into heads of {HEAD_WIDTH}; put the "
+            "config.json that belongs to it beside it"
         )
-    folders = {name: directory / name for name in EXPERT_FOLDERS if (directory / name).is_dir()}
-    if len(folders) == 1:
-        absent = next(name for name in EXPERT_FOLDERS if name not in folders)
-        raise CheckpointError(f"{directory} lacks {absent}/; download both experts")
-    return folders or {"model": directory}
+    return {"num_heads": dim // HEAD_WIDTH}
 
 
-def shards(directory: Path) -> tuple[Path, ...]:
-    """List the files of one transformer: those of its index, or else all shards that are there."""
-    index = directory / f"{DIT_STEM}.safetensors.index.json"
-    single = f"{DIT_STEM}.safetensors"
-    if not index.is_file():
-        found = sorted(directory.glob(f"{DIT_STEM}-*.safetensors"))
-        alone = not found or (directory / single).is_file()
-        return (present(directory, single),) if alone else tuple(found)
-    table = read_json(index).get("weight_map")
-    names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
-    if not names or not all(name.isprintable() and name == Path(name).name != "" for name in names):
-        raise CheckpointError(f"{index} must map tensors to files beside it; download it again")
-    return tuple(present(directory, name) for name in names)
-
-
-def choose(directory: Path, dit: DiTConfig, kind: Any, experts: bool, wide: bool) -> Variant:
+def choose(directory: Path, folder: Folder, dit: DiTConfig, kind: Any, wide: bool) -> Variant:
     """Pick the variant by structure; config.json's model_type must not contradict it."""
-    image = dit.in_dim != dit.out_dim
+    image, experts = dit.in_dim != dit.out_dim, len(folder.experts) > 1
     if experts:
         name = "wan2.2-i2v-a14b" if image else "wan2.2-t2v-a14b"
     elif dit.clip_dim is not None:
         # the two differ in nothing but their training; only the default size depends on it
-        large = "720p" in directory.resolve().name.lower()
+        names = [directory.resolve().name, *(path.name for path in folder.experts["model"])]
+        large = any("720p" in name.lower() for name in names)
         name = "wan2.1-i2v-14b-720p" if large else "wan2.1-i2v-14b-480p"
     elif wide:
         name = "wan2.2-ti2v-5b"
@@ -177,15 +161,16 @@ def choose(directory: Path, dit: DiTConfig, kind: Any, experts: bool, wide: bool
 def check_fit(checkpoint: Checkpoint, wide: bool) -> None:
     """Check that each network takes what the one before it gives."""
     dit, vae, clip = checkpoint.dit, checkpoint.vae, checkpoint.clip
-    path = checkpoint.files["vae"][0]
+    path, text = checkpoint.files["vae"][0], checkpoint.files["t5_encoder"][0]
     if vae.version != ("2.2" if wide else "2.1"):
         raise CheckpointError(f"{path} holds the VAE of Wan{vae.version}; download the right one")
     pairs = [
-        (f"the width in {T5_FILE}", checkpoint.t5.dim, "text_dim", dit.text_dim),
+        (f"the width in {text.name}", checkpoint.t5.dim, "text_dim", dit.text_dim),
         (f"the latent channels in {path.name}", vae.z_dim, "out_dim", dit.out_dim),
     ]
     if clip is not None and dit.clip_dim is not None:
-        pairs.append((f"the width in {CLIP_FILE}", clip.dim, "img_emb width", dit.clip_dim))
+        image = checkpoint.files["clip"][0]
+        pairs.append((f"the width in {image.name}", clip.dim, "img_emb width", dit.clip_dim))
     for what, ours, name, theirs in pairs:
         if ours != theirs:
             raise CheckpointError(
@@ -194,23 +179,29 @@ def check_fit(checkpoint: Checkpoint, wide: bool) -> None:
             )
 
 
-def overridden(
-    variant: Variant, configs: tuple[Path, ...], settings: list[dict[str, Any]]
-) -> Variant:
-    """Apply the object "wanpipe" of config.json: defaults that differ from the family's.
-
-    Of two experts the high-noise one's counts.
+def overridden(variant: Variant, folder: Folder, settings: list[dict[str, Any]]) -> Variant:
+    """Apply what the checkpoint says of its defaults: the object "wanpipe" of config.json, and the
+    boundary of diffusers' pipeline. Of two experts the high-noise one's config.json counts.
     """
-    path, changes = configs[-1], settings[-1].get("wanpipe", {})
+    configs = [*folder.configs.values()]
+    changes = settings[-1].get("wanpipe", {})
     if settings[0].get("wanpipe", changes) != changes:
-        raise CheckpointError(f"{configs[0]}: wanpipe must stand in {path} alone")
+        raise CheckpointError(f"{configs[0]}: wanpipe must stand in {configs[-1]} alone")
+    if folder.pipeline is not None and variant.defaults.boundary is not None:
+        boundary = read_json(folder.pipeline).get("boundary_ratio", variant.defaults.boundary)
+        variant = changed(variant, {"boundary": boundary}, f"{folder.pipeline}: boundary_ratio")
+    return changed(variant, changes, f"{configs[-1]}: wanpipe") if changes != {} else variant
+
+
+def changed(variant: Variant, changes: Any, subject: str) -> Variant:
+    """Replace defaults. Raises CheckpointError for unknown ones and wrong types."""
     if not isinstance(changes, dict):
         kind = type(changes).__name__
-        raise CheckpointError(f"{path}: wanpipe must be a JSON object, got {kind}")
-    defaults = Defaults.from_json({**variant.defaults.to_json(), **changes}, f"{path}: wanpipe")
+        raise CheckpointError(f"{subject} must be a JSON object, got {kind}")
+    defaults = Defaults.from_json({**variant.defaults.to_json(), **changes}, subject)
     for name, value in changes.items():
         if not fits(value, getattr(variant.defaults, name)):
-            raise CheckpointError(f"{path}: wanpipe.{name} has the wrong type: {shown(str(value))}")
+            raise CheckpointError(f"{subject}.{name} has the wrong type: {shown(str(value))}")
     return replace(variant, defaults=defaults)
 
 
@@ -219,5 +210,6 @@ def fits(value: Any, like: Any) -> bool:
     if isinstance(like, tuple):
         return isinstance(value, list) and len(value) == len(like) and all(map(fits, value, like))
     if like is None or isinstance(like, float):
-        return type(value) in (int, float) or (like is None and value is None)
+        number = type(value) in (int, float) and abs(value) < LARGEST  # false for NaN
+        return number or (like is None and value is None)
     return type(value) is type(like)

@@ -11,7 +11,8 @@ from typing import Any
 
 from wanpipe.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 from wanpipe.errors import CheckpointError
-from wanpipe.weights.read import open_tensors
+from wanpipe.weights.layouts import open_network
+from wanpipe.weights.rules import diffusers
 from wanpipe.weights.tensors import TensorInfo, listed, shown
 
 JSON_LIMIT = 1 << 24  # bytes
@@ -51,15 +52,15 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def read_shapes(paths: Path | Sequence[Path]) -> Shapes:
-    """Read names, shapes and formats of all tensors, no numbers."""
-    with open_tensors(paths) as file:
-        return file.tensors
+    """Read official names, shapes and formats of a network's tensors, whatever its layout."""
+    with open_network(paths) as network:
+        return network.tensors
 
 
 def axis(shapes: Shapes, path: Path, name: str, index: int = 0) -> int:
-    """Length of one axis of a tensor that must be there."""
+    """Length of one axis of a tensor that must be there; a negative index counts from the end."""
     shape = shapes[name].shape if name in shapes else ()
-    if index >= len(shape):
+    if not -len(shape) <= index < len(shape):
         raise CheckpointError(f"{path} lacks {name}: not a checkpoint that wanpipe knows")
     if not 0 < shape[index] <= LONGEST:
         raise CheckpointError(f"{path}: {name} has the absurd shape {shape}")
@@ -73,6 +74,25 @@ def depth(shapes: Shapes, path: Path, prefix: str) -> int:
     if len(numbers) > DEEPEST:
         raise CheckpointError(f"{path} has {len(numbers)} layers, more than {DEEPEST}")
     return len(numbers)
+
+
+def official_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Give a transformer's settings with the official keys, where they have those of diffusers."""
+    if "num_attention_heads" not in config:
+        return config
+    unknown = set(config) - set(diffusers.CONFIG)
+    if unknown:
+        raise CheckpointError(f"{path} has unknown keys: {listed(sorted(unknown))}")
+    for name, only in diffusers.FIXED.items():
+        if config.get(name, only) != only:
+            raise CheckpointError(f"{path}: {name} must be {only}, got {shown(str(config[name]))}")
+    settings = {
+        official: config[theirs]
+        for theirs, official in diffusers.CONFIG.items()
+        if official is not None and config.get(theirs) is not None
+    }
+    heads, width = config["num_attention_heads"], config.get("attention_head_dim")
+    return {**settings, "dim": heads * width} if type(heads) is type(width) is int else settings
 
 
 def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiTConfig:
@@ -135,9 +155,9 @@ def merge_dit(config: dict[str, Any], path: Path, found: dict[str, int]) -> DiTC
     return DiTConfig(**values)
 
 
-def read_t5(path: Path) -> T5Config:
+def read_t5(files: tuple[Path, ...]) -> T5Config:
     """Read the dimensions of the umT5 encoder; the official file has one bias table per layer."""
-    shapes = read_shapes(path)
+    path, shapes = files[0], read_shapes(files)
     table = "blocks.0.pos_embedding.embedding.weight"
     config = T5Config(
         vocab=axis(shapes, path, "token_embedding.weight"),
@@ -156,9 +176,9 @@ def read_t5(path: Path) -> T5Config:
     return config
 
 
-def read_vae(path: Path) -> VAEConfig:
+def read_vae(files: tuple[Path, ...]) -> VAEConfig:
     """Read version and dimensions of a VAE; Wan2.2 nests its stages."""
-    shapes = read_shapes(path)
+    path, shapes = files[0], read_shapes(files)
     nested = "encoder.downsamples.0.downsamples.0.residual.0.gamma" in shapes
     return VAEConfig(
         version="2.2" if nested else "2.1",
@@ -168,12 +188,12 @@ def read_vae(path: Path) -> VAEConfig:
     )
 
 
-def read_clip(path: Path) -> CLIPConfig:
+def read_clip(files: tuple[Path, ...]) -> CLIPConfig:
     """Read the dimensions of CLIP's vision tower."""
-    shapes = read_shapes(path)
+    path, shapes = files[0], read_shapes(files)
     dim = axis(shapes, path, "visual.patch_embedding.weight")
     patch = axis(shapes, path, "visual.patch_embedding.weight", 2)
-    tokens = axis(shapes, path, "visual.pos_embedding", 1)  # one more than patches
+    tokens = axis(shapes, path, "visual.pos_embedding", -2)  # one more than patches
     return CLIPConfig(
         dim=dim,
         ffn_dim=axis(shapes, path, "visual.transformer.0.mlp.0.weight"),

@@ -3,6 +3,7 @@
 Nothing is read here but the header: a block's weights come from the disk when it is evaluated.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +12,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from wanpipe.errors import CheckpointError
+from wanpipe.models.layers import QuantizedLinear
 from wanpipe.weights.read import open_tensors
-from wanpipe.weights.tensors import listed, shown
+from wanpipe.weights.tensors import TensorInfo, listed, shown
 
 FULL = "float32"  # metadata of a converted file: names of the tensors that stay float32
+CODES = "U32"  # format of a quantised matrix
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -24,15 +27,37 @@ def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in flat}
 
 
+def with_quantized(network: Network, stored: Mapping[str, TensorInfo], prefix: str = "") -> Network:
+    """Put a quantised layer wherever a file with the tensors `stored` has a quantised matrix.
+
+    Bits and group size follow from the shapes; a layer that they do not fit stays as it is.
+    """
+    modules = dict(network.named_modules())
+    for path, layer in modules.items():
+        weight, scales = (stored.get(f"{prefix}{path}.{name}") for name in ("weight", "scales"))
+        if not isinstance(layer, nn.Linear) or weight is None or scales is None:
+            continue
+        out, width = layer.weight.shape
+        if weight.dtype == CODES and 0 not in (*weight.shape, *scales.shape):
+            bits, group_size = 32 * weight.shape[-1] // width, width // scales.shape[-1]
+            if bits in (4, 8) and group_size in (32, 64, 128):
+                quantized = QuantizedLinear(width, out, "bias" in layer, bits, group_size)
+                parent, _, name = path.rpartition(".")
+                setattr(modules[parent], name, quantized)
+    return network
+
+
 def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
     """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
 
-    Tensors that the file marks as float32 stay so; the others become `dtype`. Raises
-    CheckpointError that lists missing, unexpected and wrong-shaped tensors.
+    Tensors that the file marks as float32 stay so; the others become `dtype`, but for the codes of
+    quantised matrices. Raises CheckpointError that lists missing, unexpected and wrong-shaped
+    tensors.
     """
-    shapes = parameter_shapes(network)
     with open_tensors(path) as file:
         stored, full = file.tensors, set(file.metadata.get(FULL, "").split())
+    full |= {name for name, info in stored.items() if info.dtype == CODES}
+    shapes = parameter_shapes(with_quantized(network, stored))
     wrong = [
         f"{shown(name)} {stored[name].shape} instead of {shape}"
         for name, shape in shapes.items()

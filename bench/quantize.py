@@ -1,0 +1,206 @@
+"""Measures quantisation: file sizes, errors of weights and of a whole forward, and from how many
+tokens on dequantising beats the quantised product.
+
+    python bench/quantize.py --model DIR             a converted, unquantised model
+    python bench/quantize.py --dim 512 --layers 8    random weights of a chosen size
+    python bench/quantize.py --sizes                 files of the real models, by their shapes
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from wanpipe.config import DiTConfig, Quantization, T5Config, read_model_config
+from wanpipe.device import compute_dtype, describe, mlx_dtype
+from wanpipe.models.dit import DiT
+from wanpipe.models.layers import linear
+from wanpipe.models.umt5 import T5
+from wanpipe.weights.dtypes import Array, recast
+from wanpipe.weights.load import FULL, load_network, parameter_shapes
+from wanpipe.weights.quantize import BITS, GROUP_SIZES, MATRICES, Packer, packed
+from wanpipe.weights.read import TensorFile, open_tensors
+from wanpipe.weights.write import Slot, header, write_tensors
+
+FRAMES, STEP = 5, 500.0
+CHANNELS = {"in_dim": 16, "out_dim": 16}
+REAL: dict[str, DiTConfig | T5Config] = {
+    "Wan2.1 T2V 1.3B": DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, **CHANNELS),
+    "Wan2.2 TI2V-5B": DiTConfig(
+        dim=3072, ffn_dim=14336, heads=24, layers=30, in_dim=48, out_dim=48
+    ),
+    "14B, or one A14B expert": DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, **CHANNELS),
+    "umT5-XXL": T5Config(
+        vocab=256384, dim=4096, attention_dim=4096, ffn_dim=10240, heads=64, layers=24
+    ),
+}
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)  # tokens
+
+
+def random_model(path: Path, config: DiTConfig, seed: int) -> None:
+    """Write a transformer with random weights in the form of a converted bfloat16 model."""
+    mx.random.seed(seed)
+    weights = dict(tree_flatten(DiT(config).parameters()))
+    for name, value in weights.items():
+        if value.ndim == 2:  # normal, as trained ones nearly are, where MLX starts uniform
+            weights[name] = mx.random.normal(value.shape) * value.shape[1] ** -0.5
+    full = [name for name in weights if not narrow(name)]
+    for name in weights.keys() - set(full):
+        weights[name] = weights[name].astype(mx.bfloat16)
+    mx.save_safetensors(str(path), weights, {FULL: " ".join(full)})
+
+
+def narrow(name: str) -> bool:
+    """Whether a converted model has this parameter in its dtype, not in float32."""
+    matrix = name.removesuffix("bias") + "weight" if name.endswith("bias") else name
+    return bool(MATRICES.fullmatch(matrix)) or name.startswith(("text_emb", "token_emb"))
+
+
+def quantise(source: Path, target: Path, spec: Quantization) -> dict[str, float]:
+    """Quantise one file of a transformer, and give the relative error of each kind of layer."""
+    with open_tensors(source) as file:
+        slots = [Slot(name, info.dtype, info.shape) for name, info in file.tensors.items()]
+        packer = Packer(spec, slots)
+        blocks = partial(packer.blocks, plain=partial(read, file))
+        write_tensors(target, packed(slots, spec), blocks, file.metadata)
+    return packer.errors
+
+
+def read(file: TensorFile, slot: Slot) -> Iterator[Array]:
+    """Read a tensor block by block in the format that is asked for."""
+    for block in file.blocks(slot.name):
+        yield recast(block, file.tensors[slot.name].dtype, slot.dtype, slot.name)
+
+
+def forward(path: Path, config: DiTConfig, side: int) -> tuple[mx.array, float, float]:
+    """Run a forward on a latent of `side` squared: the result, seconds and peak bytes."""
+    model = load_network(DiT(config), path, mlx_dtype(compute_dtype("bfloat16")))
+    mx.random.seed(1)
+    x = mx.random.normal((config.in_dim, FRAMES, side, side))
+    clip = None if config.clip_dim is None else mx.random.normal((257, config.clip_dim))
+    condition = model.condition(mx.random.normal((40, config.text_dim)), clip)
+    mx.eval(model(x, [STEP], condition))  # reads the weights
+    mx.reset_peak_memory()
+    start = time.perf_counter()
+    out = model(x, [STEP], condition)
+    mx.eval(out)
+    return out, time.perf_counter() - start, mx.get_peak_memory()
+
+
+def relative(ours: mx.array, reference: mx.array) -> float:
+    """Norm of the difference over norm of the reference."""
+    a, b = (np.array(one, dtype=np.float64) for one in (ours, reference))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def compare(source: Path, config: DiTConfig, side: int) -> None:
+    """Print the table of sizes and errors."""
+    plain, seconds, peak = forward(source, config, side)
+    size = source.stat().st_size
+    print("| bits, group | file | of bfloat16 | weights | one forward | time | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    told = f"{size / 1e6:.1f} MB | 100 % | – | – | {seconds:.2f} s | {peak / 1e6:.0f} MB"
+    print(f"| bfloat16 | {told} |")
+    for bits in BITS[::-1]:
+        for group_size in GROUP_SIZES:
+            if config.dim % group_size or config.ffn_dim % group_size:
+                continue
+            target = source.with_name("quantised.safetensors")
+            errors = quantise(source, target, Quantization(bits=bits, group_size=group_size))
+            out, seconds, peak = forward(target, config, side)
+            fewer = target.stat().st_size
+            print(
+                f"| {bits}, {group_size} | {fewer / 1e6:.1f} MB | {100 * fewer / size:.0f} % "
+                f"| {100 * max(errors.values()):.2f} % | {100 * relative(out, plain):.2f} % "
+                f"| {seconds:.2f} s | {peak / 1e6:.0f} MB |"
+            )
+
+
+def sizes() -> None:
+    """Print the sizes of the real models' files, from their shapes alone."""
+    ways = [(bits, group) for bits in BITS[::-1] for group in GROUP_SIZES]
+    print("| file | bfloat16 |", " | ".join(f"{bits}, {group}" for bits, group in ways), "|")
+    print("|---|---|" + "---|" * len(ways))
+    for name, config in REAL.items():
+        shapes = parameter_shapes(DiT(config) if isinstance(config, DiTConfig) else T5(config))
+        plain = [
+            Slot(key, "BF16" if narrow(key) else "F32", shape) for key, shape in shapes.items()
+        ]
+        files = [packed(plain, Quantization(bits=bits, group_size=group)) for bits, group in ways]
+        row = [f"{file_size(slots) / 1e9:.2f} GB" for slots in (plain, *files)]
+        print(f"| {name} |", " | ".join(row), "|")
+
+
+def file_size(slots: Sequence[Slot]) -> int:
+    """Bytes of a file with these tensors."""
+    full = " ".join(slot.name for slot in slots if slot.dtype == "F32")
+    return len(header(slots, {FULL: full})) + sum(slot.nbytes for slot in slots)
+
+
+def switch(width: int, bits: int) -> None:
+    """Print from how many tokens on dequantising beats the quantised product."""
+    dtype = mlx_dtype(compute_dtype("bfloat16"))
+    quantised = mx.quantize(mx.random.normal((width, width)).astype(dtype), 64, bits)
+    print(f"\n| tokens, {bits} bits, {width} x {width} | quantised product | dequantised |")
+    print("|---|---|---|")
+    for tokens in SIZES:
+        x = mx.random.normal((tokens, width)).astype(dtype)
+        mx.eval(x, quantised)
+        product = best(lambda x=x: mx.quantized_matmul(x, *quantised, group_size=64, bits=bits))
+        dense = best(lambda x=x: linear(x, mx.dequantize(*quantised, 64, bits), None))
+        print(f"| {tokens} | {1e3 * product:.2f} ms | {1e3 * dense:.2f} ms |")
+
+
+def best(work: Callable[[], mx.array], times: int = 3) -> float:
+    """The shortest of some runs, in seconds."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        mx.eval(work())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a converted, unquantised model")
+    for name, value in (("dim", 512), ("ffn-dim", 2048), ("heads", 4), ("layers", 8)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--side", type=int, default=16, help="of the latent, 5 frames of it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sizes", action="store_true", help="only the sizes of the real models")
+    chosen = parser.parse_args(arguments)
+    if chosen.sizes:
+        sizes()
+        return
+    config = DiTConfig(
+        dim=chosen.dim,
+        ffn_dim=chosen.ffn_dim,
+        heads=chosen.heads,
+        layers=chosen.layers,
+        **CHANNELS,
+    )
+    print(f"MLX {mx.__version__}, {describe()}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.safetensors"
+        if chosen.model:
+            model = read_model_config(chosen.model)
+            config = replace(model.dit)
+            source.symlink_to((chosen.model / f"{model.experts[-1]}.safetensors").resolve())
+        else:
+            random_model(source, config, chosen.seed)
+        print(f"width {config.dim}, feed forward {config.ffn_dim}, {config.layers} layers\n")
+        compare(source, config, chosen.side)
+    switch(max(config.dim, 1536), 4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Adds LoRAs to the weights of a loaded network: the sum in float32, then one cast.
+
+One parameter at a time, each in place of the one before, so memory never holds two networks.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from wanpipe.errors import CheckpointError
+from wanpipe.models.layers import Linear, LowRank, QuantizedLinear
+from wanpipe.weights.dtypes import FLOATS, Array, widen
+from wanpipe.weights.lora import LEAVES, Change, Fit
+from wanpipe.weights.read import TensorFile, open_tensors
+from wanpipe.weights.rename import apply_transform
+from wanpipe.weights.tensors import shown
+
+
+@dataclass(frozen=True)
+class Term:
+    """One LoRA's part in the sum for one parameter."""
+
+    file: TensorFile
+    change: Change
+    strength: float
+
+    @property
+    def full(self) -> str | None:
+        """Key of a full difference, if there is one."""
+        return next((key for part, key in self.change.keys.items() if part in LEAVES), None)
+
+    def product(self) -> LowRank | None:
+        """The two matrices of a product, as precise as they are stored, if there is one."""
+        keys = self.change.keys
+        if "down" not in keys:
+            return None
+        up, down = (self._array(keys[part]) for part in ("up", "down"))
+        scale = self._number(keys["alpha"]) / len(down) if "alpha" in keys else 1.0
+        return LowRank(up.flatten(1), down, self.strength * scale)
+
+    def difference(self) -> mx.array:
+        """What is added to the parameter, float32."""
+        product = self.product()
+        total = mx.array(0.0) if product is None else product.matrix()
+        if self.full is not None:
+            total = total + self._array(self.full).astype(mx.float32) * self.strength
+        return total
+
+    def _array(self, key: str) -> mx.array:
+        values, dtype = self.file.read(key), self.file.tensors[key].dtype
+        subject = f"{self.file.paths[0]}: {shown(key)}"
+        floats = widen(values, dtype, subject)
+        if not np.isfinite(floats).all():
+            raise CheckpointError(f"{subject} has NaN or infinite values; download the LoRA again")
+        if dtype == "BF16":  # kept narrow: products with quantised matrices stay in memory
+            return mx.array(self._laid_out(values)).view(mx.bfloat16)
+        return mx.array(self._laid_out(values if dtype == "F16" else floats))
+
+    def _laid_out(self, values: Array) -> Array:
+        """Bring a tensor of the official layout into ours."""
+        return np.ascontiguousarray(apply_transform(values, self.change.transform))
+
+    def _number(self, key: str) -> float:
+        """Read an alpha, whatever its format."""
+        info, subject = self.file.tensors[key], f"{self.file.paths[0]}: {shown(key)}"
+        if prod(info.shape) != 1:
+            raise CheckpointError(f"{subject} must be one number, got shape {info.shape}")
+        values = self.file.read(key)
+        values = widen(values, info.dtype, subject) if info.dtype in FLOATS else values
+        number = float(values.reshape(-1)[0])
+        if not np.isfinite(number):
+            raise CheckpointError(f"{subject} must be finite, got {number}")
+        return number
+
+
+def merge(network: nn.Module, loras: Sequence[tuple[Fit, float]]) -> None:
+    """Add LoRAs at their strengths to a network that they fit.
+
+    A parameter keeps its dtype; the sum is taken in float32. A quantised matrix keeps its bits and
+    gets the products beside them, to be added whenever it is dequantised, where that takes less
+    memory than the plain matrix; otherwise it becomes plain. Raises CheckpointError for numbers
+    that are not finite.
+    """
+    with ExitStack() as stack:
+        terms: dict[str, list[Term]] = {}
+        for one, strength in loras:
+            file = stack.enter_context(open_tensors(one.path))
+            for target, change in one.changes.items():
+                terms.setdefault(target, []).append(Term(file, change, strength))
+        modules = dict(network.named_modules())
+        for target, parts in terms.items():
+            path, _, leaf = target.rpartition(".")
+            module = modules[path]
+            if isinstance(module, QuantizedLinear) and leaf == "weight":
+                _merge_quantized(modules, path, parts)
+            else:
+                _set(module, leaf, module[leaf], parts)
+
+
+def _set(module: nn.Module, leaf: str, before: mx.array, terms: Sequence[Term]) -> None:
+    """Replace one parameter by its sum, evaluated, so that what it is made from is freed."""
+    total = before.astype(mx.float32)
+    for term in terms:
+        total = total + term.difference()
+    total = total.astype(before.dtype)
+    mx.eval(total)
+    setattr(module, leaf, total)
+
+
+def _merge_quantized(modules: Mapping[str, nn.Module], path: str, terms: Sequence[Term]) -> None:
+    layer = modules[path]
+    assert isinstance(layer, QuantizedLinear)
+    if all(term.full is None for term in terms):
+        products = [product for term in terms if (product := term.product())]
+        if layer.nbytes + sum(product.nbytes for product in products) < layer.plain_nbytes:
+            mx.eval([product[:2] for product in products])
+            layer.add(products)
+            return
+    parent, _, name = path.rpartition(".")
+    plain = Linear(1, 1, bias="bias" in layer)
+    _set(plain, "weight", layer.matrix(), terms)
+    if "bias" in layer:
+        plain.bias = layer.bias
+    setattr(modules[parent], name, plain)
