@@ -19,8 +19,15 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)' --group dev
 	touch $@
 
+DEMO = $(WANPIPE) demo --seed 1 --seed 2 --output-dir out/demo
 demo: .venv/ready  ## make films with the tiny model that ships
-	$(WANPIPE) demo
+	@mkdir -p out
+	$(DEMO) "a red circle moves right on a white background"
+	$(DEMO) "a yellow star moves up on a black background"
+	$(DEMO) "a blue square grows on a grey background"
+	@echo "Now the first two again: everything is there already."
+	$(DEMO) "a red circle moves right on a white background"
+	@echo "Look at out/demo: six films, and a contact sheet (.png) of each prompt."
 
 test: lint types unit  ## all checks
 

@@ -23,7 +23,10 @@ __all__ = sorted(EXPORTS)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("wanpipe")
+        try:
+            return metadata.version("wanpipe")
+        except metadata.PackageNotFoundError:  # run from the source tree, not installed
+            return "source"
     if name in EXPORTS:
         module, attribute = EXPORTS[name]
         return getattr(import_module(module), attribute)

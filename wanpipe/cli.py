@@ -81,21 +81,36 @@ def common(function: Command) -> Command:
     return everywhere(wrapper)
 
 
+def looking(function: Command) -> Command:
+    """Add the options of commands that make no entry, and give the command a `session`."""
+
+    @functools.wraps(function)
+    def wrapper(cache: Path, events: str | None, quiet: bool, **rest: Any) -> None:
+        session = Session(store=Store(cache, make_report(events, quiet)), name=None)
+        function(session=session, **rest)
+
+    return group(root, speech)(wrapper)
+
+
+root = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("cache"),
+    envvar="WANPIPE_CACHE",
+    show_envvar=True,
+    show_default=True,
+    help="Root of the cache.",
+)
+speech = group(
+    click.option("--events", type=click.Choice(["json"]), help="One JSON object a line on stderr."),
+    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+)
 everywhere = group(
-    click.option(
-        "--cache",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path("cache"),
-        envvar="WANPIPE_CACHE",
-        show_envvar=True,
-        show_default=True,
-        help="Root of the cache.",
-    ),
+    root,
     click.option("--dry-run", is_flag=True, help="Tell what is there and what would be computed."),
     click.option("--force", is_flag=True, help="Compute again what is there already."),
     click.option("--name", help="A name for the entry, to use wherever an entry is asked for."),
-    click.option("--events", type=click.Choice(["json"]), help="One JSON object a line on stderr."),
-    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    speech,
 )
 
 

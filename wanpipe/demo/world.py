@@ -272,18 +272,44 @@ def vaguer(scene: Scene, rng: np.random.Generator) -> Scene:
 
 def parse(text: str) -> Scene:
     """Read a caption back; raises ValueError where it names no shape, colour or motion."""
-    rest, found = f" {text.lower().rstrip('.').replace(',', ' ')} ", {}
+    if lacking := missing(text):
+        raise ValueError(f"a caption must name a {', '.join(lacking)}; got {text!r}")
+    return Scene(**found(text))
+
+
+def missing(text: str) -> list[str]:
+    """List what a caption must name and this one does not: shape, colour, motion."""
+    return [name for name in ("shape", "colour", "motion") if name not in found(text)]
+
+
+def found(text: str) -> dict[str, str]:
+    """Find what a text names, by kind of word."""
+    rest, named = f" {text.lower().rstrip('.').replace(',', ' ')} ", {}
     # backgrounds first: "on a blue background" also holds the name of a colour
     for name in ("background", "speed", "motion", "shape", "colour"):
         phrases = [(p, value) for value, ways in WORDS[name].items() for p in ways]
         for phrase, value in sorted(phrases, key=lambda p: -len(p[0])):
-            if f" {phrase} " in rest and name not in found:
-                found[name] = value
+            if f" {phrase} " in rest and name not in named:
+                named[name] = value
                 rest = rest.replace(f" {phrase} ", "  ", 1)
-    missing = [name for name in ("shape", "colour", "motion") if name not in found]
-    if missing:
-        raise ValueError(f"a caption must name a {', '.join(missing)}; got {text!r}")
-    return Scene(**found)
+    return named
+
+
+def strangers(text: str) -> list[str]:
+    """List the words that no caption has, in order: the model never saw them."""
+    phrases = [p for ways in WORDS.values() for several in ways.values() for p in several]
+    phrases += [*ORDERS, "a video of", "an"]
+    known = {word for phrase in phrases for word in re.findall(r"\w+", phrase)}
+    return [word for word in dict.fromkeys(re.findall(r"\w+", text.lower())) if word not in known]
+
+
+def vocabulary() -> str:
+    """Say what a caption can name: motions and speeds in one way each."""
+    spoken = ("motion", "speed")
+    return "; ".join(
+        f"{name}s: {', '.join(s[0] if name in spoken else word for word, s in ways.items())}"
+        for name, ways in WORDS.items()
+    )
 
 
 def test_prompts() -> list[tuple[str, Scene]]:
