@@ -93,3 +93,20 @@ def test_importing_the_world_loads_neither_mlx_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_words_that_no_caption_has_are_strangers() -> None:
+    assert world.strangers("A cat, red as a Fox, moves left over stripes") == ["cat", "as", "fox"]
+    assert not any(world.strangers(text) for text, _ in world.test_prompts())
+
+
+def test_what_a_prompt_leaves_open_is_told() -> None:
+    assert world.missing("a red thing on a white background") == ["shape", "motion"]
+    assert world.missing("a red circle rises") == []
+
+
+def test_vocabulary_is_one_line_that_names_every_kind() -> None:
+    told = world.vocabulary()
+    assert "\n" not in told
+    assert all(word in told for word in (*world.SHAPES, *world.COLOURS, *world.BACKGROUNDS))
+    assert all(f"{kind}s: " in told for kind in world.WORDS)

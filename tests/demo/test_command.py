@@ -1,0 +1,49 @@
+"""`wanpipe demo`: films from an empty folder, and what it says of a prompt."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from tests.workshop import Place
+from wanpipe import demo
+from wanpipe.media import read_film
+
+
+def remarks(place: Place, prompt: str) -> list[str]:
+    result = place.do("demo", prompt, "--dry-run")
+    return [event["text"] for event in result.events if event["event"] == "remark"]
+
+
+def test_demo_in_an_empty_folder_makes_film_and_sheet_and_again_nothing(tmp_path: Path) -> None:
+    place = Place(tmp_path, demo.T2V)
+    first = place.do("demo", "a red circle moves right on a white background", "--seed", 3)
+    stem = "demo/a-red-circle-moves-right-on-a-white-background"
+    assert first.paths == [f"{stem}.mp4", f"{stem}.png"]
+    assert read_film(tmp_path / first.paths[0])[0].shape == (17, 96, 96, 3)
+    with Image.open(tmp_path / first.paths[1]) as sheet:
+        assert sheet.width < 700
+    again = place.do("demo", "a red circle moves right on a white background", "--seed", 3)
+    assert again.paths == first.paths
+    assert again.computed() == again.loaded() == []
+    reused = [event["stage"] for event in again.events if event["event"] == "reused"]
+    assert reused == ["convert", "encode-text", "denoise", "decode", "film"]
+
+
+def test_a_word_outside_the_world_is_a_remark_that_lists_the_known_ones(tmp_path: Path) -> None:
+    [said] = remarks(Place(tmp_path, demo.T2V), "a green cat moves left")
+    assert said.startswith("the tiny model never saw cat, so the film shows something else; ")
+    assert "shapes: circle, square, triangle, star; colours: red, " in said
+
+
+def test_what_a_prompt_leaves_open_is_a_remark(tmp_path: Path) -> None:
+    [said] = remarks(Place(tmp_path, demo.T2V), "a circle moves left")
+    assert said.startswith("the prompt names no colour, so the model chooses; ")
+
+
+def test_a_prompt_of_the_world_needs_no_remark(tmp_path: Path) -> None:
+    assert remarks(Place(tmp_path, demo.T2V), "The golden disc rises gently, over black.") == []
+
+
+def test_a_prompt_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    place = Place(tmp_path, demo.T2V)
+    place.refuse("demo", " ", code=2, says="a prompt must say something, got none; try ")
