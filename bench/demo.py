@@ -184,7 +184,8 @@ def lora(chosen: list[Case], store: Store) -> None:
     """Measure the outline LoRA at three strengths: how many films show outlines."""
 
     def outlined(clips: list[np.ndarray]) -> str:
-        return f"{share([judge.look(clip).outline for clip in clips])} outlined"
+        lines = share([judge.look(clip).outline for clip in clips])
+        return f"{lines} outlines, inside {100 * np.mean([inside(c) for c in clips]):.0f} % filled"
 
     model = converted("t2v", store)
     for strength in (0.0, 0.5, 1.0):
@@ -192,19 +193,22 @@ def lora(chosen: list[Case], store: Store) -> None:
         measure(Setup(label=label, model=model, lora=strength, more=outlined), chosen, store)
 
 
+def inside(frames: np.ndarray) -> float:
+    """How full the inside of the shape is, 0 to 1, in the median frame."""
+    pixels = frames.astype(np.float32)
+    cover, _ = judge.separate(pixels, judge.backdrop(pixels))
+    return 0.0 if cover is None else float(np.median(judge.outlines(cover)[2]))
+
+
 def vae(chosen: list[Case], store: Store) -> None:
     """Measure encoder and decoder on clips of held-out scenes, filled and outlined."""
-    for outline in (False, True):
-        values, pairs = [], list(round_trips(chosen, outline, store))
-        for clip, back in pairs:
-            values.append(psnr(back, clip))
-        pooled = psnr(np.stack([b for _, b in pairs]), np.stack([c for c, _ in pairs]))
-        label = "outlines" if outline else "filled shapes"
-        print(
-            f"| VAE, {label} | {len(pairs)} clips | pooled {pooled:.1f} dB, "
-            f"mean {np.mean(values):.1f} dB, worst {min(values):.1f} dB |",
-            flush=True,
-        )
+    print("\n| VAE, there and back | clips | pooled | mean | worst |\n|---|---|---|---|---|")
+    for label, outline in (("filled shapes", False), ("outlines", True)):
+        clips, backs = zip(*round_trips(chosen, outline, store), strict=True)
+        values = [psnr(back, clip) for clip, back in zip(clips, backs, strict=True)]
+        pooled = psnr(np.stack(backs), np.stack(clips))
+        told = f"{pooled:.1f} dB | {np.mean(values):.1f} dB | {min(values):.1f} dB"
+        print(f"| {label} | {len(clips)} | {told} |", flush=True)
 
 
 def round_trips(
@@ -235,8 +239,8 @@ PARTS: dict[str, Callable[[list[Case], Store], None]] = {
     "solvers": solvers,
     "quantized": quantized,
     "lora": lora,
-    "vae": vae,
     "negatives": negatives,
+    "vae": vae,
 }
 
 

@@ -25,8 +25,9 @@ PROMPTS = (
     "the purple star slides left over stripes",
 )
 SEED, COLUMNS = 1, 3
-SIDE, GAP, CAPTION = 192, 12, 40  # pixels
+SIDE, GAP, CAPTION = 160, 12, 38  # pixels
 PAUSE = 900  # milliseconds on the last frame
+COLOURS = 128  # of the palette; more make the file larger than they make it better
 BACK, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -37,9 +38,9 @@ def main() -> None:
         asked = demo.Params(prompt=prompt, seeds=(SEED,), output_dir=Path("out/demo"))
         films.append(media.read_film(demo.run(asked, store)[0])[:2])
     clips, fps = np.stack([frames for frames, _ in films]), films[0][1]  # (6, T, Y, X, 3)
-    # every second prompt's text must stay readable: one palette, no dithering
+    # one palette, no dithering: small, and nothing shimmers
     pages = [draw(clips[:, t]) for t in range(clips.shape[1])]
-    palette = joined(pages).quantize(256, dither=Image.Dither.NONE)
+    palette = joined(pages).quantize(COLOURS, dither=Image.Dither.NONE)
     first, *rest = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
     durations = [*[round(1000 / fps)] * len(rest), PAUSE]
     target = Path(__file__).parent / "demo.gif"
@@ -51,7 +52,7 @@ def draw(frames: np.ndarray) -> Image.Image:
     """Draw one moment of all films, (6, Y, X, 3) uint8, each above its prompt."""
     rows = -(-len(frames) // COLUMNS)
     size = (GAP + COLUMNS * (SIDE + GAP), GAP + rows * (SIDE + CAPTION))
-    page, font = Image.new("RGB", size, BACK), ImageFont.load_default(13)
+    page, font = Image.new("RGB", size, BACK), ImageFont.load_default(12)
     pen = ImageDraw.Draw(page)
     for index, (frame, prompt) in enumerate(zip(frames, PROMPTS, strict=True)):
         row, column = divmod(index, COLUMNS)
@@ -59,7 +60,7 @@ def draw(frames: np.ndarray) -> Image.Image:
         page.paste(
             Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, top)
         )
-        text = "\n".join(textwrap.wrap(prompt, 30))
+        text = "\n".join(textwrap.wrap(prompt, 28))
         pen.multiline_text((left, top + SIDE + 3), text, fill=INK, font=font, spacing=1)
     return page
 

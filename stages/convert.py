@@ -100,7 +100,10 @@ def original(params: Params, store: Store) -> tuple[Recipe, Callable[..., ModelC
         hashes = source_hashes(checkpoint, store.memo, progress)
     material = engine.material(checkpoint, hashes, chosen)
     made = {"checkpoint": str(params.checkpoint_dir.resolve())}
-    return recipe_of(material, made), partial(engine.convert, checkpoint, options=chosen)
+    recipe = recipe_of(material, made)
+    if params.output_dir is not None or store.wants(recipe):
+        engine.rehearse(checkpoint, chosen)  # whatever is refused leaves no trace in the cache
+    return recipe, partial(engine.convert, checkpoint, options=chosen)
 
 
 def from_model(params: Params, store: Store) -> tuple[Recipe, Callable[..., ModelConfig]]:

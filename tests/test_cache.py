@@ -75,7 +75,7 @@ def test_ls_filters(words: tuple[str, ...], count: int, store: Store) -> None:
 
 
 def test_ls_as_json_has_every_field(store: Store) -> None:
-    (row,) = [row for row in listed(store, Filter(stage="denoise")) if row["names"]]
+    (row,) = [one.to_json() for one in listed(store, Filter(stage="denoise")) if one.names]
     assert row["names"] == ["best"]
     assert (row["prompt"], row["seed"], row["step"], row["steps"]) == ("a cat", 1, 7, 8)
     assert json.loads(json.dumps(row)) == row

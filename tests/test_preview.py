@@ -144,4 +144,4 @@ def test_a_damaged_draft_is_one_line(place: Place) -> None:
     next((place.root / step).glob("x0/c.*")).unlink()
     result = inside("preview", step, cwd=place.root)
     assert result.code == 1
-    assert "x0 does not have the digest" in result.stderr.splitlines()[-1]
+    assert "x0 cannot be read" in result.stderr.splitlines()[-1]

@@ -25,4 +25,7 @@ def lineage_of(step: Entry, model: Model, store: Store) -> dict[str, Any]:
     text = store.find("encode-text", step.inputs["text"])
     if text is not None:
         lineage |= {name: text.made[name] for name in ("prompt", "negative_prompt")}
+    image = store.find("encode-image", step.inputs["image"]) if "image" in step.inputs else None
+    if image is not None:
+        lineage["image"] = image.made["image"]
     return lineage

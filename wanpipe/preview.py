@@ -24,8 +24,10 @@ def linear_frames(latent: "np.ndarray") -> "np.ndarray":
         known = " or ".join(map(str, MAPS))
         raise UsageError(f"a preview needs {known} channels, got {len(latent)}; use --vae")
     factors, bias = (np.asarray(part, np.float32) for part in MAPS[len(latent)])
-    colours = np.tensordot(latent, factors, (0, 0)) + bias  # (F, H, W, 3)
-    return np.rint(np.clip((colours + 1) * 127.5, 0, 255)).astype(np.uint8)
+    # the product over (C, F*H*W): channels last would first copy the whole latent
+    colours = factors.T @ latent.reshape(len(latent), -1) + bias[:, None]  # (3, F*H*W)
+    frames = colours.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
+    return np.rint(np.clip((frames + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
 def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":

@@ -47,7 +47,7 @@ def seconds_of(moment: str) -> float:
         time = datetime.fromisoformat(moment)
     except ValueError:
         return 0.0
-    return time.replace(tzinfo=time.tzinfo or UTC).timestamp()
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def age(seconds: float) -> str:
@@ -60,6 +60,8 @@ def age(seconds: float) -> str:
 
 def plain(text: str) -> str:
     """A text for the terminal: what does not print, such as an escape sequence, becomes a blank."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 

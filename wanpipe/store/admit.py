@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from wanpipe.errors import StoreError
-from wanpipe.store.entry import METADATA, Entry, read_entry
+from wanpipe.store.entry import Entry, read_entry
 from wanpipe.store.keys import SCHEMA, canonical, is_key
+from wanpipe.store.layout import GROUP, METADATA, Form, LayoutError
 
 LARGEST_DOCUMENT = 1 << 20  # bytes; the tokens of two prompts take 10 kB
-LARGEST_CHUNK = 1 << 31  # bytes, decoded
-LARGEST_RATIO = 256  # of decoded to stored bytes of a chunk; latents have 1.1, frames at most 50
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+LONGEST = 100_000  # rows of an array; a film of an hour has fewer frames
 ARRAYS: dict[str, tuple[str, str]] = {  # axes and type
     "encode-text": ("LD", "float32"),
     "encode-image": ("CFHW", "float32"),
@@ -65,9 +64,6 @@ MATERIAL: dict[str, dict[str, Any]] = {
 }
 
 
-PLAIN_GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
-
-
 class AdmitError(StoreError):
     """Raise for an entry from elsewhere that is not as wanpipe writes them."""
 
@@ -78,7 +74,7 @@ def admit(path: Path) -> Entry:
     group = documents.pop(path, None)
     if group is None:
         raise AdmitError(f"{path.name[:8]} has no {METADATA}")
-    if not same({**group, "attributes": {}}, PLAIN_GROUP):
+    if not same({**group, "attributes": {}}, GROUP):
         raise AdmitError(f"{path.name[:8]} is not a plain group")
     entry = read_entry(path)  # key and seal
     check_record(entry, path.parent.name)
@@ -87,12 +83,10 @@ def admit(path: Path) -> Entry:
         document = documents.pop(path / name, None)
         if document is None:
             raise AdmitError(f"{name} has no {METADATA}")
-        chunks = check_array(entry.stage, name, document)
-        expected |= {path / name / METADATA, *(path / name / file for file in chunks)}
-        for file, size in chunks.items():
-            check_chunk(path / name / file, size)
+        form = check_array(entry.stage, name, document)
+        expected |= {path / name / METADATA, *(path / name / file for file in form.files)}
     for folder, document in documents.items():  # the group between, as in solver/sample
-        if not same(document, PLAIN_GROUP):
+        if not same(document, GROUP):
             raise AdmitError(f"{folder.name} is neither an array nor an empty group")
         expected.add(folder / METADATA)
     if {file for file in path.rglob("*") if file.is_file()} != expected:
@@ -176,80 +170,20 @@ def check_fields(what: str, record: dict[str, Any], fields: dict[str, Any]) -> N
             raise AdmitError(f"{what} has no proper {name}")
 
 
-def check_array(stage: str, name: str, document: dict[str, Any]) -> dict[str, int]:
-    """Return the chunk files of an array with their decoded bytes. Raises AdmitError unless its
-    metadata are what wanpipe writes for the stage.
+def check_array(stage: str, name: str, document: dict[str, Any]) -> Form:
+    """Return the form of an array. Raises AdmitError unless it is one that wanpipe writes for the
+    stage.
     """
-    axes, dtype = ARRAYS[stage]
-    axes = "LD" if name == "clip" else axes
-    shape, grid = document.get("shape"), document.get("chunk_grid")
-    if not isinstance(shape, list) or len(shape) != len(axes) or not all(map(is_length, shape)):
-        raise AdmitError(f"{name} has no proper shape")
-    rows = shape[0]
-    with_rows = isinstance(grid, dict) and grid.get("configuration", {})
-    if stage == "decode" and isinstance(with_rows, dict):
-        first = with_rows.get("chunk_shape", [0])
-        rows = first[0] if isinstance(first, list) and first and is_length(first[0]) else rows
-    chunk = [rows, *shape[1:]]
-    if not same(document, metadata(shape, chunk, axes, dtype)):
-        raise AdmitError(f"{name} has other metadata than wanpipe writes")
-    size = math.prod(chunk) * (4 if dtype == "float32" else 1)
-    if size > LARGEST_CHUNK or shape[0] > 100_000:
-        raise AdmitError(f"{name} is larger than any that wanpipe writes")
-    tail = ".0" * (len(axes) - 1)
-    return {f"c.{index}{tail}": size for index in range(math.ceil(shape[0] / rows))}
-
-
-def is_length(value: Any) -> bool:
-    """Whether a value is a positive integer."""
-    return type(value) is int and 0 < value < 1 << 31
-
-
-def metadata(shape: list[int], chunk: list[int], axes: str, dtype: str) -> dict[str, Any]:
-    """The metadata document of an array as drafts write it."""
-    endian = {"configuration": {"endian": "little"}} if dtype == "float32" else {}
-    return {
-        "shape": shape,
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": 0.0 if dtype == "float32" else 0,
-        "codecs": [
-            {"name": "bytes", **endian},
-            {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
-            {"name": "crc32c"},
-        ],
-        "attributes": {},
-        "dimension_names": list(axes),
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
-    }
-
-
-def check_chunk(file: Path, size: int) -> None:
-    """Raise AdmitError unless a chunk says that it decodes to `size` bytes, before it is decoded:
-    a few bytes could unfold to more than memory holds.
-    """
-    if not file.is_file():
-        raise AdmitError(f"{file.parent.name} lacks a chunk")
-    stored = file.stat().st_size
-    with file.open("rb") as source:
-        head = source.read(18)
-    if content_size(head) != size or (size > LARGEST_RATIO * stored and size > 1 << 24):
-        raise AdmitError(f"a chunk of {file.parent.name} does not have the size of its array")
-
-
-def content_size(head: bytes) -> int | None:
-    """The decoded size in the header of a zstd frame (RFC 8878, 3.1.1); None where it has none."""
-    if len(head) < 6 or head[:4] != ZSTD_MAGIC:
-        return None
-    descriptor = head[4]
-    single = bool(descriptor & 0x20)
-    width = (1 if single else 0, 2, 4, 8)[descriptor >> 6]
-    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
-    value = int.from_bytes(head[start : start + width], "little")
-    return None if width == 0 or len(head) < start + width else value + (256 if width == 2 else 0)
+    try:
+        form = Form.from_json(document)
+    except LayoutError as error:
+        raise AdmitError(f"{name}: {error}") from error
+    axes, dtype = ARRAYS["encode-text"] if name == "clip" else ARRAYS[stage]
+    if (form.axes, form.dtype) != (tuple(axes), dtype) or len(form.shape) != len(axes):
+        raise AdmitError(f"{name} has other axes or another type than wanpipe writes")
+    if form.shape[0] > LONGEST or (stage != "decode" and form.rows != form.shape[0]):
+        raise AdmitError(f"{name} is in other chunks than wanpipe writes")
+    return form
 
 
 def check_numbers(entry: Entry) -> None:

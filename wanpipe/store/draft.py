@@ -3,7 +3,7 @@
 Refuses arrays that cannot be right. Knows nothing of where entries lie or how they become visible.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from wanpipe.errors import WanpipeError
-from wanpipe.store.entry import ATTRIBUTE, METADATA, seal_of
+from wanpipe.store.entry import ATTRIBUTE, seal_of
 from wanpipe.store.keys import hash_file
+from wanpipe.store.layout import GROUP, Form, encode, groups_above, write_document
 
 if TYPE_CHECKING:
     import numpy as np
-    import zarr
-
-ZSTD_LEVEL = 1  # latents shrink by 8 % at any level
 
 
 class Draft:
     """An entry being written, in a directory of its own, until `seal` makes it whole."""
 
     def __init__(self, path: Path) -> None:
-        import zarr
-
         self.path = path
-        self.group = zarr.open_group(str(path), mode="a", zarr_format=3)
+        path.mkdir(exist_ok=True)
         self.digest: dict[str, str] = {}
         self.files: dict[str, str] = {}
         self.statistics: dict[str, dict[str, float]] = {}
@@ -44,21 +40,12 @@ class Draft:
         self, name: str, shape: tuple[int, ...], dtype: Any, axes: Sequence[str], rows: int
     ) -> "Sink":
         """Open an array that grows along its first axis, in chunks of `rows`."""
-        from zarr.codecs import Crc32cCodec, ZstdCodec
-
-        array = self.group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=(rows, *shape[1:]),
-            compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-            dimension_names=list(axes),
-            # "c.0.0" rather than c/0/0: a third of the files and folders to sync, list and remove
-            chunk_key_encoding={"name": "default", "separator": "."},
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
-        return Sink(self, name, array)
+        form = Form(shape=tuple(shape), rows=rows, axes=tuple(axes), dtype=str(dtype))
+        (self.path / name).mkdir(parents=True, exist_ok=True)
+        for group in groups_above(name):
+            write_document(self.path / group, GROUP)
+        write_document(self.path / name, form.to_json())
+        return Sink(self, name, form)
 
     def attach(self, name: str, digest: str | None = None) -> None:
         """Make a file that was written into the draft part of the entry, by its content hash."""
@@ -68,9 +55,9 @@ class Draft:
         """Write the record with digests and seal; the entry is complete after it."""
         made = {**record["made"], "statistics": self.statistics}
         whole = {**record, "digest": self.digest, "files": self.files, "made": made}
-        self.group.attrs[ATTRIBUTE] = whole
-        group = json.loads((self.path / METADATA).read_text(encoding="utf-8"))
-        self.group.attrs[ATTRIBUTE] = {**whole, "seal": seal_of(self.path, group)}
+        group = {**GROUP, "attributes": {ATTRIBUTE: whole}}
+        sealed = {**whole, "seal": seal_of(self.path, group)}
+        write_document(self.path, {**GROUP, "attributes": {ATTRIBUTE: sealed}})
 
 
 class LateDraft(Draft):
@@ -95,8 +82,9 @@ class LateDraft(Draft):
 class Sink:
     """Appends blocks to one array of a draft; keeps digest and statistics as they pass."""
 
-    def __init__(self, draft: Draft, name: str, array: "zarr.Array[Any]") -> None:
-        self.draft, self.name, self.array = draft, name, array
+    def __init__(self, draft: Draft, name: str, form: Form) -> None:
+        self.draft, self.name, self.form = draft, name, form
+        self.chunks = iter(form.files)
         self.state = xxhash.xxh3_128()
         self.pending: list[np.ndarray] = []
         self.written = 0
@@ -122,8 +110,8 @@ class Sink:
         self.maximum = max(self.maximum, float(block.max()))
         self.total += float(block.sum(dtype=np.float64))
         self.squares += float(np.square(block, dtype=np.float64).sum())
-        self.pending.append(np.ascontiguousarray(block, dtype=self.array.dtype))
-        self.flush(self.array.chunks[0])
+        self.pending.append(np.ascontiguousarray(block, dtype=self.form.dtype))
+        self.flush(self.form.rows)
 
     def flush(self, rows: int) -> None:
         """Write pending rows, `rows` at a time, as long as there are that many."""
@@ -133,7 +121,8 @@ class Sink:
             joined = np.concatenate(self.pending)
             chunk, rest = joined[:rows], joined[rows:]
             self.pending = [rest] if len(rest) else []
-            self.array[self.written : self.written + rows] = chunk
+            file = self.draft.path / self.name / next(self.chunks)
+            file.write_bytes(encode(chunk, self.form))
             self.state.update(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
             self.written += rows
 
@@ -142,8 +131,8 @@ class Sink:
         array.
         """
         self.flush(sum(len(block) for block in self.pending))
-        size = self.array.size
-        assert self.written == self.array.shape[0], (self.name, self.written, self.array.shape)
+        size = math.prod(self.form.shape)
+        assert self.written == self.form.shape[0], (self.name, self.written, self.form)
         if size > 1 and self.minimum == self.maximum:
             raise WanpipeError(
                 f"{self.name} is {self.minimum:g} everywhere, so it was not kept; the model or its "

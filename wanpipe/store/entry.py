@@ -5,7 +5,6 @@ Reads the directory of one entry; `draft` writes it. Knows nothing of where entr
 or of stages.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,16 @@ import xxhash
 
 from wanpipe.errors import StoreError
 from wanpipe.store.keys import canonical, key_of
+from wanpipe.store.layout import METADATA, Form, decode, read_document
 
 if TYPE_CHECKING:
     import numpy as np
-    import zarr
 
 ATTRIBUTE = "wanpipe"
-METADATA = "zarr.json"
+
+
+# what reading a document that is none may raise
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class DamageError(StoreError):
@@ -84,38 +86,38 @@ class Entry:
 
         state = xxhash.xxh3_128()
         try:
-            array = open_array(self.path, name)
-            rows = array.chunks[0]
-            for start in range(0, array.shape[0], rows):
-                block = np.ascontiguousarray(array[start : start + rows])
+            form = self.form(name)
+            left = form.shape[0]
+            for file in form.files:
+                block = decode((self.path / name / file).read_bytes(), form)[:left]
+                left -= len(block)
                 state.update(block.reshape(-1).view(np.uint8).data)
                 yield block
-        except (OSError, ValueError, RuntimeError) as error:  # what Zarr's store and codecs raise
+        except (OSError, ValueError, RuntimeError) as error:  # what files and zstd raise
             raise DamageError(
                 f"{self.path}: {name} cannot be read ({first_line(error)})"
             ) from error
         if state.hexdigest() != self.record["digest"][name]:
             raise DamageError(f"{self.path}: {name} does not have the digest it was published with")
 
+    def form(self, name: str) -> Form:
+        """Shape, chunks and type of one array, from its metadata. Raises LayoutError."""
+        return Form.from_json(read_document(self.path / name))
+
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one array, from its metadata."""
-        document = json.loads((self.path / name / METADATA).read_text(encoding="utf-8"))
-        return tuple(document["shape"])
+        """Shape of one array. Raises DamageError where its metadata cannot be read."""
+        try:
+            return self.form(name).shape
+        except (OSError, ValueError) as error:
+            raise DamageError(
+                f"{self.path}: {name} cannot be read ({first_line(error)})"
+            ) from error
 
     def verify(self) -> None:
         """Read every array and check its digest in bounded memory. Raises DamageError."""
         for name in self.names:
             for _ in self.blocks(name):
                 pass
-
-
-def open_array(path: Path, name: str) -> "zarr.Array[Any]":
-    """Open one array of the group at `path`."""
-    import zarr
-
-    node = zarr.open_group(str(path), mode="r", zarr_format=3)[name]
-    assert isinstance(node, zarr.Array)
-    return node
 
 
 def first_line(error: BaseException) -> str:
@@ -133,8 +135,7 @@ def seal_of(path: Path, group: dict[str, Any]) -> str:
     documents: dict[str, Any] = {".": {**group, "attributes": {ATTRIBUTE: record}}}
     for child in sorted(path.rglob(METADATA)):
         if child.parent != path:
-            document = json.loads(child.read_text(encoding="utf-8"))
-            documents[child.parent.relative_to(path).as_posix()] = document
+            documents[child.parent.relative_to(path).as_posix()] = read_document(child.parent)
     return xxhash.xxh3_128_hexdigest(canonical(documents))
 
 
@@ -145,11 +146,11 @@ def read_entry(path: Path) -> Entry:
     The key must be that of the material, the seal that of the metadata documents.
     """
     try:
-        group = json.loads((path / METADATA).read_text(encoding="utf-8"))
+        group = read_document(path)
         record = group["attributes"][ATTRIBUTE]
         seal = seal_of(path, group)
         sound = seal == record["seal"] and record["key"] == key_of(record["material"]) == path.name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DamageError(f"{path}: metadata cannot be read ({first_line(error)})") from error
     if not sound:
         raise DamageError(f"{path}: metadata are not those it was published with")

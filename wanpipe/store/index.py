@@ -7,15 +7,15 @@ whose checksum is wrong is as if it were not there, and losing the file costs on
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
 from wanpipe.errors import StoreError
-from wanpipe.store.entry import ATTRIBUTE, METADATA
+from wanpipe.store.entry import ATTRIBUTE
 from wanpipe.store.keys import is_key
+from wanpipe.store.layout import read_document
 
 STAGES = ("convert", "encode-text", "encode-image", "denoise", "decode")
 FILE = ".index"
@@ -23,8 +23,7 @@ SLACK = 1000  # lines of entries that are gone before the file is written anew
 SUM = 16  # hex digits of a line's checksum
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """What there is to know of an entry at a glance; `bytes` on disk, `time` UTC as ISO text,
     `seconds` of computing, `step` 0-based of `steps`.
     """
@@ -112,7 +111,7 @@ def size_of(path: Path) -> int:
 def record_at(path: Path) -> dict[str, Any]:
     """Read an entry's record unchecked: for looking, never for computing. Raises StoreError."""
     try:
-        return dict(json.loads((path / METADATA).read_bytes())["attributes"][ATTRIBUTE])
+        return dict(read_document(path)["attributes"][ATTRIBUTE])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} has no readable record; run `wanpipe cache verify`") from error
 
@@ -163,8 +162,8 @@ class Index:
             if line[:SUM] == xxhash.xxh3_64_hexdigest(line[SUM + 1 :]).encode()
         ]
         rows = json.loads(b"[" + b",".join(sound) + b"]")
-        width = len(fields(Summary))  # a file of an older wanpipe may have other columns
-        summaries = (Summary(*row) for row in rows if len(row) == width)
+        width = len(Summary._fields)  # a file of an older wanpipe may have other columns
+        summaries = (Summary._make(row) for row in rows if len(row) == width)
         return {summary.place: summary for summary in summaries}, len(lines)
 
     def look(self, place: str) -> Summary | None:
@@ -214,5 +213,5 @@ class Index:
 
 def line_of(summary: Summary) -> bytes:
     """A summary as a line of the file: checksum, blank, JSON."""
-    text = json.dumps(astuple(summary), ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(summary, ensure_ascii=False, separators=(",", ":")).encode()
     return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"

@@ -5,6 +5,7 @@ it.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = 1  # raised when the form of entries or of materials changes for all stages at once
-KEY_LENGTH = 32
-SHORTEST_PREFIX = 4
+KEY = re.compile("[0-9a-f]{32}")
+PREFIX = re.compile("[0-9a-f]{4,32}")  # what is shorter is a name
 
 
 def canonical(material: Any) -> bytes:
@@ -33,12 +34,12 @@ def key_of(material: Any) -> str:
 
 def is_key(text: str) -> bool:
     """Whether a text has the form of a key."""
-    return len(text) == KEY_LENGTH and set(text) <= set("0123456789abcdef")
+    return KEY.fullmatch(text) is not None
 
 
 def is_prefix(text: str) -> bool:
     """Whether a reference can be the beginning of a key."""
-    return SHORTEST_PREFIX <= len(text) <= KEY_LENGTH and set(text) <= set("0123456789abcdef")
+    return PREFIX.fullmatch(text) is not None
 
 
 def hash_array(array: "np.ndarray") -> str:

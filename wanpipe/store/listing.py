@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from wanpipe import words
 from wanpipe.store.index import STAGES, Summary, size_of
@@ -24,8 +24,26 @@ class Filter:
     newer_than: float | None = None
 
 
-def listed(store: Store, chosen: Filter) -> list[dict[str, Any]]:
-    """Summaries of entries, oldest first, each with its prompt, names and pin."""
+class Listed(NamedTuple):
+    """An entry with its prompt and labels."""
+
+    row: Summary
+    prompt: str | None
+    names: list[str]
+    pinned: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as one object."""
+        return {
+            **self.row._asdict(),
+            "prompt": self.prompt,
+            "names": self.names,
+            "pinned": self.pinned,
+        }
+
+
+def listed(store: Store, chosen: Filter) -> list[Listed]:
+    """Entries that meet the conditions, oldest first, each with its prompt, names and pin."""
     rows = store.index.read()
     names: dict[str, list[str]] = {}
     for name, place in store.names.all().items():
@@ -34,30 +52,29 @@ def listed(store: Store, chosen: Filter) -> list[dict[str, Any]]:
     models = {row.key: row.what for row in rows.values() if row.stage == "convert"}
     now = time.time()
     found = []
-    for row in rows.values():
-        if chosen.stage not in (None, row.stage):
-            continue
-        prompt = prompt_of(row, rows)
-        age = now - words.seconds_of(row.time)
-        model = f"{row.model} {models.get(row.model.rpartition('/')[2], '')}"
-        if fits(chosen, prompt, model, age):
-            labels = {"names": names.get(row.place, []), "pinned": row.place in pins}
-            found.append({**columns(row), "prompt": prompt, **labels})
-    return sorted(found, key=lambda row: (row["time"], row["step"] or 0, row["key"]))
+    for place, row in rows.items():
+        if chosen.stage in (None, row.stage):
+            prompt = prompt_of(row, rows)
+            if fits(chosen, row, prompt, models, now):
+                found.append(Listed(row, prompt, names.get(place, []), place in pins))
+    return sorted(found, key=lambda one: (one.row.time, one.row.step or 0, one.row.key))
 
 
-def columns(row: Summary) -> dict[str, Any]:
-    """A summary as a dictionary."""
-    return {name: getattr(row, name) for name in Summary.__slots__}
-
-
-def fits(chosen: Filter, prompt: str | None, model: str, age: float) -> bool:
+def fits(
+    chosen: Filter, row: Summary, prompt: str | None, models: Mapping[str, str], now: float
+) -> bool:
     """Whether an entry meets the conditions but that of the stage."""
-    return (
-        (chosen.prompt is None or chosen.prompt.lower() in (prompt or "").lower())
-        and (chosen.model is None or chosen.model.lower() in model.lower())
-        and (chosen.older_than is None or age > chosen.older_than)
-        and (chosen.newer_than is None or age <= chosen.newer_than)
+    if chosen.prompt is not None and chosen.prompt.lower() not in (prompt or "").lower():
+        return False
+    if chosen.model is not None:
+        model = f"{row.model} {models.get(row.model.rpartition('/')[2], '')}"
+        if chosen.model.lower() not in model.lower():
+            return False
+    if chosen.older_than is None and chosen.newer_than is None:
+        return True
+    age = now - words.seconds_of(row.time)
+    return (chosen.older_than is None or age > chosen.older_than) and (
+        chosen.newer_than is None or age <= chosen.newer_than
     )
 
 
@@ -65,9 +82,10 @@ def prompt_of(row: Summary, rows: Mapping[str, Summary]) -> str | None:
     """The prompt behind an entry, where its text is still there."""
     if row.prompt is not None:
         return row.prompt
-    text, step = row.inputs.get("text"), row.inputs.get("step")
-    before = rows.get(f"encode-text/{text}") or rows.get(f"denoise/{step}")
-    return prompt_of(before, rows) if before else None
+    for role, stage in (("text", "encode-text"), ("step", "denoise")):
+        if (key := row.inputs.get(role)) and (before := rows.get(f"{stage}/{key}")):
+            return prompt_of(before, rows)
+    return None
 
 
 def usage(store: Store) -> dict[str, dict[str, int]]:

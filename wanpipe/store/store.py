@@ -266,7 +266,9 @@ class Store:
         """Return the directory that a reference means, without reading it."""
         path = Path(reference)
         if path.is_dir() and (path / "zarr.json").exists():
-            return path.resolve()
+            whole = path.resolve()  # as this store names it, where it is one of its own
+            own = whole.parent.parent == self.root.resolve()
+            return self.path(whole.parent.name, whole.name) if own else whole
         if named := self.names.get(reference):
             return self.root / named
         found = list(self.starting_with(reference))

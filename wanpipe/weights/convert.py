@@ -127,6 +127,15 @@ def convert(
     return _produce(outline, target, key, progress, tell)
 
 
+def rehearse(checkpoint: Checkpoint, options: Options) -> None:
+    """Plan a conversion and try its tokenizer, by headers alone; write nothing.
+
+    Raises what `convert` would raise for this checkpoint before its first tensor.
+    """
+    plan_components(checkpoint, options.dtype)
+    read_tokenizer(checkpoint.files["tokenizer"][0])
+
+
 def material_of_model(config: ModelConfig, options: Options) -> dict[str, Any]:
     """What gives a model its meaning that is quantised from a converted one."""
     hashes = {name: component.hash for name, component in config.components.items()}
