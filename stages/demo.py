@@ -15,7 +15,6 @@ import click
 from stages import convert, decode, denoise, encode_text
 from stages import run as composed
 from wanpipe import cli, demo, options
-from wanpipe.demo import world
 from wanpipe.errors import UsageError
 from wanpipe.model import open_model
 from wanpipe.store import Store
@@ -59,6 +58,8 @@ def run(params: Params, store: Store) -> list[Path]:
 
 def remark(prompt: str, store: Store) -> None:
     """Tell which words of the prompt the model never saw, or what the prompt leaves open."""
+    from wanpipe.demo import world
+
     if strange := world.strangers(prompt):
         store.report.remark(
             f"the tiny model never saw {', '.join(strange)}, so the film shows something else; "
