@@ -43,6 +43,7 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
+unit: export OPENBLAS_NUM_THREADS = 1  # tests multiply small matrices, and may run beside others
 unit: .venv/ready
 	$(BIN)/python -m pytest
 
