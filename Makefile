@@ -43,7 +43,8 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-unit: export OPENBLAS_NUM_THREADS = 1  # tests multiply small matrices, and may run beside others
+# tests multiply small matrices, and may run beside other work
+unit: export OPENBLAS_NUM_THREADS = 1
 unit: .venv/ready
 	$(BIN)/python -m pytest
 

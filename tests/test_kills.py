@@ -1,15 +1,12 @@
 """Kills at random moments over all five stages: nothing that was finished is lost or wrong.
 
-`python -m tests.test_kills 200` kills so many times.
+bench/kills.py does it two hundred times.
 """
 
 import io
 import multiprocessing
 import random
 import shutil
-import sys
-import tempfile
-import time
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -18,32 +15,20 @@ from wanpipe.store import Store
 from wanpipe.store.entry import read_entry
 from wanpipe.store.verify import check
 
-KILLS = 20
+KILLS = 12
 LONGEST = 1.5  # seconds before a kill
 # forks from a process that has loaded what a run needs, so that kills fall into the work itself
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["tests.test_kills", "stages.run", "wanpipe.models.vae"])
-SIZE = [
-    "--width",
-    "64",
-    "--height",
-    "64",
-    "--num-frames",
-    "9",
-    "--steps",
-    "6",
-    "--seed",
-    "1",
-    "--seed",
-    "2",
-]
+SIZE = ["--width", "32", "--height", "32", "--num-frames", "5", "--steps", "6"]
 
 
 def film(folder: Path) -> None:
     """Make two films from the checkpoint, all five stages."""
     from wanpipe.cli import main
 
-    words = ["run", "--checkpoint-dir", str(T2V), "--prompt", "a red circle", *SIZE]
+    seeds = ["--seed", "1", "--seed", "2"]
+    words = ["run", "--checkpoint-dir", str(T2V), "--prompt", "a red circle", *SIZE, *seeds]
     with chdir(folder), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         main([*words, "--output", "film.mp4"])
 
@@ -71,13 +56,16 @@ def campaign(folder: Path, kills: int, seed: int = 11) -> tuple[int, int]:
     place, finished, made = folder / "killed", 0, 0
     place.mkdir()
     seen: dict[str, dict[str, str]] = {}
+    patience = LONGEST
     while kills:
-        ended = run(place, generator.uniform(0.0, LONGEST))
+        ended = run(place, generator.uniform(0.0, patience))
         kills -= not ended
         there = entries(place / "cache")
         assert set(seen) <= set(there), "an entry was lost"
         assert all(right[name] == digest for name, digest in there.items())
         made += len(set(there) - set(seen))
+        # a busy machine may need longer than a run is ever given
+        patience = LONGEST if set(there) - set(seen) else 1.2 * patience
         seen = there
         if ended:
             finished += 1
@@ -109,13 +97,3 @@ def run(folder: Path, seconds: float | None) -> bool:
 def test_kills_over_all_stages_lose_nothing(tmp_path: Path) -> None:
     _, made = campaign(tmp_path, KILLS)
     assert made > 10
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        started = time.monotonic()
-        count = int(sys.argv[1])
-        finished, made = campaign(Path(name), count)
-        took = time.monotonic() - started
-        print(f"{count} kills, {finished} finished runs, {made} entries made: nothing lost")
-        print(f"{took:.0f} s")
