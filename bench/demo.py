@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import wanpipe  # before MLX: it loads OpenBLAS where there is one
-
 # isort: split
 import numpy as np
 
@@ -255,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from wanpipe.device import describe
 
-    print(f"MLX {mx.__version__}, {describe()}, OpenBLAS: {wanpipe.HAS_OPENBLAS}\n")
+    print(f"MLX {mx.__version__}, {describe()}\n")
     with tempfile.TemporaryDirectory() as folder:
         store = Store(asked.cache or Path(folder))
         print(HEAD, flush=True)

@@ -67,22 +67,21 @@ def ls(session: cli.Session, as_json: bool, **conditions: Any) -> None:
         now = time.time()
         text = words.table([line_of(row, now) for row in rows], frozenset({3, 4})) if rows else ""
     if text:
-        click.echo(text)
+        print(text)  # click.echo would search 10 MB for colours
 
 
 def line_of(one: Listed, now: float) -> tuple[str, ...]:
     """The columns of one entry."""
     row = one.row
-    what = [words.quoted(one.prompt)] if one.prompt is not None else []
+    what = words.plain(row.what)
     if row.step is not None:
-        what.append("noise given" if row.seed is None else f"seed {row.seed}")
-        what.append(f"step {row.step + 1}/{row.steps}")
-    if row.what:
-        what.append(words.plain(row.what))
-    labels = [*one.names, "pinned"] if one.pinned else one.names
-    age = words.age(now - words.seconds_of(row.time)) if row.readable else "?"
-    size = words.amount(row.bytes, "B")
-    return row.key[:12], row.stage, ", ".join(what), size, age, ", ".join(labels)
+        seed = "noise given" if row.seed is None else f"seed {row.seed}"
+        what = f"{seed}, step {row.step + 1}/{row.steps}, {what}"
+    if one.prompt is not None:
+        what = f"{words.quoted(one.prompt)}, {what}" if what else words.quoted(one.prompt)
+    labels = ", ".join([*one.names, "pinned"] if one.pinned else one.names)
+    age = words.age(now - words.seconds_of(row.time)) if row.time else "?"
+    return row.key[:12], row.stage, what, words.amount(row.bytes, "B"), age, labels
 
 
 @command.command("du")
@@ -162,9 +161,9 @@ def collect(
     if not dry_run:
         engine.sweep(store, paths)
         gone = engine.remove(store, plan.removed) if plan.removed else []
-    lines = [*paths, *(store.root / row.place for row in gone)]
+    lines = [*map(str, paths), *(f"{store.root}/{row.place}" for row in gone)]
     if lines:
-        click.echo("\n".join(map(str, lines)))
+        click.echo("\n".join(lines))
     store.report.event(
         "collected",
         dry_run=dry_run,

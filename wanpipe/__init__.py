@@ -4,8 +4,6 @@
 none of them.
 """
 
-import ctypes
-import sys
 from importlib import import_module, metadata
 from typing import Any
 
@@ -31,23 +29,3 @@ def __getattr__(name: str) -> Any:
         module, attribute = EXPORTS[name]
         return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'wanpipe' has no attribute {name!r}")
-
-
-def _preload_openblas() -> bool:
-    """Load OpenBLAS, where it is installed, ahead of the reference BLAS that MLX's Linux CPU wheel
-    links.
-
-    Its symbols then win when mlx.core is loaded, and float32 products run some thirty times faster.
-    """
-    if not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
-        return False
-    for name in ("libopenblas.so.0", "libopenblas.so"):
-        try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-HAS_OPENBLAS = _preload_openblas()

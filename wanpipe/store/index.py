@@ -7,6 +7,7 @@ whose checksum is wrong is as if it were not there, and losing the file costs on
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,30 +126,26 @@ class Index:
 
     def read(self) -> dict[str, Summary]:
         """Return the summary of every entry that is there, by stage/key."""
-        known, lines = self.load()
-        there = {place: known.get(place) for place in self.listing()}
-        fresh = [place for place, summary in there.items() if summary is None]
-        news = {place: summary for place in fresh if (summary := self.look(place))}
-        found = {place: summary for place, summary in there.items() if summary} | news
-        readable = [summary for summary in found.values() if summary.readable]
-        if self.writes and lines > 2 * len(readable) + SLACK:
-            self.rewrite(readable)
+        found, lines = self.load()
+        there = set(self.listing())
+        for place in found.keys() - there:
+            del found[place]
+        looked = (self.look(place) for place in there - found.keys())
+        news = [row for row in looked if row is not None]
+        found |= {row.place: row for row in news}
+        if self.writes and lines > 2 * len(found) + SLACK:
+            self.rewrite([row for row in found.values() if row.readable])
         else:
-            self.append(summary for summary in news.values() if summary.readable)
+            self.append(row for row in news if row.readable)
         return found
 
     def listing(self) -> Iterator[str]:
         """Every stage/key for which there is a folder."""
         for stage in STAGES:
-            try:
-                with os.scandir(self.root / stage) as found:
-                    yield from (
-                        f"{stage}/{item.name}"
-                        for item in found
-                        if is_key(item.name) and item.is_dir()
-                    )
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError):
+                # not iterdir: a path for each of 100,000 entries takes four times as long
+                names = os.listdir(self.root / stage)  # noqa: PTH208
+                yield from (f"{stage}/{name}" for name in names if is_key(name))
 
     def load(self) -> tuple[dict[str, Summary], int]:
         """Return the summaries in the file and its number of lines; later lines win."""
@@ -170,7 +167,10 @@ class Index:
         """Sum up an entry from its own record; None for one that was removed meanwhile."""
         path = self.root / place
         try:
-            return summarise(path, record_at(path))
+            row = summarise(path, record_at(path))
+            if row.place != place:
+                raise KeyError(place)  # another entry's record
+            return row
         except (StoreError, OSError, KeyError, ValueError, TypeError, AttributeError):
             if not path.is_dir():
                 return None

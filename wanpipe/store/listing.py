@@ -1,7 +1,7 @@
 """What a cache holds, at a glance: its entries with prompt and names, and its bytes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Listed(NamedTuple):
 
     row: Summary
     prompt: str | None
-    names: list[str]
+    names: Sequence[str]
     pinned: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Listed(NamedTuple):
         return {
             **self.row._asdict(),
             "prompt": self.prompt,
-            "names": self.names,
+            "names": list(self.names),
             "pinned": self.pinned,
         }
 
@@ -50,13 +50,14 @@ def listed(store: Store, chosen: Filter) -> list[Listed]:
         names.setdefault(place, []).append(name)
     pins = set(store.pins.all().values())
     models = {row.key: row.what for row in rows.values() if row.stage == "convert"}
-    now = time.time()
+    prompt_of = prompter(rows)
+    now, anything = time.time(), Filter(stage=chosen.stage)
     found = []
     for place, row in rows.items():
         if chosen.stage in (None, row.stage):
-            prompt = prompt_of(row, rows)
-            if fits(chosen, row, prompt, models, now):
-                found.append(Listed(row, prompt, names.get(place, []), place in pins))
+            prompt = prompt_of(row)
+            if chosen == anything or fits(chosen, row, prompt, models, now):
+                found.append(Listed(row, prompt, names.get(place, ()), place in pins))
     return sorted(found, key=lambda one: (one.row.time, one.row.step or 0, one.row.key))
 
 
@@ -78,14 +79,17 @@ def fits(
     )
 
 
-def prompt_of(row: Summary, rows: Mapping[str, Summary]) -> str | None:
-    """The prompt behind an entry, where its text is still there."""
-    if row.prompt is not None:
-        return row.prompt
-    for role, stage in (("text", "encode-text"), ("step", "denoise")):
-        if (key := row.inputs.get(role)) and (before := rows.get(f"{stage}/{key}")):
-            return prompt_of(before, rows)
-    return None
+def prompter(rows: Mapping[str, Summary]) -> Callable[[Summary], str | None]:
+    """Return a function that gives the prompt behind an entry, where its text is still there."""
+    texts = {row.key: row.prompt for row in rows.values() if row.stage == "encode-text"}
+
+    def prompt_of(row: Summary) -> str | None:
+        text = row.inputs.get("text")
+        if text is None and (step := rows.get(f"denoise/{row.inputs.get('step')}")):
+            text = step.inputs.get("text")
+        return texts.get(text) if text else row.prompt
+
+    return prompt_of
 
 
 def usage(store: Store) -> dict[str, dict[str, int]]:
