@@ -76,7 +76,8 @@ class Entry:
         """Read one array whole. Raises DamageError where its bytes are not the published ones."""
         import numpy as np
 
-        return np.concatenate(list(self.blocks(name)))
+        blocks = list(self.blocks(name))
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def blocks(self, name: str) -> Iterator["np.ndarray"]:
         """Read one array chunk by chunk along its first axis; damage is raised at the damaged block
