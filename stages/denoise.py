@@ -100,11 +100,11 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
 
 def warn(step: Entry, settings: Settings, store: Store) -> None:
     """Say where a step that two runs share remembers the settings of the other one."""
-    there = Settings.from_json(step.made["settings"], "settings")
-    for name, value in there.to_json().items():
-        asked = settings.to_json()[name]
+    there = Settings.from_json(step.made["settings"], "settings").to_json()
+    for name, asked in settings.to_json().items():
+        value = there[name]
         if value != asked:
-            option = name.replace("_", "-")
+            option = {"loras": "lora"}.get(name, name.replace("_", "-"))
             store.report.remark(
                 f"step {step.key[:8]} remembers {option} {value}, not {asked}; give --{option} "
                 "again when you go on from it"

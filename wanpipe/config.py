@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from wanpipe import geometry
 from wanpipe.errors import CheckpointError
 
 SCHEMA = 1
@@ -237,7 +238,7 @@ class ModelConfig(Strict):
     @property
     def side_multiple(self) -> int:
         """Of what width and height must be multiples: VAE stride times patch, 16 or 32 pixels."""
-        return self.vae.stride[1] * self.dit.patch[1]
+        return geometry.side_multiple(self.vae.stride, self.dit.patch)
 
 
 def read_model_config(directory: Path) -> ModelConfig:

@@ -59,10 +59,8 @@ class Denoiser:
     def expert(self, name: str) -> DiT:
         """Return the expert `name`, loading it in place of the one held until now."""
         if self.network is None or self.name != name:
-            self.network, self.conditions = (
-                None,
-                {},
-            )  # frees the other expert before this one is read
+            # frees the other expert before this one is read
+            self.network, self.conditions = None, {}
             mx.clear_cache()
             network = DiT(self.model.config.dit)
             load_network(network, self.model.checked(name, self.store), mlx_dtype(self.dtype))
