@@ -86,10 +86,10 @@ def forward(path: Path, config: DiTConfig, side: int) -> tuple[mx.array, float, 
     x = mx.random.normal((config.in_dim, FRAMES, side, side))
     clip = None if config.clip_dim is None else mx.random.normal((257, config.clip_dim))
     condition = model.condition(mx.random.normal((40, config.text_dim)), clip)
-    mx.eval(model(x, [STEP], condition))  # reads the weights
+    mx.eval(model(x, [STEP], [condition]))  # reads the weights
     mx.reset_peak_memory()
     start = time.perf_counter()
-    out = model(x, [STEP], condition)
+    [out] = model(x, [STEP], [condition])
     mx.eval(out)
     return out, time.perf_counter() - start, mx.get_peak_memory()
 

@@ -12,12 +12,13 @@ import mlx.core as mx
 from wanpipe.chain import expert_at
 from wanpipe.device import mlx_dtype
 from wanpipe.model import Model
-from wanpipe.models.dit import Condition, DiT
+from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.sampling.guidance import guided
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora import Fit
 from wanpipe.weights.merge import merge
+from wanpipe.weights.stream import Streamed
 
 Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their strengths
 
@@ -99,10 +100,7 @@ class Denoiser:
         times = [timestep]
         if self.prompting.first_frame is not None:
             times = [0.0] + [timestep] * (latent.shape[1] - 1)
-        condition = self.prompting.condition
-        velocity = network(latent, times, self.condition(network, "prompt"), condition)
-        if guide_scale == 1.0:
-            return velocity
-        mx.eval(velocity)  # one pass after the other: both graphs at once would double the peak
-        negative = network(latent, times, self.condition(network, "negative"), condition)
-        return guided(velocity, negative, guide_scale)
+        sides = ["prompt"] if guide_scale == 1.0 else ["prompt", "negative"]
+        conditions = [self.condition(network, side) for side in sides]
+        velocities = network(latent, times, conditions, self.prompting.condition)
+        return velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)

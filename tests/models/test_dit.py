@@ -62,7 +62,7 @@ def inputs(topic: str, name: str) -> tuple[mx.array, list[float], mx.array | Non
 
 def forward(model: DiT, topic: str, name: str) -> mx.array:
     x, t, y = inputs(topic, name)
-    return model(x, t, condition(model, topic, name), y)
+    return model(x, t, [condition(model, topic, name)], y)[0]
 
 
 @pytest.mark.parametrize(("topic", "name"), FORWARDS)
@@ -79,7 +79,7 @@ def test_timesteps_of_tokens_are_those_of_their_frames(checkpoints: Path, name: 
     times = [0.0] + t * (x.shape[1] - 1)
     tokens = np.repeat(times, x.shape[2] * x.shape[3] // 4)
     assert np.array_equal(arrays[f"{name}_t_tokt"][0][: len(tokens)], tokens)
-    out = model(x, times, condition(model, topic, name))
+    [out] = model(x, times, [condition(model, topic, name)])
     assert relative_error(out, arrays[f"{name}_out_tokt"]) < TOLERANCE
 
 
@@ -88,7 +88,8 @@ def test_equal_timesteps_of_all_frames_are_one_timestep(checkpoints: Path) -> No
     model = network(checkpoints, topic)
     x, t, _ = inputs(topic, "b")
     seen = condition(model, topic, "b")
-    assert relative_error(model(x, t * x.shape[1], seen), model(x, t, seen)) < 1e-6
+    [one], [each] = model(x, t, [seen]), model(x, t * x.shape[1], [seen])
+    assert relative_error(each, one) < 1e-6
 
 
 def test_keys_and_values_are_made_once_per_prompt(checkpoints: Path) -> None:
@@ -97,10 +98,10 @@ def test_keys_and_values_are_made_once_per_prompt(checkpoints: Path) -> None:
     x, t, y = inputs(topic, "a")
     seen = condition(model, topic, "a")
     assert not seen.kept
-    first = model(x, t, seen, y)
+    [first] = model(x, t, [seen], y)
     kept = dict(seen.kept)
     assert sorted(kept) == list(range(model.config.layers))
-    second = model(x, t, seen, y)
+    [second] = model(x, t, [seen], y)
     assert all(seen.kept[index] is kept[index] for index in kept)
     assert np.array_equal(np.array(first), np.array(second))
 
@@ -109,7 +110,7 @@ def test_lazy_forward_gives_the_same(checkpoints: Path) -> None:
     topic = "wan21-t2v/dit"
     model = network(checkpoints, topic)
     x, t, _ = inputs(topic, "a")
-    lazy = model(x, t, condition(model, topic, "a"), lazy=True)
+    [lazy] = model(x, t, [condition(model, topic, "a")], lazy=True)
     assert np.array_equal(np.array(lazy), np.array(forward(model, topic, "a")))
 
 
@@ -118,7 +119,7 @@ def test_bfloat16_stays_in_its_zones(checkpoints: Path, topic: str) -> None:
     model = network(checkpoints, topic, "bfloat16")
     x, t, y = inputs(topic, "a")
     seen = condition(model, topic, "a")
-    out = model(x, t, seen, y)
+    [out] = model(x, t, [seen], y)
     assert seen.text.dtype == mx.bfloat16
     assert {kept.dtype for block in seen.kept.values() for kept in block} == {mx.bfloat16}
     time, modulation = model.embed_time(t)
@@ -167,9 +168,9 @@ def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> No
         model = DiT(config)
         x = mx.random.normal((16, 2, 16, 16))
         seen = model.condition(mx.random.normal((3, config.text_dim)))
-        mx.eval(model.parameters(), model(x, [500.0], seen))
+        mx.eval(model.parameters(), model(x, [500.0], [seen]))
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        mx.eval(model(x, [500.0], seen))
+        mx.eval(model(x, [500.0], [seen]))
         peaks.append(mx.get_peak_memory() - before)
     assert peaks[1] < 1.2 * peaks[0]

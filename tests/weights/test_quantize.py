@@ -65,7 +65,8 @@ def loaded(made: Made, spec: Quantization, dtype: mx.Dtype = mx.float32) -> DiT:
 def forward(model: DiT, name: str) -> mx.array:
     arrays = golden("wan21-t2v/dit")
     condition = model.condition(mx.array(arrays[f"{name}_context"]))
-    return model(mx.array(arrays[f"{name}_x"]), arrays[f"{name}_t"].tolist(), condition)
+    [out] = model(mx.array(arrays[f"{name}_x"]), arrays[f"{name}_t"].tolist(), [condition])
+    return out
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

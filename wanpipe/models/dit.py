@@ -12,6 +12,7 @@ import numpy as np
 
 from wanpipe.config import DiTConfig
 from wanpipe.models import rope
+from wanpipe.models.blocks import through
 from wanpipe.models.layers import (
     MLP,
     Linear,
@@ -172,7 +173,10 @@ def sinusoid(timesteps: Sequence[float], width: int) -> mx.array:
 
 
 class DiT(nn.Module):
-    """One expert: noisy latent, timestep and condition to velocity."""
+    """One expert: noisy latent, timestep and conditions to velocities.
+
+    `blocks` may be any iterable of blocks: a list, or what reads them from the disk one by one.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -201,30 +205,32 @@ class DiT(nn.Module):
         self,
         x: mx.array,
         timesteps: Sequence[float],
-        condition: Condition,
+        conditions: Sequence[Condition],
         y: mx.array | None = None,
         *,
         lazy: bool = False,
-    ) -> mx.array:
-        """Predict the velocity (out_dim, F, H, W), float32, of latent x (C, F, H, W).
+    ) -> list[mx.array]:
+        """Predict the velocity (out_dim, F, H, W), float32, of latent x (C, F, H, W) under each
+        condition.
 
-        `timesteps` holds one, or one for each latent frame; `y` are channels that follow x's.
-        Blocks are evaluated as they come, so memory does not grow with their number; `lazy` leaves
-        all evaluation to the caller.
+        `timesteps` holds one, or one for each latent frame; `y` are channels that follow x's. All
+        conditions go through a block together; `lazy` leaves all evaluation to the caller.
         """
         time, modulation = self.embed_time(timesteps)
         counts = grid(x.shape[1:], self.config.patch)
         assert len(timesteps) in (1, counts[0]), (len(timesteps), counts)
         tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
         table = rope.tables(counts, self.config.dim // self.config.heads)
-        for index, block in enumerate(self.blocks):
+
+        def step(index: int, block: Block, number: int, tokens: mx.array) -> Sequence[mx.array]:
+            condition = conditions[number]
             if index not in condition.kept:
                 condition.kept[index] = block.cross_attn.keys_values(condition)
-            before, tokens = tokens, block(tokens, modulation, table, condition.kept[index])
-            if not lazy:
-                mx.async_eval(tokens, condition.kept[index])
-                mx.eval(before)  # one block computes while the next is prepared, never more
-        return unpatches(self.head(tokens, time), counts, self.config.patch)
+            kept = condition.kept[index]
+            return block(tokens, modulation, table, kept), *kept
+
+        streams = through(self.blocks, [tokens] * len(conditions), step, lazy)
+        return [unpatches(self.head(tokens, time), counts, self.config.patch) for tokens in streams]
 
     def embed_time(self, timesteps: Sequence[float]) -> tuple[mx.array, mx.array]:
         """Time embedding (G, D) and its projection (G, 6, D) in float32."""

@@ -12,13 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_flatten
 
 from wanpipe.config import T5Config
-from wanpipe.errors import CheckpointError
+from wanpipe.models.blocks import through
 from wanpipe.models.layers import Linear, attend, fused, gelu, matmul_dtype, rms_norm, split_heads
-from wanpipe.weights.load import CODES, FULL, Network, with_quantized
+from wanpipe.weights.load import open_weights
 from wanpipe.weights.read import open_tensors
+from wanpipe.weights.stream import Streamed, filled
 
 EPS = 1e-6
 MAX_DISTANCE = 128  # tokens; farther apart, all positions share one bucket
@@ -125,37 +125,23 @@ def encode(
 ) -> list[mx.array]:
     """Encode several prompts' token ids with the weights in `path`: rows (L, D), float32, of each.
 
-    Matrix products run in `dtype`; what the file marks as float32 stays so. One block's weights are
-    in memory at a time, and of the embedding table only the rows asked for. `progress` is called
-    after each block.
+    Matrix products run in `dtype`; what the file marks as float32 stays so. Two blocks' weights are
+    in memory at a time, one at work and one being read, and of the embedding table only the rows
+    asked for. `progress` is called with each block.
     Raises CheckpointError for a file that is damaged, or a token id beyond the table.
     """
     lengths = [len(prompt) for prompt in ids]
     with open_tensors(path) as file:
         rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
-        stored, full = file.tensors, set(file.metadata.get(FULL, "").split())
     streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
     tables = [mx.array(buckets(length, config.buckets)) for length in lengths]
-    weights = {  # lazy: read when a block is evaluated
-        name: value if name in full or stored[name].dtype == CODES else value.astype(dtype)
-        for name, value in mx.load(str(path)).items()
-    }
-    for index in range(config.layers):
-        prefix = f"blocks.{index}."
-        block = _filled(with_quantized(Block(config), stored, prefix), weights, prefix)
-        streams = [block(x, table) for x, table in zip(streams, tables, strict=True)]
-        mx.eval(streams)
-        del block
-        progress()
-    norm = _filled(nn.RMSNorm(config.dim, EPS), weights, "norm.")
+
+    def step(index: int, block: Block, number: int, x: mx.array) -> Sequence[mx.array]:
+        if number == len(streams) - 1:
+            progress()
+        return (block(x, tables[number]),)
+
+    blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
+    streams = through(blocks, streams, step)
+    norm = filled(nn.RMSNorm(config.dim, EPS), open_weights(path, dtype)[0], "norm.", path)
     return [rms_norm(x, norm) for x in streams]
-
-
-def _filled(network: Network, weights: dict[str, mx.array], prefix: str) -> Network:
-    """Move the weights under `prefix` into `network`; taken out, they are freed with it."""
-    names = [name for name, _ in tree_flatten(network.parameters())]
-    absent = [prefix + name for name in names if prefix + name not in weights]
-    if absent:
-        raise CheckpointError(f"the text encoder lacks {absent[0]}; convert the checkpoint again")
-    network.load_weights([(name, weights.pop(prefix + name)) for name in names])
-    return network

@@ -47,16 +47,28 @@ def with_quantized(network: Network, stored: Mapping[str, TensorInfo], prefix: s
     return network
 
 
-def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
-    """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
+def open_weights(
+    path: Path, dtype: mx.Dtype
+) -> tuple[dict[str, mx.array], Mapping[str, TensorInfo]]:
+    """Give all weights of a file, none of them read yet, and what the file says of each.
 
     Tensors that the file marks as float32 stay so; the others become `dtype`, but for the codes of
-    quantised matrices. Raises CheckpointError that lists missing, unexpected and wrong-shaped
-    tensors.
+    quantised matrices.
     """
     with open_tensors(path) as file:
         stored, full = file.tensors, set(file.metadata.get(FULL, "").split())
     full |= {name for name, info in stored.items() if info.dtype == CODES}
+    weights: Any = mx.load(str(path))
+    cast = {name: value if name in full else value.astype(dtype) for name, value in weights.items()}
+    return cast, stored
+
+
+def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
+    """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
+
+    Raises CheckpointError that lists missing, unexpected and wrong-shaped tensors.
+    """
+    weights, stored = open_weights(path, dtype)
     shapes = parameter_shapes(with_quantized(network, stored))
     wrong = [
         f"{shown(name)} {stored[name].shape} instead of {shape}"
@@ -71,8 +83,5 @@ def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
     complaints = "; ".join(f"{what}: {listed(names)}" for what, names in lists if names)
     if complaints:
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
-    weights: Any = mx.load(str(path))
-    network.load_weights(
-        [(name, weights[name] if name in full else weights[name].astype(dtype)) for name in shapes]
-    )
+    network.load_weights([(name, weights[name]) for name in shapes])
     return network

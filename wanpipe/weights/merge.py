@@ -78,23 +78,28 @@ class Term:
         return number
 
 
-def merge(network: nn.Module, loras: Sequence[tuple[Fit, float]]) -> None:
-    """Add LoRAs at their strengths to a network that they fit.
+def merge(network: nn.Module, loras: Sequence[tuple[Fit, float]], prefix: str = "") -> None:
+    """Add LoRAs at their strengths to a network that they fit, or that is the part of it under
+    `prefix`; changes of what `network` lacks belong to its other parts.
 
     A parameter keeps its dtype; the sum is taken in float32. A quantised matrix keeps its bits and
     gets the products beside them, to be added whenever it is dequantised, where that takes less
     memory than the plain matrix; otherwise it becomes plain. Raises CheckpointError for numbers
     that are not finite.
     """
+    modules = dict(network.named_modules())
     with ExitStack() as stack:
         terms: dict[str, list[Term]] = {}
         for one, strength in loras:
             file = stack.enter_context(open_tensors(one.path))
             for target, change in one.changes.items():
-                terms.setdefault(target, []).append(Term(file, change, strength))
-        modules = dict(network.named_modules())
+                if target.startswith(prefix):
+                    place = target.removeprefix(prefix)
+                    terms.setdefault(place, []).append(Term(file, change, strength))
         for target, parts in terms.items():
             path, _, leaf = target.rpartition(".")
+            if path not in modules:
+                continue
             module = modules[path]
             if isinstance(module, QuantizedLinear) and leaf == "weight":
                 _merge_quantized(modules, path, parts)
@@ -103,12 +108,12 @@ def merge(network: nn.Module, loras: Sequence[tuple[Fit, float]]) -> None:
 
 
 def _set(module: nn.Module, leaf: str, before: mx.array, terms: Sequence[Term]) -> None:
-    """Replace one parameter by its sum, evaluated, so that what it is made from is freed."""
+    """Replace one parameter by its sum, begun at once, so that what it is made from is freed."""
     total = before.astype(mx.float32)
     for term in terms:
         total = total + term.difference()
     total = total.astype(before.dtype)
-    mx.eval(total)
+    mx.async_eval(total)  # a streamed block's: behind the computation of the one before
     setattr(module, leaf, total)
 
 
@@ -118,7 +123,7 @@ def _merge_quantized(modules: Mapping[str, nn.Module], path: str, terms: Sequenc
     if all(term.full is None for term in terms):
         products = [product for term in terms if (product := term.product())]
         if layer.nbytes + sum(product.nbytes for product in products) < layer.plain_nbytes:
-            mx.eval([product[:2] for product in products])
+            mx.async_eval([product[:2] for product in products])
             layer.add(products)
             return
     parent, _, name = path.rpartition(".")

@@ -208,7 +208,8 @@ def list_safetensors(
         raise CheckpointError(f"{path} has a damaged header: {shown(str(error))}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a damaged header: it must be a JSON object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # MLX writes null for none
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):

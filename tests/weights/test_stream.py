@@ -1,0 +1,135 @@
+"""Blocks read from the disk whenever they are gone through: the same bits in less memory."""
+
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from stages import convert
+from tests.conftest import golden
+from tests.models.official import converted
+from tests.weights.test_lora import RUN, files, fits  # noqa: F401
+from wanpipe.config import read_model_config
+from wanpipe.errors import CheckpointError
+from wanpipe.models.dit import Block, DiT
+from wanpipe.store import Store
+from wanpipe.weights.load import load_network
+from wanpipe.weights.lora import Fit
+from wanpipe.weights.merge import merge
+from wanpipe.weights.stream import Streamed
+
+Loras = list[tuple[Fit, float]]
+
+
+def networks(path: Path, config: object, dtype: mx.Dtype, loras: Loras) -> tuple[DiT, DiT]:
+    """The same network with its blocks in memory, and with its blocks on the disk."""
+    pair = []
+    for streamed in (False, True):
+        network = load_network(DiT(config), path, dtype)
+        if streamed:
+            count, make = config.layers, lambda: Block(config)
+            network.blocks = Streamed(path=path, count=count, make=make, dtype=dtype, loras=loras)
+        merge(network, loras)
+        pair.append(network)
+    return pair[0], pair[1]
+
+
+def velocities(network: DiT) -> list[np.ndarray]:
+    """Two passes at once, twice: with keys and values to make, then with those kept."""
+    arrays = golden("wan21-t2v/dit")
+    context = mx.array(arrays["a_context"])
+    seen = [network.condition(context), network.condition(context[:2])]
+    x, t = mx.array(arrays["a_x"]), arrays["a_t"].tolist()
+    return [np.array(out) for _ in range(2) for out in network(x, t, seen)]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_streamed_blocks_give_the_same_bits(checkpoints: Path, dtype: mx.Dtype) -> None:
+    directory, config = converted(checkpoints, "wan21-t2v", str(dtype).removeprefix("mlx.core."))
+    resident, streamed = networks(directory / "model.safetensors", config.dit, dtype, [])
+    for one, other in zip(velocities(resident), velocities(streamed), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_passes_together_give_the_bits_of_passes_alone(checkpoints: Path) -> None:
+    directory, config = converted(checkpoints, "wan21-t2v")
+    network, _ = networks(directory / "model.safetensors", config.dit, mx.float32, [])
+    arrays = golden("wan21-t2v/dit")
+    seen = [network.condition(mx.array(arrays["a_context"][:count])) for count in (1, 2)]
+    x, t = mx.array(arrays["a_x"]), arrays["a_t"].tolist()
+    for one, condition in zip(network(x, t, seen), seen, strict=True):
+        [alone] = network(x, t, [condition])
+        assert np.array_equal(np.array(one), np.array(alone))
+
+
+def test_streamed_blocks_get_their_loras(checkpoints: Path, files: Path) -> None:  # noqa: F811
+    directory, config = converted(checkpoints, "wan21-t2v")
+    path = directory / "model.safetensors"
+    names = (RUN["same_delta"][0], RUN["full_delta_with_modulation"])
+    fitting = fits(DiT(config.dit), *(files / name for name in names))
+    resident, streamed = networks(
+        path,
+        config.dit,
+        mx.float32,
+        [(one, strength) for one, strength in zip(fitting, (1.0, 0.5), strict=True)],
+    )
+    plain, _ = networks(path, config.dit, mx.float32, [])
+    for one, other in zip(velocities(resident), velocities(streamed), strict=True):
+        assert np.array_equal(one, other)
+    assert not np.array_equal(velocities(plain)[0], velocities(resident)[0])
+
+
+def test_streamed_quantised_blocks_get_their_loras(
+    checkpoints: Path,
+    files: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    params = convert.Params(
+        checkpoint_dir=checkpoints / "wan21-t2v",
+        output_dir=tmp_path / "model",
+        quantize=True,
+        bits=8,
+        group_size=32,
+    )
+    directory = convert.run(params, Store(tmp_path / "cache"))
+    config, path = read_model_config(directory), directory / "model.safetensors"
+    loras = [(one, 1.0) for one in fits(DiT(config.dit), files / RUN["same_delta"][0])]
+    resident, streamed = networks(path, config.dit, mx.float32, loras)
+    for one, other in zip(velocities(resident), velocities(streamed), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_no_more_than_two_blocks_are_in_memory(checkpoints: Path, tmp_path: Path) -> None:
+    _, model = converted(checkpoints, "wan21-t2v")
+    config = dataclasses.replace(model.dit, layers=6)
+    network, path = DiT(config), tmp_path / "model.safetensors"
+    mx.save_safetensors(str(path), dict(tree_flatten(network.parameters())))
+    seen: list[weakref.ref[Block]] = []
+    living: list[int] = []
+
+    class Watched(Streamed[Block]):
+        def __iter__(self) -> Iterator[Block]:
+            for block in super().__iter__():
+                seen.append(weakref.ref(block))
+                living.append(sum(one() is not None for one in seen))
+                yield block
+
+    network.blocks = Watched(path=path, count=6, make=lambda: Block(config), dtype=mx.float32)
+    velocities(network)
+    assert living == 2 * [1, 2, 2, 2, 2, 2]
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    directory, config = converted(checkpoints, "wan21-t2v")
+    weights = mx.load(str(directory / "model.safetensors"))
+    del weights["blocks.1.ffn.fc1.weight"]
+    path = tmp_path / "model.safetensors"
+    mx.save_safetensors(str(path), weights)
+    blocks = Streamed(path=path, count=2, make=lambda: Block(config.dit), dtype=mx.float32)
+    with pytest.raises(CheckpointError, match=r"lacks blocks\.1\.ffn\.fc1\.weight; convert"):
+        list(blocks)
