@@ -2,9 +2,11 @@
 
 Reads: a text entry, an image entry where the model takes one, or a step to go on from; a model's
 transformers.
-Writes: for every step `latent`, `x0` (C, F, H, W) and `solver/*`; prints the last one of each seed.
+Writes: for every step `latent`, `x0` (C, F, H, W) and `solver/*`, which with --step-cache holds its
+state too; prints the last one of each seed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe import chain, cli, geometry, loras, options, sources
+from wanpipe import chain, cli, forecast, geometry, loras, options, sources
+from wanpipe.budget import ITEMSIZE, Expert, Need, choose
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model
 from wanpipe.settings import Params as Params
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
-    from wanpipe.denoiser import Denoiser, Loras
+    from wanpipe.denoiser import Denoiser
 
 
 @dataclass
@@ -51,6 +54,51 @@ class Run:
             arrays = {short: mx.array(self.last.read(name)) for name, short in names.items()}
             self.state = (self.last.key, arrays)
         return self.state[1]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the steps of one call are taken with."""
+
+    model: Model
+    given: Sources
+    settings: Settings
+    choice: loras.Choice
+    memory: int | None
+
+    def expert(self, recipe: Recipe) -> str:
+        """Name the expert that takes a step."""
+        return chain.expert_at(self.model.config, recipe.material["timestep"])
+
+    def needs(self, recipes: Sequence[Recipe], store: Store) -> dict[str, Need]:
+        """Choose for every expert that takes one of these steps how it is run.
+
+        Raises UsageError where --memory is less than any way takes.
+        """
+        from wanpipe.device import recommended_memory
+
+        allowed = self.memory or recommended_memory()
+        needs = {}
+        for name in dict.fromkeys(map(self.expert, recipes)):
+            first = next(recipe for recipe in recipes if self.expert(recipe) == name)
+            ways = self.sized(name, first.material).ways()
+            needs[name] = choose(name, ways, allowed, self.memory is not None, store.report)
+        return needs
+
+    def sized(self, name: str, material: dict[str, Any]) -> Expert:
+        """The dimensions and sizes of an expert that takes a step of this material."""
+        config, settings = self.model.config, self.settings
+        computed = ITEMSIZE[material["dtype"]]
+        frames = settings.num_frames + 4 * settings.trim_first_frames
+        size = (settings.width, settings.height, frames)
+        return Expert(
+            config=config.dit,
+            bytes=self.model.component(name).bytes,
+            stored=computed if config.quantization else ITEMSIZE[config.dtype],
+            computed=computed,
+            passes=1 if material["guide_scale"] == 1.0 else 2,
+            latent=geometry.latent_shape(*size, config.vae.stride),
+        )
 
 
 def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entry]:
@@ -86,12 +134,13 @@ def run(model: Model, given: Sources, params: Params, store: Store) -> list[Entr
             text=text.key,
             image=given.image.key if given.image else None,
             start=material,
+            before=given.step.material if given.step else None,
             first=first,
         )
         dtype = compute_dtype(model.config.dtype)
         recipes = chain.plan(model, settings, inputs, dtype, {**note, **more})
         runs.append(resume(Run(recipes[: stop - first], noise, given.step), store))
-    walk(model, given, settings, choice, runs, store)
+    walk(Means(model, given, settings, choice, params.memory), runs, store)
     last = [one.last for one in runs if one.last is not None]
     for entry in last if stop < total else ():
         warn(entry, settings, store)
@@ -159,53 +208,55 @@ def resume(one: Run, store: Store) -> Run:
     return one
 
 
-def walk(
-    model: Model,
-    given: Sources,
-    settings: Settings,
-    choice: loras.Choice,
-    runs: Sequence[Run],
-    store: Store,
-) -> None:
+def walk(means: Means, runs: Sequence[Run], store: Store) -> None:
     """Take the steps that are missing: expert by expert, under each run by run, so that each expert
     loads once.
     """
-
-    def expert(recipe: Recipe) -> str:
-        return chain.expert_at(model.config, recipe.material["timestep"])
+    experts = means.model.config.experts
 
     def rank(pair: tuple[Recipe, Run]) -> int:
-        return -model.config.experts.index(expert(pair[0]))  # high noise first
+        return -experts.index(means.expert(pair[0]))  # high noise first
 
     todo = sorted([(recipe, one) for one in runs for recipe in one.recipes], key=rank)
     if not todo:
         return
-    added = loras.fitted(model, choice, {expert(recipe) for recipe, _ in todo}, store)
-    denoiser = lazy_denoiser(model, given, added, todo[0][0].material["dtype"], store)
+    needs = means.needs([recipe for recipe, _ in todo], store)
+    denoiser = lazy_denoiser(means, needs, store)
+    ran: list[bool] = []  # of every step that could reuse a velocity, whether the network ran
     with store.behind() as late, store.report.task("denoise", len(todo)) as task:
         for recipe, one in todo:
-            one.last = late.obtain(recipe, filler(denoiser, settings, recipe, one))
+            need = needs[means.expert(recipe)]
+            one.last = late.obtain(recipe, filler(denoiser, means.settings, recipe, one, need))
+            if "network_ran" in one.last.made:
+                ran.append(one.last.made["network_ran"])
+                if not ran[-1]:
+                    event = recipe.event()
+                    store.report.event("skipped", component=means.expert(recipe), **event)
             task.advance()
         for one in runs:
             one.last = late.whole(one.last) if one.last else None
+    steps = Counter(means.expert(recipe) for recipe, _ in todo)
+    for name, need in needs.items():
+        forecast.tell(name, "denoise", need, steps[name], store)
+    if ran:
+        store.report.remark(f"step cache: the network ran in {sum(ran)} of {len(ran)} steps")
 
 
-def lazy_denoiser(
-    model: Model, given: Sources, added: "Loras", dtype: str, store: Store
-) -> "Callable[[], Denoiser]":
+def lazy_denoiser(means: Means, needs: dict[str, Need], store: Store) -> "Callable[[], Denoiser]":
     """Return a function that makes the denoiser when first called: planning loads nothing."""
+    added = loras.fitted(means.model, means.choice, needs, store)
 
     @cache
     def get() -> "Denoiser":
         from wanpipe.denoiser import Denoiser
 
-        return Denoiser(model, sources.read_prompting(given), dtype, store, added)
+        return Denoiser(means.model, sources.read_prompting(means.given), needs, added, store)
 
     return get
 
 
 def filler(
-    denoiser: "Callable[[], Denoiser]", settings: Settings, recipe: Recipe, one: Run
+    denoiser: "Callable[[], Denoiser]", settings: Settings, recipe: Recipe, one: Run, need: Need
 ) -> Callable[[Draft], dict[str, Any]]:
     """Return what takes one step of a run and writes its entry."""
 
@@ -214,15 +265,23 @@ def filler(
         import numpy as np
 
         from wanpipe.device import made
-        from wanpipe.sampling import SOLVERS
+        from wanpipe.sampling import SOLVERS, step_cache
 
         net, material, state = denoiser(), recipe.material, one.load()
         latent = net.prompting.blend(state["latent"])
-        velocity = net.velocity(latent, material["timestep"], material["guide_scale"])
+        # the last step always computes
+        rule = material.get("step_cache") if material["sigma_next"] else None
+        velocity = step_cache.reuse(latent, rule, state) if rule else None
+        ran = velocity is None
+        if velocity is None:
+            velocity = net.velocity(latent, material["timestep"], material["guide_scale"])
         before = {name: array for name, array in state.items() if name != "latent"}
         solver, step = SOLVERS[settings.scheduler], recipe.extra["step"]
         moved, x0, after = solver.advance(latent, velocity, settings.schedule(), step, before)
         moved = net.prompting.blend(moved)
+        if rule:
+            computed = velocity if ran else None
+            after = after | step_cache.remember(latent, computed, moved, rule, state)
         arrays = {
             "latent": moved,
             "x0": x0,
@@ -232,7 +291,8 @@ def filler(
         for name, array in arrays.items():
             draft.write(name, np.array(array), "CFHW")
         one.state = (recipe.key, {**after, "latent": moved, "x0": x0})
-        return made()
+        noted = {"network_ran": ran} if "step_cache" in material else {}
+        return made() | noted | ({"flops": need.flops} if ran else {})
 
     return fill
 
@@ -244,6 +304,7 @@ def filler(
 @options.canvas
 @options.sampling
 @options.loras
+@options.memory
 @options.stop_at
 def command(
     session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any

@@ -6,13 +6,15 @@ real length.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe import cli, options
+from wanpipe import budget, cli, forecast, options
+from wanpipe.budget import ITEMSIZE, Need
 from wanpipe.config import T5Config
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model
@@ -28,11 +30,12 @@ Ids = tuple[int, ...]
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """Prompts to encode; without a negative prompt the model's own is taken, as the official code
-    does.
+    does. `memory` is a limit in bytes.
     """
 
     prompts: tuple[str, ...]
     negative_prompt: str | None = None
+    memory: int | None = None
 
 
 def run(model: Model, params: Params, store: Store) -> list[Entry]:
@@ -70,37 +73,61 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
         recipe = Recipe(stage="encode-text", algorithm=ALGORITHM, material=material, made=made)
         tasks.append((ids, recipe))
     missing = [ids for ids, recipe in tasks if store.wants(recipe)]
-    encode = encoder(model, [*missing, negative_ids], dtype, store)
-    return [store.obtain(recipe, filler(encode, ids, negative_ids)) for ids, recipe in tasks]
+    encode = Encoding(model, [*missing, negative_ids], dtype, params.memory, store)
+    entries = [store.obtain(recipe, filler(encode, ids, negative_ids)) for ids, recipe in tasks]
+    if missing:
+        forecast.tell("t5_encoder", "encode-text", encode.need, 1, store)
+    return entries
 
 
-def encoder(
-    model: Model, sequences: Sequence[Ids], dtype: str, store: Store
-) -> "Callable[[Ids], mx.array]":
-    """Return a function of ids that encodes all `sequences` in one pass through T5 when first
-    called.
-    """
-    done: dict[Ids, mx.array] = {}
+@dataclass
+class Encoding:
+    """Rows of token ids; all `sequences` are encoded in one pass through T5 when one is wanted."""
 
-    def encode(ids: Ids) -> "mx.array":
-        if ids not in done:
-            from wanpipe.device import mlx_dtype
+    model: Model
+    sequences: Sequence[Ids]
+    dtype: str
+    memory: int | None
+    store: Store
+    done: "dict[Ids, mx.array]" = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> T5Config:
+        """Dimensions of T5."""
+        return T5Config.from_json(self.model.component("t5_encoder").config, "T5 config")
+
+    @cached_property
+    def need(self) -> Need:
+        """What the pass takes. Raises UsageError where --memory is less."""
+        from wanpipe.device import recommended_memory
+
+        component, table = self.model.component("t5_encoder"), self.config.vocab * self.config.dim
+        stored = ITEMSIZE[self.model.config.dtype]
+        blocks = component.bytes - table * stored
+        if component.bytes >= component.parameters * stored:  # no matrix is quantised
+            blocks = (component.parameters - table) * ITEMSIZE[self.dtype]
+        ways = [budget.text(self.config, blocks, [len(ids) for ids in self.sequences])]
+        allowed, asked = self.memory or recommended_memory(), self.memory is not None
+        return budget.choose("t5_encoder", ways, allowed, asked, self.store.report)
+
+    def rows(self, ids: Ids) -> "mx.array":
+        """Rows (L, D) of one sequence, which may be one more than was expected."""
+        if ids not in self.done:
+            from wanpipe.device import mlx_dtype, within
             from wanpipe.models import umt5
 
-            wanted = list(dict.fromkeys([*sequences, ids]))
-            config = T5Config.from_json(model.component("t5_encoder").config, "T5 config")
-            path = model.checked("t5_encoder", store)
-            with store.report.task("encode-text", config.layers) as task:
-                rows = umt5.encode(path, config, wanted, mlx_dtype(dtype), task.advance)
-            done.update(zip(wanted, rows, strict=True))
-        return done[ids]
+            wanted = list(dict.fromkeys([*self.sequences, ids]))
+            path, dtype = self.model.checked("t5_encoder", self.store), mlx_dtype(self.dtype)
+            with (
+                self.store.report.task("encode-text", self.config.layers) as task,
+                within(self.need.limit),
+            ):
+                rows = umt5.encode(path, self.config, wanted, dtype, task.advance)
+            self.done = dict(zip(wanted, rows, strict=True))
+        return self.done[ids]
 
-    return encode
 
-
-def filler(
-    encode: "Callable[[Ids], mx.array]", prompt: Ids, negative: Ids
-) -> Callable[[Draft], dict[str, Any]]:
+def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], dict[str, Any]]:
     """Return what writes the embeddings of both texts into an entry."""
 
     def fill(draft: Draft) -> dict[str, Any]:
@@ -108,9 +135,10 @@ def filler(
 
         from wanpipe.device import made
 
-        draft.write("prompt", np.array(encode(prompt)), "LD")
-        draft.write("negative", np.array(encode(negative)), "LD")
-        return made()
+        fresh = not encode.done
+        draft.write("prompt", np.array(encode.rows(prompt)), "LD")
+        draft.write("negative", np.array(encode.rows(negative)), "LD")
+        return made() | ({"flops": encode.need.flops} if fresh else {})
 
     return fill
 
@@ -136,6 +164,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
 @click.option("--prompt", multiple=True, help="What the video shows. Repeatable.")
 @click.option("--prompt-file", type=options.PATH, help="A text file with one prompt a line.")
 @options.negative
+@options.memory
 def command(
     session: cli.Session,
     model: str | None,
@@ -143,6 +172,7 @@ def command(
     prompt_file: Path | None,
     negative_prompt: str | None,
     no_negative_prompt: bool,
+    memory: int | None,
 ) -> None:
     """Encode prompts with umT5, each together with the negative prompt; every prompt becomes one
     entry.
@@ -150,6 +180,7 @@ def command(
     params = Params(
         prompts=read_prompts(prompt, prompt_file),
         negative_prompt=options.read_negative(negative_prompt, no_negative_prompt),
+        memory=memory,
     )
     entries = run(find_model(model, [], session.store), params, session.store)
     session.deliver([entry.path for entry in entries])

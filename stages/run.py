@@ -114,6 +114,7 @@ def choose_model(
 @options.canvas
 @options.sampling
 @options.loras
+@options.memory
 @options.film
 def command(
     session: cli.Session, model: str | None, checkpoint_dir: Path | None, **asked: Any
@@ -152,11 +153,13 @@ def read(asked: dict[str, Any]) -> Params:
         raise UsageError("--fit says how an image meets the canvas; give --image or leave it out")
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
-    sampling |= some("scheduler", "timesteps", "seeds", "noise")
-    sampling |= some("lora", "lora_high", "lora_low")
+    sampling |= some("scheduler", "timesteps", "step_cache", "seeds", "noise")
+    sampling |= some("lora", "lora_high", "lora_low", "memory")
     sides = some("width", "height") if image is None else {}  # else the canvas of the image
     return Params(
-        text=encode_text.Params(prompts=(asked["prompt"],), negative_prompt=negative),
+        text=encode_text.Params(
+            prompts=(asked["prompt"],), negative_prompt=negative, **some("memory")
+        ),
         image=image,
         denoise=denoise.Params(**sampling, **sides),
         decode=decode.Params(**some("output", "fps", "tiling")),

@@ -1,6 +1,7 @@
 """The command line as users and scripts meet it: paths, events, plans, names."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,11 @@ def test_the_plan_of_a_person_reads_in_lines(studio: Place) -> None:
     assert "already there" in lines[0]
     assert "(step 1): to compute" in lines[1]
     assert "seed 0 → 4" in lines[1]
+    assert re.fullmatch(
+        r"denoise with model: 4 steps, at most [\d.]+ MB of memory, "
+        r"about 0:\d\d at the pace of the last ones here",
+        lines[2],
+    )
 
 
 def test_what_is_planned_is_what_is_then_computed(place: Place) -> None:

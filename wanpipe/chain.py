@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wanpipe.config import ModelConfig
 from wanpipe.errors import UsageError
 from wanpipe.model import Model
-from wanpipe.sampling import SOLVERS
+from wanpipe.sampling import SOLVERS, step_cache
 from wanpipe.settings import Settings
 from wanpipe.store import Recipe
 from wanpipe.store.keys import hash_array
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ALGORITHM = 1
 NOISE_ALGORITHM = "numpy-philox-normal"
 HIGH, LOW = "high_noise_model", "low_noise_model"
+# where one of these differs from the step before, its velocity is another function of the latent
+CONDITIONS = ("expert", "loras", "text", "image", "guide_scale")
 
 
 def expert_at(config: ModelConfig, timestep: float) -> str:
@@ -38,12 +40,13 @@ def expert_at(config: ModelConfig, timestep: float) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Keys of what a chain is made from; `start` is the noise (an object) or the key of the step it
-    goes on from.
+    goes on from, and `before` the material of that step.
     """
 
     text: str
     image: str | None
     start: dict[str, Any] | str
+    before: dict[str, Any] | None = None
     first: int = 0  # index of the first step to plan
 
 
@@ -56,6 +59,7 @@ def plan(
     roles = {"text": inputs.text} | ({"image": inputs.image} if inputs.image else {})
     recipes: list[Recipe] = []
     before: dict[str, Any] | str = inputs.start
+    earlier = inputs.before
     for step in range(inputs.first, len(schedule.timesteps)):
         timestep = schedule.timesteps[step]
         expert = expert_at(model.config, timestep)
@@ -73,6 +77,10 @@ def plan(
             "sigma_next": schedule.sigmas[step + 1],
             "dtype": dtype,
         }
+        if settings.step_cache is not None:
+            since = since_reset(material, earlier)
+            rule = step_cache.rule(settings.step_cache, schedule.steps, since)
+            material["step_cache"] = rule  # absent otherwise: keys without it stay as they are
         parent = before if isinstance(before, str) else None
         recipe = Recipe(
             stage="denoise",
@@ -83,8 +91,20 @@ def plan(
             made=made or {},
         )
         recipes.append(recipe)
-        before = recipe.key
+        before, earlier = recipe.key, material
     return recipes
+
+
+def since_reset(material: dict[str, Any], before: dict[str, Any] | None) -> int:
+    """Count the steps since the step cache was last empty, from the material of the step before,
+    planned or long done: 0 where that kept none, or something but the latent changes now.
+    """
+    if before is None or "step_cache" not in before:
+        return 0
+    if any(material[name] != before[name] for name in CONDITIONS):
+        return 0
+    since: int = before["step_cache"]["since"] + 1
+    return since
 
 
 def noise_material(seed: int, shape: Sequence[int]) -> dict[str, Any]:

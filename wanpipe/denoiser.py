@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from wanpipe.budget import Need
 from wanpipe.chain import expert_at
-from wanpipe.device import mlx_dtype
+from wanpipe.device import compute_dtype, mlx_dtype, within
 from wanpipe.model import Model
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.sampling.guidance import guided
@@ -46,13 +47,22 @@ class Prompting:
 
 
 class Denoiser:
-    """Computes guided velocities of one run or of several with the same prompting."""
+    """Computes guided velocities of one run or of several with the same prompting.
+
+    `needs` tells of each expert how it is run, `loras` what is added to its weights.
+    """
 
     def __init__(
-        self, model: Model, prompting: Prompting, dtype: str, store: Store, loras: Loras
+        self,
+        model: Model,
+        prompting: Prompting,
+        needs: Mapping[str, Need],
+        loras: Loras,
+        store: Store,
     ) -> None:
-        self.model, self.prompting, self.dtype, self.store = model, prompting, dtype, store
-        self.loras = loras
+        self.model, self.prompting, self.needs, self.loras = model, prompting, needs, loras
+        self.store = store
+        self.dtype = mlx_dtype(compute_dtype(model.config.dtype))
         self.name = ""
         self.network: DiT | None = None
         self.conditions: dict[str, Condition] = {}
@@ -63,8 +73,16 @@ class Denoiser:
             # frees the other expert before this one is read
             self.network, self.conditions = None, {}
             mx.clear_cache()
-            network = DiT(self.model.config.dit)
-            load_network(network, self.model.checked(name, self.store), mlx_dtype(self.dtype))
+            config, path = self.model.config.dit, self.model.checked(name, self.store)
+            network = load_network(DiT(config), path, self.dtype)
+            if self.needs[name].way:
+                network.blocks = Streamed(
+                    path=path,
+                    count=config.layers,
+                    make=lambda: Block(config),
+                    dtype=self.dtype,
+                    loras=self.loras.get(name, ()),
+                )
             self.add_loras(network, name)
             self.network, self.name = network, name
             self.store.report.event("loaded", component=name)
@@ -96,11 +114,15 @@ class Denoiser:
         """Predict the velocity of `latent` (C, F, H, W) in float32; with guidance 1 the negative
         prompt is skipped.
         """
-        network = self.expert(expert_at(self.model.config, timestep))
+        name = expert_at(self.model.config, timestep)
+        network = self.expert(name)
         times = [timestep]
         if self.prompting.first_frame is not None:
             times = [0.0] + [timestep] * (latent.shape[1] - 1)
         sides = ["prompt"] if guide_scale == 1.0 else ["prompt", "negative"]
         conditions = [self.condition(network, side) for side in sides]
-        velocities = network(latent, times, conditions, self.prompting.condition)
-        return velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)
+        with within(self.needs[name].limit):
+            velocities = network(latent, times, conditions, self.prompting.condition)
+            velocity = velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)
+            mx.eval(velocity)
+        return velocity

@@ -2,10 +2,21 @@
 it here.
 """
 
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import mlx.core as mx
+
+# What the official code computes in float32 is so here: by default CUDA and the M5 multiply float32
+# with ten bits of mantissa.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# CUDA keeps what operations read until the batch they are in is done, on an H100 up to 1000 million
+# numbers: several times what is alive. Batches of a large operation each keep memory within limits.
+os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "50")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -13,6 +24,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 def is_gpu() -> bool:
     """Whether MLX computes on a GPU (Metal or CUDA) by default."""
     return mx.default_device().type == mx.DeviceType.gpu
+
+
+def is_metal() -> bool:
+    """Whether that GPU is a Mac's."""
+    return is_gpu() and mx.metal.is_available()
 
 
 def compute_dtype(stored: str) -> str:
@@ -27,6 +43,22 @@ def mlx_dtype(name: str) -> mx.Dtype:
     dtype = getattr(mx, name)
     assert isinstance(dtype, mx.Dtype)
     return dtype
+
+
+@cache
+def recommended_memory() -> int:
+    """Bytes that this device recommends to use: the working set on Metal, else MLX's own limit."""
+    return int(mx.device_info().get("max_recommended_working_set_size", mx.get_memory_limit()))
+
+
+@contextmanager
+def within(limit: int) -> Iterator[None]:
+    """Let MLX wait for what is under way before it takes more than `limit` bytes."""
+    before = mx.set_memory_limit(limit)
+    try:
+        yield
+    finally:
+        mx.set_memory_limit(before)
 
 
 def describe() -> str:

@@ -8,8 +8,28 @@ from typing import Any
 import click
 
 from wanpipe.errors import UsageError
+from wanpipe.words import read_size
 
 Command = Callable[..., None]
+
+
+class Size(click.ParamType[int]):
+    """A size such as 12GB, in bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        """Read the size, or fail with click's message."""
+        if isinstance(value, int):
+            return value
+        try:
+            return read_size(value)
+        except UsageError as error:
+            self.fail(str(error), parameter, context)
+
+
 PATH = click.Path(path_type=Path)
 
 
@@ -128,6 +148,12 @@ sampling = group(
         metavar="T,T,...",
         help="Explicit timesteps before the shift, such as 1000,750,500,250.",
     ),
+    click.option(
+        "--step-cache",
+        type=float,
+        metavar="THRESHOLD",
+        help="Reuse velocities that change by less, such as 0.05: faster, not exact. Default: off.",
+    ),
     click.option("--seed", "seeds", type=int, multiple=True, help="Repeatable. Default: 0."),
     click.option(
         "--noise", type=PATH, help="Start noise (C, F, H, W) as .npy, in place of a seed."
@@ -144,6 +170,12 @@ loras = group(
     click.option("--lora", **LORA, help="A LoRA for every expert. Repeatable."),
     click.option("--lora-high", **LORA, help="A LoRA for the high-noise expert. Repeatable."),
     click.option("--lora-low", **LORA, help="A LoRA for the low-noise expert. Repeatable."),
+)
+memory = click.option(
+    "--memory",
+    type=Size(),
+    metavar="SIZE",
+    help="Keep within so much, such as 12GB. Default: what the device recommends.",
 )
 stop_at = click.option(
     "--stop-at", type=int, metavar="K", help="Stop after step K; finish it later."

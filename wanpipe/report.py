@@ -183,6 +183,8 @@ def describe(kind: str, fields: dict[str, Any]) -> str:
         return describe_miss(subject, fields)
     if kind == "collected":
         return describe_collection(fields)
+    if kind == "forecast":
+        return describe_forecast(fields)
     if kind == "written":
         return f"wrote {fields['path']}"
     if kind == "quantized":
@@ -213,6 +215,17 @@ def describe_miss(subject: str, fields: dict[str, Any]) -> str:
         every = "all " if fields["step"] == 0 else ""
         line += f"; so {every}{fields['steps']} steps are new"
     return line
+
+
+def describe_forecast(fields: dict[str, Any]) -> str:
+    """Put in a line what work that is to come will take."""
+    seconds = fields["seconds"]
+    line = f"{fields['stage']} with {fields['component']}: "
+    line += f"{fields['units']} steps, " if fields["stage"] == "denoise" else ""
+    line += f"at most {amount(fields['peak_bytes'], 'B')} of memory"
+    if seconds is None:
+        return f"{line}; how long shows when one was made here"
+    return f"{line}, about {clock(seconds)} at the pace of the last ones here"
 
 
 def describe_collection(fields: dict[str, Any]) -> str:

@@ -13,16 +13,20 @@ from wanpipe.errors import UsageError
 from wanpipe.model import Model
 from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.schedule import Schedule
+from wanpipe.sampling.step_cache import LEAST_STEPS
 from wanpipe.sources import Sources
 from wanpipe.store import Entry
+
+CHANGING = ("guide_scale", "loras", "step_cache")  # what may differ from one step to the next
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """How to denoise; what is None follows from the step gone on from, else from the model.
+    """How to denoise; what is None follows from the step gone on from, else from the model, and
+    `memory` (bytes) from the device.
 
     `guide_scale` is one number or (low noise, high noise), `timesteps` an explicit grid before the
-    shift.
+    shift, `step_cache` the change up to which a velocity is reused (0: never).
     """
 
     width: int | None = None
@@ -33,9 +37,11 @@ class Params:
     shift: float | None = None
     scheduler: str | None = None
     timesteps: tuple[float, ...] | None = None
+    step_cache: float | None = None
     seeds: tuple[int, ...] = ()
     noise: Path | None = None
     stop_at: int | None = None
+    memory: int | None = None
     trim_first_frames: int | None = None
     lora: tuple[tuple[Path, float], ...] = ()
     lora_high: tuple[tuple[Path, float], ...] = ()
@@ -70,6 +76,7 @@ class Settings(Strict):
     scheduler: str
     timesteps: tuple[float, ...] | None = None
     trim_first_frames: int = 0
+    step_cache: float | None = None
     loras: tuple[Lora, ...] = ()
 
     @classmethod
@@ -98,7 +105,7 @@ def settle(model: Model, given: Sources, params: Params) -> Settings:
     asked = {
         field.name: getattr(params, field.name)
         for field in fields(Settings)
-        if field.name not in ("guide_scale", "loras") and getattr(params, field.name) is not None
+        if field.name not in CHANGING and getattr(params, field.name) is not None
     }
     if given.step is not None:
         settings = continued(given.step, asked)
@@ -106,6 +113,9 @@ def settle(model: Model, given: Sources, params: Params) -> Settings:
         settings = begun(model, given.image, asked)
     if params.guide_scale is not None:
         settings = replace(settings, guide_scale=guide_pair(params.guide_scale, model.config))
+    if params.step_cache is not None:
+        settings = replace(settings, step_cache=float(params.step_cache) or None)
+    check_step_cache(settings)
     check(model, given.image, settings)
     return settings
 
@@ -165,6 +175,24 @@ def check(model: Model, image: Entry | None, settings: Settings) -> None:
         raise UsageError(
             f"image entry {image.key[:8]} is for {made['num_frames']} frames, the video has "
             f"{frames}; encode the image with --num-frames {frames}"
+        )
+
+
+def check_step_cache(settings: Settings) -> None:
+    """Raise UsageError for a threshold that cannot be right, and for too few steps."""
+    threshold, steps = settings.step_cache, settings.steps
+    if threshold is None:
+        return
+    if not 0 < threshold <= 1:
+        raise UsageError(
+            f"step-cache must be above 0 and at most 1, got {threshold:g}; use 0.02 to 0.1, or 0 "
+            "to compute every step"
+        )
+    if steps < LEAST_STEPS:
+        grid = " in --timesteps" if settings.timesteps else ""
+        raise UsageError(
+            f"step-cache takes {LEAST_STEPS} steps or more, since fewer differ too much to be "
+            f"reused, got {steps}{grid}; leave --step-cache out"
         )
 
 

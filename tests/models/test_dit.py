@@ -12,6 +12,7 @@ from tests.conftest import golden, relative_error
 from tests.models.official import converted
 from wanpipe.device import mlx_dtype
 from wanpipe.models import dit
+from wanpipe.models import layers as common
 from wanpipe.models.dit import Condition, DiT
 from wanpipe.weights.load import load_network
 
@@ -158,6 +159,23 @@ def test_sinusoid_is_cosines_then_sines_of_float64_angles() -> None:
     assert table[0, 5] == np.float32(np.cos(angle))
     assert table[0, 128 + 5] == np.float32(np.sin(angle))
     assert np.array_equal(table[1], [1.0] * 128 + [0.0] * 128)
+
+
+def test_attention_by_groups_of_heads_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (mx.random.normal((1, 5, length, 8)) for length in (6, 7, 7))
+    monkeypatch.setattr(common, "is_gpu", lambda: True)
+    whole = common.attend(q, k, v)
+    monkeypatch.setattr(common, "is_metal", lambda: True)
+    calls = []
+    plain = mx.fast.scaled_dot_product_attention
+    monkeypatch.setattr(
+        mx.fast,
+        "scaled_dot_product_attention",
+        lambda q, *rest, **more: (calls.append(q.shape), plain(q, *rest, **more))[1],
+    )
+    monkeypatch.setattr(common, "HEAVIEST", 4 * 5 * 6 * 7 * 8 / 2.5)
+    assert relative_error(common.attend(q, k, v), np.array(whole)) < 1e-6
+    assert [shape[1] for shape in calls] == [1, 2, 2]
 
 
 def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> None:

@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         q, k, v = (split_heads(part, self.heads) for part in mx.split(self.qkv(x), 3, axis=-1))
-        return self.o(attend(q, k, v)[0])
+        return self.o(attend(q, k, v).squeeze(0))
 
 
 class Block(nn.Module):

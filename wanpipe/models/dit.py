@@ -16,6 +16,7 @@ from wanpipe.models.blocks import through
 from wanpipe.models.layers import (
     MLP,
     Linear,
+    add,
     add_gated,
     attend,
     gelu,
@@ -125,7 +126,7 @@ class Block(nn.Module):
         dtype = matmul_dtype(self.self_attn.q)
         y = modulate(self._norm(x), shift, scale, dtype=dtype)
         x = add_gated(x, self.self_attn(y, table), gate, dtype=x.dtype)
-        x = x + self.cross_attn(layer_norm(x, self.norm3, dtype), kept)
+        x = add(x, self.cross_attn(layer_norm(x, self.norm3, dtype), kept), dtype=x.dtype)
         y = modulate(self._norm(x), ffn_shift, ffn_scale, dtype=dtype)
         return add_gated(x, self.ffn(y), ffn_gate, dtype=x.dtype)
 

@@ -12,13 +12,17 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.device import is_gpu
+from wanpipe.device import is_gpu, is_metal
 from wanpipe.models import blas
 
 # From so many tokens on, a quantised matrix is dequantised and multiplied: on an H100 at 32760
 # tokens that reaches 770 TFLOP/s, the quantised product 146. On a CPU (bench/quantize.py) the
 # product costs 12 ms a token (1536 to 8960, 4 bits), dequantising 80 to 110 ms once.
 FEW_TOKENS = 8
+
+# Operations of one attention kernel on Metal, 2 s of an M1: macOS ends what keeps the GPU from the
+# display for seconds (ml-explore/mlx#3267). A heavier attention goes in groups of heads.
+HEAVIEST = 5e12
 
 
 class Fused(Protocol):
@@ -73,6 +77,12 @@ def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
 
 
 @fused
+def add(x: mx.array, y: mx.array) -> mx.array:
+    """Add `y` to the residual stream."""
+    return x + y
+
+
+@fused
 def add_gated(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
     """Add `y` times `gate` to the residual stream."""
     return x + y * gate
@@ -108,10 +118,22 @@ def attend(
     `scale` is 1 / sqrt(D) unless given; `mask` (N, L, L) is added to the scores.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if is_gpu():
-        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    else:
-        x = _attend_blockwise(q * scale, k, v, mask)
+    if not is_gpu():
+        return joined(_attend_blockwise(q * scale, k, v, mask))
+    B, N, L, D = q.shape
+    work = 4 * B * N * L * k.shape[2] * D
+    parts = min(N, math.ceil(work / HEAVIEST)) if is_metal() else 1
+    if parts == 1:
+        return joined(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+    assert mask is None
+    cuts = [N * part // parts for part in range(1, parts)]
+    heads = zip(*(mx.split(x, cuts, axis=1) for x in (q, k, v)), strict=True)
+    attended = [mx.fast.scaled_dot_product_attention(*one, scale=scale) for one in heads]
+    return mx.concatenate([joined(x) for x in attended], axis=2)
+
+
+def joined(x: mx.array) -> mx.array:
+    """Join the heads of (B, N, L, D): (B, L, N * D)."""
     return x.transpose(0, 2, 1, 3).flatten(2)  # (B, L, D)
 
 

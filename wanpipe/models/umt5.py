@@ -62,7 +62,8 @@ class Attention(nn.Module):
             split_heads(layer(x).astype(mx.float32), self.heads)
             for layer in (self.q, self.k, self.v)
         )
-        return self.o(attend(q, k, v, scale=1.0, mask=bias)[0].astype(x.dtype))
+        y = attend(q, k, v, scale=1.0, mask=bias).squeeze(0)
+        return self.o(y.astype(x.dtype))
 
 
 class FeedForward(nn.Module):

@@ -54,6 +54,7 @@ WORDS: dict[str, dict[str, str]] = {
         "sigma": "noise level",
         "sigma_next": "next noise level",
         "solver": "solver",
+        "step_cache": "step cache",
         "dtype": "compute dtype",
     },
     "decode": {
@@ -205,6 +206,8 @@ def word(name: str, value: Any, made: dict[str, Any], prompts: Prompts) -> str:
         names = {lora["hash"]: lora["name"] for lora in made.get("settings", {}).get("loras", ())}
         told = [f"{names.get(digest, brief(digest))} {strength}" for digest, strength in value]
         return " + ".join(told) or "none"
+    if name == "step_cache" and isinstance(value, dict):
+        return f"{value['threshold']:g} ({value['since']} steps after a reset)"
     return brief(value)
 
 

@@ -1,0 +1,29 @@
+"""Dimensions of the real networks, and the sizes at which they are measured."""
+
+from wanpipe.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.geometry import Triple
+
+# latents (F, H, W) of 81 frames of 832x480 and 1280x720, and of 121 frames of 1280x704
+WIDE, HD, TI2V_HD = (21, 60, 104), (21, 90, 160), (31, 44, 80)
+
+_LARGE = {"dim": 5120, "ffn_dim": 13824, "heads": 40, "layers": 40, "out_dim": 16}
+T2V_1_3B = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16)
+T2V_14B = DiTConfig(**_LARGE, in_dim=16)  # and either expert of T2V-A14B
+I2V_14B = DiTConfig(**_LARGE, in_dim=36, clip_dim=1280)
+I2V_A14B = DiTConfig(**_LARGE, in_dim=36)
+TI2V_5B = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_dim=48, out_dim=48)
+
+DITS: dict[str, tuple[DiTConfig, Triple]] = {
+    "1.3b": (T2V_1_3B, WIDE),
+    "14b": (T2V_14B, WIDE),
+    "14b-720p": (T2V_14B, HD),
+    "i2v-14b": (I2V_14B, WIDE),
+    "i2v-14b-720p": (I2V_14B, HD),
+    "i2v-a14b-720p": (I2V_A14B, HD),
+    "ti2v-5b": (TI2V_5B, TI2V_HD),
+}
+
+VAE_21 = VAEConfig(version="2.1", encoder_dim=96, decoder_dim=96, z_dim=16)
+VAE_22 = VAEConfig(version="2.2", encoder_dim=160, decoder_dim=256, z_dim=48)
+T5_XXL = T5Config(vocab=256384, dim=4096, attention_dim=4096, ffn_dim=10240, heads=64, layers=24)
+CLIP_H = CLIPConfig(dim=1280, ffn_dim=5120, heads=16, layers=32)

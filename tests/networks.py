@@ -1,0 +1,111 @@
+"""Graphs of every network at full size, built and never run."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from bench import sizes
+from bench.sizes import HD, TI2V_HD, WIDE
+from tests.graphs import Graph, Tracer, gpu
+from wanpipe.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.models import umt5, vae
+from wanpipe.models.clip import CLIP
+from wanpipe.models.dit import DiT
+from wanpipe.weights.rename import Row
+from wanpipe.weights.rules import clip as clip_rules
+from wanpipe.weights.rules import dit as dit_rules
+from wanpipe.weights.rules import umt5 as umt5_rules
+from wanpipe.weights.rules import vae as vae_rules
+
+
+def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int = 1) -> Graph:
+    """One step with guidance, conditions and all; `groups` is the number of timesteps."""
+    network = DiT(config)
+    texts = [mx.zeros((length, config.text_dim)) for length in (60, 130)]
+    image = [mx.zeros((20, *shape))] if config.in_dim == 36 else []
+    tokens = [] if config.clip_dim is None else [mx.zeros((257, config.clip_dim))]
+    latent = mx.zeros((config.in_dim - 20 * len(image), *shape))
+
+    def step(x: mx.array, first: mx.array, second: mx.array, *more: mx.array) -> list[mx.array]:
+        y, features = more[: len(image)], more[len(image) :]
+        conditions = [network.condition(text, *features) for text in (first, second)]
+        return network(x, [500.0] * groups, conditions, *y, lazy=True)
+
+    inputs = (latent, *texts, *image, *tokens)
+    return tracer.read_network(network, dit_rules.ROWS, step, *inputs)
+
+
+def decoder(tracer: Tracer, config: VAEConfig, shape: tuple[int, ...]) -> Graph:
+    """Two chunks: the first frame alone, then four."""
+    rows = vae_rules.ROWS_21_DECODER if config.version == "2.1" else vae_rules.ROWS_22_DECODER
+    latents = [mx.zeros((1, *shape[1:], config.z_dim)) for _ in range(2)]
+    return chunks(tracer, vae.decoder(config), rows, latents)
+
+
+def encoder(tracer: Tracer, config: VAEConfig, shape: tuple[int, ...]) -> Graph:
+    """Two chunks: the first frame alone, then four."""
+    rows = vae_rules.ROWS_21_ENCODER if config.version == "2.1" else vae_rules.ROWS_22_ENCODER
+    height, width = (n * stride for n, stride in zip(shape[1:], config.stride[1:], strict=True))
+    videos = [mx.zeros((frames, height, width, 3)) for frames in (1, 4)]
+    return chunks(tracer, vae.encoder(config), rows, videos)
+
+
+def chunks(
+    tracer: Tracer, half: vae.Decoder | vae.Encoder, rows: Sequence[Row], inputs: list[mx.array]
+) -> Graph:
+    def run(*inputs: mx.array) -> list[mx.array]:
+        past = vae.Past()
+        return [half.chunk(x, past) for x in inputs]
+
+    return tracer.read_network(half, rows, run, *inputs)
+
+
+def text_encoder(tracer: Tracer, config: T5Config) -> Graph:
+    """All blocks with 512 tokens, as they are run: without the table, whose rows the host takes."""
+    network = nn.Module()
+    network.blocks = [umt5.Block(config) for _ in range(config.layers)]
+    bucket = mx.array(umt5.buckets(512, config.buckets))
+
+    def run(x: mx.array) -> mx.array:
+        for block in network.blocks:
+            x = block(x, bucket)
+        return x
+
+    return tracer.read_network(network, umt5_rules.ROWS, run, mx.zeros((512, config.dim)))
+
+
+def vision(tracer: Tracer, config: CLIPConfig) -> Graph:
+    """One image."""
+    network, image = CLIP(config), mx.zeros((config.size, config.size, 3))
+    return tracer.read_network(network, clip_rules.ROWS, network, image)
+
+
+NETWORKS: dict[str, Callable[[Tracer], Graph]] = {
+    "dit-1.3b-832x480x81": lambda tracer: dit(tracer, sizes.T2V_1_3B, WIDE),
+    "dit-14b-832x480x81": lambda tracer: dit(tracer, sizes.T2V_14B, WIDE),
+    "dit-14b-1280x720x81": lambda tracer: dit(tracer, sizes.T2V_14B, HD),
+    "dit-i2v-14b-832x480x81": lambda tracer: dit(tracer, sizes.I2V_14B, WIDE),
+    "dit-i2v-14b-1280x720x81": lambda tracer: dit(tracer, sizes.I2V_14B, HD),
+    "dit-i2v-a14b-1280x720x81": lambda tracer: dit(tracer, sizes.I2V_A14B, HD),
+    "dit-ti2v-5b-text-1280x704x121": lambda tracer: dit(tracer, sizes.TI2V_5B, TI2V_HD),
+    "dit-ti2v-5b-image-1280x704x121": lambda tracer: dit(
+        tracer, sizes.TI2V_5B, TI2V_HD, TI2V_HD[0]
+    ),
+    "vae-2.1-decoder-832x480": lambda tracer: decoder(tracer, sizes.VAE_21, WIDE),
+    "vae-2.1-decoder-1280x720": lambda tracer: decoder(tracer, sizes.VAE_21, HD),
+    "vae-2.1-encoder-832x480": lambda tracer: encoder(tracer, sizes.VAE_21, WIDE),
+    "vae-2.1-encoder-1280x720": lambda tracer: encoder(tracer, sizes.VAE_21, HD),
+    "vae-2.2-decoder-1280x704": lambda tracer: decoder(tracer, sizes.VAE_22, TI2V_HD),
+    "vae-2.2-encoder-1280x704": lambda tracer: encoder(tracer, sizes.VAE_22, TI2V_HD),
+    "umt5-xxl-512-tokens": lambda tracer: text_encoder(tracer, sizes.T5_XXL),
+    "clip-vit-h": lambda tracer: vision(tracer, sizes.CLIP_H),
+}
+
+
+@cache
+def graph(name: str) -> Graph:
+    """The graph of one of NETWORKS, made once."""
+    with gpu() as tracer:
+        return NETWORKS[name](tracer)

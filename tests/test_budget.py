@@ -1,0 +1,160 @@
+"""What is promised of memory: counted against the graphs, chosen within a limit, kept by MLX."""
+
+from math import prod
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from bench.sizes import DITS, T5_XXL
+from tests import graphs
+from tests.graphs import gpu
+from wanpipe import budget
+from wanpipe.budget import Expert, Need
+from wanpipe.config import DiTConfig
+from wanpipe.device import within
+from wanpipe.errors import UsageError
+from wanpipe.models import rope
+from wanpipe.models.dit import Block, DiT
+from wanpipe.report import Report
+from wanpipe.weights.rename import Row, matches
+from wanpipe.weights.rules import dit as dit_rules
+
+
+def expert(name: str, weights: int = 10**10) -> Expert:
+    config, latent = DITS[name]
+    return Expert(config=config, bytes=weights, stored=2, computed=2, passes=2, latent=latent)
+
+
+def live(one: Expert) -> int:
+    """Bytes alive at most in one pass through a block, read off its graph, without its input."""
+    config, prefix = one.config, "blocks.{i}."
+    rows = [
+        Row(row.pattern, row.target.removeprefix(prefix), full=row.full)
+        for row in dit_rules.ROWS
+        if row.target and row.target.startswith(prefix)
+    ]
+    counts = tuple(n // side for n, side in zip(one.latent, config.patch, strict=True))
+    width, images = config.dim // config.heads, 2 if config.clip_dim else 0
+    with gpu() as tracer:
+        block = Block(config)
+        shapes = [(1, config.heads, n, width) for n in [512] * 2 + [257] * images]
+        kept = [mx.zeros(shape, mx.bfloat16) for shape in shapes]
+        inputs = (mx.zeros((1, one.tokens, config.dim)), mx.zeros((1, 6, config.dim)))
+
+        def run(
+            x: mx.array, time: mx.array, cos: mx.array, sin: mx.array, *kept: mx.array
+        ) -> mx.array:
+            return block(x, time, (cos, sin), kept)
+
+        tables = rope.tables(counts, width)
+        graph = tracer.read_network(block, rows, run, *inputs, *tables, *kept)
+    return graphs.memory(graph.operations, graph.outputs).peak
+
+
+@pytest.mark.parametrize("name", DITS)
+def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str) -> None:
+    one = expert(name)
+    # the graph's peak has the stream after the block in it, the budget every pass's stream
+    counted = one.work + one.stream
+    assert live(one) <= counted <= 1.25 * live(one)
+
+
+@pytest.mark.parametrize("name", DITS)
+def test_stem_and_blocks_are_all_weights_of_a_converted_file(name: str) -> None:
+    one = expert(name)
+    parameters = dict(tree_flatten(DiT(one.config).parameters()))
+    ours = [Row(row.target, row.target, full=row.full) for row in dit_rules.ROWS if row.target]
+    full = {name for name, row, _ in matches(parameters, ours) if row and row.full}
+    sizes = {
+        name: prod(value.shape) * (4 if name in full else 2) for name, value in parameters.items()
+    }
+    stem = sum(size for name, size in sizes.items() if not name.startswith("blocks."))
+    assert one.stem == pytest.approx(stem, rel=0.005)
+    whole = expert(name, sum(sizes.values()))
+    assert whole.blocks == pytest.approx(sum(sizes.values()) - stem, rel=0.005)
+
+
+def test_widest_array_is_between_the_feed_forwards_layers() -> None:
+    assert expert("1.3b").hidden == 32760 * 8960 * 2
+    assert expert("1.3b").ways()[0].largest == expert("1.3b").hidden
+
+
+def test_arithmetic_of_a_step_counts_every_product() -> None:
+    one = Expert(
+        config=DiTConfig(dim=6, ffn_dim=10, heads=1, layers=2, in_dim=4, out_dim=4, text_len=3),
+        bytes=1,
+        stored=2,
+        computed=2,
+        passes=1,
+        latent=(1, 4, 2),
+    )
+    tokens = 2
+    linear = 4 * 36 + 2 * 36 + 2 * 60  # self attention, q and o of cross attention, feed forward
+    attention = 2 * 6 * (tokens + 3)
+    assert one.flops == 2 * 2 * tokens * (linear + attention)
+
+
+def test_text_encoder_needs_two_of_its_blocks() -> None:
+    blocks = 24 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
+    need = budget.text(T5_XXL, blocks, [512, 130])
+    assert 2 * blocks / 24 < need.limit < need.peak < 1.5e9
+    assert need.flops == 642 * blocks
+
+
+class Heard(Report):
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
+
+
+WAYS = [
+    Need(limit=10 * 10**9, largest=10**9, flops=1.0),
+    Need(limit=3 * 10**9, largest=10**9, flops=1.0, way="blocks are read again and again"),
+]
+
+
+def test_what_fits_is_run_plainly_and_silently() -> None:
+    heard = Heard()
+    assert budget.choose("model", WAYS, 11 * 10**9, True, heard) is WAYS[0]
+    assert not heard.remarks
+
+
+def test_what_does_not_fit_is_run_another_way_with_one_line() -> None:
+    heard = Heard()
+    assert budget.choose("model", WAYS, 5 * 10**9, False, heard) is WAYS[1]
+    [line] = heard.remarks
+    assert line == "model: blocks are read again and again, since 11 GB would be more than 5 GB"
+
+
+def test_a_limit_that_no_way_keeps_is_refused_where_it_was_asked_for() -> None:
+    with pytest.raises(UsageError, match=r"model needs 4 GB at this size, more than --memory 2 GB"):
+        budget.choose("model", WAYS, 2 * 10**9, True, Report())
+
+
+def test_a_device_that_recommends_less_is_tried_with_a_remark() -> None:
+    heard = Heard()
+    assert budget.choose("model", WAYS, 2 * 10**9, False, heard) is WAYS[1]
+    assert heard.remarks == [
+        "model needs 4 GB at this size, more than the 2 GB that this device recommends"
+    ]
+
+
+def test_mlx_waits_before_it_exceeds_a_limit() -> None:
+    x = mx.random.normal((2**20,))  # 4 MiB
+    mx.eval(x)
+
+    def peak() -> int:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval([(x + number).sum() for number in range(128)])
+        return mx.get_peak_memory() - before
+
+    default, free = mx.get_memory_limit(), peak()
+    with within(mx.get_active_memory() + x.nbytes):
+        limited = peak()
+    # the CPU waits for ten operations at a time, so for twenty of its arrays
+    assert limited <= 20.5 * x.nbytes < 0.7 * free
+    assert mx.get_memory_limit() == default

@@ -1,0 +1,78 @@
+"""--memory: the same results in less memory, refusals that cost nothing, and plans that tell."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from stages import convert
+from tests.workshop import PROMPT, SMALL, Place, inside
+from wanpipe.demo import CHECKPOINTS
+from wanpipe.store import Store
+
+
+def forecasts(place: Place, *more: object) -> dict[str, dict[str, object]]:
+    """What a plan of the small film tells of each component."""
+    words = ("run", "--model", place.model, "--prompt", PROMPT, *SMALL, "--output", "film.mp4")
+    plan = place.do(*words, "--dry-run", *more)
+    return {event["component"]: event for event in plan.events if event["event"] == "forecast"}
+
+
+def test_a_plan_tells_memory_and_arithmetic_of_every_stage(place: Place) -> None:
+    told = forecasts(place)
+    assert told["model"]["units"] == 4
+    assert told["model"]["seconds"] is None
+    for name in ("t5_encoder", "model"):
+        assert told[name]["peak_bytes"] > 10_000
+        assert told[name]["flops"] > 1_000_000
+
+
+def test_a_plan_tells_time_at_the_pace_of_what_was_made_here(studio: Place) -> None:
+    steps = (studio.cache / "denoise").iterdir()
+    seconds = [studio.entry(path).made["seconds"] for path in steps]
+    told = forecasts(studio, "--seed", 8, "--steps", 8)["model"]
+    assert told["units"] == 8
+    assert 8 * min(seconds) - 0.05 <= told["seconds"] <= 8 * max(seconds) + 0.05
+
+
+def test_what_is_there_already_is_not_forecast(studio: Place) -> None:
+    assert forecasts(studio) == {}
+
+
+def test_a_model_that_does_not_fit_is_streamed_with_the_same_bits(tmp_path: Path) -> None:
+    model = convert.run(
+        convert.Params(checkpoint_dir=CHECKPOINTS / "t2v", output_dir=tmp_path / "model"),
+        Store(tmp_path / "cache"),
+    )
+    place = Place(tmp_path, model)
+    text = place.text("a red circle moves right")
+    words = ("denoise", "--model", model, "--from", text, *SMALL, "--steps", 2, "--seed", 5)
+    peak = forecast_of(place, *words)
+    latents, lines = [], []
+    for memory in (peak, peak - 1):
+        result = place.do(*words, "--force", "--memory", memory)
+        lines.append([event["text"] for event in result.events if event["event"] == "remark"])
+        latents.append(place.entry(result.paths[-1]).read("latent"))
+    assert lines[0] == []
+    assert len(lines[1]) == 1
+    assert "model: its blocks are read from the disk at every step, since" in lines[1][0]
+    assert np.array_equal(*latents)
+
+
+def forecast_of(place: Place, *words: object) -> int:
+    """Peak in bytes that a plan tells of the transformer."""
+    plan = place.do(*words, "--force", "--dry-run")
+    [told] = [event for event in plan.events if event["event"] == "forecast"]
+    return int(told["peak_bytes"])
+
+
+def test_less_than_any_way_takes_is_refused_before_anything_is_read(studio: Place) -> None:
+    text = studio.text()
+    words = ("denoise", "--model", studio.model, "--from", text, *SMALL, "--seed", 6)
+    studio.refuse(*words, "--memory", "1kB", code=2, says="more than --memory 1 kB; make width")
+
+
+def test_a_size_that_is_none_is_a_usage_error(place: Place) -> None:
+    result = inside("denoise", "--memory", "much", "--events", "json", cwd=place.root)
+    assert result.code == 2
+    assert "a size must be like 50GB" in json.loads(result.stderr)["text"]

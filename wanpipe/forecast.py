@@ -1,0 +1,47 @@
+"""Tells before anything is computed what a stage will take: memory, arithmetic, and time where
+this cache knows the pace of this device.
+"""
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+from wanpipe.budget import Need
+from wanpipe.errors import StoreError
+from wanpipe.store.index import record_at
+
+if TYPE_CHECKING:
+    from wanpipe.store import Store
+
+LATEST = 8  # entries whose pace counts
+
+
+def tell(component: str, stage: str, need: Need, units: int, store: "Store") -> None:
+    """Tell of `units` of work that a store which only plans would do with a component."""
+    if not store.dry or not units:
+        return
+    flops, known = need.flops * units, pace(stage, store)
+    store.report.event(
+        "forecast",
+        stage=stage,
+        component=component,
+        units=units,
+        peak_bytes=need.peak,
+        flops=flops,
+        seconds=round(flops / known, 1) if known else None,
+    )
+
+
+def pace(stage: str, store: "Store") -> float | None:
+    """Operations per second of this stage's latest entries that this device made; None without."""
+    from wanpipe.device import describe
+
+    device, paces = describe(), []
+    rows = [row for row in store.index.read().values() if row.stage == stage and row.seconds]
+    for row in sorted(rows, key=lambda row: row.time, reverse=True)[:LATEST]:
+        try:
+            made = record_at(store.root / row.place)["made"]
+        except StoreError:
+            continue
+        if made.get("device") == device and made.get("flops"):
+            paces.append(made["flops"] / made["seconds"])
+    return median(paces) if paces else None
