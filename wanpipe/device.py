@@ -26,6 +26,11 @@ def is_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def is_cuda() -> bool:
+    """Whether that GPU is NVIDIA's."""
+    return is_gpu() and mx.cuda.is_available()
+
+
 def is_metal() -> bool:
     """Whether that GPU is a Mac's."""
     return is_gpu() and mx.metal.is_available()

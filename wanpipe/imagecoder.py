@@ -35,7 +35,9 @@ def condition(
 
 
 def clip_of(pixels: np.ndarray, num_frames: int) -> Iterator[mx.array]:
-    """Yield the image, then grey frames four at a time: the clip never exists whole."""
+    """Yield the image, then grey frames four at a time, the very same array: the clip never exists
+    whole, and what the encoder finds settled it does not compute again.
+    """
     first = mx.array(pixels)[None]
     yield first
     grey = mx.zeros((4, *pixels.shape))

@@ -1,73 +1,67 @@
-"""Decodes a latent in overlapping spatial tiles, blended linearly: less memory for activations,
+"""Decodes a latent in overlapping spatial tiles, blended linearly: less memory on the device,
 nearly the same pixels.
 
-Every tile keeps its own causal past, so frames still come slice by slice.
+A tile is decoded from its first frame to its last before the next is begun, so that the frames kept
+from chunk to chunk are those of one tile. What is done waits in the host's memory, the whole film.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import numpy as np
 
 if TYPE_CHECKING:
     from wanpipe.models.vae import Decoder
 
 from wanpipe.geometry import OVERLAP, TILE
 
-
-@dataclass(frozen=True)
-class Span:
-    """Latent rows or columns [start, stop) of one tile."""
-
-    start: int
-    stop: int
+Ramp = tuple[slice, np.ndarray]  # latent rows or columns of a tile, and weights of their pixels
 
 
-def spans(size: int, stride: int) -> list[Span]:
-    """Cut `size` latent rows or columns into tiles that overlap; one span where it fits in one
-    tile.
+def spans(size: int, tile: int, step: int) -> list[slice]:
+    """Cut `size` latent rows or columns into spans of `tile`, each `step` or less after another."""
+    last = max(size - tile, 0)
+    return [slice(start, min(start + tile, size)) for start in [*range(0, last, step), last]]
+
+
+def ramps(size: int, stride: int, tile: int, overlap: int) -> list[Ramp]:
+    """Cut `size` latent rows or columns into tiles of `tile` pixels; weights add up to one.
+
+    Where two overlap, the weight of the one falls as that of the other rises. An eighth of the
+    overlap at each inner end counts for nothing: those pixels know least of what is beyond.
     """
-    tile, step = TILE // stride, (TILE - OVERLAP) // stride
-    starts = list(range(0, max(size - tile, 0) + 1, step))
-    if starts[-1] + tile < size:
-        starts.append(size - tile)
-    return [Span(start, min(start + tile, size)) for start in starts]
+    margin = overlap / 8
+    places = spans(size, tile // stride, (tile - overlap) // stride)
+    weights = np.zeros((len(places), size * stride), np.float32)
+    for row, place in zip(weights, places, strict=True):
+        pixels = np.arange((place.stop - place.start) * stride) + 0.5
+        ramp = np.clip((pixels - margin) / (overlap - 2 * margin), 0, 1)
+        before, after = ramp if place.start else 1, ramp[::-1] if place.stop < size else 1
+        row[place.start * stride : place.stop * stride] = np.minimum(before, after)
+    weights /= weights.sum(axis=0)
+    return [
+        (place, row[place.start * stride : place.stop * stride])
+        for place, row in zip(places, weights, strict=True)
+    ]
 
 
-def weights(span: Span, size: int, stride: int) -> mx.array:
-    """Blending weights of a tile's pixels along one axis: a ramp over the overlap at each inner
-    end, else 1.
+def frames(
+    decoder: "Decoder", latent: mx.array, stride: int, tile: int = TILE, overlap: int = OVERLAP
+) -> Iterator[mx.array]:
+    """Decode a latent (C, F, H, W) tile by tile to blended slices (T, Y, X, 3) in [-1, 1].
+
+    `stride`, `tile` and `overlap` are pixels; the latter two multiples of `stride`.
     """
-    position = mx.arange((span.stop - span.start) * stride, dtype=mx.float32) + 0.5
-    before = position / OVERLAP if span.start else mx.full(position.shape, 1.0)
-    after = (
-        (position.size - position) / OVERLAP if span.stop < size else mx.full(position.shape, 1.0)
-    )
-    return mx.clip(mx.minimum(before, after), 0, 1)
-
-
-def frames(decoder: "Decoder", latent: mx.array, stride: int) -> Iterator[mx.array]:
-    """Decode a latent (C, F, H, W) tile by tile to blended slices (T, Y, X, 3) in [-1, 1]."""
-    _, _, H, W = latent.shape
-    tiles = [(rows, columns) for rows in spans(H, stride) for columns in spans(W, stride)]
-    streams = [
-        decoder.frames(latent[:, :, rows.start : rows.stop, columns.start : columns.stop])
-        for rows, columns in tiles
-    ]
-    masks = [
-        weights(rows, H, stride)[:, None, None] * weights(columns, W, stride)[None, :, None]
-        for rows, columns in tiles
-    ]
-    for pieces in zip(*streams, strict=True):
-        total = mx.zeros((len(pieces[0]), H * stride, W * stride, 3))
-        norm = mx.zeros((H * stride, W * stride, 1))
-        for (rows, columns), piece, mask in zip(tiles, pieces, masks, strict=True):
-            area = (
-                slice(rows.start * stride, rows.stop * stride),
-                slice(columns.start * stride, columns.stop * stride),
-            )
-            total[:, area[0], area[1]] += piece * mask
-            norm[area[0], area[1]] += mask
-            mx.eval(total, norm)
-        yield total / norm
+    _, F, H, W = latent.shape
+    slices = [np.zeros((4 if f else 1, H * stride, W * stride, 3), np.float32) for f in range(F)]
+    for rows, down in ramps(H, stride, tile, overlap):
+        for columns, across in ramps(W, stride, tile, overlap):
+            mask = (down[:, None] * across)[..., None]
+            y, x = rows.start * stride, columns.start * stride
+            for whole, piece in zip(
+                slices, decoder.frames(latent[:, :, rows, columns]), strict=True
+            ):
+                whole[:, y : y + len(down), x : x + len(across)] += np.array(piece) * mask
+    for whole in slices:
+        yield mx.array(whole)

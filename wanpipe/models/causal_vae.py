@@ -1,122 +1,16 @@
-"""The blocks that both VAEs are built of: causal convolutions, norms, attention and resampling.
+"""The blocks that both VAEs are built of: residual blocks, attention and resampling.
 
-Works on one chunk of frames at a time, channels last (T, H, W, C), without a batch axis. The frames
-that a chunk leaves for the next are handed on in a `Past`; no block remembers anything itself.
+Works as `causal_conv` does: on one chunk of frames, channels last, with its `Past`.
 Official sources: wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2), whose blocks are the same.
 """
-
-from collections import deque
-from collections.abc import Iterable
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from wanpipe.device import is_gpu
-from wanpipe.errors import UsageError
 from wanpipe.models import blas
-from wanpipe.models.layers import Linear, fused
-
-LARGEST_INPUT = 1_500_000_000  # elements; Metal's convolutions go wrong silently somewhere above
-Padding = tuple[tuple[int, int], ...]
-SAME: Padding = ((1, 1), (1, 1))
-
-
-class Past:
-    """The last input frames of every causal layer of one video, in the order in which layers run.
-
-    A chunk takes from the front what the chunk before it left, and leaves its own at the back.
-    One is made for each video and handed to every layer; `lazy` leaves evaluation to the caller.
-    """
-
-    def __init__(self, lazy: bool = False) -> None:
-        self.first, self.lazy = True, lazy
-        self._frames: deque[mx.array] = deque()
-
-    def join(self, x: mx.array, count: int) -> mx.array:
-        """Put the last `count` frames of the previous chunk before `x`, zeros in the first."""
-        zeros = (count, *x.shape[1:])
-        before = mx.zeros(zeros, x.dtype) if self.first else self._frames.popleft()
-        joined = mx.concatenate([before, x])
-        self.keep(joined[-count:])
-        return joined
-
-    def keep(self, frames: mx.array) -> None:
-        """Leave `frames` for the next chunk."""
-        # contiguous: a slice would hold the whole chunk in memory until the next one
-        self._frames.append(mx.contiguous(frames))
-
-    def run(self, layers: Iterable[nn.Module], x: mx.array) -> mx.array:
-        """Apply `layers` in turn, each evaluated before the next, so that none's work piles up."""
-        for layer in layers:
-            x = self.settled(layer(x, self))
-        return x
-
-    def settled(self, x: mx.array) -> mx.array:
-        """Evaluate `x` and the frames that its layers leave, and return it."""
-        if not self.lazy:
-            mx.eval(x, *self._frames)
-        return x
-
-    def end(self, x: mx.array) -> mx.array:
-        """Evaluate `x`, the result of a chunk, and return it; the next chunk is not the first."""
-        self.first = False
-        return self.settled(x)
-
-
-class Conv(nn.Module):
-    """A convolution with bias; kernel, stride and padding for rows and columns, or for time too.
-
-    Raises UsageError where the input is larger than every backend can take.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...],
-        padding: Padding,
-    ) -> None:
-        super().__init__()
-        self.weight = mx.zeros((outputs, *kernel, inputs))
-        self.bias = mx.zeros((outputs,))
-        self.stride, self.padding = stride, padding
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if x.size > LARGEST_INPUT:
-            raise UsageError(
-                f"a convolution of the VAE takes at most {LARGEST_INPUT} values, got {x.size}; "
-                "make width or height smaller"
-            )
-        if not is_gpu():
-            return self._on_cpu(x)
-        flat = self.weight.ndim == 4  # rows and columns only: frames are the batch
-        low, high = [side[0] for side in self.padding], [side[1] for side in self.padding]
-        y = mx.conv_general(x if flat else x[None], self.weight, self.stride, (low, high))
-        return (y if flat else y[0]) + self.bias
-
-    def _on_cpu(self, x: mx.array) -> mx.array:
-        weight, stride, padding = self.weight, self.stride, self.padding
-        if weight.ndim == 4:
-            weight, stride, padding = weight[:, None], (1, *stride), ((0, 0), *padding)
-        return blas.sum_of_taps(mx.pad(x, [*padding, (0, 0)]), weight, stride) + self.bias
-
-
-class CausalConv(Conv):
-    """A 3x3x3 convolution that sees two frames before each frame, none after (`CausalConv3d`)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, (3, 3, 3), (1, 1, 1), ((0, 0), *SAME))
-
-    def __call__(self, x: mx.array, past: Past) -> mx.array:  # type: ignore[override]
-        return super().__call__(past.join(x, 2))
-
-
-class TimeConv(Conv):
-    """A convolution over three frames, pixel by pixel; the frames before are already joined."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, (3, 1, 1), (stride, 1, 1), ((0, 0),) * 3)
+from wanpipe.models.causal_conv import SAME, CausalConv, Conv, Past, TimeConv, convolve, summed
+from wanpipe.models.layers import Linear, attend, fused
 
 
 @fused
@@ -146,7 +40,15 @@ class Norm(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         # the reference divides by max(norm, 1e-12); beside a mean square that is 1e-24 / C
         y = mx.fast.rms_norm(x, None, 1e-24 / x.shape[-1])
-        return (activated if self.silu else scaled)(y, self.gamma, dtype=x.dtype)
+        if not self.silu:
+            return scaled(y, self.gamma, dtype=x.dtype)
+        if is_gpu():
+            return activated(y, self.gamma, dtype=x.dtype)
+        return blas.silu(scaled(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
+
+    def parts(self, x: mx.array) -> list[mx.array]:
+        """Give a chunk's frames, the last two apart: the parts that a `CausalConv` takes."""
+        return [self(x[:-2]), self(x[-2:])] if len(x) > 2 else [self(x)]
 
 
 class ResidualBlock(nn.Module):
@@ -161,9 +63,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = Linear(inputs, outputs) if inputs != outputs else None
 
     def __call__(self, x: mx.array, past: Past) -> mx.array:
-        y = self.conv1(self.norm1(x), past)
-        y = self.conv2(self.norm2(y), past)
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        # no name for what the first convolution gives: it would stay in memory beside the second's
+        parts = self.norm2.parts(past.evaluated(self.conv1(self.norm1.parts(x), past)))
+        return self.conv2(parts, past, x if self.shortcut is None else self.shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -179,8 +81,8 @@ class AttentionBlock(nn.Module):
         T, H, W, C = x.shape
         qkv = self.qkv(self.norm(x)).reshape(T, 1, H * W, 3 * C)  # (T, N=1, L, 3D)
         q, k, v = mx.split(qkv, 3, axis=-1)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=C**-0.5)
-        return x + self.proj(y.reshape(T, H, W, C))  # (T, H, W, C)
+        y = attend(q, k, v).astype(x.dtype).reshape(T, H, W, C)  # (T, H, W, C)
+        return x + self.proj(y)
 
 
 class Middle(nn.Module):
@@ -196,20 +98,60 @@ class Middle(nn.Module):
         return self.after(self.attention(self.before(x, past)), past)
 
 
+def phases(weight: mx.array) -> mx.array:
+    """Turn the 3x3 kernel (O, 3, 3, C) of a doubled image into 2x2 kernels (4*O, 2, 2, C) of it.
+
+    One kernel for each of the four places of a doubled pixel, upper row first: taps that would see
+    the same pixel twice are summed, in float32.
+    """
+
+    def halves(kernel: mx.array, axis: int) -> list[mx.array]:
+        before, at, after = mx.split(kernel, 3, axis)
+        pairs = ((before, at + after), (before + at, after))
+        return [mx.concatenate(pair, axis) for pair in pairs]
+
+    upper_and_lower = halves(weight.astype(mx.float32), 1)
+    kernels = [kernel for rows in upper_and_lower for kernel in halves(rows, 2)]
+    return mx.contiguous(mx.concatenate(kernels).astype(weight.dtype))
+
+
 class Upsample(nn.Module):
-    """Double rows, columns and, if `temporal`, frames (`Resample`, upsample2d or upsample3d)."""
+    """Double rows, columns and, if `temporal`, frames (`Resample`, upsample2d or upsample3d).
+
+    The official convolution of the doubled image is computed on the image itself, see `phases`.
+    """
 
     def __init__(self, inputs: int, outputs: int, temporal: bool) -> None:
         super().__init__()
         self.conv = Conv(inputs, outputs, (3, 3), (1, 1), SAME)
         self.time_conv = TimeConv(inputs, 2 * inputs) if temporal else None
+        self.time = 1 + temporal
+        # underscores keep them out of the parameters
+        self._phases: mx.array | None = None
+        self._source: mx.array | None = None
 
-    def __call__(self, x: mx.array, past: Past) -> mx.array:
+    def __call__(self, x: mx.array, past: Past, shortcut: mx.array | None = None) -> mx.array:
+        """Double a chunk and add `shortcut`, if there is one: (T, times, H, 2, W, 2, O)."""
         if self.time_conv is not None:
             x = self._double_frames(x, past)
-        T, H, W, C = x.shape
-        x = mx.broadcast_to(x[:, :, None, :, None], (T, H, 2, W, 2, C))
-        return self.conv(x.reshape(T, 2 * H, 2 * W, C))  # (T, Y=2H, X=2W, C)
+        T, H, W, _ = x.shape
+        kernels = self._kernels()
+        # at (i, j) stand the four places (a, b), of which each is wanted at (i - a, j - b)
+        y = convolve(x, kernels, (1, 1), SAME)  # (T, H + 1, W + 1, 4 * O)
+        column, outputs = len(kernels), len(kernels) // 4
+        row = (W + 1) * column
+        frame, times = (H + 1) * row, 1 if shortcut is None else shortcut.shape[1]
+        shape = (T // times, times, H, 2, W, 2, outputs)
+        strides = (times * frame, frame, row, row + 2 * outputs, column, column + outputs, 1)
+        terms = [mx.as_strided(y, shape, strides), self.conv.bias]
+        y = summed(*terms, *([] if shortcut is None else [shortcut]), dtype=x.dtype)
+        return y.reshape(T, 2 * H, 2 * W, outputs)  # (T, Y=2H, X=2W, O)
+
+    def _kernels(self) -> mx.array:
+        if self._phases is None or self._source is not self.conv.weight:
+            self._source, self._phases = self.conv.weight, phases(self.conv.weight)
+            mx.eval(self._phases)
+        return self._phases
 
     def _double_frames(self, x: mx.array, past: Past) -> mx.array:
         assert self.time_conv is not None
@@ -218,8 +160,11 @@ class Upsample(nn.Module):
             # the first frame stays single, and for the next chunk it counts as zeros
             past.keep(mx.zeros((2, H, W, C), x.dtype))
             return x
-        x = self.time_conv(past.join(x, 2)).reshape(T, H, W, 2, C)
-        return x.transpose(0, 3, 1, 2, 4).reshape(2 * T, H, W, C)  # (2T, H, W, C)
+        y = self.time_conv.products(past.join([x], 2)).reshape(T, H, W, 2, C)
+        y = summed(
+            y.transpose(0, 3, 1, 2, 4), self.time_conv.bias.reshape(2, 1, 1, C), dtype=x.dtype
+        )
+        return y.reshape(2 * T, H, W, C)  # (2T, H, W, C)
 
 
 class Downsample(nn.Module):
@@ -237,4 +182,4 @@ class Downsample(nn.Module):
         if past.first:
             past.keep(x)
             return x
-        return self.time_conv(past.join(x, 1))
+        return self.time_conv(past.join([x], 1))

@@ -12,12 +12,12 @@ import numpy as np
 
 from wanpipe.config import DiTConfig
 from wanpipe.models import rope
-from wanpipe.models.blocks import through
+from wanpipe.models.blocks import Pace, through, unpaced
 from wanpipe.models.layers import (
     MLP,
     Linear,
-    add,
-    add_gated,
+    add_halves,
+    add_norm,
     attend,
     gelu,
     gelu_exact,
@@ -25,6 +25,7 @@ from wanpipe.models.layers import (
     layer_norm,
     matmul_dtype,
     modulate,
+    norm_modulate,
     patches,
     rms_norm,
     silu,
@@ -34,6 +35,7 @@ from wanpipe.models.layers import (
 
 # keys and values (1, N, L, D) of the text, then those of the image
 KeysValues = tuple[mx.array, ...]
+LONG = 4096  # tokens that feed forward in two halves, each enough for a GPU
 
 
 @dataclass
@@ -60,15 +62,19 @@ class SelfAttention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
 
-    def __call__(self, x: mx.array, table: rope.Tables) -> mx.array:
+    def __call__(self, x: mx.array, table: rope.Tables, pace: Pace) -> mx.array:
         q = self._turned(self.q(x), self.norm_q, table)
         k = self._turned(self.k(x), self.norm_k, table)
-        return self.o(attend(q, k, split_heads(self.v(x), self.heads)).reshape(x.shape))
+        v = split_heads(self.v(x), self.heads)
+        pace(q, k, v)
+        y = attend(q, k, v)
+        pace(y)
+        return self.o(y.reshape(x.shape))
 
     def _turned(self, x: mx.array, norm: nn.RMSNorm, table: rope.Tables) -> mx.array:
-        x = mx.fast.rms_norm(x, None, norm.eps)  # `rotate` applies the weight
-        x = x.reshape(-1, self.heads, x.shape[-1] // self.heads)  # (L, N, D)
-        return rope.rotate(x, norm.weight, table)[None].swapaxes(1, 2)  # (B, N, L, D)
+        rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1] // self.heads
+        rows = rope.norm_rotate(rows, norm.weight, table, width=width, eps=norm.eps)
+        return split_heads(rows, self.heads)
 
 
 class CrossAttention(nn.Module):
@@ -97,8 +103,9 @@ class CrossAttention(nn.Module):
             for x in (rms_norm(k(tokens), norm), v(tokens))
         )
 
-    def __call__(self, x: mx.array, kept: KeysValues) -> mx.array:
+    def __call__(self, x: mx.array, kept: KeysValues, pace: Pace) -> mx.array:
         q = split_heads(rms_norm(self.q(x), self.norm_q), self.heads)
+        pace(q)
         y = attend(q, *kept[:2])
         if len(kept) == 4:
             y = y + attend(q, *kept[2:])
@@ -119,19 +126,37 @@ class Block(nn.Module):
         self.ffn = MLP(dim, config.ffn_dim, dim, gelu)
 
     def __call__(
-        self, x: mx.array, time: mx.array, table: rope.Tables, kept: KeysValues
+        self,
+        x: mx.array,
+        time: mx.array,
+        table: rope.Tables,
+        kept: KeysValues,
+        pace: Pace = unpaced,
     ) -> mx.array:
         """Advance tokens x (G, L / G, D), G groups that share a timestep, by `time` (G, 6, D)."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = mx.split(self.modulation + time, 6, 1)
-        dtype = matmul_dtype(self.self_attn.q)
-        y = modulate(self._norm(x), shift, scale, dtype=dtype)
-        x = add_gated(x, self.self_attn(y, table), gate, dtype=x.dtype)
-        x = add(x, self.cross_attn(layer_norm(x, self.norm3, dtype), kept), dtype=x.dtype)
-        y = modulate(self._norm(x), ffn_shift, ffn_scale, dtype=dtype)
-        return add_gated(x, self.ffn(y), ffn_gate, dtype=x.dtype)
+        like = {"eps": self.eps, "dtype": matmul_dtype(self.self_attn.q)}
+        y = self.self_attn(norm_modulate(x, shift, scale, **like), table, pace)
+        norm = (self.norm3.bias, self.norm3.weight)
+        x, y = add_norm(x, y, gate, *norm, plus_one=False, **like)
+        pace(x, y)
+        y = self.cross_attn(y, kept, pace)
+        x, y = add_norm(x, y, None, ffn_shift, ffn_scale, plus_one=True, **like)
+        pace(x, y)
+        return add_halves(x, self._fed_forward(y, pace), ffn_gate)
 
-    def _norm(self, x: mx.array) -> mx.array:
-        return mx.fast.layer_norm(x, None, None, self.eps)
+    def _fed_forward(self, y: mx.array, pace: Pace) -> list[mx.array]:
+        """Feed forward tokens y (G, L / G, D): the result (L, D), in halves where it is long, so
+        that no more than half of the hidden layer is in memory.
+        """
+        rows = y.reshape(-1, y.shape[-1])
+        halves = []
+        for half in mx.split(rows, [len(rows) // 2]) if len(rows) >= LONG else [rows]:
+            hidden = self.ffn.hidden(half)
+            pace(hidden)
+            halves.append(self.ffn.fc2(hidden))
+            pace(halves[-1])
+        return halves
 
 
 class Head(nn.Module):
@@ -223,12 +248,12 @@ class DiT(nn.Module):
         tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
         table = rope.tables(counts, self.config.dim // self.config.heads)
 
-        def step(index: int, block: Block, number: int, tokens: mx.array) -> Sequence[mx.array]:
+        def step(index: int, block: Block, number: int, tokens: mx.array, pace: Pace) -> mx.array:
             condition = conditions[number]
             if index not in condition.kept:
                 condition.kept[index] = block.cross_attn.keys_values(condition)
-            kept = condition.kept[index]
-            return block(tokens, modulation, table, kept), *kept
+                pace(*condition.kept[index])
+            return block(tokens, modulation, table, condition.kept[index], pace)
 
         streams = through(self.blocks, [tokens] * len(conditions), step, lazy)
         return [unpatches(self.head(tokens, time), counts, self.config.patch) for tokens in streams]

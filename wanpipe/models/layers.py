@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.device import is_gpu, is_metal
-from wanpipe.models import blas
+from wanpipe.device import is_cuda, is_gpu, is_metal
+from wanpipe.models import blas, kernels
 
 # From so many tokens on, a quantised matrix is dequantised and multiplied: on an H100 at 32760
 # tokens that reaches 770 TFLOP/s, the quantised product 146. On a CPU (bench/quantize.py) the
@@ -23,6 +23,12 @@ FEW_TOKENS = 8
 # Operations of one attention kernel on Metal, 2 s of an M1: macOS ends what keeps the GPU from the
 # display for seconds (ml-explore/mlx#3267). A heavier attention goes in groups of heads.
 HEAVIEST = 5e12
+
+
+class Activation(Protocol):
+    """A function of one array, elementwise, that gives `dtype`."""
+
+    def __call__(self, x: mx.array, *, dtype: mx.Dtype) -> mx.array: ...
 
 
 class Fused(Protocol):
@@ -53,7 +59,7 @@ def fused(function: Callable[..., mx.array]) -> Fused:
 
 
 @fused
-def gelu(x: mx.array) -> mx.array:
+def tanh_gelu(x: mx.array) -> mx.array:
     """Apply the tanh form of GELU."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
@@ -86,6 +92,56 @@ def add(x: mx.array, y: mx.array) -> mx.array:
 def add_gated(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
     """Add `y` times `gate` to the residual stream."""
     return x + y * gate
+
+
+def gelu(x: mx.array, *, dtype: mx.Dtype) -> mx.array:
+    """Apply the tanh form of GELU to `x`, whose dtype is that of the result."""
+    # fused, tanh is six times slower on an H100 than the memory
+    return kernels.gelu(x) if is_cuda() else tanh_gelu(x, dtype=dtype)
+
+
+def norm_modulate(
+    x: mx.array, shift: mx.array, scale: mx.array, *, eps: float, dtype: mx.Dtype
+) -> mx.array:
+    """Normalise the stream x (G, L / G, D), then modulate by (G, 1, D), and give `dtype`."""
+    if is_cuda():
+        return kernels.norm_modulate(x, shift, scale, eps=eps, dtype=dtype)
+    return modulate(mx.fast.layer_norm(x, None, None, eps), shift, scale, dtype=dtype)
+
+
+def add_halves(x: mx.array, halves: Sequence[mx.array], gate: mx.array) -> mx.array:
+    """Add rows (L, D), which come in one or two arrays, times `gate` (G, 1, D), to the stream
+    x (G, L / G, D).
+    """
+    if is_cuda():
+        return kernels.add_halves(x, halves, gate)
+    y = mx.concatenate(halves) if len(halves) > 1 else halves[0]
+    return add_gated(x, y.reshape(x.shape), gate, dtype=x.dtype)
+
+
+def add_norm(
+    x: mx.array,
+    y: mx.array,
+    gate: mx.array | None,
+    shift: mx.array,
+    scale: mx.array,
+    *,
+    plus_one: bool,
+    eps: float,
+    dtype: mx.Dtype,
+) -> tuple[mx.array, mx.array]:
+    """Add `y` to the stream x (G, L / G, D), times `gate` (G, 1, D) if there is one; give the
+    stream, and its norm in `dtype`.
+
+    The norm is modulated by `shift` and `scale` (G, 1, D) with `plus_one`; without, they are its
+    own bias and weight (D).
+    """
+    if is_cuda():
+        return kernels.add_norm(x, y.astype(dtype), gate, shift, scale, plus_one=plus_one, eps=eps)
+    x = add(x, y, dtype=x.dtype) if gate is None else add_gated(x, y, gate, dtype=x.dtype)
+    if plus_one:
+        return x, norm_modulate(x, shift, scale, eps=eps, dtype=dtype)
+    return x, mx.fast.layer_norm(x, scale, shift, eps).astype(dtype)
 
 
 def matmul_dtype(linear: nn.Module) -> mx.Dtype:
@@ -242,14 +298,18 @@ class QuantizedLinear(nn.Module):
 class MLP(nn.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, width: int, hidden: int, out: int, activation: Fused) -> None:
+    def __init__(self, width: int, hidden: int, out: int, activation: Activation) -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, out)
         self.activation = activation
 
+    def hidden(self, x: mx.array) -> mx.array:
+        """What the second layer takes."""
+        return self.activation(self.fc1(x), dtype=x.dtype)
+
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(self.activation(self.fc1(x), dtype=x.dtype))
+        return self.fc2(self.hidden(x))
 
 
 def patches(x: mx.array, size: tuple[int, int, int]) -> mx.array:

@@ -8,6 +8,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from wanpipe.device import is_cuda
+from wanpipe.models import kernels
 from wanpipe.models.layers import fused
 
 THETA = 10000.0
@@ -53,6 +55,18 @@ def _turn(
     x: mx.array, swapped: mx.array, weight: mx.array, other: mx.array, cos: mx.array, sin: mx.array
 ) -> mx.array:
     return x * weight * cos + swapped * other * sin
+
+
+def norm_rotate(
+    x: mx.array, weight: mx.array, table: Tables, *, width: int, eps: float
+) -> mx.array:
+    """Normalise rows x (L, D) by their root mean square, scale by `weight` (D), and turn the heads
+    of `width` by their token's angles.
+    """
+    if is_cuda():
+        return kernels.norm_rotate(x, weight, table, width=width, eps=eps)
+    heads = mx.fast.rms_norm(x, None, eps).reshape(len(x), -1, width)  # (L, N, D / N)
+    return rotate(heads, weight, table).reshape(x.shape)
 
 
 def rotate(x: mx.array, weight: mx.array, table: Tables) -> mx.array:

@@ -14,8 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from wanpipe.config import T5Config
-from wanpipe.models.blocks import through
-from wanpipe.models.layers import Linear, attend, fused, gelu, matmul_dtype, rms_norm, split_heads
+from wanpipe.models.blocks import Pace, through
+from wanpipe.models.layers import (
+    Linear,
+    attend,
+    fused,
+    matmul_dtype,
+    rms_norm,
+    split_heads,
+    tanh_gelu,
+)
 from wanpipe.weights.load import open_weights
 from wanpipe.weights.read import open_tensors
 from wanpipe.weights.stream import Streamed, filled
@@ -27,7 +35,7 @@ MAX_DISTANCE = 128  # tokens; farther apart, all positions share one bucket
 @fused
 def gated(gate: mx.array, x: mx.array) -> mx.array:
     """Multiply x by the tanh form of GELU of `gate`."""
-    return gelu(gate, dtype=mx.float32) * x
+    return tanh_gelu(gate, dtype=mx.float32) * x
 
 
 def buckets(length: int, count: int) -> npt.NDArray[np.int32]:
@@ -137,10 +145,10 @@ def encode(
     streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
     tables = [mx.array(buckets(length, config.buckets)) for length in lengths]
 
-    def step(index: int, block: Block, number: int, x: mx.array) -> Sequence[mx.array]:
+    def step(index: int, block: Block, number: int, x: mx.array, pace: Pace) -> mx.array:
         if number == len(streams) - 1:
             progress()
-        return (block(x, tables[number]),)
+        return block(x, tables[number])
 
     blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
     streams = through(blocks, streams, step)

@@ -12,8 +12,10 @@ import mlx.nn as nn
 
 from wanpipe.config import VAEConfig
 from wanpipe.models import vae21, vae22
-from wanpipe.models.causal_vae import CausalConv, Middle, Norm, Past
+from wanpipe.models.causal_conv import CausalConv, Past
+from wanpipe.models.causal_vae import Middle, Norm
 from wanpipe.models.layers import Linear
+from wanpipe.models.vae_sizes import PATCH, WIDTHS
 
 PATHS = {"2.1": vae21, "2.2": vae22}
 # fmt: off
@@ -57,7 +59,7 @@ class Half(nn.Module):
         # underscores keep them out of the parameters
         self._mean, self._scale = mx.array(MEAN[config.version]), 1 / mx.array(STD[config.version])
         self._z_dim = config.z_dim
-        self._patch = PATHS[config.version].PATCH
+        self._patch = PATCH[config.version]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -72,28 +74,38 @@ class Decoder(Half):
         super().__init__(config)
         path = PATHS[config.version]
         self.latent = Linear(config.z_dim, config.z_dim)
-        self.input = CausalConv(config.z_dim, path.WIDTHS[-1] * config.decoder_dim)
-        self.middle = Middle(path.WIDTHS[-1] * config.decoder_dim)
+        self.input = CausalConv(config.z_dim, WIDTHS[-1] * config.decoder_dim)
+        self.middle = Middle(WIDTHS[-1] * config.decoder_dim)
         self.up = path.up_path(config.decoder_dim)
+        doubling = [i for i, layer in enumerate(self.up) if getattr(layer, "time", 1) == 2]
+        self._slow = 1 + max(doubling)  # layers up to the last that doubles frames
         self.norm = Norm(config.decoder_dim)
-        self.output = CausalConv(config.decoder_dim, 3 * path.PATCH**2)
+        self.output = CausalConv(config.decoder_dim, 3 * self._patch**2)
 
-    def frames(self, latent: mx.array) -> Iterator[mx.array]:
+    def frames(self, latent: mx.array, at_once: int = 4) -> Iterator[mx.array]:
         """Decode a latent (C, F, H, W) to (T, Y, X, 3): one frame for the first of F, then fours.
 
-        Float32 in [-1, 1]; every piece is evaluated before the next is begun.
+        Float32 in [-1, 1]; every piece is evaluated before the next is begun. The layers behind
+        the last doubling of frames take `at_once` (1, 2 or 4) together: less memory, more time.
         """
         z = latent.astype(mx.float32).transpose(1, 2, 3, 0) / self._scale + self._mean
         past = Past()
         for f in range(len(z)):
-            yield self.chunk(z[f : f + 1], past)
+            yield self.chunk(z[f : f + 1], past, at_once)
 
-    def chunk(self, z: mx.array, past: Past) -> mx.array:
+    def chunk(self, z: mx.array, past: Past, at_once: int = 4) -> mx.array:
         """Decode one latent frame (1, H, W, C); `past` is that of the frames before it."""
         z = self.latent(z.astype(self.dtype))
-        x = past.run([self.middle, *self.up], self.input(z, past))
-        x = self.output(self.norm(x), past).astype(mx.float32)
-        return past.end(mx.clip(unpatchify(x, self._patch), -1, 1))
+        x = past.run([self.middle, *self.up[: self._slow]], self.input([z], past))
+        pieces = [x[t : t + at_once] for t in range(0, len(x), at_once)]
+        del x  # a name would keep it in memory while layers work on what it became
+        late = [*self.up[self._slow :], self._pixels]
+        done = [past.later.run(late, pieces.pop(0)) for _ in range(len(pieces))]
+        return past.end(mx.concatenate(done))
+
+    def _pixels(self, x: mx.array, past: Past) -> mx.array:
+        x = self.output(self.norm.parts(x), past).astype(mx.float32)
+        return mx.clip(unpatchify(x, self._patch), -1, 1)
 
 
 class Encoder(Half):
@@ -102,11 +114,11 @@ class Encoder(Half):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
         path = PATHS[config.version]
-        self.input = CausalConv(3 * path.PATCH**2, config.encoder_dim)
+        self.input = CausalConv(3 * self._patch**2, config.encoder_dim)
         self.down = path.down_path(config.encoder_dim)
-        self.middle = Middle(path.WIDTHS[-1] * config.encoder_dim)
-        self.norm = Norm(path.WIDTHS[-1] * config.encoder_dim)
-        self.output = CausalConv(path.WIDTHS[-1] * config.encoder_dim, 2 * config.z_dim)
+        self.middle = Middle(WIDTHS[-1] * config.encoder_dim)
+        self.norm = Norm(WIDTHS[-1] * config.encoder_dim)
+        self.output = CausalConv(WIDTHS[-1] * config.encoder_dim, 2 * config.z_dim)
         self.latent = Linear(2 * config.z_dim, 2 * config.z_dim)
 
     def __call__(self, video: mx.array) -> mx.array:
@@ -117,19 +129,26 @@ class Encoder(Half):
         return self.encode(chunks(video))
 
     def encode(self, video: Iterable[mx.array]) -> mx.array:
-        """Encode a video that comes as one frame, then fours, and need never exist whole."""
+        """Encode a video that comes as one frame, then fours, and need never exist whole.
+
+        While it gives the same array again and again, what no longer changes is not computed.
+        """
         past = Past()
         latents = [self.chunk(frames, past) for frames in video]
         return mx.concatenate(latents).transpose(3, 0, 1, 2)  # (C, F, H, W)
 
     def chunk(self, frames: mx.array, past: Past) -> mx.array:
         """Encode one chunk (T, Y, X, 3); `past` is that of the chunks before it."""
-        x = patchify(frames, self._patch).astype(self.dtype)
-        x = past.run([*self.down, self.middle], self.input(x, past))
-        x = self.output(self.norm(x), past)
+        return past.end(past.run_still([self._begin, *self.down, self.middle, self._end], frames))
+
+    def _begin(self, frames: mx.array, past: Past) -> mx.array:
+        return self.input([patchify(frames, self._patch).astype(self.dtype)], past)
+
+    def _end(self, x: mx.array, past: Past) -> mx.array:
+        x = self.output(self.norm.parts(x), past)
         # the other half is the log variance, and nobody samples
         mean = self.latent(x)[..., : self._z_dim].astype(mx.float32)
-        return past.end((mean - self._mean) * self._scale)
+        return (mean - self._mean) * self._scale
 
 
 def decoder(config: VAEConfig) -> Decoder:

@@ -7,10 +7,7 @@ Official source: wan/modules/vae.py, `Encoder3d` and `Decoder3d`.
 import mlx.nn as nn
 
 from wanpipe.models.causal_vae import Downsample, ResidualBlock, Upsample
-
-PATCH = 1  # pixels per side that one position of the first layer holds
-WIDTHS = (1, 2, 4, 4)  # channels of each level, in base widths
-TEMPORAL = (False, True, True)  # whether the step to the next level halves the frames too
+from wanpipe.models.vae_sizes import TEMPORAL, WIDTHS
 
 
 def down_path(base: int) -> list[nn.Module]:

@@ -7,10 +7,9 @@ Official source: wan/modules/vae2_2.py, `Encoder3d`, `Decoder3d`, `AvgDown3D` an
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.models.causal_vae import Downsample, Past, ResidualBlock, Upsample
-from wanpipe.models.vae21 import TEMPORAL, WIDTHS
-
-PATCH = 2  # pixels per side that one position of the first layer holds
+from wanpipe.models.causal_conv import Past
+from wanpipe.models.causal_vae import Downsample, ResidualBlock, Upsample
+from wanpipe.models.vae_sizes import TEMPORAL, WIDTHS
 
 
 def average(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
@@ -19,6 +18,8 @@ def average(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
     A block's values are ordered channel, frame, row, column and averaged in runs, one run for each
     of the `outputs` channels. Missing frames in front are zeros. Official: `AvgDown3D`.
     """
+    if time * side * side * x.shape[-1] == outputs:
+        return x  # averages of one value each
     x = mx.pad(x, [(-x.shape[0] % time, 0), (0, 0), (0, 0), (0, 0)])
     T, H, W, C = x.shape
     x = x.reshape(T // time, time, H // side, side, W // side, side, C)
@@ -27,16 +28,19 @@ def average(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
     return x.mean(-1)
 
 
-def duplicate(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
-    """Grow (T, H, W, C): repeat each channel and lay the copies out over frames, rows and columns.
+def duplicates(x: mx.array, outputs: int, time: int) -> mx.array:
+    """View (T, H, W, C) as repeated over `time` frames, two rows and two columns: no copies.
 
-    Official: `DupUp3D`.
+    Of C / `outputs` channels that make one, the copies take turns, whole frames first, then rows:
+    (T, time, H, 2, W, 2, O). Official: `DupUp3D`.
     """
     T, H, W, C = x.shape
-    copies = outputs * time * side * side // C
-    x = mx.broadcast_to(x[..., None], (T, H, W, C, copies))
-    x = x.reshape(T, H, W, outputs, time, side, side).transpose(0, 4, 1, 5, 2, 6, 3)
-    return x.reshape(T * time, H * side, W * side, outputs)  # (time*T, side*H, side*W, C)
+    taken, turns = C // outputs, []
+    for side in (time, 2, 2):
+        turns.append(side if taken > 1 else 1)
+        taken //= turns[-1]
+    x = x.reshape(T, H, W, outputs, *turns).transpose(0, 4, 1, 5, 2, 6, 3)
+    return mx.broadcast_to(x, (T, time, H, 2, W, 2, outputs))
 
 
 class DownStage(nn.Module):
@@ -53,7 +57,7 @@ class DownStage(nn.Module):
 
     def __call__(self, x: mx.array, past: Past) -> mx.array:
         # evaluated first: it is smaller than x, which it would keep alive
-        shortcut = past.settled(average(x, self.outputs, self.time, self.side))
+        shortcut = past.evaluated(average(x, self.outputs, self.time, self.side))
         return past.run(self.blocks, x) + shortcut
 
 
@@ -70,12 +74,13 @@ class UpStage(nn.Module):
         self.outputs, self.time, self.grow = outputs, 1 + temporal, grow
 
     def __call__(self, x: mx.array, past: Past) -> mx.array:
-        y = past.run(self.blocks, x)
         if not self.grow:
-            return y
+            return past.run(self.blocks, x)
         # the first frame of a video stays single, so its surplus duplicate goes
         surplus = self.time - 1 if past.first else 0
-        return y + duplicate(x, self.outputs, self.time, 2)[surplus:]
+        shortcut = duplicates(x, self.outputs, self.time)[:, surplus:]
+        *blocks, upsample = self.blocks
+        return upsample(past.run(blocks, x), past, shortcut)
 
 
 def down_path(base: int) -> list[nn.Module]:

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Runs the benches that want a GPU, the weightiest first, until SECONDS are over.
+#   bash bench/gpu.sh 540                        every part that there is time for
+#   bash bench/gpu.sh 540 dit-1.3b dit-14b vae   these
+#   SMALL=1 bash bench/gpu.sh 120                tiny sizes, to see that all of it runs
+# Everything printed is also appended to $OUT/bench.log (default: this folder); lines that begin
+# with { are results. PYTHON names the interpreter; TMPDIR where up to 30 GB of weights are written.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+log=${OUT:-.}/bench.log
+end=$((SECONDS + ${1:?seconds}))
+shift
+small=${SMALL:+--small}
+
+# name, then the command; a part that fails or runs out of time does not keep the next from starting
+parts=(
+  "dit-1.3b     bench.dit 1.3b --torch --json"
+  "dit-14b      bench.dit 14b --torch --json"
+  "vae          bench.vae"
+  "parts-1.3b   bench.dit 1.3b --parts --json"
+  "kernels      bench.kernels --json"
+  "unlimited    bench.dit 1.3b --unlimited --json"
+  "batches      MLX_MAX_MB_PER_BUFFER=1000 bench.dit 1.3b --unlimited --json"
+  "limited      MLX_MAX_MB_PER_BUFFER=1000 bench.dit 1.3b --json"
+  "parity       bench.parity --json"
+  "quantised    bench.dit 1.3b 14b --bits 4 --json"
+  "streamed     bench.dit 1.3b --streamed --json"
+  "text         bench.text --json"
+  "run          bench.run --json"
+  "parts-14b    bench.dit 14b --parts --json"
+  "compiled     bench.dit 1.3b --torch --compile --json"
+  "streamed-14b bench.dit 14b --streamed --json"
+  "quantised-14b-streamed bench.dit 14b --bits 4 --streamed --json"
+  "ti2v-5b      bench.dit ti2v-5b --json"
+  "14b-720p     bench.dit 14b-720p --repeats 1 --json"
+  "switch       bench.dit 1.3b --tokens-switch --json"
+  "vae-layers   bench.vae --layers"
+  "vae-conv     bench.vae --conv"
+)
+
+wanted() { # wanted NAME CHOSEN...: whether it is among those chosen, or none was
+  local name=$1 one
+  shift
+  [ $# -eq 0 ] && return 0
+  for one in "$@"; do [ "$one" = "$name" ] && return 0; done
+  return 1
+}
+
+for part in "${parts[@]}"; do
+  read -r name command <<<"$part"
+  wanted "$name" "$@" || continue
+  left=$((end - SECONDS))
+  if [ "$left" -lt 10 ]; then
+    echo "== $name: no time left" | tee -a "$log"
+    continue
+  fi
+  setting=""
+  case $command in MLX_*) setting=${command%% *} command=${command#* } ;; esac
+  echo "== $name: $setting $command $small" | tee -a "$log"
+  start=$SECONDS
+  # shellcheck disable=SC2086 # words
+  env $setting timeout "$left" "$python" -m $command $small 2>&1 | tee -a "$log"
+  echo "== $name: status ${PIPESTATUS[0]}, $((SECONDS - start)) s" | tee -a "$log"
+done

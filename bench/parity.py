@@ -1,0 +1,154 @@
+"""Numbers of a full-width transformer in bfloat16, ours and PyTorch's, against float32.
+
+    python -m bench.parity [NAME...] [--small] [--python PROGRAM]
+
+For each width: random weights, the tokens of a modest latent, the stream after one block and the
+velocity of a four-layer model. The reference is ours in float32 with TF32 off, from the same
+rounded weights; PyTorch's float32 against it says how good it is. diffusers runs in a process of
+its own, with the Python that --python names. Also tells whether two runs give the same bits. On a
+CPU ours is float32 throughout.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from bench.dit import small
+from bench.sizes import DITS
+from bench.weights import Random, Rows, parser, relative
+from wanpipe.config import DiTConfig
+from wanpipe.device import compute_dtype, mlx_dtype
+from wanpipe.geometry import Triple
+from wanpipe.models import rope
+from wanpipe.models.dit import Condition, DiT
+from wanpipe.models.layers import grid
+from wanpipe.weights.load import load_network
+from wanpipe.weights.rules import dit as rules
+
+DEFAULT = ("1.3b", "14b")
+LAYERS, LATENT, SMALL = 4, (21, 30, 52), (3, 8, 12)
+STEP = 500.0  # timestep
+WHATS = ("block", "model")
+
+
+def prepare(folder: Path, config: DiTConfig, latent: Triple) -> None:
+    """Write weights and inputs for both sides."""
+    Random(DiT(config), rules.ROWS).write(folder / "model.safetensors")
+    tokens = np.prod(grid(latent, config.patch))
+    generator = np.random.default_rng(0)
+    shapes = {
+        "latent": (config.in_dim, *latent),
+        "text": (config.text_len, config.text_dim),
+        "stream": (1, tokens, config.dim),  # before the first block
+        "time": (1, 6, config.dim),
+        "words": (1, config.text_len, config.dim),  # the text as blocks get it
+    }
+    for name, shape in shapes.items():
+        np.save(folder / f"{name}.npy", generator.standard_normal(shape, np.float32))
+    described = {**asdict(config), "inputs": list(shapes)}
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+def run(folder: Path, dtype: str) -> None:
+    """Compute in `dtype` what is in `folder`, twice; write `ours-DTYPE-WHAT.npy`."""
+    described = json.loads((folder / "config.json").read_text())
+    inputs = {name: mx.array(np.load(folder / f"{name}.npy")) for name in described.pop("inputs")}
+    described["patch"] = tuple(described["patch"])
+    config = DiTConfig(**described)
+    kind = mlx_dtype(dtype)
+    network = load_network(DiT(config), folder / "model.safetensors", kind)
+    block = network.blocks[0]
+    table = rope.tables(grid(inputs["latent"].shape[1:], config.patch), config.dim // config.heads)
+
+    def both() -> list[np.ndarray]:
+        kept = block.cross_attn.keys_values(Condition(inputs["words"][0].astype(kind)))
+        stream = block(inputs["stream"], inputs["time"], table, kept)[0]
+        mx.eval(stream)
+        condition = network.condition(inputs["text"])
+        [velocity] = network(inputs["latent"], [STEP], [condition])
+        return [np.array(stream), np.array(velocity)]
+
+    first, second = both(), both()
+    same = all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    for what, array in zip(WHATS, first, strict=True):
+        np.save(folder / f"ours-{dtype}-{what}.npy", array)
+    print(json.dumps({"same_bits": same}))
+
+
+def compare(name: str, folder: Path, dtype: str, rows: Rows) -> None:
+    """Print every error against ours in float32: of the stream, of what the block adds to it, and
+    of the velocity.
+    """
+    before = np.load(folder / "stream.npy")[0]
+    for what in WHATS:
+        reference = np.load(folder / f"ours-float32-{what}.npy")
+        others = {
+            "PyTorch, float32": folder / f"torch-float32-{what}.npy",
+            f"ours, {dtype}": folder / f"ours-{dtype}-{what}.npy",
+            "PyTorch, bfloat16": folder / f"torch-bfloat16-{what}.npy",
+        }
+        for label, path in others.items():
+            if path.exists() and label != "ours, float32":
+                array = np.load(path)
+                more = {}
+                if what == "block":
+                    more = {"added": relative(array - before, reference - before)}
+                subject = f"{name}, {what}, {label}"
+                rows.tell(subject, relative_l2=relative(array, reference), **more)
+
+
+def bench(name: str, program: str, is_small: bool, rows: Rows) -> None:
+    """Compare at one width."""
+    config, latent = DITS[name][0], SMALL if is_small else LATENT
+    config = small(config) if is_small else config
+    config = DiTConfig(**{**asdict(config), "layers": LAYERS})
+    dtype = compute_dtype("bfloat16")
+    with tempfile.TemporaryDirectory() as where:
+        folder = Path(where)
+        prepare(folder, config, latent)
+        mx.clear_cache()  # what follows runs in other processes
+        ours = [sys.executable, "-m", "bench.parity", "--run", where, "--dtype"]
+        exact = {**os.environ, "MLX_ENABLE_TF32": "0"}
+        for one in dict.fromkeys(("float32", dtype)):
+            environment = exact if one == "float32" else dict(os.environ)
+            done = subprocess.run(
+                [*ours, one], env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+            rows.tell(f"{name}, ours, {one}", **json.loads(done.stdout.splitlines()[-1]))
+        theirs = [program, "-m", "bench.torch_side", "compare", where]
+        done = subprocess.run([*theirs, *(["--cpu"] if is_small else [])], capture_output=True)
+        if done.returncode:
+            reason = (done.stderr.decode().strip() or "no reason given").splitlines()[-1]
+            rows.tell(f"{name}, PyTorch", skipped=reason)
+        compare(name, folder, dtype, rows)
+
+
+def main() -> None:
+    """Compare at the widths that are named, or at those of 1.3B and 14B."""
+    options = parser(__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DITS))
+    options.add_argument("--python", default=sys.executable, help="one with torch and diffusers")
+    options.add_argument("--run", type=Path, help="for the program itself: a prepared folder")
+    options.add_argument("--dtype", default="float32", help="with --run")
+    asked = options.parse_args()
+    if asked.run:
+        run(asked.run, asked.dtype)
+        return
+    mx.random.seed(0)
+    rows = Rows(asked.json)
+    rows.start()
+    for name in asked.names or DEFAULT:
+        if DITS[name][0].clip_dim is not None:
+            options.error(f"{name} takes image tokens, which are not compared here")
+        bench(name, asked.python, asked.small, rows)
+
+
+if __name__ == "__main__":
+    main()

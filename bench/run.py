@@ -1,0 +1,222 @@
+"""Where the time of a whole run goes: `wanpipe run` with a 1.3B of random weights, as a process.
+
+    python -m bench.run [--small] [--steps 50] [--output film.mp4]
+
+Writes a model directory as `convert` does, but for a T5 of two small layers that gives rows of the
+width the transformer takes, and the demo's tokenizer: encoding the prompt is no part of what this
+measures (bench/text.py does). Then it runs the command and stamps its events. Goal: 97 % of the
+wall time inside denoising steps and the decoding. Without --output frames are written as PNGs;
+`--output none` goes through the stages one by one and writes no film.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import xxhash
+
+from bench.dit import small
+from bench.sizes import T2V_1_3B, VAE_21
+from bench.weights import Random, Rows, parser
+from wanpipe import demo
+from wanpipe.config import (
+    SCHEMA,
+    VARIANTS,
+    Component,
+    DiTConfig,
+    ModelConfig,
+    Strict,
+    T5Config,
+    VAEConfig,
+)
+from wanpipe.models import vae
+from wanpipe.models.dit import DiT
+from wanpipe.models.umt5 import T5
+from wanpipe.weights.rename import Row
+from wanpipe.weights.rules import dit as dit_rules
+from wanpipe.weights.rules import umt5 as t5_rules
+from wanpipe.weights.rules import vae as vae_rules
+
+PROMPT = "a red ball rolls to the right"
+GOAL = 0.97
+LITTLE = {"vocab": 1024, "attention_dim": 64, "ffn_dim": 128, "heads": 2, "layers": 2}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of the command, and the seconds from the start of the process to it."""
+
+    at: float
+    fields: dict[str, Any]
+
+
+def component(
+    folder: Path, name: str, network: nn.Module, config: Strict, rows: Sequence[Row], dtype: str
+) -> Component:
+    """Write one network's file, and say what config.json says of it."""
+    random = Random(network, rows, dtype=dtype)
+    written = random.write(folder / f"{name}.safetensors")
+    return Component(
+        file=f"{name}.safetensors",
+        hash=written.hash,
+        bytes=written.bytes,
+        parameters=random.parameters,
+        config=asdict(config),
+    )
+
+
+def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
+    """Write a whole model directory."""
+    t5 = T5Config(dim=dit.text_dim, **LITTLE)
+    with demo.checkpoint("t2v") as source:
+        words = (source / "google" / "umt5-xxl" / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(words)
+    digest = xxhash.xxh3_128_hexdigest(words)
+    parts = {
+        "tokenizer": Component(file="tokenizer.json", hash=digest, bytes=len(words)),
+        "t5_encoder": component(folder, "t5_encoder", T5(t5), t5, t5_rules.ROWS, "BF16"),
+        # the VAE stays float32, as convert keeps it
+        "vae": component(
+            folder, "vae", vae.decoder(decoder), decoder, vae_rules.ROWS_21_DECODER, "F32"
+        ),
+        "model": component(folder, "model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
+    }
+    variant = VARIANTS["wan2.1-t2v-1.3b"]
+    config = ModelConfig(
+        schema=SCHEMA,
+        key=xxhash.xxh3_128_hexdigest(json.dumps({n: p.hash for n, p in parts.items()}).encode()),
+        variant=variant.name,
+        dtype="bfloat16",
+        quantization=None,
+        defaults=variant.defaults,
+        components=parts,
+    )
+    (folder / "config.json").write_text(json.dumps(config.to_json()))
+
+
+def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, float]:
+    """Run a command of wanpipe: its events, the last line of its output, and its seconds."""
+    command = [sys.executable, "-m", "wanpipe", *map(str, words), "--events", "json"]
+    command += ["--cache", str(cache)]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stderr is not None and process.stdout is not None
+    events, other = [], []
+    for line in process.stderr:
+        at = time.perf_counter() - start
+        if line.startswith("{"):
+            events.append(Event(at, json.loads(line)))
+        else:
+            other.append(line)
+    output = process.stdout.read().strip()
+    if process.wait():
+        raise SystemExit("".join(other) + "".join(json.dumps(e.fields) + "\n" for e in events[-3:]))
+    return events, output.rpartition("\n")[2], time.perf_counter() - start
+
+
+def computed(events: Sequence[Event], stage: str) -> list[float]:
+    """Seconds that the entries of a stage took, as they say themselves."""
+    found = [event.fields for event in events if event.fields["event"] == "computed"]
+    return [fields["seconds"] for fields in found if fields["stage"] == stage]
+
+
+def first(events: Sequence[Event], **wanted: str) -> float | None:
+    """When the first event with these fields came."""
+    for event in events:
+        if all(event.fields.get(name) == value for name, value in wanted.items()):
+            return event.at
+    return None
+
+
+def tell(events: Sequence[Event], wall: float, steps: int, rows: Rows) -> None:
+    """Print the share of the steps and the decoding, and what else took time."""
+    denoising, decoding = computed(events, "denoise"), computed(events, "decode")
+    assert len(denoising) == steps and len(decoding) == 1, (len(denoising), len(decoding))
+    text, inside = sum(computed(events, "encode-text")), sum(denoising) + sum(decoding)
+    rows.tell(
+        "run",
+        wall=wall,
+        steps=sum(denoising),
+        first_step=denoising[0],
+        median_step=sorted(denoising)[steps // 2],
+        decode=sum(decoding),
+        share=inside / wall,
+        goal=GOAL,
+        rest=wall - inside,
+    )
+    begun = first(events, event="planned") or events[0].at
+    shown = first(events, event="computed", stage="decode")
+    written = first(events, event="written")
+    film = None if shown is None or written is None else written - shown
+    rows.tell(
+        "the rest",
+        to_first_event=begun,
+        encode_text=text,
+        film=film,
+        other=wall - inside - text - begun - (film or 0.0),
+    )
+
+
+def through(words: list[str | Path], model: Path, steps: int, cache: Path, rows: Rows) -> None:
+    """Run the stages one by one, without a film, and print each."""
+    total = inside = 0.0
+    commands: list[list[str | Path]] = [
+        ["encode-text", "--model", model, "--prompt", PROMPT],
+        ["denoise", "--model", model, *words],
+        ["decode", "--model", model],
+    ]
+    last = ""
+    for command in commands:
+        events, output, wall = timed([*command, *(["--from", last] if last else [])], cache)
+        last, made = output, sum(computed(events, str(command[0])))
+        total, inside = total + wall, inside + (0.0 if command[0] == "encode-text" else made)
+        rows.tell(str(command[0]), wall=wall, computing=made, events=len(events))
+    rows.tell("stages", wall=total, share=inside / total, goal=GOAL, rest=total - inside)
+
+
+def main() -> None:
+    """Write the model, run it, print where the time went; then the same run, all there."""
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=50)
+    options.add_argument("--output", default="frames.png", help="a film, frames, or `none`")
+    options.add_argument("--folder", type=Path, help="where everything is written")
+    asked = options.parse_args()
+    dit, decoder, steps = T2V_1_3B, VAE_21, asked.steps
+    words: list[str | Path] = []
+    if asked.small:
+        dit, decoder = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
+        words, steps = ["--width", "64", "--height", "64", "--num-frames", "5"], min(steps, 4)
+    words += ["--steps", str(steps)]
+    mx.random.seed(0)
+    rows = Rows(asked.json)
+    rows.start()
+    with tempfile.TemporaryDirectory(dir=asked.folder) as where:
+        folder = Path(where)
+        model, cache = folder / "model", folder / "cache"
+        model.mkdir()
+        write_model(model, dit, decoder)
+        mx.clear_cache()
+        if asked.output == "none":
+            through(words, model, steps, cache, rows)
+            return
+        film = folder / asked.output
+        run = ["run", "--model", model, "--prompt", PROMPT, "--output", film, *words]
+        events, _, wall = timed(run, cache)
+        tell(events, wall, steps, rows)
+        _, _, wall = timed(run, cache)
+        rows.tell("the same run, everything there", wall=wall)
+
+
+if __name__ == "__main__":
+    main()

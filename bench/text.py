@@ -1,0 +1,136 @@
+"""Times the text encoder at full size (T5-XXL) with random weights: 512 tokens.
+
+    python -m bench.text [--small] [--folder DIR]
+
+Writes a converted file (11.4 GB), then measures: the network resident; `umt5.encode`, which reads
+block by block, with the file in the page cache and after asking the system to forget it; reading
+the same blocks and computing nothing; reading the file's bytes. Goals: 1.2 times the reading of
+the blocks, 1.5 GB. The system may not forget a file, as in a folder that is memory.
+"""
+
+import gc
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from bench.sizes import T5_XXL
+from bench.weights import Random, Rows, measure, parser, read_plainly
+from wanpipe import budget
+from wanpipe.budget import ITEMSIZE
+from wanpipe.config import T5Config
+from wanpipe.device import compute_dtype, mlx_dtype, within
+from wanpipe.models.umt5 import T5, Block, encode
+from wanpipe.weights.load import load_network
+from wanpipe.weights.rules import umt5 as rules
+from wanpipe.weights.stream import Streamed
+
+TOKENS = 512
+SMALL = {"vocab": 1000, "dim": 128, "attention_dim": 128, "ffn_dim": 256, "heads": 2, "layers": 4}
+
+
+def forget(path: Path) -> None:
+    """Ask the system to drop a file from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def seconds(path: Path, run: object, cold: bool, repeats: int) -> float:
+    """Median seconds of a call, each time after the file was forgotten if `cold`."""
+    assert callable(run)
+    taken = []
+    for _ in range(repeats):
+        if cold:
+            forget(path)
+        start = time.perf_counter()
+        run()
+        mx.synchronize()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def resident(path: Path, config: T5Config, ids: list[int], repeats: int, rows: Rows) -> None:
+    """Time the network with all weights in memory."""
+    network = load_network(T5(config), path, mlx_dtype(compute_dtype("bfloat16")))
+    timing = measure(lambda: mx.eval(network(ids)), repeats)
+    flops = budget.text(config, 1, [len(ids)]).flops
+    rows.tell(
+        "t5, resident",
+        tokens=len(ids),
+        seconds=timing.seconds,
+        tflops=flops / timing.seconds / 1e12,
+        peak_gb=timing.peak / 1e9,
+    )
+
+
+def streamed(
+    path: Path, config: T5Config, blocks: int, ids: list[int], repeats: int, rows: Rows
+) -> None:
+    """Time the encoder as a run has it, and the reading alone, from the page cache and not."""
+    dtype = mlx_dtype(compute_dtype("bfloat16"))
+    need = budget.text(config, blocks, [len(ids)])
+
+    def run() -> None:
+        with within(need.limit):
+            mx.eval(encode(path, config, [ids], dtype))
+
+    def read() -> None:
+        for block in Streamed(
+            path=path, count=config.layers, make=lambda: Block(config), dtype=dtype
+        ):
+            mx.eval(block.parameters())
+
+    timing = measure(run, repeats)
+    reading, plainly = seconds(path, read, False, repeats), read_plainly(path)
+    rows.tell(
+        "t5, streamed, warm",
+        seconds=timing.seconds,
+        reading_blocks=reading,
+        over_reading=timing.seconds / reading,
+        reading_bytes=plainly,
+        peak_gb=timing.peak / 1e9,
+        expected_gb=need.peak / 1e9,
+        peak_over_expected_percent=100 * (timing.peak / need.peak - 1),
+    )
+    cold, reading = seconds(path, run, True, 1), seconds(path, read, True, 1)
+    rows.tell(
+        "t5, streamed, forgotten before",
+        seconds=cold,
+        reading_blocks=reading,
+        over_reading=cold / reading,
+    )
+
+
+def main() -> None:
+    """Write the file and measure."""
+    options = parser(__doc__)
+    options.add_argument("--folder", type=Path, help="where the file is written")
+    asked = options.parse_args()
+    config = replace(T5_XXL, **SMALL) if asked.small else T5_XXL
+    mx.random.seed(0)
+    rows = Rows(asked.json)
+    rows.start()
+    tokens = 64 if asked.small else TOKENS
+    ids = [int(i) for i in mx.random.randint(0, config.vocab, (tokens,))]
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        path = Path(folder) / "t5_encoder.safetensors"
+        random = Random(T5(config), rules.ROWS)
+        start = time.perf_counter()
+        random.write(path)
+        rows.tell("t5, file", gigabytes=random.bytes / 1e9, written=time.perf_counter() - start)
+        itemsize = ITEMSIZE[compute_dtype("bfloat16")]
+        blocks = (random.parameters - config.vocab * config.dim) * itemsize
+        streamed(path, config, blocks, ids, asked.repeats, rows)
+        gc.collect()
+        mx.clear_cache()
+        resident(path, config, ids, asked.repeats, rows)
+
+
+if __name__ == "__main__":
+    main()

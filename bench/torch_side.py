@@ -1,0 +1,183 @@
+"""The PyTorch side of bench/dit.py and bench/parity.py: diffusers' Wan transformer.
+
+    python -m bench.torch_side step TASK         times a step of random weights; TASK is JSON
+    python -m bench.torch_side compare FOLDER    runs the weights and inputs in FOLDER
+
+Loads no MLX. Needs torch and diffusers, and CUDA unless --cpu is given. The last line of `step` is
+JSON; `compare` writes arrays beside its inputs.
+"""
+
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RENAMES = (
+    (r"text_embedding\.fc([12])", r"condition_embedder.text_embedder.linear_\1"),
+    (r"time_embedding\.fc([12])", r"condition_embedder.time_embedder.linear_\1"),
+    (r"time_projection", "condition_embedder.time_proj"),
+    (r"self_attn\.o\b", "attn1.to_out.0"),
+    (r"cross_attn\.o\b", "attn2.to_out.0"),
+    (r"self_attn\.(q|k|v)\b", r"attn1.to_\1"),
+    (r"cross_attn\.(q|k|v)\b", r"attn2.to_\1"),
+    (r"self_attn\.", "attn1."),
+    (r"cross_attn\.", "attn2."),
+    (r"norm3", "norm2"),  # there the norm before cross attention is the second
+    (r"ffn\.fc1", "ffn.net.0.proj"),
+    (r"ffn\.fc2", "ffn.net.2"),
+    (r"head\.linear", "proj_out"),
+    (r"(head\.)?modulation", "scale_shift_table"),
+)
+
+
+def network(config: dict[str, Any]) -> Any:
+    """Make diffusers' transformer of these sizes, with weights of its own."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=config["heads"],
+        attention_head_dim=config["dim"] // config["heads"],
+        in_channels=config["in_dim"],
+        out_channels=config["out_dim"],
+        text_dim=config["text_dim"],
+        freq_dim=256,
+        ffn_dim=config["ffn_dim"],
+        num_layers=config["layers"],
+    ).eval()
+
+
+def renamed(name: str) -> str:
+    """Their name of one of our parameters."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Read a converted file as float32 tensors under their names."""
+    from safetensors.torch import load_file
+
+    weights = {renamed(name): value.float() for name, value in load_file(path).items()}
+    for name, value in weights.items():
+        if name.endswith("scale_shift_table"):
+            weights[name] = value[None]
+    patch = weights["patch_embedding.weight"].reshape(config["dim"], 1, 2, 2, config["in_dim"])
+    weights["patch_embedding.weight"] = patch.permute(0, 4, 1, 2, 3).contiguous()
+    return weights
+
+
+def step(task: dict[str, Any], device: str) -> None:
+    """Time a step with guidance as a batch of two, bfloat16, weights as they are made."""
+    import torch
+
+    config, dtype = task["config"], torch.bfloat16
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model: Any = network(config)
+    torch.set_default_dtype(torch.float32)
+    kind = {"device": device, "dtype": dtype}
+    latent = torch.randn(2, config["in_dim"], *task["latent"], **kind)
+    text = torch.randn(2, config["text_len"], config["text_dim"], **kind)
+    when = torch.tensor([500, 500], device=device)
+    if task["compiled"]:
+        model = torch.compile(model)
+
+    def run() -> None:
+        model(hidden_states=latent, timestep=when, encoder_hidden_states=text, return_dict=False)
+
+    with torch.no_grad():
+        seconds, peak = timed(run, task["repeats"], device)
+    made = {"torch": torch.__version__, "seconds": seconds, "peak_gb": peak / 1e9}
+    print(json.dumps(made), flush=True)
+
+
+def timed(run: Callable[[], None], repeats: int, device: str) -> tuple[float, int]:
+    """Median seconds and peak bytes of several runs after two that do not count."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    seconds = []
+    for index in range(2 + repeats):
+        wait()
+        if index == 2 and device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        run()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return statistics.median(seconds[2:]), peak
+
+
+def compare(folder: Path, device: str) -> None:
+    """Run the model in a folder in float32 and in bfloat16; write `torch-DTYPE-WHAT.npy`."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False  # on by default, for the convolution of the patches
+    config = json.loads((folder / "config.json").read_text())
+    inputs = {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in config["inputs"]}
+    model = network(config)
+    model.load_state_dict(state(folder / "model.safetensors", config))
+    model = model.to(device)
+    for dtype in (torch.float32, torch.bfloat16):
+        if dtype == torch.bfloat16:
+            narrow(model)
+        name = str(dtype).removeprefix("torch.")
+        with torch.no_grad():
+            for what, result in results(model, inputs, dtype, device).items():
+                np.save(folder / f"torch-{name}-{what}.npy", result.float().cpu().numpy())
+
+
+def narrow(model: Any) -> None:
+    """Make parameters bfloat16 but for those that diffusers keeps in float32 when it loads."""
+    import torch
+
+    full = set(model._keep_in_fp32_modules)
+    for name, parameter in model.named_parameters():
+        if full.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def results(model: Any, inputs: dict[str, Any], dtype: Any, device: str) -> dict[str, Any]:
+    """The stream after the first block (L, D), and the velocity (C, F, H, W) of the whole."""
+    import torch
+
+    latent, text, stream, time, words = (
+        inputs[name].to(device) for name in ("latent", "text", "stream", "time", "words")
+    )
+    rotary = model.rope(latent[None])
+    block = model.blocks[0](stream.to(dtype), words.to(dtype), time, rotary)
+    velocity = model(
+        hidden_states=latent[None].to(dtype),
+        timestep=torch.tensor([500], device=device),
+        encoder_hidden_states=text[None].to(dtype),
+        return_dict=False,
+    )[0]
+    return {"block": block[0], "model": velocity[0]}
+
+
+def main() -> None:
+    """Do what is asked; one line says what is missing."""
+    what, given, *rest = sys.argv[1:]
+    device = "cpu" if "--cpu" in rest else "cuda"
+    try:
+        import diffusers  # noqa: F401
+        import torch
+    except ImportError as error:
+        sys.exit(f"no {error.name} here")
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("PyTorch finds no CUDA here")
+    if what == "step":
+        step(json.loads(given), device)
+    else:
+        compare(Path(given), device)
+
+
+if __name__ == "__main__":
+    main()

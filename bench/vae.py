@@ -1,0 +1,265 @@
+"""Both VAEs at full size, with random weights, on the device that MLX uses: where the time goes.
+
+    python bench/vae.py [--small] [--at-once N] [--layers | --conv] [NAME ...]
+
+Without options: for each of SIZES the median seconds of one decode and one encode, TFLOP/s, memory,
+and how many times the limit that is (arithmetic at CEILING); an image-to-video clip, of which most
+is grey, beside the plain video. `--layers` times every distinct layer alone, `--conv` three ways of
+computing every distinct 3x3x3 convolution. `--small` takes sizes that a CPU can do.
+"""
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map_with_path
+
+from wanpipe.config import VAEConfig
+from wanpipe.device import describe
+from wanpipe.models import vae
+from wanpipe.models.causal_conv import SAME, CausalConv, Past, convolve, summed
+from wanpipe.models.causal_vae import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.layers import Linear
+from wanpipe.models.vae_sizes import Plan, Step, plan, steps
+
+REPEATS = 3
+CEILING = 480e12  # operations a second: the best conv3d in bfloat16 seen on an H100, MLX 0.32.4
+BANDWIDTH = 3.0e12  # bytes a second: copying on the same H100, reads and writes counted
+VAE_21 = VAEConfig(version="2.1", encoder_dim=96, decoder_dim=96, z_dim=16)
+VAE_22 = VAEConfig(version="2.2", encoder_dim=160, decoder_dim=256, z_dim=48)
+SIZES = {
+    "2.1-832x480x81": (VAE_21, (21, 60, 104)),
+    "2.1-1280x720x81": (VAE_21, (21, 90, 160)),
+    "2.2-1280x704x121": (VAE_22, (31, 44, 80)),
+}
+SMALL = {
+    "2.1-small": (VAEConfig(version="2.1", encoder_dim=32, decoder_dim=32, z_dim=16), (4, 8, 12)),
+    "2.2-small": (VAEConfig(version="2.2", encoder_dim=32, decoder_dim=32, z_dim=48), (3, 4, 6)),
+}
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """Fill a network with normal weights in bfloat16, gains of norms in float32."""
+
+    def draw(name: str, value: mx.array) -> mx.array:
+        if name.endswith("gamma"):
+            return mx.ones(value.shape)
+        scale = (value.size // value.shape[0]) ** -0.5 if value.ndim > 1 else 0.02
+        drawn = (mx.random.normal(value.shape) * scale).astype(mx.bfloat16)
+        mx.eval(drawn)
+        return drawn
+
+    network.update(tree_map_with_path(draw, network.parameters()))
+    return network
+
+
+def clock(run: Callable[[], object], inner: int = 1) -> float:
+    """Warm up once, then give the median seconds of `run`, `inner` of them timed together."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        for _ in range(inner):
+            mx.eval(run())
+        mx.synchronize()
+        return (time.perf_counter() - start) / inner
+
+    once()
+    mx.reset_peak_memory()
+    return statistics.median(once() for _ in range(REPEATS))
+
+
+def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
+    """Time a decode, slice by slice."""
+    decoder = vae.decoder(config)
+    randomise(decoder)
+    latent = mx.random.normal((config.z_dim, *shape))
+
+    def run() -> None:
+        for frames in decoder.frames(latent, at_once):
+            mx.eval(frames)
+
+    tell(f"{name} decode", clock(run), plan(config, "decoder", shape, 2, at_once))
+
+
+def encode(name: str, config: VAEConfig, shape: tuple[int, int, int]) -> None:
+    """Time an encode of a video, and one of an image before grey frames."""
+    encoder = vae.encoder(config)
+    randomise(encoder)
+    sides = [n * stride for n, stride in zip(shape[1:], config.stride[1:], strict=True)]
+    image, four = mx.random.normal((1, *sides, 3)), mx.random.normal((4, *sides, 3))
+
+    def clip(others: Callable[[], mx.array]) -> Iterator[mx.array]:
+        yield image
+        for _ in range(shape[0] - 1):
+            yield others()
+
+    needs = plan(config, "encoder", shape, 2)
+    tell(f"{name} encode", clock(lambda: encoder.encode(clip(lambda: four + 0))), needs)
+    grey = mx.zeros_like(four)
+    tell(
+        f"{name} encode image, then grey", clock(lambda: encoder.encode(clip(lambda: grey))), needs
+    )
+
+
+def tell(name: str, seconds: float, needs: Plan) -> None:
+    """Print one row; the arithmetic of a grey clip is counted as if it were all computed."""
+    rate, times = needs.flops / seconds / 1e12, seconds / (needs.flops / CEILING)
+    memory = f"{mx.get_peak_memory() / 1e9:.2f} GB | {needs.peak / 1e9:.2f} GB"
+    row = f"{needs.flops / 1e12:.1f} | {seconds:.3f} s | {rate:.1f} | {times:.2f} | {memory}"
+    print(f"| {name} | {row} |", flush=True)
+
+
+class Work(NamedTuple):
+    """One layer alone: what to run, how often a chunk runs it, its arithmetic and its bytes."""
+
+    name: str
+    count: int
+    run: Callable[[], object]
+    flops: float
+    bytes: int
+
+
+def works(config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> Iterator[Work]:
+    """Give every distinct layer of a chunk of either half that is not the first."""
+    chunks = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
+    for half, chunk in zip(("decode", "encode"), chunks, strict=True):
+        alike = Counter[tuple[object, ...]]()
+        examples: dict[tuple[object, ...], Step] = {}
+        for step in chunk:
+            key = (step.kind, step.shape, step.outputs)
+            alike[key] += step.times
+            examples.setdefault(key, step)
+        for key, step in examples.items():
+            for name, run, flops, size in parts(step):
+                sides = "x".join(map(str, step.shape))
+                label = f"{half} {name} {sides} to {step.outputs}"
+                yield Work(label, alike[key], run, flops, size)
+
+
+def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
+    """Split a step into what kernels do: name, what to run, arithmetic and bytes."""
+    T, H, W, C = step.shape
+    x = mx.random.normal(step.shape).astype(mx.bfloat16)
+    made, weights = step.places * step.outputs, step.parameters
+    mx.eval(x)
+    past = Past()
+    past.first = False
+    if step.kind == "causal":
+        norm, conv = Norm(C), randomise(CausalConv(C, step.outputs))
+        joined = mx.random.normal((T + 2, H, W, C)).astype(mx.bfloat16)
+        y = mx.random.normal((T, H, W, step.outputs)).astype(mx.bfloat16)
+        mx.eval(joined, y)
+
+        def join() -> mx.array:
+            past.keep(joined[:2])
+            return past.join([x[:-2], x[-2:]] if T > 2 else [x], 2)
+
+        yield "norm and SiLU", lambda: norm.parts(x), 0.0, 4 * x.size
+        yield "join", join, 0.0, 2 * (x.size + 2 * joined.size - x.size)
+        yield "conv", lambda: conv.products(joined), step.flops, 2 * (joined.size + made + weights)
+        yield "bias, residual", lambda: summed(y, y, conv.bias, dtype=y.dtype), 0.0, 6 * y.size
+    elif step.kind == "phases":
+        up = randomise(Upsample(C, step.outputs // 4, False))
+        yield "upsample", lambda: up(x, past), step.flops, 2 * (x.size + 3 * made + weights)
+    elif step.kind == "down":
+        down = randomise(Downsample(C, False))
+        yield "downsample", lambda: down(x, past), step.flops, 2 * (x.size + made + weights)
+    elif step.kind == "attention":
+        block = randomise(AttentionBlock(C))
+        flops = step.flops + 8.0 * T * H * W * C * C
+        yield "attention", lambda: block(x), flops, 4 * x.size
+    elif step.kind == "linear" and step.outputs != 3 * C:
+        linear = randomise(Linear(C, step.outputs))
+        yield "linear", lambda: linear(x), step.flops, 2 * (x.size + made + weights)
+
+
+def layers(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
+    """Print a row for each distinct layer, and what the chunk takes if all ran one by one."""
+    print(f"\n{name}, {at_once} frames at once: layers of one chunk\n")
+    print("| layer | in a chunk | GFLOP | MB | ms | TFLOP/s | GB/s | of the limit |")
+    print("|---|---|---|---|---|---|---|---|")
+    total = limits = 0.0
+    for work in works(config, shape, at_once):
+        seconds = clock(work.run, inner=10 if work.flops < 1e11 else 3)
+        limit = max(work.flops / CEILING, work.bytes / BANDWIDTH)
+        total, limits = total + work.count * seconds, limits + work.count * limit
+        print(
+            f"| {work.name} | {work.count} | {work.flops / 1e9:.2f} | {work.bytes / 1e6:.1f} "
+            f"| {seconds * 1e3:.3f} | {work.flops / seconds / 1e12:.1f} "
+            f"| {work.bytes / seconds / 1e9:.0f} | {seconds / limit:.2f} |",
+            flush=True,
+        )
+    print(f"all, decode and encode: {total * 1e3:.1f} ms a chunk, limit {limits * 1e3:.1f} ms")
+
+
+def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
+    """Time each distinct 3x3x3 convolution as such, over frames as channels, and as three sums."""
+    print(f"\n{name}: a 3x3x3 convolution in three ways, ms (TFLOP/s), and their difference\n")
+    print("| convolution | conv3d | frames as channels | three conv2d | difference |")
+    print("|---|---|---|---|---|")
+    halves = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
+    every = [step for chunk in halves for step in chunk if step.kind == "causal"]
+    for T, H, W, C, outputs in dict.fromkeys((*step.shape, step.outputs) for step in every):
+        x = mx.random.normal((T + 2, H, W, C)).astype(mx.bfloat16)
+        weight = randomise(CausalConv(C, outputs)).weight
+        stacked = mx.contiguous(weight.transpose(0, 2, 3, 1, 4).reshape(outputs, 3, 3, 3 * C))
+        taps = [mx.contiguous(weight[:, t : t + 1].squeeze(1)) for t in range(3)]
+        mx.eval(x, weight, stacked, taps)
+
+        def plain(x=x, weight=weight) -> mx.array:
+            return convolve(x, weight, (1, 1, 1), ((0, 0), *SAME))
+
+        def channels(x=x, stacked=stacked, T=T) -> mx.array:
+            return convolve(
+                mx.concatenate([x[t : t + T] for t in range(3)], -1), stacked, (1, 1), SAME
+            )
+
+        def sums(x=x, taps=taps, T=T) -> mx.array:
+            terms = [convolve(x[t : t + T], tap, (1, 1), SAME) for t, tap in enumerate(taps)]
+            return summed(*terms, dtype=x.dtype)
+
+        flops = 2.0 * T * H * W * 27 * C * outputs
+        ways = [clock(way, inner=3) for way in (plain, channels, sums)]
+        told = [f"{seconds * 1e3:.2f} ({flops / seconds / 1e12:.1f})" for seconds in ways]
+        exact = plain().astype(mx.float32)
+        off = [mx.linalg.norm(way() - exact) / mx.linalg.norm(exact) for way in (channels, sums)]
+        size = f"{T}+2x{H}x{W}x{C} to {outputs}"
+        print(
+            f"| {size} | {' | '.join(told)} | {off[0].item():.1e}, {off[1].item():.1e} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure the sizes that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SIZES))
+    parser.add_argument("--small", action="store_true", help="sizes for a CPU")
+    parser.add_argument("--at-once", type=int, choices=(1, 2, 4), default=4)
+    parser.add_argument("--layers", action="store_true", help="every distinct layer alone")
+    parser.add_argument("--conv", action="store_true", help="3x3x3 convolutions in three ways")
+    asked = parser.parse_args()
+    sizes = SMALL if asked.small else SIZES
+    print(f"{describe()}, mlx {mx.__version__}", flush=True)
+    if not (asked.layers or asked.conv):
+        print("| work | TFLOP | seconds | TFLOP/s | of the limit | peak | planned |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+    for name in asked.names or sizes:
+        config, shape = sizes[name]
+        if asked.layers:
+            layers(name, config, shape, asked.at_once)
+        if asked.conv:
+            convolutions(name, config, shape, asked.at_once)
+        if not (asked.layers or asked.conv):
+            decode(name, config, shape, asked.at_once)
+            encode(name, config, shape)
+        mx.clear_cache()
+
+
+if __name__ == "__main__":
+    main()

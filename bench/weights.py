@@ -1,0 +1,212 @@
+"""Random weights in the form of a converted model, in memory or in a file; timing; rows of output.
+
+Normal with fan-in scale: outputs keep about the size of inputs. Where they are quantised, all
+blocks share the codes of one. A file is written in the memory of one tensor and not flushed: what
+reads it finds it in the page cache.
+"""
+
+import json
+import os
+import re
+import statistics
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import xxhash
+
+from wanpipe.config import Quantization
+from wanpipe.device import describe
+from wanpipe.weights.load import CODES, FULL, parameter_shapes, with_quantized
+from wanpipe.weights.quantize import MATRICES, packed, quantize
+from wanpipe.weights.rename import Row, matches
+from wanpipe.weights.tensors import TensorInfo
+from wanpipe.weights.write import Slot, Written, arranged, header
+
+READ = 1 << 24  # bytes read at once
+DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, CODES: mx.uint32}
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Random:
+    """Draws the tensors that a converted file of `network` has, quantised where `spec` is given.
+
+    `rows` tell which tensors stay float32; `dtype` is the format of the others.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        rows: Sequence[Row],
+        spec: Quantization | None = None,
+        dtype: str = "BF16",
+    ) -> None:
+        shapes: Any = parameter_shapes(network)
+        ours = [Row(row.target, row.target, full=row.full) for row in rows if row.target]
+        self.full = [name for name, row, _ in matches(shapes, ours) if row and row.full]
+        plain = arranged(
+            Slot(name, "F32" if name in set(self.full) else dtype, shape)
+            for name, shape in shapes.items()
+        )
+        self.parameters = sum(prod(slot.shape) for slot in plain)
+        self.spec = spec
+        self.slots = packed(plain, spec) if spec else plain
+        self._widths = {slot.name: slot.shape for slot in plain}
+        self._codes: dict[str, tuple[np.ndarray, ...]] = {}  # of one block's matrices
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says beside its tensors."""
+        return {FULL: " ".join(self.full)}
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return len(header(self.slots, self.metadata)) + sum(slot.nbytes for slot in self.slots)
+
+    def draw(self, slot: Slot) -> mx.array:
+        """Draw one tensor of the file, in its format."""
+        stem, _, word = slot.name.rpartition(".")
+        if self.spec and MATRICES.fullmatch(f"{stem}.weight") and word != "bias":
+            part = ("weight", "scales", "biases").index(word)
+            array = mx.array(self._quantized(f"{stem}.weight")[part])
+            drawn = array if part == 0 else array.view(mx.bfloat16)
+        else:
+            mean, deviation = scale(slot.name, slot.shape)
+            normal = mx.random.normal(slot.shape) * deviation + mean
+            drawn = normal.astype(DTYPES[slot.dtype])
+        mx.eval(drawn)
+        assert drawn.shape == slot.shape, (slot, drawn.shape)
+        return drawn
+
+    def _quantized(self, name: str) -> tuple[np.ndarray, ...]:
+        kind = re.sub(r"^blocks\.\d+\.", "", name)
+        if kind not in self._codes:
+            rows = np.array(mx.random.normal(self._widths[name])) * self._widths[name][1] ** -0.5
+            assert self.spec is not None
+            self._codes[kind] = quantize(rows.astype(np.float32), self.spec, "BF16", name)
+        return self._codes[kind]
+
+    def fill(self, network: Network, dtype: mx.Dtype) -> Network:
+        """Fill a network in memory, as a file of these tensors would, computing in `dtype`."""
+        stored = {slot.name: TensorInfo(slot.shape, slot.dtype, slot.nbytes) for slot in self.slots}
+        with_quantized(network, stored)
+        assert parameter_shapes(network).keys() == stored.keys()
+        full = {*self.full, *(slot.name for slot in self.slots if slot.dtype == CODES)}
+        for slot in self.slots:
+            drawn = self.draw(slot)
+            weight = drawn if slot.name in full else drawn.astype(dtype)
+            network.load_weights([(slot.name, weight)], strict=False)
+            mx.eval(weight)
+        return network
+
+    def write(self, path: Path) -> Written:
+        """Write the file, tensor by tensor."""
+        state, size = xxhash.xxh3_128(), 0
+        with path.open("wb") as file:
+            for data in (header(self.slots, self.metadata), *map(self._data, self.slots)):
+                state.update(data)
+                file.write(data)
+                size += len(data)
+        assert size == self.bytes
+        return Written(state.hexdigest(), size)
+
+    def _data(self, slot: Slot) -> Any:
+        drawn = self.draw(slot)
+        plain = drawn.view(mx.uint16) if drawn.dtype == mx.bfloat16 else drawn
+        return np.array(plain).reshape(-1).view(np.uint8).data
+
+
+def scale(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """Mean and deviation of a tensor."""
+    stem, _, word = name.rpartition(".")
+    if word == "gamma" or (word == "weight" and "norm" in stem.rpartition(".")[2]):
+        return 1.0, 0.05
+    if word == "bias":
+        return 0.0, 0.02
+    if "token_embedding" in name:
+        return 0.0, 1.0
+    fan = shape[-1] if word == "modulation" else prod(shape[1:])
+    return 0.0, max(fan, 1) ** -0.5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median and shortest seconds of several runs, and the highest peak of memory in bytes."""
+
+    seconds: float
+    shortest: float
+    peak: int
+
+
+def measure(run: Callable[[], object], repeats: int = 3, warm: int = 2) -> Timing:
+    """Time what evaluates all that it computes, after `warm` runs that do not count."""
+    for _ in range(warm):
+        run()
+    seconds, peak = [], 0
+    for _ in range(repeats):
+        mx.synchronize()
+        mx.reset_peak_memory()
+        start = time.perf_counter()
+        run()
+        mx.synchronize()
+        seconds.append(time.perf_counter() - start)
+        peak = max(peak, mx.get_peak_memory())
+    return Timing(statistics.median(seconds), min(seconds), peak)
+
+
+def read_plainly(path: Path) -> float:
+    """Seconds to read a file from start to end into one buffer."""
+    buffer = bytearray(READ)
+    start = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - start
+
+
+def relative(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Norm of the difference over norm of the reference, in float64."""
+    a, b = (np.asarray(one, dtype=np.float64) for one in (ours, reference))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+class Rows:
+    """Prints results, one a line: for a person, or as JSON for a program."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def tell(self, subject: str, **values: Any) -> None:
+        """Print one result."""
+        if self.as_json:
+            line = json.dumps({"subject": subject, **values}, ensure_ascii=False)
+        else:
+            line = f"{subject}: " + ", ".join(f"{k} {shown(v)}" for k, v in values.items())
+        print(line, flush=True)
+
+    def start(self) -> None:
+        """Print where this runs."""
+        batch = os.environ.get("MLX_MAX_MB_PER_BUFFER", "default")
+        self.tell("machine", device=describe(), mlx=mx.__version__, mb_per_buffer=batch)
+
+
+def shown(value: Any) -> str:
+    """A value for a person: four digits of a float."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def parser(description: str | None) -> ArgumentParser:
+    """Give the options that these programs share."""
+    result = ArgumentParser(description=(description or "").partition("\n")[0])
+    result.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    result.add_argument("--json", action="store_true", help="one JSON object a line")
+    result.add_argument("--repeats", type=int, default=3)
+    return result

@@ -1,0 +1,274 @@
+"""Elementwise work and norms as CUDA kernels: one pass over memory each, sixteen bytes at a time.
+
+Each has a twin of its name in `layers` or `rope`, the reference in plain MLX that Metal and the CPU
+run, and which chooses. Sums and products are float32, whatever the arrays hold. Knows no model.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from hashlib import sha256
+
+import mlx.core as mx
+
+WARP = 32  # threads
+BLOCK = 256  # threads at most
+VECTOR = 16  # bytes that a thread reads or writes at once
+
+HEADER = """
+template <typename T, int N> struct alignas(sizeof(T) * N) Pack { T of[N]; };
+
+template <typename T, int N>
+__device__ Pack<T, N> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+
+template <typename T, int N>
+__device__ void store(T* to, const Pack<T, N>& pack) {
+  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+// the sum over LANES threads side by side, for each of them
+template <int LANES>
+__device__ float sum(float value) {
+  for (int step = LANES / 2; step > 0; step /= 2)
+    value += __shfl_xor_sync(0xffffffff, value, step);
+  return value;
+}
+
+// the sum over a block of THREADS, for each of them
+template <int THREADS>
+__device__ float sum_of_block(float value, float* warps) {
+  value = sum<32>(value);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = 0;
+  for (int warp = 0; warp < THREADS / 32; ++warp) value += warps[warp];
+  __syncthreads();
+  return value;
+}
+"""
+
+# one block a row of D values; ROWS rows share a modulation
+NORM = """
+  constexpr int V = 4, N = (D / V + THREADS - 1) / THREADS;
+  __shared__ float warps[THREADS / 32];
+  const size_t row = size_t(blockIdx.x) * D, group = size_t(blockIdx.x / ROWS) * D;
+  Pack<float, V> held[N];
+  float total = 0;
+  for (int i = 0; i < N; ++i) {
+    const int at = (i * THREADS + threadIdx.x) * V;
+    if (at >= D) break;
+    held[i] = load<float, V>(x + row + at);
+    ADD
+    for (int j = 0; j < V; ++j) total += held[i].of[j];
+  }
+  const float mean = sum_of_block<THREADS>(total, warps) / D;
+  total = 0;
+  for (int i = 0; i < N; ++i) {
+    if ((i * THREADS + threadIdx.x) * V >= D) break;
+    for (int j = 0; j < V; ++j) {
+      held[i].of[j] -= mean;
+      total += held[i].of[j] * held[i].of[j];
+    }
+  }
+  const float factor = rsqrtf(sum_of_block<THREADS>(total, warps) / D + EPS);
+  for (int i = 0; i < N; ++i) {
+    const int at = (i * THREADS + threadIdx.x) * V;
+    if (at >= D) break;
+    const auto by = load<float, V>(scale + OF + at), to = load<float, V>(shift + OF + at);
+    Pack<T, V> result;
+    for (int j = 0; j < V; ++j)
+      result.of[j] = T(held[i].of[j] * factor * (ONE + by.of[j]) + to.of[j]);
+    store<T, V>(out + row + at, result);
+  }
+"""
+ADD = """
+    const auto more = load<T, V>(y + row + at);
+    GATE
+    for (int j = 0; j < V; ++j) held[i].of[j] += float(more.of[j])TIMES;
+    store<float, V>(stream + row + at, held[i]);
+"""
+GATE = "const auto by = load<float, V>(gate + group + at);"
+
+# one block a row of D values: heads of WIDTH
+ROTATE = """
+  constexpr int V = 16 / sizeof(T), N = (D / V + THREADS - 1) / THREADS;
+  __shared__ float warps[THREADS / 32];
+  const size_t row = size_t(blockIdx.x) * D;
+  Pack<T, V> held[N];
+  float total = 0;
+  for (int i = 0; i < N; ++i) {
+    const int at = (i * THREADS + threadIdx.x) * V;
+    if (at >= D) break;
+    held[i] = load<T, V>(x + row + at);
+    for (int j = 0; j < V; ++j) total += float(held[i].of[j]) * float(held[i].of[j]);
+  }
+  const float factor = rsqrtf(sum_of_block<THREADS>(total, warps) / D + EPS);
+  for (int i = 0; i < N; ++i) {
+    const int at = (i * THREADS + threadIdx.x) * V;
+    if (at >= D) break;
+    const size_t pair = (size_t(blockIdx.x) * WIDTH + at % WIDTH) / 2;
+    const auto by = load<float, V>(weight + at), sines = load<float, V>(sin + 2 * pair);
+    const auto cosines = load<float, V / 2>(cos + pair);
+    for (int j = 0; j < V; j += 2) {
+      const float a = float(held[i].of[j]) * factor * by.of[j];
+      const float b = float(held[i].of[j + 1]) * factor * by.of[j + 1];
+      held[i].of[j] = T(a * cosines.of[j / 2] + b * sines.of[j]);
+      held[i].of[j + 1] = T(b * cosines.of[j / 2] + a * sines.of[j + 1]);
+    }
+    store<T, V>(out + row + at, held[i]);
+  }
+"""
+
+# row by row; the first SPLIT rows lie in `a`, the others in `b`
+HALVES = """
+  constexpr int V = 4;
+  const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+  const int row = at / D;
+  if (row >= L) return;
+  const auto more = load<T, V>(row < SPLIT ? a + at : b + (at - size_t(SPLIT) * D));
+  const auto by = load<float, V>(gate + size_t(row / ROWS) * D + at % D);
+  auto held = load<float, V>(x + at);
+  for (int j = 0; j < V; ++j) held.of[j] += float(more.of[j]) * by.of[j];
+  store<float, V>(out + at, held);
+"""
+
+GELU = """
+  constexpr int V = 16 / sizeof(T);
+  const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+  if (at >= SIZE) return;
+  auto pack = load<T, V>(x + at);
+  for (int j = 0; j < V; ++j) {
+    const float value = pack.of[j];
+    // 1 + tanh(u) is 2 / (1 + exp(-2 u))
+    const float u = 1.5957691216f * (value + 0.044715f * value * value * value);
+    pack.of[j] = T(value / (1 + (sizeof(T) == 2 ? __expf(-u) : expf(-u))));
+  }
+  store<T, V>(out + at, pack);
+"""
+
+
+def threads(vectors: int) -> int:
+    """Threads of a block that share `vectors` evenly, else as many as a block has."""
+    even = [n for n in range(WARP, BLOCK + 1, WARP) if vectors % n == 0]
+    return max(even, default=BLOCK)
+
+
+@cache
+def compiled(name: str, inputs: str, outputs: str, source: str) -> Callable[..., list[mx.array]]:
+    """Make a kernel of these arrays, named with blanks between."""
+    # MLX keeps what it compiled on the disk by name alone, whatever the source
+    digest = sha256((HEADER + source).encode()).hexdigest()[:8]
+    return mx.fast.cuda_kernel(
+        name=f"wanpipe_{name}_{digest}",
+        input_names=inputs.split(),
+        output_names=outputs.split(),
+        source=source,
+        header=HEADER,
+    )
+
+
+def literal(number: float) -> str:
+    """A float32 constant in C++."""
+    return f"{number!r}f"
+
+
+def norm_modulate(
+    x: mx.array, shift: mx.array, scale: mx.array, *, eps: float, dtype: mx.Dtype
+) -> mx.array:
+    """Do as `layers.norm_modulate`."""
+    kernel = compiled("norm_modulate", "x shift scale", "out", _norm("", True, eps))
+    return _by_rows(kernel, [x, shift, scale], [dtype], dtype)[0]
+
+
+def add_norm(
+    x: mx.array,
+    y: mx.array,
+    gate: mx.array | None,
+    shift: mx.array,
+    scale: mx.array,
+    *,
+    plus_one: bool,
+    eps: float,
+) -> tuple[mx.array, mx.array]:
+    """Do as `layers.add_norm`."""
+    gates, name, times = ([], "", "") if gate is None else ([gate], "gate", " * by.of[j]")
+    add = ADD.replace("GATE", GATE if gates else "").replace("TIMES", times)
+    source = _norm(add, plus_one, eps)
+    kernel = compiled("add_norm", f"x y {name} shift scale", "stream out", source)
+    inputs = [x, y, *gates, shift, scale]
+    stream, out = _by_rows(kernel, inputs, [mx.float32, y.dtype], y.dtype)
+    return stream, out
+
+
+def _norm(add: str, plus_one: bool, eps: float) -> str:
+    """Source of a norm: of modulation by group, or with weights that all rows share."""
+    source = NORM.replace("ADD", add).replace("OF", "group" if plus_one else "0")
+    return source.replace("ONE", "1" if plus_one else "0").replace("EPS", literal(eps))
+
+
+def _by_rows(
+    kernel: Callable[..., list[mx.array]],
+    inputs: list[mx.array],
+    dtypes: list[mx.Dtype],
+    dtype: mx.Dtype,
+) -> list[mx.array]:
+    """Run a kernel with a block for each row of the first input (G, L / G, D)."""
+    *_, rows, D = inputs[0].shape
+    count = threads(D // 4)
+    return kernel(
+        inputs=inputs,
+        template=[("T", dtype), ("D", D), ("THREADS", count), ("ROWS", rows)],
+        grid=(inputs[0].size // D * count, 1, 1),
+        threadgroup=(count, 1, 1),
+        output_shapes=[inputs[0].shape] * len(dtypes),
+        output_dtypes=dtypes,
+    )
+
+
+def norm_rotate(
+    x: mx.array, weight: mx.array, table: tuple[mx.array, mx.array], *, width: int, eps: float
+) -> mx.array:
+    """Do as `rope.norm_rotate`."""
+    kernel = compiled("norm_rotate", "x weight cos sin", "out", ROTATE.replace("EPS", literal(eps)))
+    rows, D = x.shape
+    count = threads(D * x.itemsize // VECTOR)
+    [out] = kernel(
+        inputs=[x, weight, *table],
+        template=[("T", x.dtype), ("D", D), ("WIDTH", width), ("THREADS", count)],
+        grid=(rows * count, 1, 1),
+        threadgroup=(count, 1, 1),
+        output_shapes=[x.shape],
+        output_dtypes=[x.dtype],
+    )
+    return out
+
+
+def add_halves(x: mx.array, halves: Sequence[mx.array], gate: mx.array) -> mx.array:
+    """Do as `layers.add_halves`."""
+    *_, rows, D = x.shape
+    a, b = halves[0], halves[-1]
+    split = [("SPLIT", a.shape[0]), ("L", x.size // D)]
+    [out] = compiled("add_halves", "x a b gate", "out", HALVES)(
+        inputs=[x, a, b, gate],
+        template=[("T", a.dtype), ("D", D), ("ROWS", rows), *split],
+        grid=(-(-x.size // 4 // BLOCK) * BLOCK, 1, 1),
+        threadgroup=(BLOCK, 1, 1),
+        output_shapes=[x.shape],
+        output_dtypes=[mx.float32],
+    )
+    return out
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Do as `layers.gelu`, in the dtype of `x`."""
+    vectors = x.nbytes // VECTOR
+    [out] = compiled("gelu", "x", "out", GELU)(
+        inputs=[x],
+        template=[("T", x.dtype), ("SIZE", x.size)],
+        grid=(-(-vectors // BLOCK) * BLOCK, 1, 1),
+        threadgroup=(BLOCK, 1, 1),
+        output_shapes=[x.shape],
+        output_dtypes=[x.dtype],
+    )
+    return out
