@@ -20,7 +20,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
 from wanpipe.config import VAEConfig
-from wanpipe.device import describe
+from wanpipe.device import describe, is_cuda
 from wanpipe.models import vae
 from wanpipe.models.causal_conv import SAME, CausalConv, Past, convolve, summed
 from wanpipe.models.causal_vae import AttentionBlock, Downsample, Norm, Upsample
@@ -83,7 +83,7 @@ def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: i
         for frames in decoder.frames(latent, at_once):
             mx.eval(frames)
 
-    tell(f"{name} decode", clock(run), plan(config, "decoder", shape, 2, at_once))
+    tell(f"{name} decode", clock(run), plan(config, "decoder", shape, 2, at_once, is_cuda()))
 
 
 def encode(name: str, config: VAEConfig, shape: tuple[int, int, int]) -> None:
@@ -98,7 +98,7 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int]) -> None:
         for _ in range(shape[0] - 1):
             yield others()
 
-    needs = plan(config, "encoder", shape, 2)
+    needs = plan(config, "encoder", shape, 2, stacks=is_cuda())
     tell(f"{name} encode", clock(lambda: encoder.encode(clip(lambda: four + 0))), needs)
     grey = mx.zeros_like(four)
     tell(
@@ -157,9 +157,9 @@ def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
 
         def join() -> mx.array:
             past.keep(joined[:2])
-            return past.join([x[:-2], x[-2:]] if T > 2 else [x], 2)
+            return past.join(x, 2)
 
-        yield "norm and SiLU", lambda: norm.parts(x), 0.0, 4 * x.size
+        yield "norm and SiLU", lambda: norm(x), 0.0, 4 * x.size
         yield "join", join, 0.0, 2 * (x.size + 2 * joined.size - x.size)
         yield "conv", lambda: conv.products(joined), step.flops, 2 * (joined.size + made + weights)
         yield "bias, residual", lambda: summed(y, y, conv.bias, dtype=y.dtype), 0.0, 6 * y.size
@@ -240,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SIZES))
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
-    parser.add_argument("--at-once", type=int, choices=(1, 2, 4), default=4)
+    parser.add_argument("--at-once", type=int, choices=(1, 2, 4), default=2)
     parser.add_argument("--layers", action="store_true", help="every distinct layer alone")
     parser.add_argument("--conv", action="store_true", help="3x3x3 convolutions in three ways")
     asked = parser.parse_args()

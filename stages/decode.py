@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from wanpipe import cli, geometry, options, sources
+from wanpipe import budget, cli, forecast, geometry, options, sources
+from wanpipe.budget import ITEMSIZE, Need
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.lineage import lineage_of
 from wanpipe.model import Model, find_model
@@ -25,13 +26,14 @@ SLICE = 4  # frames in a chunk on disk: as many as one latent frame decodes to
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Where the film goes and how; `fps` None means the model's. Without `output` only the entry is
-    made.
+    """Where the film goes and how; `fps` None means the model's, `memory` None (else bytes) what
+    the device recommends. Without `output` only the entry is made.
     """
 
     output: Path | None = None
     fps: float | None = None
     tiling: str = "auto"
+    memory: int | None = None
 
 
 def run(model: Model | None, given: Sources, params: Params, store: Store) -> Entry:
@@ -60,45 +62,86 @@ def run(model: Model | None, given: Sources, params: Params, store: Store) -> En
     return entry
 
 
-def frames_of(model: Model, step: Entry, params: Params, store: Store) -> Entry:
-    """Return the entry of the step's frames. Raises UsageError for a step of another VAE."""
-    from wanpipe.device import compute_dtype
+@dataclass(frozen=True)
+class Way:
+    """One way of decoding: what it takes, the tiles that change pixels as named in the material
+    (None for whole frames), and how many frames the last layers take at once.
+    """
 
+    need: Need
+    tiling: dict[str, int] | None
+    at_once: int
+
+
+def frames_of(model: Model, step: Entry, params: Params, store: Store) -> Entry:
+    """Return the entry of the step's frames, in the first way that is there already or else keeps
+    within the memory.
+
+    Raises UsageError for a step of another VAE, and where --memory is less than any way takes.
+    """
     if step.made["vae"] != model.hash("vae"):
         raise UsageError(
             f"step {step.key[:8]} was made for another VAE than that of {model.directory}; use the "
             "model that made it"
         )
+    ways = ways_of(model, step, params.tiling)
+    there = [way for way in ways if not store.wants(recipe_of(model, step, way))]
+    way = there[0] if there else fitting(ways, params.memory, store)
+    recipe = recipe_of(model, step, way)
+    entry = store.obtain(recipe, filler(model, step, recipe, way, store))
+    if not there:
+        forecast.tell("vae", "decode", way.need, 1, store)
+    return entry
+
+
+def ways_of(model: Model, step: Entry, tiling: str) -> list[Way]:
+    """List the ways of decoding that --tiling allows, the best first."""
+    from wanpipe.device import compute_dtype, is_cuda
+
+    settings, config = step.made["settings"], model.config
+    sides = (settings["width"], settings["height"])
+    frames = settings["num_frames"] + 4 * settings["trim_first_frames"]
+    latent = geometry.latent_shape(*sides, frames, config.vae.stride)
+    computed = ITEMSIZE[compute_dtype(config.dtype)]
+    needs = budget.film(config.vae, latent, computed, is_cuda())
+    tiles = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
+    whole = [Way(needs[0], None, 2), Way(needs[1], None, 1)]
+    tiled = [Way(needs[2], tiles, 2)] if max(sides) > geometry.TILE else []
+    return {"auto": whole + tiled, "none": whole, "spatial": tiled or whole}[tiling]
+
+
+def fitting(ways: list[Way], memory: int | None, store: Store) -> Way:
+    """Return the first way that keeps within the memory."""
+    from wanpipe.device import recommended_memory
+
+    needs, allowed = [way.need for way in ways], memory or recommended_memory()
+    need = budget.choose("vae", needs, allowed, memory is not None, store.report)
+    return ways[needs.index(need)]
+
+
+def recipe_of(model: Model, step: Entry, way: Way) -> Recipe:
+    """Say what the frames of a step will be, decoded in one way."""
+    from wanpipe.device import compute_dtype
+
     material = {
         "vae": model.hash("vae"),
         "step": step.key,
-        "tiling": tiling_of(params.tiling, step),
+        "tiling": way.tiling,
         "trim_first_frames": step.made["settings"]["trim_first_frames"],
         "dtype": compute_dtype(model.config.dtype),
     }
     made = {"fps": model.config.defaults.fps, "model": str(model.directory.resolve())}
-    recipe = Recipe(
+    return Recipe(
         stage="decode",
         algorithm=ALGORITHM,
         material=material,
         inputs={"step": step.key},
         made=made,
     )
-    return store.obtain(recipe, filler(model, step, recipe, store))
-
-
-def tiling_of(asked: str, step: Entry) -> dict[str, int] | None:
-    """The tiles that change pixels, as named in the material; None for whole frames, which "auto"
-    decodes too.
-    """
-    settings = step.made["settings"]
-    if asked != "spatial" or max(settings["width"], settings["height"]) <= geometry.TILE:
-        return None
-    return {"tile": geometry.TILE, "overlap": geometry.OVERLAP}
 
 
 def filler(
-    model: Model, step: Entry, recipe: Recipe, store: Store
+    model: Model, step: Entry, recipe: Recipe, way: Way, store: Store
 ) -> Callable[[Draft], dict[str, Any]]:
     """Return what decodes the latent into the entry, slice by slice, in the memory of one."""
 
@@ -107,7 +150,7 @@ def filler(
         import numpy as np
 
         from wanpipe import tiling
-        from wanpipe.device import made, mlx_dtype
+        from wanpipe.device import made, mlx_dtype, within
         from wanpipe.models import vae
         from wanpipe.weights.load import load_network
 
@@ -117,15 +160,16 @@ def filler(
         load_network(network, model.checked("vae", store), mlx_dtype(recipe.material["dtype"]))
         store.report.event("loaded", component="vae")
         stride = model.config.vae.stride
-        if recipe.material["tiling"]:
+        if way.tiling:
             pieces = tiling.frames(network, mx.array(latent), stride[1])
         else:
-            pieces = network.frames(mx.array(latent))
+            pieces = network.frames(mx.array(latent), way.at_once)
         frames = 4 * (latent.shape[1] - 1) + 1 - trim
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
         with (
             draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
             store.report.task("decode", latent.shape[1]) as task,
+            within(way.need.peak),
         ):
             for piece in pieces:
                 pixels = np.rint((np.array(piece) + 1) * 127.5).astype(np.uint8)
@@ -135,7 +179,7 @@ def filler(
                     sink.append(pixels[dropped:])
                 task.advance()
         home = Store(step.path.parent.parent, store.report)
-        return {**made(), "lineage": lineage_of(step, model, home)}
+        return {**made(), "flops": way.need.flops, "lineage": lineage_of(step, model, home)}
 
     return fill
 
@@ -174,6 +218,7 @@ def says(film: Path, comment: str) -> bool:
 @options.model
 @options.sources
 @options.film
+@options.memory
 def command(
     session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any
 ) -> None:

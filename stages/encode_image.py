@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe import cli, geometry, options
+from wanpipe import budget, cli, forecast, geometry, options
+from wanpipe.budget import ITEMSIZE, Need
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model
 from wanpipe.store import Draft, Entry, Recipe, Store
@@ -40,6 +41,7 @@ class Params:
     height: int | None = None
     num_frames: int | None = None
     fit: "Mode | None" = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     """Encode the image for this model's task. Raises UsageError for a text-to-video model or a bad
     canvas or file.
     """
-    from wanpipe.device import compute_dtype
+    from wanpipe.device import compute_dtype, recommended_memory
     from wanpipe.image import clip_pixels, fit, open_image
 
     if model.config.task == "t2v":
@@ -82,7 +84,26 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     }
     made = {"image": params.image.name, "fit": canvas.fit, "model": str(model.directory.resolve())}
     recipe = Recipe(stage="encode-image", algorithm=ALGORITHM, material=material, made=made)
-    return store.obtain(recipe, filler(model, pixels, clip, recipe, store))
+    missing, need = store.wants(recipe), needed(model, canvas)
+    if missing:
+        allowed, asked = params.memory or recommended_memory(), params.memory is not None
+        budget.choose("vae_encoder", [need], allowed, asked, store.report)
+    entry = store.obtain(recipe, filler(model, pixels, clip, recipe, need, store))
+    if missing:
+        forecast.tell("vae_encoder", "encode-image", need, 1, store)
+    return entry
+
+
+def needed(model: Model, canvas: Canvas) -> Need:
+    """What encoding a clip of this canvas takes."""
+    from wanpipe.device import compute_dtype, is_cuda
+
+    config = model.config
+    size = (canvas.width, canvas.height, canvas.num_frames)
+    latent = geometry.latent_shape(*size, config.vae.stride)
+    clip = model.component("clip").bytes if model.takes_clip else 0
+    computed = ITEMSIZE[compute_dtype(config.dtype)]
+    return budget.image(config.vae, latent, computed, is_cuda(), clip)
 
 
 def choose_canvas(model: Model, params: Params, image: "Image") -> Canvas:
@@ -109,6 +130,7 @@ def filler(
     pixels: "np.ndarray",
     clip: "np.ndarray | None",
     recipe: Recipe,
+    need: Need,
     store: Store,
 ) -> Callable[[Draft], dict[str, Any]]:
     """Return what writes the entry: the VAE's and CLIP's encodings of prepared pixels."""
@@ -116,19 +138,20 @@ def filler(
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
 
-        from wanpipe.device import made
+        from wanpipe.device import made, within
         from wanpipe.imagecoder import clip_features, condition, first_frame
 
         dtype = recipe.material["dtype"]
-        if model.config.task == "ti2v":
-            draft.write("latent", np.array(first_frame(model, pixels, dtype, store)), "CFHW")
-        else:
-            frames = recipe.material["num_frames"]
-            array = np.array(condition(model, pixels, frames, dtype, store))
-            draft.write("condition", array, "CFHW")
-        if clip is not None:
-            draft.write("clip", np.array(clip_features(model, clip, dtype, store)), "LD")
-        return made()
+        with within(need.peak):
+            if model.config.task == "ti2v":
+                draft.write("latent", np.array(first_frame(model, pixels, dtype, store)), "CFHW")
+            else:
+                frames = recipe.material["num_frames"]
+                array = np.array(condition(model, pixels, frames, dtype, store))
+                draft.write("condition", array, "CFHW")
+            if clip is not None:
+                draft.write("clip", np.array(clip_features(model, clip, dtype, store)), "LD")
+        return made() | {"flops": need.flops}
 
     return fill
 
@@ -138,6 +161,7 @@ def filler(
 @options.model
 @options.image
 @options.canvas
+@options.memory
 def command(session: cli.Session, model: str | None, image: Path | None, **canvas: Any) -> None:
     """Encode the first frame of a video with the model's VAE (and CLIP, for Wan2.1)."""
     if image is None:

@@ -68,7 +68,7 @@ def make(model: Model, params: Params, store: Store) -> list[Film]:
     films = []
     for index, step in enumerate(steps):
         output = film_path(params, step, index if len(steps) > 1 else None)
-        decoding = decode.Params(output=output, fps=params.decode.fps, tiling=params.decode.tiling)
+        decoding = replace(params.decode, output=output)
         films.append(Film(output, decode.run(model, Sources(step=step), decoding, store)))
     return films
 
@@ -148,7 +148,7 @@ def read(asked: dict[str, Any]) -> Params:
 
     image = None
     if asked["image"] is not None:
-        image = encode_image.Params(**some("image", "fit", "width", "height"))
+        image = encode_image.Params(**some("image", "fit", "width", "height", "memory"))
     elif asked["fit"] is not None:
         raise UsageError("--fit says how an image meets the canvas; give --image or leave it out")
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
@@ -162,5 +162,5 @@ def read(asked: dict[str, Any]) -> Params:
         ),
         image=image,
         denoise=denoise.Params(**sampling, **sides),
-        decode=decode.Params(**some("output", "fps", "tiling")),
+        decode=decode.Params(**some("output", "fps", "tiling", "memory")),
     )

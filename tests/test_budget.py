@@ -57,7 +57,7 @@ def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str) -> None:
     one = expert(name)
     # the graph's peak has the stream after the block in it, the budget every pass's stream
     counted = one.work + one.stream
-    assert live(one) <= counted <= 1.25 * live(one)
+    assert live(one) <= counted <= 2.1 * live(one)
 
 
 @pytest.mark.parametrize("name", DITS)
@@ -73,11 +73,6 @@ def test_stem_and_blocks_are_all_weights_of_a_converted_file(name: str) -> None:
     assert one.stem == pytest.approx(stem, rel=0.005)
     whole = expert(name, sum(sizes.values()))
     assert whole.blocks == pytest.approx(sum(sizes.values()) - stem, rel=0.005)
-
-
-def test_widest_array_is_between_the_feed_forwards_layers() -> None:
-    assert expert("1.3b").hidden == 32760 * 8960 * 2
-    assert expert("1.3b").ways()[0].largest == expert("1.3b").hidden
 
 
 def test_arithmetic_of_a_step_counts_every_product() -> None:
@@ -98,7 +93,7 @@ def test_arithmetic_of_a_step_counts_every_product() -> None:
 def test_text_encoder_needs_two_of_its_blocks() -> None:
     blocks = 24 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
     need = budget.text(T5_XXL, blocks, [512, 130])
-    assert 2 * blocks / 24 < need.limit < need.peak < 1.5e9
+    assert 2 * blocks / 24 < need.peak < 1.5e9
     assert need.flops == 642 * blocks
 
 
@@ -111,8 +106,8 @@ class Heard(Report):
 
 
 WAYS = [
-    Need(limit=10 * 10**9, largest=10**9, flops=1.0),
-    Need(limit=3 * 10**9, largest=10**9, flops=1.0, way="blocks are read again and again"),
+    Need(peak=11 * 10**9, flops=1.0),
+    Need(peak=4 * 10**9, flops=1.0, way="blocks are read again and again"),
 ]
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from wanpipe.config import DiTConfig, T5Config
+from wanpipe.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.errors import UsageError
-from wanpipe.geometry import Triple
+from wanpipe.geometry import OVERLAP, TILE, Triple
+from wanpipe.models import vae_sizes
 from wanpipe.report import Report
 from wanpipe.words import amount
 
@@ -21,22 +22,15 @@ IMAGE_TOKENS = 257  # of CLIP
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a way of running something takes. MLX waits for what is under way before it goes beyond
-    `limit`; the array it is making then, at most `largest`, comes on top.
+    """What a way of running something takes: `peak` bytes of memory at most, and the `flops` of one
+    unit of work, which is a step, a prompt or a film.
 
-    `way` says in words what this way does to need less; empty for the plain one. `flops` are those
-    of one unit of work: a step, a prompt, a film.
+    `way` says in words what this way does to need less; empty for the plain one.
     """
 
-    limit: int
-    largest: int
+    peak: int
     flops: float
     way: str = ""
-
-    @property
-    def peak(self) -> int:
-        """Memory at its highest."""
-        return self.limit + self.largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +83,11 @@ class Expert:
 
     @property
     def work(self) -> int:
-        """What is alive while a block works on one pass, beside its stream: queries, keys and
-        values on their way through norm and rotation, or the hidden layer between its neighbours.
+        """What two stretches of a block's evaluation have alive, beside the streams: queries, keys
+        and values, before and after the rotation, or halves of the hidden layer.
         """
         row = self.tokens * self.config.dim * self.computed
-        return max(5 * row, 2 * row + self.hidden)
+        return max(8 * row, 4 * row + self.hidden, 2 * row + 3 * self.hidden // 2)
 
     @property
     def tables(self) -> int:
@@ -111,11 +105,11 @@ class Expert:
     def ways(self) -> list[Need]:
         """With all blocks in memory; and with two, the others on the disk."""
         rest = self.stem + self.kept + self.tables + self.passes * self.stream + self.work
-        largest, pair = max(self.stream, self.hidden), -(-2 * self.blocks // self.config.layers)
+        pair = -(-2 * self.blocks // self.config.layers)
         streamed = "its blocks are read from the disk at every step"
         return [
-            Need(limit=rest + self.blocks, largest=largest, flops=self.flops),
-            Need(limit=rest + pair, largest=largest, flops=self.flops, way=streamed),
+            Need(peak=rest + self.blocks, flops=self.flops),
+            Need(peak=rest + pair, flops=self.flops, way=streamed),
         ]
 
 
@@ -128,10 +122,35 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
     gated = 3 * longest * config.ffn_dim * FULL
     weights = config.layers * config.dim * (4 * config.attention_dim + 3 * config.ffn_dim)
     return Need(
-        limit=-(-2 * blocks // config.layers) + 2 * rows + max(3 * scores, gated),
-        largest=scores,
+        peak=-(-2 * blocks // config.layers) + 2 * rows + max(4 * scores, gated),
         flops=2.0 * weights * sum(lengths),
     )
+
+
+def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[Need]:
+    """What decoding a latent (F, H, W) takes: with the last layers on two frames at once, on one,
+    and in overlapping tiles. `stacks` is that of `vae_sizes.plan`.
+    """
+    whole = [vae_sizes.plan(config, "decoder", latent, computed, n, stacks) for n in (2, 1)]
+    sides = [side // config.stride[1] for side in (TILE, TILE - OVERLAP)]
+    tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
+    one = vae_sizes.plan(config, "decoder", tile, computed, 2, stacks)
+    rows, columns = (1 + -(-max(side - sides[0], 0) // sides[1]) for side in latent[1:])
+    return [
+        Need(peak=whole[0].peak, flops=whole[0].flops),
+        Need(peak=whole[1].peak, flops=whole[1].flops, way="its last layers take frame by frame"),
+        Need(
+            peak=one.peak,
+            flops=one.flops * rows * columns,
+            way="frames are decoded in overlapping tiles, nearly the same pixels",
+        ),
+    ]
+
+
+def image(config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int) -> Need:
+    """What encoding a clip to latents (F, H, W) takes, and CLIP of so many bytes after it."""
+    half = vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks)
+    return Need(peak=max(half.peak, clip), flops=half.flops)
 
 
 def choose(stage: str, ways: Sequence[Need], allowed: int, asked: bool, report: Report) -> Need:

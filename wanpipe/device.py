@@ -14,9 +14,9 @@ import mlx.core as mx
 # What the official code computes in float32 is so here: by default CUDA and the M5 multiply float32
 # with ten bits of mantissa.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# CUDA keeps what operations read until the batch they are in is done, on an H100 up to 1000 million
-# numbers: several times what is alive. Batches of a large operation each keep memory within limits.
-os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "50")
+# CUDA keeps what operations read until their batch is done: by default 1000 million numbers on an
+# H100, several times what is alive. Here every large operation is a batch, at no cost in time.
+os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "16")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -99,7 +99,7 @@ def test_the_first_frame_is_convolved_as_if_zeros_were_before_it() -> None:
     layer.weight = mx.random.normal(layer.weight.shape)
     padded = mx.concatenate([mx.zeros((2, 4, 3, 6)), x])
     reference = layer.products(padded) + layer.bias
-    assert relative_error(layer([x], Past()), reference) <= 3e-7
+    assert relative_error(layer(x, Past()), reference) <= 3e-7
 
 
 def test_a_chunk_in_pieces_gives_what_it_gives_whole() -> None:

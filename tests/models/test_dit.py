@@ -139,9 +139,9 @@ def test_matrix_products_of_blocks_get_no_float32(
     monkeypatch.setattr(
         dit, "attend", lambda *args: (seen["attend"].update(x.dtype for x in args), plain(*args))[1]
     )
-    block, call = model.blocks[0], dit.MLP.__call__
+    block, call = model.blocks[0], dit.MLP.hidden
     monkeypatch.setattr(
-        dit.MLP, "__call__", lambda self, x: (seen["MLP"].add(x.dtype), call(self, x))[1]
+        dit.MLP, "hidden", lambda self, x: (seen["MLP"].add(x.dtype), call(self, x))[1]
     )
     _, modulation = model.embed_time([500.0])
     tokens = mx.random.normal((1, 24, model.config.dim))

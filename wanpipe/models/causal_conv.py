@@ -13,13 +13,14 @@ from operator import add
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.device import is_gpu
+from wanpipe.device import is_cuda, is_gpu
 from wanpipe.errors import UsageError
-from wanpipe.models import blas
+from wanpipe.models import blas, kernels
+from wanpipe.models.blocks import Paced, unpaced
 from wanpipe.models.layers import fused
+from wanpipe.models.vae_sizes import NARROW
 
 LARGEST_INPUT = 1_500_000_000  # elements; Metal's convolutions go wrong silently somewhere above
-SMALL = 1 << 26  # bytes: waiting for a GPU after work on less costs more time than it saves memory
 Padding = tuple[tuple[int, int], ...]
 SAME: Padding = ((1, 1), (1, 1))
 
@@ -33,6 +34,7 @@ class Past:
 
     def __init__(self, lazy: bool = False) -> None:
         self.first, self.lazy = True, lazy
+        self._pace = unpaced if lazy else Paced()
         self._frames: deque[mx.array] = deque()
         self._left = 0  # arrays left so far, over all chunks
         self._input: mx.array | None = None
@@ -43,12 +45,14 @@ class Past:
         """The past of layers that run more often than those before them, once for each piece."""
         return Past(self.lazy)
 
-    def join(self, parts: Sequence[mx.array], count: int) -> mx.array:
-        """Put the last `count` frames of the previous chunk before `parts`, zeros in the first."""
-        zeros = (count, *parts[0].shape[1:])
-        before = mx.zeros(zeros, parts[0].dtype) if self.first else self._frames.popleft()
-        joined = mx.concatenate([before, *parts])
-        self.keep(parts[-1] if len(parts[-1]) == count else joined[-count:])
+    def before(self, x: mx.array, count: int) -> mx.array:
+        """Take the `count` frames that the previous chunk left before `x`, zeros in the first."""
+        return mx.zeros((count, *x.shape[1:]), x.dtype) if self.first else self._frames.popleft()
+
+    def join(self, x: mx.array, count: int) -> mx.array:
+        """Put the last `count` frames of the previous chunk before `x`, and leave those of `x`."""
+        joined = mx.concatenate([self.before(x, count), x])
+        self.keep(joined[-count:])
         return joined
 
     def keep(self, frames: mx.array) -> None:
@@ -92,8 +96,7 @@ class Past:
     def evaluated(self, x: mx.array) -> mx.array:
         """Evaluate `x` and the frames that its layers leave, and return it."""
         # frames first: as long as one waits for its copy, what it is copied from stays in memory
-        if not self.lazy:
-            (mx.eval if x.nbytes > SMALL else mx.async_eval)(*self._frames, x)
+        self._pace(*self._frames, x)
         return x
 
     def end(self, x: mx.array) -> mx.array:
@@ -133,6 +136,49 @@ def convolve(x: mx.array, weight: mx.array, stride: tuple[int, ...], padding: Pa
     return y if flat else y.squeeze(0)
 
 
+@fused
+def scaled(x: mx.array, gamma: mx.array) -> mx.array:
+    """Multiply by `gamma`."""
+    return x * gamma
+
+
+@fused
+def activated(x: mx.array, gamma: mx.array) -> mx.array:
+    """Multiply by `gamma`, then apply SiLU."""
+    x = x * gamma
+    return x * mx.sigmoid(x)
+
+
+class Norm(nn.Module):
+    """Scale each pixel's channels to the norm sqrt(C), then by `gamma` (`RMS_norm`), then activate.
+
+    `silu` says whether to activate. Computed in float32; returns the dtype of `x`.
+    """
+
+    def __init__(self, dim: int, silu: bool = True) -> None:
+        super().__init__()
+        self.gamma = mx.ones((dim,))
+        self.silu = silu
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # the reference divides by max(norm, 1e-12); beside a mean square that is 1e-24 / C
+        y = mx.fast.rms_norm(x, None, 1e-24 / x.shape[-1])
+        if not self.silu:
+            return scaled(y, self.gamma, dtype=x.dtype)
+        if is_gpu():
+            return activated(y, self.gamma, dtype=x.dtype)
+        return blas.silu(scaled(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
+
+    def join(self, before: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Put two frames, already normed, before the norm of x; give that and its last two."""
+        if is_cuda() and kernels.fits(x):
+            return kernels.norm_join(before, x, self.gamma, stacked=False)
+        # the last two apart: what is left for the next chunk needs no copy
+        parts = [self(x[:-2]), self(x[-2:])] if len(x) > 2 else [self(x)]
+        joined = mx.concatenate([before, *parts])
+        return joined, parts[-1] if len(parts[-1]) == 2 else joined[-2:]
+
+
 class Conv(nn.Module):
     """A convolution with bias; kernel, stride and padding for rows and columns, or for time too."""
 
@@ -158,25 +204,65 @@ class Conv(nn.Module):
 
 
 class CausalConv(Conv):
-    """A 3x3x3 convolution that sees two frames before each frame, none after (`CausalConv3d`).
-
-    Takes a chunk in parts, the last two frames apart where it has more: they are kept uncopied.
-    """
+    """A 3x3x3 convolution that sees two frames before each frame, none after (`CausalConv3d`)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (3, 3, 3), (1, 1, 1), ((0, 0), *SAME))
+        self._stacked = Derived(stacked)  # the underscore keeps it out of the parameters
 
     def __call__(  # type: ignore[override]
-        self, parts: Sequence[mx.array], past: Past, residual: mx.array | None = None
+        self,
+        x: mx.array,
+        past: Past,
+        norm: Norm | None = None,
+        residual: mx.array | None = None,
     ) -> mx.array:
-        joined = past.join(parts, 2)
-        if past.first and len(joined) == 3:
-            # before a video's first frame there are zeros, which two thirds of the kernel would see
-            y = convolve(parts[0], self.weight[:, 2:], self.stride, self.padding)
+        """Convolve a chunk, after `norm` if there is one, and add `residual`, if there is one."""
+        if norm is None:
+            y = self._products(past.join(x, 2), past)
+        elif past.first or not (self.narrow and kernels.fits(x)):
+            joined, left = norm.join(past.before(x, 2), x)
+            past.keep(left)
+            y = self._products(past.evaluated(joined), past)
         else:
-            y = self.products(joined)
+            joined, left = kernels.norm_join(past.before(x, 2), x, norm.gamma, stacked=True)
+            past.keep(left)
+            y = convolve(past.evaluated(joined), self._stacked(self.weight), (1, 1), SAME)
         terms = (y, self.bias) if residual is None else (y, residual, self.bias)
         return summed(*terms, dtype=y.dtype)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is better computed with three frames as channels of one."""
+        outputs, *_, inputs = self.weight.shape
+        return is_cuda() and inputs < NARROW <= 2 * outputs
+
+    def _products(self, joined: mx.array, past: Past) -> mx.array:
+        if past.first and len(joined) == 3:
+            # before a video's first frame there are zeros, which two thirds of the kernel would see
+            return convolve(joined[2:], self.weight[:, 2:], self.stride, self.padding)
+        return self.products(joined)
+
+
+def stacked(weight: mx.array) -> mx.array:
+    """Turn a kernel (O, 3, 3, 3, C) over frames into one (O, 3, 3, 3 * C) over their channels."""
+    outputs, *_, inputs = weight.shape
+    return mx.contiguous(weight.transpose(0, 2, 3, 1, 4).reshape(outputs, 3, 3, 3 * inputs))
+
+
+class Derived:
+    """What follows from a weight, made once for as long as the weight is the same."""
+
+    def __init__(self, derive: Callable[[mx.array], mx.array]) -> None:
+        self.derive = derive
+        self.source: mx.array | None = None
+        self.result = mx.array(0)
+
+    def __call__(self, weight: mx.array) -> mx.array:
+        if self.source is not weight:
+            self.source, self.result = weight, self.derive(weight)
+            mx.eval(self.result)
+        return self.result
 
 
 class TimeConv(Conv):

@@ -7,48 +7,18 @@ Official sources: wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2), whose bloc
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.device import is_gpu
-from wanpipe.models import blas
-from wanpipe.models.causal_conv import SAME, CausalConv, Conv, Past, TimeConv, convolve, summed
-from wanpipe.models.layers import Linear, attend, fused
-
-
-@fused
-def scaled(x: mx.array, gamma: mx.array) -> mx.array:
-    """Multiply by `gamma`."""
-    return x * gamma
-
-
-@fused
-def activated(x: mx.array, gamma: mx.array) -> mx.array:
-    """Multiply by `gamma`, then apply SiLU."""
-    x = x * gamma
-    return x * mx.sigmoid(x)
-
-
-class Norm(nn.Module):
-    """Scale each pixel's channels to the norm sqrt(C), then by `gamma` (`RMS_norm`), then activate.
-
-    `silu` says whether to activate. Computed in float32; returns the dtype of `x`.
-    """
-
-    def __init__(self, dim: int, silu: bool = True) -> None:
-        super().__init__()
-        self.gamma = mx.ones((dim,))
-        self.silu = silu
-
-    def __call__(self, x: mx.array) -> mx.array:
-        # the reference divides by max(norm, 1e-12); beside a mean square that is 1e-24 / C
-        y = mx.fast.rms_norm(x, None, 1e-24 / x.shape[-1])
-        if not self.silu:
-            return scaled(y, self.gamma, dtype=x.dtype)
-        if is_gpu():
-            return activated(y, self.gamma, dtype=x.dtype)
-        return blas.silu(scaled(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
-
-    def parts(self, x: mx.array) -> list[mx.array]:
-        """Give a chunk's frames, the last two apart: the parts that a `CausalConv` takes."""
-        return [self(x[:-2]), self(x[-2:])] if len(x) > 2 else [self(x)]
+from wanpipe.models.causal_conv import (
+    SAME,
+    CausalConv,
+    Conv,
+    Derived,
+    Norm,
+    Past,
+    TimeConv,
+    convolve,
+    summed,
+)
+from wanpipe.models.layers import Linear, attend
 
 
 class ResidualBlock(nn.Module):
@@ -63,9 +33,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = Linear(inputs, outputs) if inputs != outputs else None
 
     def __call__(self, x: mx.array, past: Past) -> mx.array:
-        # no name for what the first convolution gives: it would stay in memory beside the second's
-        parts = self.norm2.parts(past.evaluated(self.conv1(self.norm1.parts(x), past)))
-        return self.conv2(parts, past, x if self.shortcut is None else self.shortcut(x))
+        y = past.evaluated(self.conv1(x, past, self.norm1))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.conv2(y, past, self.norm2, shortcut)
 
 
 class AttentionBlock(nn.Module):
@@ -126,16 +96,14 @@ class Upsample(nn.Module):
         self.conv = Conv(inputs, outputs, (3, 3), (1, 1), SAME)
         self.time_conv = TimeConv(inputs, 2 * inputs) if temporal else None
         self.time = 1 + temporal
-        # underscores keep them out of the parameters
-        self._phases: mx.array | None = None
-        self._source: mx.array | None = None
+        self._phases = Derived(phases)  # the underscore keeps it out of the parameters
 
     def __call__(self, x: mx.array, past: Past, shortcut: mx.array | None = None) -> mx.array:
         """Double a chunk and add `shortcut`, if there is one: (T, times, H, 2, W, 2, O)."""
         if self.time_conv is not None:
             x = self._double_frames(x, past)
         T, H, W, _ = x.shape
-        kernels = self._kernels()
+        kernels = self._phases(self.conv.weight)
         # at (i, j) stand the four places (a, b), of which each is wanted at (i - a, j - b)
         y = convolve(x, kernels, (1, 1), SAME)  # (T, H + 1, W + 1, 4 * O)
         column, outputs = len(kernels), len(kernels) // 4
@@ -147,12 +115,6 @@ class Upsample(nn.Module):
         y = summed(*terms, *([] if shortcut is None else [shortcut]), dtype=x.dtype)
         return y.reshape(T, 2 * H, 2 * W, outputs)  # (T, Y=2H, X=2W, O)
 
-    def _kernels(self) -> mx.array:
-        if self._phases is None or self._source is not self.conv.weight:
-            self._source, self._phases = self.conv.weight, phases(self.conv.weight)
-            mx.eval(self._phases)
-        return self._phases
-
     def _double_frames(self, x: mx.array, past: Past) -> mx.array:
         assert self.time_conv is not None
         T, H, W, C = x.shape
@@ -160,7 +122,7 @@ class Upsample(nn.Module):
             # the first frame stays single, and for the next chunk it counts as zeros
             past.keep(mx.zeros((2, H, W, C), x.dtype))
             return x
-        y = self.time_conv.products(past.join([x], 2)).reshape(T, H, W, 2, C)
+        y = self.time_conv.products(past.join(x, 2)).reshape(T, H, W, 2, C)
         y = summed(
             y.transpose(0, 3, 1, 2, 4), self.time_conv.bias.reshape(2, 1, 1, C), dtype=x.dtype
         )
@@ -182,4 +144,4 @@ class Downsample(nn.Module):
         if past.first:
             past.keep(x)
             return x
-        return self.time_conv(past.join([x], 1))
+        return self.time_conv(past.join(x, 1))

@@ -64,9 +64,10 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x: mx.array, table: rope.Tables, pace: Pace) -> mx.array:
         q = self._turned(self.q(x), self.norm_q, table)
+        pace(q)
         k = self._turned(self.k(x), self.norm_k, table)
         v = split_heads(self.v(x), self.heads)
-        pace(q, k, v)
+        pace(k, v)
         y = attend(q, k, v)
         pace(y)
         return self.o(y.reshape(x.shape))
@@ -137,10 +138,12 @@ class Block(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = mx.split(self.modulation + time, 6, 1)
         like = {"eps": self.eps, "dtype": matmul_dtype(self.self_attn.q)}
         y = self.self_attn(norm_modulate(x, shift, scale, **like), table, pace)
+        pace(y)
         norm = (self.norm3.bias, self.norm3.weight)
         x, y = add_norm(x, y, gate, *norm, plus_one=False, **like)
         pace(x, y)
         y = self.cross_attn(y, kept, pace)
+        pace(y)
         x, y = add_norm(x, y, None, ffn_shift, ffn_scale, plus_one=True, **like)
         pace(x, y)
         return add_halves(x, self._fed_forward(y, pace), ffn_gate)

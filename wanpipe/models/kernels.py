@@ -48,11 +48,11 @@ __device__ float sum_of_block(float value, float* warps) {
 }
 """
 
-# one block a row of D values; ROWS rows share a modulation
+# one block a row of D values; the rows of a group share a modulation
 NORM = """
   constexpr int V = 4, N = (D / V + THREADS - 1) / THREADS;
   __shared__ float warps[THREADS / 32];
-  const size_t row = size_t(blockIdx.x) * D, group = size_t(blockIdx.x / ROWS) * D;
+  const size_t row = size_t(blockIdx.x) * D, group = size_t(blockIdx.x / x_shape[1]) * D;
   Pack<float, V> held[N];
   float total = 0;
   for (int i = 0; i < N; ++i) {
@@ -120,23 +120,66 @@ ROTATE = """
   }
 """
 
-# row by row; the first SPLIT rows lie in `a`, the others in `b`
+# row by row; the first rows lie in `a`, the others in `b`
 HALVES = """
   constexpr int V = 4;
   const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
-  const int row = at / D;
-  if (row >= L) return;
-  const auto more = load<T, V>(row < SPLIT ? a + at : b + (at - size_t(SPLIT) * D));
-  const auto by = load<float, V>(gate + size_t(row / ROWS) * D + at % D);
+  const int row = at / D, split = a_shape[0];
+  if (row >= x_shape[0] * x_shape[1]) return;
+  const auto more = load<T, V>(row < split ? a + at : b + (at - size_t(split) * D));
+  const auto by = load<float, V>(gate + size_t(row / x_shape[1]) * D + at % D);
   auto held = load<float, V>(x + at);
   for (int j = 0; j < V; ++j) held.of[j] += float(more.of[j]) * by.of[j];
   store<float, V>(out + at, held);
 """
 
+# LANES threads a pixel of C channels: first the two frames before, as they are, then those of x,
+# normed and activated; the last two are left too
+NORM_JOIN = """
+  constexpr int V = 16 / sizeof(T), N = (C / V + LANES - 1) / LANES;
+  const size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x, pixel = thread / LANES;
+  const int frames = x_shape[0], size = x_shape[1] * x_shape[2];
+  const int lane = thread % LANES, frame = pixel / size;
+  const bool inside = frame < frames + 2, fresh = frame >= 2;
+  const T* from = fresh ? x + (pixel - 2 * size_t(size)) * C : before + pixel * C;
+  Pack<T, V> held[N];
+  float total = 0;
+  for (int i = 0; i < N; ++i) {
+    const int at = (i * LANES + lane) * V;
+    if (!inside || at >= C) break;
+    held[i] = load<T, V>(from + at);
+    for (int j = 0; j < V; ++j) total += float(held[i].of[j]) * float(held[i].of[j]);
+  }
+  const float factor = rsqrtf(sum<LANES>(total) / C + 1e-24f / C);
+  for (int i = 0; i < N; ++i) {
+    const int at = (i * LANES + lane) * V;
+    if (!inside || at >= C) break;
+    if (fresh) {
+      const auto by = load<float, V>(gamma + at);
+      for (int j = 0; j < V; ++j) {
+        const float value = float(held[i].of[j]) * factor * by.of[j];
+        held[i].of[j] = T(value / (1 + (sizeof(T) == 2 ? __expf(-value) : expf(-value))));
+      }
+    }
+    STORE
+    if (frame >= frames) store<T, V>(left + (pixel - size_t(frames) * size) * C + at, held[i]);
+  }
+"""
+JOINED = "store<T, V>(out + pixel * C + at, held[i]);"
+# frame t is what the last of three frames sees at t - 2, the second at t - 1 and the first at t
+STACKED = """
+    for (int place = 0; place < 3; ++place) {
+      const int seen = frame - place;
+      if (seen < 0 || seen >= frames) continue;
+      const size_t row = (pixel - size_t(place) * size) * 3 + place;
+      store<T, V>(out + row * C + at, held[i]);
+    }
+"""
+
 GELU = """
   constexpr int V = 16 / sizeof(T);
   const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
-  if (at >= SIZE) return;
+  if (at >= x_shape[0]) return;
   auto pack = load<T, V>(x + at);
   for (int j = 0; j < V; ++j) {
     const float value = pack.of[j];
@@ -146,6 +189,11 @@ GELU = """
   }
   store<T, V>(out + at, pack);
 """
+
+
+def fits(x: mx.array) -> bool:
+    """Whether the rows of an array are whole vectors, which the kernels take."""
+    return x.shape[-1] * x.itemsize % VECTOR == 0
 
 
 def threads(vectors: int) -> int:
@@ -214,11 +262,11 @@ def _by_rows(
     dtype: mx.Dtype,
 ) -> list[mx.array]:
     """Run a kernel with a block for each row of the first input (G, L / G, D)."""
-    *_, rows, D = inputs[0].shape
+    D = inputs[0].shape[-1]
     count = threads(D // 4)
     return kernel(
         inputs=inputs,
-        template=[("T", dtype), ("D", D), ("THREADS", count), ("ROWS", rows)],
+        template=[("T", dtype), ("D", D), ("THREADS", count)],
         grid=(inputs[0].size // D * count, 1, 1),
         threadgroup=(count, 1, 1),
         output_shapes=[inputs[0].shape] * len(dtypes),
@@ -246,12 +294,10 @@ def norm_rotate(
 
 def add_halves(x: mx.array, halves: Sequence[mx.array], gate: mx.array) -> mx.array:
     """Do as `layers.add_halves`."""
-    *_, rows, D = x.shape
     a, b = halves[0], halves[-1]
-    split = [("SPLIT", a.shape[0]), ("L", x.size // D)]
     [out] = compiled("add_halves", "x a b gate", "out", HALVES)(
         inputs=[x, a, b, gate],
-        template=[("T", a.dtype), ("D", D), ("ROWS", rows), *split],
+        template=[("T", a.dtype), ("D", x.shape[-1])],
         grid=(-(-x.size // 4 // BLOCK) * BLOCK, 1, 1),
         threadgroup=(BLOCK, 1, 1),
         output_shapes=[x.shape],
@@ -260,12 +306,40 @@ def add_halves(x: mx.array, halves: Sequence[mx.array], gate: mx.array) -> mx.ar
     return out
 
 
+def norm_join(
+    before: mx.array, x: mx.array, gamma: mx.array, *, stacked: bool
+) -> tuple[mx.array, mx.array]:
+    """Do as `causal_conv.Norm.join`; or, `stacked`, give (T, H, W, 3 * C), where every frame has
+    the two before it and itself as channels, in place of the joined frames (T + 2, H, W, C).
+    """
+    T, H, W, C = x.shape
+    vectors = C * x.itemsize // VECTOR
+    lanes = min(WARP, 1 << (vectors - 1).bit_length())
+    kernel = compiled(
+        "norm_join",
+        "before x gamma",
+        "out left",
+        NORM_JOIN.replace("STORE", STACKED if stacked else JOINED),
+    )
+    shape = (T, H, W, 3 * C) if stacked else (T + 2, H, W, C)
+    count = (T + 2) * H * W * lanes
+    out, left = kernel(
+        inputs=[before, x, gamma.astype(mx.float32)],
+        template=[("T", x.dtype), ("C", C), ("LANES", lanes)],
+        grid=(-(-count // BLOCK) * BLOCK, 1, 1),
+        threadgroup=(BLOCK, 1, 1),
+        output_shapes=[shape, (2, H, W, C)],
+        output_dtypes=[x.dtype, x.dtype],
+    )
+    return out, left
+
+
 def gelu(x: mx.array) -> mx.array:
     """Do as `layers.gelu`, in the dtype of `x`."""
     vectors = x.nbytes // VECTOR
     [out] = compiled("gelu", "x", "out", GELU)(
-        inputs=[x],
-        template=[("T", x.dtype), ("SIZE", x.size)],
+        inputs=[x.flatten()],
+        template=[("T", x.dtype)],
         grid=(-(-vectors // BLOCK) * BLOCK, 1, 1),
         threadgroup=(BLOCK, 1, 1),
         output_shapes=[x.shape],

@@ -97,7 +97,7 @@ def add_gated(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
 def gelu(x: mx.array, *, dtype: mx.Dtype) -> mx.array:
     """Apply the tanh form of GELU to `x`, whose dtype is that of the result."""
     # fused, tanh is six times slower on an H100 than the memory
-    return kernels.gelu(x) if is_cuda() else tanh_gelu(x, dtype=dtype)
+    return kernels.gelu(x) if is_cuda() and kernels.fits(x) else tanh_gelu(x, dtype=dtype)
 
 
 def norm_modulate(

@@ -82,7 +82,7 @@ class Decoder(Half):
         self.norm = Norm(config.decoder_dim)
         self.output = CausalConv(config.decoder_dim, 3 * self._patch**2)
 
-    def frames(self, latent: mx.array, at_once: int = 4) -> Iterator[mx.array]:
+    def frames(self, latent: mx.array, at_once: int = 2) -> Iterator[mx.array]:
         """Decode a latent (C, F, H, W) to (T, Y, X, 3): one frame for the first of F, then fours.
 
         Float32 in [-1, 1]; every piece is evaluated before the next is begun. The layers behind
@@ -93,10 +93,10 @@ class Decoder(Half):
         for f in range(len(z)):
             yield self.chunk(z[f : f + 1], past, at_once)
 
-    def chunk(self, z: mx.array, past: Past, at_once: int = 4) -> mx.array:
+    def chunk(self, z: mx.array, past: Past, at_once: int = 2) -> mx.array:
         """Decode one latent frame (1, H, W, C); `past` is that of the frames before it."""
         z = self.latent(z.astype(self.dtype))
-        x = past.run([self.middle, *self.up[: self._slow]], self.input([z], past))
+        x = past.run([self.middle, *self.up[: self._slow]], self.input(z, past))
         pieces = [x[t : t + at_once] for t in range(0, len(x), at_once)]
         del x  # a name would keep it in memory while layers work on what it became
         late = [*self.up[self._slow :], self._pixels]
@@ -104,7 +104,7 @@ class Decoder(Half):
         return past.end(mx.concatenate(done))
 
     def _pixels(self, x: mx.array, past: Past) -> mx.array:
-        x = self.output(self.norm.parts(x), past).astype(mx.float32)
+        x = self.output(x, past, self.norm).astype(mx.float32)
         return mx.clip(unpatchify(x, self._patch), -1, 1)
 
 
@@ -142,10 +142,10 @@ class Encoder(Half):
         return past.end(past.run_still([self._begin, *self.down, self.middle, self._end], frames))
 
     def _begin(self, frames: mx.array, past: Past) -> mx.array:
-        return self.input([patchify(frames, self._patch).astype(self.dtype)], past)
+        return self.input(patchify(frames, self._patch).astype(self.dtype), past)
 
     def _end(self, x: mx.array, past: Past) -> mx.array:
-        x = self.output(self.norm.parts(x), past)
+        x = self.output(x, past, self.norm)
         # the other half is the log variance, and nobody samples
         mean = self.latent(x)[..., : self._z_dim].astype(mx.float32)
         return (mean - self._mean) * self._scale

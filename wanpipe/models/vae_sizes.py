@@ -14,6 +14,7 @@ from wanpipe.config import VAEConfig
 WIDTHS = (1, 2, 4, 4)  # channels of each level, in base widths
 TEMPORAL = (False, True, True)  # whether the step to the next level halves the frames too
 PATCH = {"2.1": 1, "2.2": 2}  # pixels per side that one position of the first layer holds
+NARROW = 128  # channels below which cuDNN is twice as fast with three frames as channels of one
 FULL = 4  # bytes of a float32
 Half = Literal["decoder", "encoder"]
 Shape = tuple[int, int, int, int]
@@ -53,7 +54,8 @@ class Walk:
     """Where a chunk is on its way: T frames of H x W positions with C channels, and its steps.
 
     `beside` are values that stay alive beside those of the steps; `first` is whether the chunk is
-    the first, which has one frame and nothing before it.
+    the first, which has one frame and nothing before it; `stacks` is whether narrow convolutions
+    take three frames as channels, as on CUDA.
     """
 
     T: int
@@ -61,6 +63,7 @@ class Walk:
     W: int
     C: int
     first: bool
+    stacks: bool
     beside: int = 0
     times: int = 1
     steps: list[Step] = field(default_factory=list)
@@ -90,16 +93,24 @@ class Walk:
         self.steps.append(step)
 
     def causal(self, outputs: int, beside: int, full: int = 0) -> None:
-        """A causal convolution after norm and SiLU, or without, while `beside` is alive too."""
-        joined, left = (self.T + 2) * self.frame * self.C, 2 * self.frame * self.C
-        made = self.T * self.frame * outputs
-        copied = left if self.T == 1 else 0
+        """A causal convolution after norm and SiLU, or without, while `beside` is alive too.
+
+        Two stretches of evaluation are in memory: the convolution with its sum, and before it or
+        after it a norm that joins frames.
+        """
+        left, made = 2 * self.frame * self.C, self.T * self.frame * outputs
+        joined, following = self.joined(self.C, outputs), self.joined(outputs, outputs)
+        alive = joined + 2 * made + max(2 * self.size, following) + beside
         self.add(
-            "frame" if self.first else "causal", outputs,
-            (3, 3) if self.first else (3, 3, 3), 2 * self.size + joined + made + copied + beside,
-            left=left, parameters=27 * self.C * outputs + outputs, full=full, largest=joined,
+            "frame" if self.first else "causal", outputs, (3, 3) if self.first else (3, 3, 3),
+            alive, left=left, parameters=27 * self.C * outputs + outputs, full=full, largest=joined,
         )  # fmt: skip
         self.C = outputs
+
+    def joined(self, inputs: int, outputs: int) -> int:
+        """Values of the frames that a causal convolution reads, those before them included."""
+        stacked = self.stacks and not self.first and inputs < NARROW <= 2 * outputs
+        return (3 * self.T if stacked else self.T + 2) * self.frame * inputs
 
     def block(self, outputs: int) -> None:
         """A residual block."""
@@ -156,19 +167,20 @@ def steps(
     half: Half,
     shape: tuple[int, int, int],
     first: bool = False,
-    at_once: int = 4,
+    at_once: int = 2,
+    stacks: bool = False,
 ) -> list[Step]:
     """List the steps of one chunk for latents (F, H, W): the first, or any other.
 
     The decoder takes `at_once` frames together where there are four.
     """
     walk = _decoder if half == "decoder" else _encoder
-    return walk(config, shape[1], shape[2], first, at_once).steps
+    return walk(config, shape[1], shape[2], (first, stacks), at_once).steps
 
 
-def _decoder(config: VAEConfig, H: int, W: int, first: bool, at_once: int) -> Walk:
+def _decoder(config: VAEConfig, H: int, W: int, kind: tuple[bool, bool], at_once: int) -> Walk:
     base, patch = config.decoder_dim, PATCH[config.version]
-    way = Walk(1, H, W, config.z_dim, first)
+    way = Walk(1, H, W, config.z_dim, *kind)
     way.add("linear", config.z_dim, (1,), 0)
     way.causal(WIDTHS[-1] * base, 0)
     way.middle()
@@ -191,10 +203,10 @@ def _decoder(config: VAEConfig, H: int, W: int, first: bool, at_once: int) -> Wa
     return way
 
 
-def _encoder(config: VAEConfig, H: int, W: int, first: bool, at_once: int) -> Walk:
+def _encoder(config: VAEConfig, H: int, W: int, kind: tuple[bool, bool], at_once: int) -> Walk:
     base, patch = config.encoder_dim, PATCH[config.version]
     sides = (H * config.stride[1] // patch, W * config.stride[2] // patch)
-    way = Walk(1 if first else 4, *sides, 3 * patch**2, first)
+    way = Walk(1 if kind[0] else 4, *sides, 3 * patch**2, *kind)
     way.causal(base, 0, full=3 * way.size)
     for level, width in enumerate(WIDTHS):
         shrink, temporal = level < len(TEMPORAL), (*TEMPORAL, False)[level]
@@ -231,14 +243,19 @@ class Plan:
 
 
 def plan(
-    config: VAEConfig, half: Half, shape: tuple[int, int, int], width: int, at_once: int = 4
+    config: VAEConfig,
+    half: Half,
+    shape: tuple[int, int, int],
+    width: int,
+    at_once: int = 2,
+    stacks: bool = False,
 ) -> Plan:
     """Count what latents (F, H, W) of a whole video, or of a tile, take at `width` bytes a number.
 
     `at_once` is that of the decoder's `frames`.
     """
     begin = steps(config, half, shape, True)
-    rest = steps(config, half, shape, False, at_once)
+    rest = steps(config, half, shape, False, at_once, stacks)
     chunks = [begin, *([rest] if shape[0] > 1 else [])]
     every = [step for chunk in chunks for step in chunk]
     return Plan(
