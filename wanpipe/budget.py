@@ -18,6 +18,8 @@ from wanpipe.words import amount
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMAGE_TOKENS = 257  # of CLIP
+WAITING = "each stretch of work waits until there is room"
+STREAMED = "its blocks are read from the disk at every step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,12 @@ class Need:
     """What a way of running something takes: `peak` bytes of memory at most, and the `flops` of one
     unit of work, which is a step, a prompt or a film.
 
-    `way` says in words what this way does to need less; empty for the plain one.
+    MLX is told to wait for what is under way before it goes beyond `limit`; the array that it makes
+    then comes on top. `way` says in words what this way does to need less; empty for the plain one.
     """
 
     peak: int
+    limit: int
     flops: float
     way: str = ""
 
@@ -82,12 +86,21 @@ class Expert:
         return self.tokens * self.config.ffn_dim * self.computed
 
     @property
+    def row(self) -> int:
+        """One number of every channel of every token, as products take them."""
+        return self.tokens * self.config.dim * self.computed
+
+    @property
     def work(self) -> int:
-        """What two stretches of a block's evaluation have alive, beside the streams: queries, keys
-        and values, before and after the rotation, or halves of the hidden layer.
+        """What is in memory beside the streams while one stretch of a block is at work and the next
+        is prepared. The counts were fitted to what an H100 took; other devices free no later.
         """
-        row = self.tokens * self.config.dim * self.computed
-        return max(8 * row, 4 * row + self.hidden, 2 * row + 3 * self.hidden // 2)
+        return 6 * self.row + 2 * self.hidden
+
+    @property
+    def least(self) -> int:
+        """What must be alive: queries, keys and values on their way, or the hidden layer."""
+        return max(5 * self.row, 2 * self.row + self.hidden)
 
     @property
     def tables(self) -> int:
@@ -103,13 +116,15 @@ class Expert:
         return self.passes * c.layers * (linear + attention)
 
     def ways(self) -> list[Need]:
-        """With all blocks in memory; and with two, the others on the disk."""
-        rest = self.stem + self.kept + self.tables + self.passes * self.stream + self.work
-        pair = -(-2 * self.blocks // self.config.layers)
-        streamed = "its blocks are read from the disk at every step"
+        """With all blocks in memory; waiting until memory is free; with the blocks on the disk."""
+        rest = self.stem + self.kept + self.tables + self.passes * self.stream
+        roomy, tight = rest + self.blocks + self.work, rest + self.blocks + self.least
+        streamed = rest + -(-2 * self.blocks // self.config.layers) + self.least
+        made = max(self.stream, self.hidden // 2)
         return [
-            Need(peak=rest + self.blocks, flops=self.flops),
-            Need(peak=rest + pair, flops=self.flops, way=streamed),
+            Need(peak=roomy, limit=roomy, flops=self.flops),
+            Need(peak=tight + made, limit=tight, flops=self.flops, way=WAITING),
+            Need(peak=streamed + made, limit=streamed, flops=self.flops, way=STREAMED),
         ]
 
 
@@ -121,36 +136,38 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
     scores = config.heads * longest**2 * FULL
     gated = 3 * longest * config.ffn_dim * FULL
     weights = config.layers * config.dim * (4 * config.attention_dim + 3 * config.ffn_dim)
-    return Need(
-        peak=-(-2 * blocks // config.layers) + 2 * rows + max(4 * scores, gated),
-        flops=2.0 * weights * sum(lengths),
-    )
+    peak = -(-2 * blocks // config.layers) + 2 * rows + max(scores, gated)
+    return Need(peak=peak, limit=peak, flops=2.0 * weights * sum(lengths))
 
 
 def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[Need]:
     """What decoding a latent (F, H, W) takes: with the last layers on two frames at once, on one,
     and in overlapping tiles. `stacks` is that of `vae_sizes.plan`.
     """
-    whole = [vae_sizes.plan(config, "decoder", latent, computed, n, stacks) for n in (2, 1)]
     sides = [side // config.stride[1] for side in (TILE, TILE - OVERLAP)]
     tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
-    one = vae_sizes.plan(config, "decoder", tile, computed, 2, stacks)
     rows, columns = (1 + -(-max(side - sides[0], 0) // sides[1]) for side in latent[1:])
+
+    def half(size: Triple, at_once: int, way: str, times: int = 1) -> Need:
+        return _vae(vae_sizes.plan(config, "decoder", size, computed, at_once, stacks), way, times)
+
     return [
-        Need(peak=whole[0].peak, flops=whole[0].flops),
-        Need(peak=whole[1].peak, flops=whole[1].flops, way="its last layers take frame by frame"),
-        Need(
-            peak=one.peak,
-            flops=one.flops * rows * columns,
-            way="frames are decoded in overlapping tiles, nearly the same pixels",
-        ),
+        half(latent, 2, ""),
+        half(latent, 1, "its last layers take frame by frame"),
+        half(tile, 2, "frames are decoded in overlapping tiles", rows * columns),
     ]
 
 
 def image(config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int) -> Need:
     """What encoding a clip to latents (F, H, W) takes, and CLIP of so many bytes after it."""
-    half = vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks)
-    return Need(peak=max(half.peak, clip), flops=half.flops)
+    need = _vae(vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks), "", 1)
+    return Need(peak=max(need.peak, clip), limit=max(need.limit, clip), flops=need.flops)
+
+
+def _vae(plan: vae_sizes.Plan, way: str, times: int) -> Need:
+    """What one half of a VAE takes; a fifth of the work on top is what an H100 took."""
+    peak = plan.weights + plan.past + 6 * plan.work // 5
+    return Need(peak=peak, limit=peak, flops=plan.flops * times, way=way)
 
 
 def choose(stage: str, ways: Sequence[Need], allowed: int, asked: bool, report: Report) -> Need:

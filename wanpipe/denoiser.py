@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from wanpipe.budget import Need
+from wanpipe.budget import STREAMED, Need
 from wanpipe.chain import expert_at
 from wanpipe.device import compute_dtype, mlx_dtype, within
 from wanpipe.model import Model
@@ -75,7 +75,7 @@ class Denoiser:
             mx.clear_cache()
             config, path = self.model.config.dit, self.model.checked(name, self.store)
             network = load_network(DiT(config), path, self.dtype)
-            if self.needs[name].way:
+            if self.needs[name].way == STREAMED:
                 network.blocks = Streamed(
                     path=path,
                     count=config.layers,
@@ -121,7 +121,7 @@ class Denoiser:
             times = [0.0] + [timestep] * (latent.shape[1] - 1)
         sides = ["prompt"] if guide_scale == 1.0 else ["prompt", "negative"]
         conditions = [self.condition(network, side) for side in sides]
-        with within(self.needs[name].peak):
+        with within(self.needs[name].limit):
             velocities = network(latent, times, conditions, self.prompting.condition)
             velocity = velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)
             mx.eval(velocity)

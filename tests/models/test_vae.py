@@ -10,7 +10,7 @@ from official import converted
 
 from tests.conftest import golden, relative_error, settings
 from wanpipe.errors import UsageError
-from wanpipe.models import causal_conv, causal_vae, vae
+from wanpipe.models import causal_conv, vae
 from wanpipe.weights.load import load_network
 
 FOLDERS = {"2.1": "wan21-t2v", "2.2": "wan22-ti2v-5b"}

@@ -128,16 +128,16 @@ def test_memory_is_what_mlx_allocates(
 @pytest.mark.parametrize(
     ("config", "half", "shape", "gigabytes", "teraflops"),
     [
-        (VAE_21, "decoder", (21, 60, 104), 3.73, 260),
-        (VAE_21, "encoder", (21, 60, 104), 2.92, 162),
-        (VAE_21, "decoder", (21, 32, 32), 0.74, 43),
-        (VAE_22, "decoder", (31, 44, 80), 8.09, 1849),
+        (VAE_21, "decoder", (21, 60, 104), 3.59, 260),
+        (VAE_21, "encoder", (21, 60, 104), 3.99, 162),
+        (VAE_21, "decoder", (21, 32, 32), 0.72, 43),
+        (VAE_22, "decoder", (31, 44, 80), 7.21, 1849),
     ],
 )
 def test_full_size_is_pinned(
     config: VAEConfig, half: Half, shape: tuple[int, int, int], gigabytes: float, teraflops: float
 ) -> None:
-    told = plan(config, half, shape, 2)
+    told = plan(config, half, shape, 2, stacks=True)
     assert told.peak / 1e9 == pytest.approx(gigabytes, abs=0.01)
     assert told.flops / 1e12 == pytest.approx(teraflops, abs=1)
     assert told.largest < told.work < told.peak
