@@ -1,12 +1,13 @@
 """What is promised of memory: counted against the graphs, chosen within a limit, kept by MLX."""
 
 from math import prod
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from bench.sizes import DITS, T5_XXL
+from bench.sizes import DITS, HD, T5_XXL, TI2V_HD, VAE_21, VAE_22, WIDE
 from tests import graphs
 from tests.graphs import gpu
 from wanpipe import budget
@@ -19,6 +20,7 @@ from wanpipe.models.dit import Block, DiT
 from wanpipe.report import Report
 from wanpipe.weights.rename import Row, matches
 from wanpipe.weights.rules import dit as dit_rules
+from wanpipe.words import amount
 
 
 def expert(name: str, weights: int = 10**10) -> Expert:
@@ -153,3 +155,15 @@ def test_mlx_waits_before_it_exceeds_a_limit() -> None:
     # the CPU waits for ten operations at a time, so for twenty of its arrays
     assert limited <= 20.5 * x.nbytes < 0.7 * free
     assert mx.get_memory_limit() == default
+
+
+def test_the_readme_tells_these_peaks() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    files = {"1.3b": (2.87,), "14b": (28.95, 8.75), "14b-720p": (28.95,), "ti2v-5b": (10.14,)}
+    for name, sizes in files.items():
+        for size in sizes:
+            peaks = [amount(need.peak, "B") for need in expert(name, int(size * 1e9)).ways()]
+            assert f"| {' | '.join(peaks)} |" in readme
+    for config, latent in ((VAE_21, WIDE), (VAE_21, HD), (VAE_22, TI2V_HD)):
+        peaks = [amount(need.peak, "B") for need in budget.film(config, latent, 2, True)]
+        assert f"| {' | '.join(peaks)} |" in readme

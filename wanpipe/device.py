@@ -16,7 +16,8 @@ import mlx.core as mx
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 # CUDA keeps what operations read until their batch is done: by default 1000 million numbers on an
 # H100, several times what is alive. Here every large operation is a batch, at no cost in time.
-os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "16")
+if mx.cuda.is_available():
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "16")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
