@@ -38,8 +38,8 @@ class Report:
     """Say nothing: the default for library use, and the base of the others."""
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Tell that something happened: `computed`, `reused`, `loaded`, `damaged`, `planned`,
-        `written`.
+        """Tell that something happened: `computed`, `reused`, `skipped`, `loaded`, `damaged`,
+        `planned`, `forecast`, `written`.
         """
 
     def remark(self, text: str) -> None:
