@@ -95,7 +95,7 @@ class Expert:
         """What is in memory beside the streams while one stretch of a block is at work and the next
         is prepared. The counts were fitted to what an H100 took; other devices free no later.
         """
-        return 6 * self.row + 2 * self.hidden
+        return 7 * self.row + 2 * self.hidden
 
     @property
     def least(self) -> int:
