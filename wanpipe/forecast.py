@@ -3,21 +3,19 @@ this cache knows the pace of this device.
 """
 
 from statistics import median
-from typing import TYPE_CHECKING
 
 from wanpipe.budget import Need
 from wanpipe.errors import StoreError
+from wanpipe.store import Store
 from wanpipe.store.index import record_at
-
-if TYPE_CHECKING:
-    from wanpipe.store import Store
+from wanpipe.store.planning import PlanStore
 
 LATEST = 8  # entries whose pace counts
 
 
-def tell(component: str, stage: str, need: Need, units: int, store: "Store") -> None:
+def tell(component: str, stage: str, need: Need, units: int, store: Store) -> None:
     """Tell of `units` of work that a store which only plans would do with a component."""
-    if not store.dry or not units:
+    if not isinstance(store, PlanStore) or not units:
         return
     flops, known = need.flops * units, pace(stage, store)
     store.report.event(
@@ -31,12 +29,12 @@ def tell(component: str, stage: str, need: Need, units: int, store: "Store") -> 
     )
 
 
-def pace(stage: str, store: "Store") -> float | None:
+def pace(stage: str, store: PlanStore) -> float | None:
     """Operations per second of this stage's latest entries that this device made; None without."""
     from wanpipe.device import describe
 
     device, paces = describe(), []
-    rows = [row for row in store.index.read().values() if row.stage == stage and row.seconds]
+    rows = [row for row in store.summaries.values() if row.stage == stage and row.seconds]
     for row in sorted(rows, key=lambda row: row.time, reverse=True)[:LATEST]:
         try:
             made = record_at(store.root / row.place)["made"]

@@ -51,7 +51,7 @@ class AttentionBlock(nn.Module):
         T, H, W, C = x.shape
         qkv = self.qkv(self.norm(x)).reshape(T, 1, H * W, 3 * C)  # (T, N=1, L, 3D)
         q, k, v = mx.split(qkv, 3, axis=-1)
-        y = attend(q, k, v).astype(x.dtype).reshape(T, H, W, C)  # (T, H, W, C)
+        y = attend(q, k, v).reshape(T, H, W, C)  # (T, H, W, C)
         return x + self.proj(y)
 
 

@@ -175,7 +175,7 @@ def attend(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not is_gpu():
-        return joined(_attend_blockwise(q * scale, k, v, mask))
+        return joined(_attend_blockwise(q * scale, k, v, mask).astype(v.dtype))
     B, N, L, D = q.shape
     work = 4 * B * N * L * k.shape[2] * D
     parts = min(N, math.ceil(work / HEAVIEST)) if is_metal() else 1
