@@ -101,10 +101,11 @@ def test_text_encoder_needs_two_of_its_blocks() -> None:
 
 class Heard(Report):
     def __init__(self) -> None:
-        self.remarks: list[str] = []
+        self.lines: list[str] = []
 
-    def remark(self, text: str) -> None:
-        self.remarks.append(text)
+    def event(self, kind: str, **fields: str) -> None:
+        assert kind == "memory"
+        self.lines.append(fields["text"])
 
 
 WAYS = [
@@ -116,13 +117,13 @@ WAYS = [
 def test_what_fits_is_run_plainly_and_silently() -> None:
     heard = Heard()
     assert budget.choose("model", WAYS, 11 * 10**9, True, heard) is WAYS[0]
-    assert not heard.remarks
+    assert not heard.lines
 
 
 def test_what_does_not_fit_is_run_another_way_with_one_line() -> None:
     heard = Heard()
     assert budget.choose("model", WAYS, 5 * 10**9, False, heard) is WAYS[1]
-    [line] = heard.remarks
+    [line] = heard.lines
     assert line == "model: blocks are read again and again, since 11 GB would be more than 5 GB"
 
 
@@ -131,10 +132,10 @@ def test_a_limit_that_no_way_keeps_is_refused_where_it_was_asked_for() -> None:
         budget.choose("model", WAYS, 2 * 10**9, True, Report())
 
 
-def test_a_device_that_recommends_less_is_tried_with_a_remark() -> None:
+def test_a_device_that_recommends_less_is_tried_and_told() -> None:
     heard = Heard()
     assert budget.choose("model", WAYS, 2 * 10**9, False, heard) is WAYS[1]
-    assert heard.remarks == [
+    assert heard.lines == [
         "model needs 4 GB at this size, more than the 2 GB that this device recommends"
     ]
 

@@ -51,7 +51,7 @@ def test_a_model_that_does_not_fit_is_streamed_with_the_same_bits(tmp_path: Path
     latents, lines = [], []
     for memory in (peak, 12 * peak // 20):
         result = place.do(*words, "--force", "--memory", memory)
-        lines.append([event["text"] for event in result.events if event["event"] == "remark"])
+        lines.append([event["text"] for event in result.events if event["event"] == "memory"])
         latents.append(place.entry(result.paths[-1]).read("latent"))
     assert lines[0] == []
     assert len(lines[1]) == 1
@@ -76,3 +76,10 @@ def test_a_size_that_is_none_is_a_usage_error(place: Place) -> None:
     result = inside("denoise", "--memory", "much", "--events", "json", cwd=place.root)
     assert result.code == 2
     assert "a size must be like 50GB" in json.loads(result.stderr)["text"]
+
+
+def test_a_run_says_once_how_it_keeps_within_memory(studio: Place) -> None:
+    peak = int(forecasts(studio, "--seed", 5)["model"]["peak_bytes"])
+    film = studio.film("--seed", 5, "--memory", peak - 1)
+    [line] = [event["text"] for event in film.events if event["event"] == "memory"]
+    assert "model: each stretch of work waits until there is room, since" in line

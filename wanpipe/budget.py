@@ -186,8 +186,9 @@ def choose(stage: str, ways: Sequence[Need], allowed: int, asked: bool, report: 
                 f"{least}, more than --memory {amount(allowed, 'B')}; make width, height or "
                 "num-frames smaller"
             )
-        report.remark(f"{least}, more than the {amount(allowed, 'B')} that this device recommends")
+        line = f"{least}, more than the {amount(allowed, 'B')} that this device recommends"
+        report.event("memory", component=stage, text=line)
     elif need.way:
         more = f"{amount(ways[0].peak, 'B')} would be more than {amount(allowed, 'B')}"
-        report.remark(f"{stage}: {need.way}, since {more}")
+        report.event("memory", component=stage, text=f"{stage}: {need.way}, since {more}")
     return need

@@ -39,7 +39,7 @@ class Report:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Tell that something happened: `computed`, `reused`, `skipped`, `loaded`, `damaged`,
-        `planned`, `forecast`, `written`.
+        `planned`, `forecast`, `memory`, `written`.
         """
 
     def remark(self, text: str) -> None:
@@ -183,6 +183,8 @@ def describe(kind: str, fields: dict[str, Any]) -> str:
         return describe_miss(subject, fields)
     if kind == "collected":
         return describe_collection(fields)
+    if kind == "memory":
+        return str(fields["text"])
     if kind == "forecast":
         return describe_forecast(fields)
     if kind == "written":
