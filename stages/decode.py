@@ -16,6 +16,7 @@ from wanpipe.budget import ITEMSIZE, Need
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.lineage import lineage_of
 from wanpipe.model import Model, find_model
+from wanpipe.settings import Settings
 from wanpipe.sources import Sources
 from wanpipe.store import Draft, Entry, Recipe, Store
 
@@ -98,25 +99,24 @@ def ways_of(model: Model, step: Entry, tiling: str) -> list[Way]:
     """List the ways of decoding that --tiling allows, the best first."""
     from wanpipe.device import compute_dtype, is_cuda
 
-    settings, config = step.made["settings"], model.config
-    sides = (settings["width"], settings["height"])
-    frames = settings["num_frames"] + 4 * settings["trim_first_frames"]
-    latent = geometry.latent_shape(*sides, frames, config.vae.stride)
-    computed = ITEMSIZE[compute_dtype(config.dtype)]
+    settings, config = Settings.from_json(step.made["settings"], "settings"), model.config
+    latent, computed = (
+        settings.latent_shape(config.vae.stride),
+        ITEMSIZE[compute_dtype(config.dtype)],
+    )
     needs = budget.film(config.vae, latent, computed, is_cuda())
     tiles = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
     whole = [Way(needs[0], None, 2), Way(needs[1], None, 1)]
-    tiled = [Way(needs[2], tiles, 2)] if max(sides) > geometry.TILE else []
+    tiled = (
+        [Way(needs[2], tiles, 2)] if max(settings.width, settings.height) > geometry.TILE else []
+    )
     return {"auto": whole + tiled, "none": whole, "spatial": tiled or whole}[tiling]
 
 
 def fitting(ways: list[Way], memory: int | None, store: Store) -> Way:
     """Return the first way that keeps within the memory."""
-    from wanpipe.device import recommended_memory
-
-    needs, allowed = [way.need for way in ways], memory or recommended_memory()
-    need = budget.choose("vae", needs, allowed, memory is not None, store.report)
-    return ways[needs.index(need)]
+    needs = [way.need for way in ways]
+    return ways[needs.index(budget.choose("vae", needs, memory, store.report))]
 
 
 def recipe_of(model: Model, step: Entry, way: Way) -> Recipe:

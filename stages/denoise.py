@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe import chain, cli, forecast, geometry, loras, options, sources
+from wanpipe import chain, cli, forecast, loras, options, sources
 from wanpipe.budget import ITEMSIZE, Expert, Need, choose
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model
@@ -75,29 +75,23 @@ class Means:
 
         Raises UsageError where --memory is less than any way takes.
         """
-        from wanpipe.device import recommended_memory
-
-        allowed = self.memory or recommended_memory()
         needs = {}
         for name in dict.fromkeys(map(self.expert, recipes)):
             first = next(recipe for recipe in recipes if self.expert(recipe) == name)
             ways = self.sized(name, first.material).ways()
-            needs[name] = choose(name, ways, allowed, self.memory is not None, store.report)
+            needs[name] = choose(name, ways, self.memory, store.report)
         return needs
 
     def sized(self, name: str, material: dict[str, Any]) -> Expert:
         """The dimensions and sizes of an expert that takes a step of this material."""
-        config, settings = self.model.config, self.settings
-        computed = ITEMSIZE[material["dtype"]]
-        frames = settings.num_frames + 4 * settings.trim_first_frames
-        size = (settings.width, settings.height, frames)
+        config, computed = self.model.config, ITEMSIZE[material["dtype"]]
         return Expert(
             config=config.dit,
             bytes=self.model.component(name).bytes,
             stored=computed if config.quantization else ITEMSIZE[config.dtype],
             computed=computed,
             passes=1 if material["guide_scale"] == 1.0 else 2,
-            latent=geometry.latent_shape(*size, config.vae.stride),
+            latent=self.settings.latent_shape(config.vae.stride),
         )
 
 
@@ -174,8 +168,7 @@ def starts(
         made = given.step.made
         return [(given.step.key, unused, {"seed": made.get("seed")})]
     trim = settings.trim_first_frames
-    vae, frames = model.config.vae, settings.num_frames + 4 * trim
-    shape = (vae.z_dim, *geometry.latent_shape(settings.width, settings.height, frames, vae.stride))
+    shape = (model.config.vae.z_dim, *settings.latent_shape(model.config.vae.stride))
     # part of the noise's material: decode trusts every step of the chain to remember it
     trimmed = {"trim_first_frames": trim} if trim else {}
     if params.noise is not None:

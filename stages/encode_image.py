@@ -58,7 +58,7 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     """Encode the image for this model's task. Raises UsageError for a text-to-video model or a bad
     canvas or file.
     """
-    from wanpipe.device import compute_dtype, recommended_memory
+    from wanpipe.device import compute_dtype
     from wanpipe.image import clip_pixels, fit, open_image
 
     if model.config.task == "t2v":
@@ -86,8 +86,7 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     recipe = Recipe(stage="encode-image", algorithm=ALGORITHM, material=material, made=made)
     missing, need = store.wants(recipe), needed(model, canvas)
     if missing:
-        allowed, asked = params.memory or recommended_memory(), params.memory is not None
-        budget.choose("vae_encoder", [need], allowed, asked, store.report)
+        budget.choose("vae_encoder", [need], params.memory, store.report)
     entry = store.obtain(recipe, filler(model, pixels, clip, recipe, need, store))
     if missing:
         forecast.tell("vae_encoder", "encode-image", need, 1, store)

@@ -99,16 +99,13 @@ class Encoding:
     @cached_property
     def need(self) -> Need:
         """What the pass takes. Raises UsageError where --memory is less."""
-        from wanpipe.device import recommended_memory
-
         component, table = self.model.component("t5_encoder"), self.config.vocab * self.config.dim
         stored = ITEMSIZE[self.model.config.dtype]
         blocks = component.bytes - table * stored
         if component.bytes >= component.parameters * stored:  # no matrix is quantised
             blocks = (component.parameters - table) * ITEMSIZE[self.dtype]
         ways = [budget.text(self.config, blocks, [len(ids) for ids in self.sequences])]
-        allowed, asked = self.memory or recommended_memory(), self.memory is not None
-        return budget.choose("t5_encoder", ways, allowed, asked, self.store.report)
+        return budget.choose("t5_encoder", ways, self.memory, self.store.report)
 
     def rows(self, ids: Ids) -> "mx.array":
         """Rows (L, D) of one sequence, which may be one more than was expected."""

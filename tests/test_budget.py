@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from bench.sizes import DITS, HD, T5_XXL, TI2V_HD, VAE_21, VAE_22, WIDE
 from tests import graphs
 from tests.graphs import gpu
-from wanpipe import budget
+from wanpipe import budget, device
 from wanpipe.budget import Expert, Need
 from wanpipe.config import DiTConfig
 from wanpipe.device import within
@@ -116,25 +116,28 @@ WAYS = [
 
 def test_what_fits_is_run_plainly_and_silently() -> None:
     heard = Heard()
-    assert budget.choose("model", WAYS, 11 * 10**9, True, heard) is WAYS[0]
+    assert budget.choose("model", WAYS, 11 * 10**9, heard) is WAYS[0]
     assert not heard.lines
 
 
 def test_what_does_not_fit_is_run_another_way_with_one_line() -> None:
     heard = Heard()
-    assert budget.choose("model", WAYS, 5 * 10**9, False, heard) is WAYS[1]
+    assert budget.choose("model", WAYS, 5 * 10**9, heard) is WAYS[1]
     [line] = heard.lines
     assert line == "model: blocks are read again and again, since 11 GB would be more than 5 GB"
 
 
 def test_a_limit_that_no_way_keeps_is_refused_where_it_was_asked_for() -> None:
     with pytest.raises(UsageError, match=r"model needs 4 GB at this size, more than --memory 2 GB"):
-        budget.choose("model", WAYS, 2 * 10**9, True, Report())
+        budget.choose("model", WAYS, 2 * 10**9, Report())
 
 
-def test_a_device_that_recommends_less_is_tried_and_told() -> None:
+def test_a_device_that_recommends_less_is_tried_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     heard = Heard()
-    assert budget.choose("model", WAYS, 2 * 10**9, False, heard) is WAYS[1]
+    monkeypatch.setattr(device, "recommended_memory", lambda: 2 * 10**9)
+    assert budget.choose("model", WAYS, None, heard) is WAYS[1]
     assert heard.lines == [
         "model needs 4 GB at this size, more than the 2 GB that this device recommends"
     ]

@@ -72,6 +72,11 @@ def test_less_than_any_way_takes_is_refused_before_anything_is_read(studio: Plac
     studio.refuse(*words, "--memory", "1kB", code=2, says="more than --memory 1 kB; make width")
 
 
+def test_no_memory_at_all_is_no_default(studio: Place) -> None:
+    words = ("denoise", "--model", studio.model, "--from", studio.text(), *SMALL, "--seed", 6)
+    studio.refuse(*words, "--memory", "0", code=2, says="more than --memory 0 B")
+
+
 def test_a_size_that_is_none_is_a_usage_error(place: Place) -> None:
     result = inside("denoise", "--memory", "much", "--events", "json", cwd=place.root)
     assert result.code == 2

@@ -1,7 +1,7 @@
 """What a stage needs, in memory and in arithmetic, and how it is run within a limit of memory.
 
-Numbers that follow from dimensions and sizes of files; loads no array library. Bytes and floating
-point operations throughout; a multiplication and an addition are two.
+Numbers that follow from dimensions and sizes of files; only `choose` asks the device. Bytes and
+floating point operations throughout; a multiplication and an addition are two.
 """
 
 from collections.abc import Sequence
@@ -170,18 +170,21 @@ def _vae(plan: vae_sizes.Plan, way: str, times: int) -> Need:
     return Need(peak=peak, limit=peak, flops=plan.flops * times, way=way)
 
 
-def choose(stage: str, ways: Sequence[Need], allowed: int, asked: bool, report: Report) -> Need:
-    """Return the first of `ways` that keeps within `allowed` bytes, and say so where it is not the
-    plain one.
+def choose(stage: str, ways: Sequence[Need], memory: int | None, report: Report) -> Need:
+    """Return the first of `ways` that keeps within `memory` bytes, or without within what the
+    device recommends, and say so where it is not the plain one.
 
-    Where none does: raises UsageError if the limit was `asked` for; else says so and returns the
-    least.
+    Where none does: raises UsageError for a `memory` that was asked for; else says so and returns
+    the least.
     """
+    from wanpipe.device import recommended_memory
+
+    allowed = recommended_memory() if memory is None else memory
     fitting = [need for need in ways if need.peak <= allowed]
     need = fitting[0] if fitting else min(ways, key=lambda need: need.peak)
     if not fitting:
         least = f"{stage} needs {amount(need.peak, 'B')} at this size"
-        if asked:
+        if memory is not None:
             raise UsageError(
                 f"{least}, more than --memory {amount(allowed, 'B')}; make width, height or "
                 "num-frames smaller"

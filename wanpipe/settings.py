@@ -90,6 +90,11 @@ class Settings(Strict):
         """The LoRAs that an expert gets, in the order in which they are added."""
         return [lora for lora in self.loras if lora.expert in (None, expert)]
 
+    def latent_shape(self, stride: geometry.Triple) -> geometry.Triple:
+        """Latent frames, rows and columns (F, H, W), those to be trimmed included."""
+        frames = self.num_frames + 4 * self.trim_first_frames
+        return geometry.latent_shape(self.width, self.height, frames, stride)
+
     def schedule(self) -> Schedule:
         """The timesteps and sigmas of this run."""
         solver = SOLVERS[self.scheduler]
