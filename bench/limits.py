@@ -11,6 +11,8 @@ from wanpipe.budget import Expert
 MATMUL = 700e12
 # bf16 attention among 32760 tokens, 12 heads of 128 (MLX 0.32.4)
 ATTENTION = 583e12
+# bf16 conv3d as it was first measured (MLX 0.32.4); wide ones have since reached 750
+CONVOLUTION = 480e12
 # a copy within device memory, counting bytes read and bytes written
 BANDWIDTH = 3.0e12
 

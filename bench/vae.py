@@ -1,11 +1,12 @@
 """Both VAEs at full size, with random weights, on the device that MLX uses: where the time goes.
 
-    python bench/vae.py [--small] [--at-once N] [--layers | --conv] [NAME ...]
+    python -m bench.vae [--small] [--at-once N] [--layers | --conv] [NAME ...]
 
 Without options: for each of SIZES the median seconds of one decode and one encode, TFLOP/s, memory,
-and how many times the limit that is (arithmetic at CEILING); an image-to-video clip, of which most
-is grey, beside the plain video. `--layers` times every distinct layer alone, `--conv` three ways of
-computing every distinct 3x3x3 convolution. `--small` takes sizes that a CPU can do.
+and how many times the limit that is (arithmetic at the ceiling of bench/limits.py); an
+image-to-video clip, of which most is grey, beside the plain video. `--layers` times every distinct
+layer alone, `--conv` three ways of computing every distinct 3x3x3 convolution. `--small` takes
+sizes that a CPU can do.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
+from bench import limits
+from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
 from wanpipe.config import VAEConfig
 from wanpipe.device import describe, is_cuda
 from wanpipe.models import vae
@@ -28,14 +31,10 @@ from wanpipe.models.layers import Linear
 from wanpipe.models.vae_sizes import Plan, Step, plan, steps
 
 REPEATS = 3
-CEILING = 480e12  # operations a second: the best conv3d in bfloat16 seen on an H100, MLX 0.32.4
-BANDWIDTH = 3.0e12  # bytes a second: copying on the same H100, reads and writes counted
-VAE_21 = VAEConfig(version="2.1", encoder_dim=96, decoder_dim=96, z_dim=16)
-VAE_22 = VAEConfig(version="2.2", encoder_dim=160, decoder_dim=256, z_dim=48)
 SIZES = {
-    "2.1-832x480x81": (VAE_21, (21, 60, 104)),
-    "2.1-1280x720x81": (VAE_21, (21, 90, 160)),
-    "2.2-1280x704x121": (VAE_22, (31, 44, 80)),
+    "2.1-832x480x81": (VAE_21, WIDE),
+    "2.1-1280x720x81": (VAE_21, HD),
+    "2.2-1280x704x121": (VAE_22, TI2V_HD),
 }
 SMALL = {
     "2.1-small": (VAEConfig(version="2.1", encoder_dim=32, decoder_dim=32, z_dim=16), (4, 8, 12)),
@@ -108,7 +107,7 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int]) -> None:
 
 def tell(name: str, seconds: float, needs: Plan) -> None:
     """Print one row; the arithmetic of a grey clip is counted as if it were all computed."""
-    rate, times = needs.flops / seconds / 1e12, seconds / (needs.flops / CEILING)
+    rate, times = needs.flops / seconds / 1e12, seconds / (needs.flops / limits.CONVOLUTION)
     memory = f"{mx.get_peak_memory() / 1e9:.2f} GB | {needs.peak / 1e9:.2f} GB"
     row = f"{needs.flops / 1e12:.1f} | {seconds:.3f} s | {rate:.1f} | {times:.2f} | {memory}"
     print(f"| {name} | {row} |", flush=True)
@@ -186,7 +185,7 @@ def layers(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: i
     total = limits = 0.0
     for work in works(config, shape, at_once):
         seconds = clock(work.run, inner=10 if work.flops < 1e11 else 3)
-        limit = max(work.flops / CEILING, work.bytes / BANDWIDTH)
+        limit = max(work.flops / limits.CONVOLUTION, work.bytes / limits.BANDWIDTH)
         total, limits = total + work.count * seconds, limits + work.count * limit
         print(
             f"| {work.name} | {work.count} | {work.flops / 1e9:.2f} | {work.bytes / 1e6:.1f} "

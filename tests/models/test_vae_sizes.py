@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from bench.sizes import VAE_21, VAE_22
 from wanpipe.config import VAEConfig
 from wanpipe.models import causal_conv, causal_vae, layers, vae
 from wanpipe.models.causal_conv import Past
@@ -17,8 +18,6 @@ CONFIGS = {
     "2.1": VAEConfig(version="2.1", encoder_dim=16, decoder_dim=16, z_dim=16),
     "2.2": VAEConfig(version="2.2", encoder_dim=16, decoder_dim=32, z_dim=48),
 }
-VAE_21 = VAEConfig(version="2.1", encoder_dim=96, decoder_dim=96, z_dim=16)
-VAE_22 = VAEConfig(version="2.2", encoder_dim=160, decoder_dim=256, z_dim=48)
 CONVOLUTIONS = {"causal", "frame", "phases", "time", "down"}
 halves = pytest.mark.parametrize("half", ["decoder", "encoder"])
 versions = pytest.mark.parametrize("version", CONFIGS)
