@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Literal, Self
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
 from wanpipe.errors import CheckpointError
 from wanpipe.weights.dtypes import EIGHT_BIT, FLOATS, STORED, Array, Floats, widen
-from wanpipe.weights.read import BLOCK, TensorFile, open_tensors
+from wanpipe.weights.read import BLOCK, Closing, TensorFile, open_tensors
 from wanpipe.weights.rename import Row, matches
 from wanpipe.weights.rules import diffusers, transformers
 from wanpipe.weights.tensors import TensorInfo, listed, shown
@@ -82,7 +82,7 @@ def recognise(names: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:
     return None
 
 
-class Network:
+class Network(Closing):
     """The tensors of one network by their official names, open for reading; a context manager."""
 
     def __init__(self, file: TensorFile) -> None:
@@ -93,15 +93,8 @@ class Network:
             {name: self._joined(name, parts) for name, parts in self._parts.items()}
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the file; nothing can be read afterwards."""
         self._file.close()
 
     def read(self, name: str) -> Array:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -27,7 +27,21 @@ BLOCK = 1 << 22  # bytes per block: large enough to stream, small enough for the
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
-class TensorFile:
+class Closing:
+    """What has files open: a context manager that closes them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; nothing can be read afterwards."""
+        raise NotImplementedError
+
+
+class TensorFile(Closing):
     """Tensors of one file or of several shards, open for reading; a context manager."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -62,17 +76,6 @@ class TensorFile:
                 raise CheckpointError(f"{path} holds {shown(name)}, which another shard holds too")
             tensors[name] = info
             self._places[name] = Place(index, place.offset, place.strides)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the files; nothing can be read afterwards."""
