@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # isort: split
 import numpy as np
@@ -26,8 +26,14 @@ from wanpipe.model import Model, open_model
 from wanpipe.sources import Sources
 from wanpipe.store import Entry, Store
 
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from wanpipe.models.vae import Decoder, Encoder
+
 NAMES = ("colour", "shape", "motion", "speed", "background", "all")
 SEED = 100  # of the first prompt's film; the next prompt has the next seed
+TILES = ((48, 16), (64, 16), (64, 32), (72, 48), (80, 64))  # pixels, and how many overlap
 FIRST = 500  # seed of the first prompt's image and of its clip for the VAE
 GROUP = 32  # the largest group size that divides the widths of the demo's transformers
 HEAD = (
@@ -213,21 +219,54 @@ def round_trips(
     chosen: list[Case], outline: bool, store: Store
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode and decode clips: what went in and what came out, uint8 (T, Y, X, 3)."""
+    encoder, decoder = halves(store)
+    for number, _, scene in chosen:
+        clip = world.render(scene, seed=FIRST + number, outline=outline)
+        yield clip, joined(decoder.frames(encoder(scaled(clip))))
+
+
+def tiles(chosen: list[Case], store: Store) -> None:
+    """Measure decoding in tiles against decoding whole frames."""
+    from wanpipe import tiling
+
+    print("\n| tile, overlap | clips | to whole frames | worst pixel |\n|---|---|---|---|")
+    encoder, decoder = halves(store)
+    scenes = [world.render(scene, seed=FIRST + number) for number, _, scene in chosen[:6]]
+    latents = [encoder(scaled(clip)) for clip in scenes]
+    whole = np.stack([joined(decoder.frames(latent)) for latent in latents])
+    for tile, overlap in TILES:
+        pieces = (tiling.frames(decoder, latent, 8, tile, overlap) for latent in latents)
+        tiled = np.stack([joined(one) for one in pieces])
+        worst = np.abs(tiled.astype(int) - whole).max()
+        told = f"{len(scenes)} | {psnr(tiled, whole):.1f} dB | {worst}"
+        print(f"| {tile}, {overlap} | {told} |", flush=True)
+
+
+def halves(store: Store) -> "tuple[Encoder, Decoder]":
+    """Load the demo's VAE."""
     import mlx.core as mx
 
     from wanpipe.models import vae as networks
     from wanpipe.weights.load import load_network
 
     model = converted("i2v-a14b", store)
-    encoder = networks.encoder(model.config.vae)
+    encoder, decoder = networks.encoder(model.config.vae), networks.decoder(model.config.vae)
     load_network(encoder, model.checked("vae_encoder", store), mx.float32)
-    decoder = networks.decoder(model.config.vae)
     load_network(decoder, model.checked("vae", store), mx.float32)
-    for number, _, scene in chosen:
-        clip = world.render(scene, seed=FIRST + number, outline=outline)
-        pixels = mx.array(clip.astype(np.float32) / 127.5 - 1)  # (T, Y, X, 3)
-        pieces = [np.array(piece) for piece in decoder.frames(encoder(pixels))]
-        yield clip, np.rint((np.concatenate(pieces) + 1) * 127.5).astype(np.uint8)
+    return encoder, decoder
+
+
+def scaled(clip: np.ndarray) -> "mx.array":
+    """Bytes (T, Y, X, 3) as the VAE takes them."""
+    import mlx.core as mx
+
+    return mx.array(clip.astype(np.float32) / 127.5 - 1)
+
+
+def joined(pieces: "Iterator[mx.array]") -> np.ndarray:
+    """What a decoder gives, piece by piece, as bytes."""
+    frames = np.concatenate([np.array(piece) for piece in pieces])
+    return np.rint((frames + 1) * 127.5).astype(np.uint8)
 
 
 PARTS: dict[str, Callable[[list[Case], Store], None]] = {
@@ -239,6 +278,7 @@ PARTS: dict[str, Callable[[list[Case], Store], None]] = {
     "lora": lora,
     "negatives": negatives,
     "vae": vae,
+    "tiles": tiles,
 }
 
 
