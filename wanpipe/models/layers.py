@@ -208,6 +208,7 @@ def _attend_blockwise(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | No
         fade, weights = mx.exp(before - top), mx.exp(scores - top)
         total = total * fade + weights.sum(axis=-1, keepdims=True)
         x = x * fade + matmul(weights, v[:, :, keys])
+        mx.eval(top, total, x)  # else what every round has made stays until the last
     return x / total
 
 
