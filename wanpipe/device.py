@@ -37,6 +37,15 @@ def is_metal() -> bool:
     return is_gpu() and mx.metal.is_available()
 
 
+def reader() -> mx.Device | None:
+    """Where MLX best reads files: on the CPU, in several threads, while a GPU computes.
+
+    None, its default, where CUDA does not move what the CPU wrote by itself: Windows and WSL.
+    """
+    moves = platform.system() == "Linux" and "microsoft" not in platform.release().lower()
+    return mx.Device(mx.cpu, 0) if moves or not is_cuda() else None
+
+
 def compute_dtype(stored: str) -> str:
     """The dtype of matrix products: the stored one on a GPU, float32 on the CPU, where bfloat16 is
     slower.

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from wanpipe.device import reader
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.weights.read import open_tensors
@@ -58,7 +59,7 @@ def open_weights(
     with open_tensors(path) as file:
         stored, full = file.tensors, set(file.metadata.get(FULL, "").split())
     full |= {name for name, info in stored.items() if info.dtype == CODES}
-    weights: Any = mx.load(str(path))
+    weights: Any = mx.load(str(path), stream=reader())
     cast = {name: value if name in full else value.astype(dtype) for name, value in weights.items()}
     return cast, stored
 
