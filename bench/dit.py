@@ -125,7 +125,7 @@ def bench(name: str, asked: Namespace, rows: Rows) -> None:
     spec = None if asked.bits is None else Quantization(bits=asked.bits, group_size=GROUP)
     random = Random(DiT(config), rules.ROWS, spec)
     expert = budgeted(config, latent, random.bytes, spec is not None)
-    need = expert.ways()[2 if asked.streamed else int(asked.tight)]
+    need = expert.ways()[int(asked.streamed)]
     with tempfile.TemporaryDirectory() as folder:
         network = loaded(random, config, asked, Path(folder), rows)
         step = stepper(network, latent)
@@ -185,7 +185,6 @@ def main() -> None:
     options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DITS))
     options.add_argument("--bits", type=int, choices=(4, 8), help=f"in groups of {GROUP}")
     options.add_argument("--streamed", action="store_true", help="blocks read at every step")
-    options.add_argument("--tight", action="store_true", help="in the least memory")
     options.add_argument("--unlimited", action="store_true", help="no limit of memory for MLX")
     options.add_argument("--layers", type=int, help="fewer blocks than the network has")
     options.add_argument("--torch", action="store_true", help="diffusers' network too")

@@ -45,18 +45,19 @@ def of_blocks(width: int, hidden: int, grid: tuple[int, int, int]) -> Iterator[t
     bias, weight = normal(width), normal(width)
     inner, table = normal(1, tokens, hidden, dtype=half), rope.tables(grid, HEAD)
     rows = y.reshape(-1, width)
-    halves = [mx.contiguous(part) for part in mx.split(rows, [tokens // 2])]
-    mx.eval(halves, table)
+    cuts = [-(-tokens // 4) * number for number in (1, 2, 3)]
+    parts = [mx.contiguous(part) for part in mx.split(rows, cuts)]
+    mx.eval(parts, table)
     like = {"eps": EPS, "dtype": half}
-    gated = partial(layers.add_norm, x, y, gate, bias, weight, plus_one=False, **like)
-    plain = partial(layers.add_norm, x, y, None, shift, scale, plus_one=True, **like)
+    gated = partial(layers.add_norm, x, [y], gate, bias, weight, plus_one=False, **like)
+    plain = partial(layers.add_norm, x, [y], None, shift, scale, plus_one=True, **like)
+    of_parts = partial(layers.add_norm, x, parts, gate, shift, scale, plus_one=True, **like)
     turn = partial(rope.norm_rotate, rows, weight, table, width=HEAD, eps=EPS)
-    yield "norm, modulate", lambda: [layers.norm_modulate(x, shift, scale, **like)]
     yield "gated addition, norm", gated
     yield "addition, norm, modulate", plain
     yield "norm, rotate", lambda: [turn()]
     yield "gelu", lambda: [layers.gelu(inner, dtype=half)]
-    yield "gated addition of halves", lambda: [layers.add_halves(x, halves, gate)]
+    yield "gated addition of parts, norm, modulate", of_parts
 
 
 def of_vae(channels: int, frames: int, rows: int, columns: int) -> Iterator[tuple[str, Work]]:

@@ -27,7 +27,7 @@ from wanpipe.config import DiTConfig
 from wanpipe.device import compute_dtype, mlx_dtype
 from wanpipe.geometry import Triple
 from wanpipe.models import rope
-from wanpipe.models.dit import Condition, DiT
+from wanpipe.models.dit import Condition, DiT, Stream
 from wanpipe.models.layers import grid
 from wanpipe.weights.load import load_network
 from wanpipe.weights.rules import dit as rules
@@ -69,7 +69,9 @@ def run(folder: Path, dtype: str) -> None:
 
     def both() -> list[np.ndarray]:
         kept = block.cross_attn.keys_values(Condition(inputs["words"][0].astype(kind)))
-        stream = block(inputs["stream"], inputs["time"], table, kept)[0]
+        advanced = Stream(inputs["stream"])
+        block(advanced, inputs["time"], table, kept)
+        stream = advanced.settle()[0]
         mx.eval(stream)
         condition = network.condition(inputs["text"])
         [velocity] = network(inputs["latent"], [STEP], [condition])

@@ -17,15 +17,13 @@ from wanpipe.config import DiTConfig
 from wanpipe.device import compute_dtype, mlx_dtype
 from wanpipe.geometry import Triple
 from wanpipe.models import rope
-from wanpipe.models.dit import Block, DiT
+from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.models.layers import (
-    add_gated,
     add_norm,
     attend,
     gelu,
     grid,
     linear,
-    norm_modulate,
     rms_norm,
     split_heads,
 )
@@ -67,7 +65,7 @@ def counted(config: DiTConfig, tokens: int, itemsize: int = 2) -> list[Piece]:
     side, wide = D * D * itemsize, D * F * itemsize
     square, oblong = 2.0 * tokens * D * D, 2.0 * tokens * D * F
     return [
-        Piece(name="norm, modulate", bytes=stream + row),
+        Piece(name="gated addition, norm, modulate", bytes=2 * stream + 2 * row),
         Piece(name="product", times=6, bytes=2 * row + side, operations=square),
         Piece(name="norm, rotate", times=2, bytes=2 * row + tables),
         Piece(
@@ -88,7 +86,6 @@ def counted(config: DiTConfig, tokens: int, itemsize: int = 2) -> list[Piece]:
         Piece(name="fc1", bytes=row + hidden + wide, operations=oblong),
         Piece(name="gelu", bytes=2 * hidden),
         Piece(name="fc2", bytes=row + hidden + wide, operations=oblong),
-        Piece(name="gated addition", bytes=2 * stream + row),
     ]
 
 
@@ -133,24 +130,25 @@ def runs(
         return split_heads(x, heads)
 
     return {
-        "norm, modulate": lambda i: norm_modulate(i.stream, i.gate, i.gate, **like),
+        "gated addition, norm, modulate": lambda i: add_norm(
+            i.stream, [i.row], i.gate, i.gate, i.gate, plus_one=True, **like
+        ),
         "product": lambda i: attention.q(i.row),
         "norm, rotate": lambda i: rope.norm_rotate(
             i.row.reshape(-1, width), weight, table, width=width // heads, eps=block.eps
         ),
         "self attention": lambda i: attend(split(i.row), split(i.row), split(i.row)),
         "gated addition, norm3": lambda i: add_norm(
-            i.stream, i.row, i.gate, norm3.bias, norm3.weight, plus_one=False, **like
+            i.stream, [i.row], i.gate, norm3.bias, norm3.weight, plus_one=False, **like
         ),
         "norm of cross q": lambda i: rms_norm(i.row, cross.norm_q),
         "cross attention": lambda i: attend(split(i.row), *i.kept),
         "addition, norm, modulate": lambda i: add_norm(
-            i.stream, i.row, None, i.gate, i.gate, plus_one=True, **like
+            i.stream, [i.row], None, i.gate, i.gate, plus_one=True, **like
         ),
         "fc1": lambda i: block.ffn.fc1(i.row),
         "gelu": lambda i: gelu(i.hidden, dtype=dtype),
         "fc2": lambda i: block.ffn.fc2(i.hidden),
-        "gated addition": lambda i: add_gated(i.stream, i.row, i.gate, dtype=mx.float32),
     }
 
 
@@ -179,7 +177,14 @@ def bench(name: str, config: DiTConfig, latent: Triple, repeats: int, rows: Rows
         took = seconds(work[piece.name], sets, piece.operations > 1e12, repeats)
         total, least = total + piece.times * took, least + piece.times * piece.limit
         tell(rows, f"{name}, {piece.name}", piece, took)
-    whole = seconds(lambda i: block(i.stream, time, table, i.kept), sets, True, repeats)
+
+    def advance(i: Inputs) -> tuple[mx.array, ...]:
+        # as in a row of blocks, each adds what the one before left to be added
+        stream = Stream(i.stream, [i.row], i.gate)
+        block(stream, time, table, i.kept)
+        return stream.x, *stream.parts
+
+    whole = seconds(advance, sets, True, repeats)
     rows.tell(
         f"{name}, block",
         tokens=tokens,

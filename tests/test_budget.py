@@ -1,5 +1,6 @@
 """What is promised of memory: counted against the graphs, chosen within a limit, kept by MLX."""
 
+import gc
 from math import prod
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from bench.sizes import DITS, HD, T5_XXL, TI2V_HD, VAE_21, VAE_22, WIDE
+from bench.weights import Random
 from tests import graphs
 from tests.graphs import gpu
 from wanpipe import budget, device
@@ -16,7 +18,7 @@ from wanpipe.config import DiTConfig
 from wanpipe.device import within
 from wanpipe.errors import UsageError
 from wanpipe.models import rope
-from wanpipe.models.dit import Block, DiT
+from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.report import Report
 from wanpipe.weights.rename import Row, matches
 from wanpipe.weights.rules import dit as dit_rules
@@ -47,7 +49,9 @@ def live(one: Expert) -> int:
         def run(
             x: mx.array, time: mx.array, cos: mx.array, sin: mx.array, *kept: mx.array
         ) -> mx.array:
-            return block(x, time, (cos, sin), kept)
+            stream = Stream(x)
+            block(stream, time, (cos, sin), kept)
+            return stream.settle()
 
         tables = rope.tables(counts, width)
         graph = tracer.read_network(block, rows, run, *inputs, *tables, *kept)
@@ -58,8 +62,7 @@ def live(one: Expert) -> int:
 def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str) -> None:
     one = expert(name)
     # the graph's peak has the stream after the block in it, the budget every pass's stream
-    assert live(one) <= one.least + one.stream <= 1.6 * live(one)
-    assert one.least < one.work
+    assert live(one) <= one.work + one.stream <= 2.5 * live(one)
 
 
 @pytest.mark.parametrize("name", DITS)
@@ -90,6 +93,26 @@ def test_arithmetic_of_a_step_counts_every_product() -> None:
     linear = 4 * 36 + 2 * 36 + 2 * 60  # self attention, q and o of cross attention, feed forward
     attention = 2 * 6 * (tokens + 3)
     assert one.flops == 2 * 2 * tokens * (linear + attention)
+
+
+def test_a_step_makes_what_its_plan_tells() -> None:
+    sizes = {"dim": 64, "ffn_dim": 256, "heads": 2, "text_dim": 32, "text_len": 32}
+    config = DiTConfig(**sizes, layers=2, in_dim=16, out_dim=16)
+    random = Random(DiT(config), dit_rules.ROWS, dtype="F32")
+    network = random.fill(DiT(config), mx.float32)
+    conditions = [network.condition(mx.random.normal((rows, 32))) for rows in (20, 32)]
+    latent = (5, 32, 48)
+    x = mx.random.normal((16, *latent))
+    mx.eval(network(x, [500.0], conditions))
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(network(x, [500.0], conditions))
+    made = mx.get_peak_memory() - before
+    one = Expert(config=config, bytes=random.bytes, stored=4, computed=4, passes=2, latent=latent)
+    # on the CPU, where GELU is not one kernel, up to two hidden layers more
+    planned = one.passes * one.stream + one.work
+    assert 0.8 * planned < made < 1.1 * planned + 2 * one.hidden
 
 
 def test_text_encoder_needs_two_of_its_blocks() -> None:

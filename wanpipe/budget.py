@@ -18,7 +18,6 @@ from wanpipe.words import amount
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMAGE_TOKENS = 257  # of CLIP
-WAITING = "each stretch of work waits until there is room"
 STREAMED = "its blocks are read from the disk at every step"
 
 
@@ -82,8 +81,9 @@ class Expert:
 
     @property
     def hidden(self) -> int:
-        """The widest array of a block: between the two layers of the feed forward."""
-        return self.tokens * self.config.ffn_dim * self.computed
+        """The widest array of a block: one part of the layer between those that feed forward."""
+        rows = -(-self.tokens // self.config.portions(self.tokens))
+        return rows * self.config.ffn_dim * self.computed
 
     @property
     def row(self) -> int:
@@ -95,12 +95,8 @@ class Expert:
         """What is in memory beside the streams while one stretch of a block is at work and the next
         is prepared. The counts were fitted to what an H100 took; other devices free no later.
         """
-        return 7 * self.row + 2 * self.hidden
-
-    @property
-    def least(self) -> int:
-        """What must be alive: queries, keys and values on their way, or the hidden layer."""
-        return max(5 * self.row, 2 * self.row + self.hidden)
+        parts = min(3, 2 * self.config.portions(self.tokens))
+        return max(7 * self.row, 3 * self.row + parts * self.hidden)
 
     @property
     def tables(self) -> int:
@@ -116,15 +112,12 @@ class Expert:
         return self.passes * c.layers * (linear + attention)
 
     def ways(self) -> list[Need]:
-        """With all blocks in memory; waiting until memory is free; with the blocks on the disk."""
-        rest = self.stem + self.kept + self.tables + self.passes * self.stream
-        roomy, tight = rest + self.blocks + self.work, rest + self.blocks + self.least
-        streamed = rest + -(-2 * self.blocks // self.config.layers) + self.least
-        made = max(self.stream, self.hidden // 2)
+        """With all blocks in memory; with two of them, read from the disk as they are needed."""
+        rest = self.stem + self.kept + self.tables + self.passes * self.stream + self.work
+        resident, streamed = rest + self.blocks, rest + -(-2 * self.blocks // self.config.layers)
         return [
-            Need(peak=roomy, limit=roomy, flops=self.flops),
-            Need(peak=tight + made, limit=tight, flops=self.flops, way=WAITING),
-            Need(peak=streamed + made, limit=streamed, flops=self.flops, way=STREAMED),
+            Need(peak=resident, limit=resident, flops=self.flops),
+            Need(peak=streamed, limit=streamed, flops=self.flops, way=STREAMED),
         ]
 
 

@@ -67,6 +67,11 @@ class DiTConfig(Strict):
     clip_dim: int | None = None
     patch: tuple[int, int, int] = (1, 2, 2)
 
+    @staticmethod
+    def portions(tokens: int) -> int:
+        """In how many parts tokens feed forward: two, where one is enough for a GPU."""
+        return 2 if tokens >= 8192 else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class T5Config(Strict):

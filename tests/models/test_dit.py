@@ -107,6 +107,35 @@ def test_keys_and_values_are_made_once_per_prompt(checkpoints: Path) -> None:
     assert np.array_equal(np.array(first), np.array(second))
 
 
+def test_tokens_look_around_once_before_they_meet_their_texts(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = "wan21-t2v/dit"
+    model = network(checkpoints, topic)
+    x, t, _ = inputs(topic, "a")
+    texts = [condition(model, topic, name) for name in "ab"]
+    alone = [np.array(model(x, t, [text])[0]) for text in texts]
+    around, call = [], dit.Block.look_around
+    monkeypatch.setattr(
+        dit.Block, "look_around", lambda *args: (around.append(args[0]), call(*args))[1]
+    )
+    together = model(x, t, texts)
+    assert len(around) == 2 * model.config.layers - 1
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, np.array(other))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_tokens_may_feed_forward_in_parts(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    topic = "wan22-ti2v-5b/dit"
+    model = network(checkpoints, topic)
+    whole = forward(model, topic, "a")
+    monkeypatch.setattr(type(model.config), "portions", lambda self, tokens: count)
+    assert relative_error(forward(model, topic, "a"), np.array(whole)) < 1e-6
+
+
 def test_lazy_forward_gives_the_same(checkpoints: Path) -> None:
     topic = "wan21-t2v/dit"
     model = network(checkpoints, topic)
@@ -147,7 +176,9 @@ def test_matrix_products_of_blocks_get_no_float32(
     tokens = mx.random.normal((1, 24, model.config.dim))
     kept = block.cross_attn.keys_values(condition(model, topic, "a"))
     seen["MLP"].clear()
-    out = block(tokens, modulation, dit.rope.tables((2, 4, 3), 32), kept)
+    stream = dit.Stream(tokens)
+    block(stream, modulation, dit.rope.tables((2, 4, 3), 32), kept)
+    out = stream.settle()
     assert seen == {"attend": {mx.bfloat16}, "MLP": {mx.bfloat16}}
     assert out.dtype == mx.float32
 

@@ -4,7 +4,8 @@ and paces the evaluation.
 Knows neither what a block computes nor where its weights come from.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import mlx.core as mx
@@ -14,47 +15,51 @@ Pace = Callable[..., None]
 
 
 class Paced:
-    """Begins to evaluate the arrays it is given, then waits for those it was given before.
+    """Begins to evaluate the arrays it is given, a stretch of work, then waits until no more than
+    `ahead` stretches are under way.
 
-    So a device works on one stretch while the next is prepared, never more: what lies in memory is
-    what two stretches make, however long the graph is.
+    So the device works on one while the next is prepared, and what lies in memory is what a few of
+    them make, however long the graph is. After a long one, a short one more must be under way: a
+    host that has slept takes longer to wake than the device for the short one.
     """
 
     def __init__(self) -> None:
-        self.running: Sequence[mx.array] = ()
+        self.running: deque[tuple[mx.array, ...]] = deque()
 
-    def __call__(self, *arrays: mx.array) -> None:
+    def __call__(self, *arrays: mx.array, ahead: int = 1) -> None:
         mx.async_eval(*arrays)
-        mx.eval(*self.running)
-        self.running = arrays
+        self.running.append(arrays)
+        while len(self.running) > ahead:
+            mx.eval(self.running.popleft())
 
 
-def unpaced(*arrays: mx.array) -> None:
+def unpaced(*arrays: mx.array, ahead: int = 1) -> None:
     """Leave the evaluation to the caller."""
 
 
 def through(
     blocks: Iterable[Block],
-    streams: Sequence[mx.array],
-    step: Callable[[int, Block, int, mx.array, Pace], mx.array],
-    lazy: bool = False,
-) -> list[mx.array]:
-    """Advance every stream by every block, and return the streams after the last.
+    count: int,
+    step: Callable[[int, Block, int, Callable[[], None]], None],
+) -> None:
+    """Advance `count` streams by every block: `step(index, block, number, ask)` takes stream
+    `number` through block `index`.
 
-    `step(index, block, number, stream, pace)` gives stream `number` after block `index`; it may
-    call `pace` with what it makes on the way. `lazy` leaves all evaluation to the caller. The next
-    block is asked for as soon as nothing needs the one before any more: if asking starts to read
-    it, the disk works behind the computation, and no third one is in memory.
+    It calls `ask` when the device has enough to do for a while and needs the block before no more:
+    that asks for the next block, so that it is read behind the computation, and no third one is in
+    memory.
     """
-    streams, pace = list(streams), unpaced if lazy else Paced()
     rest = iter(blocks)
     block, index = next(rest, None), 0
     while block is not None:
-        following = None
-        for number in range(len(streams)):
-            streams[number] = step(index, block, number, streams[number], pace)
-            pace(streams[number])
-            if number == 0:
-                following = next(rest, None)
-        block, index = following, index + 1
-    return streams
+        following: list[Block | None] = []
+
+        def ask(following: list[Block | None] = following) -> None:
+            if not following:
+                following.append(next(rest, None))
+
+        for number in range(count):
+            step(index, block, number, ask)
+        del block
+        ask()
+        block, index = following.pop(), index + 1

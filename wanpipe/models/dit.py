@@ -3,7 +3,7 @@
 One video at a time, never padded. Follows wan/modules/model.py (WanModel) of the official code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -12,11 +12,11 @@ import numpy as np
 
 from wanpipe.config import DiTConfig
 from wanpipe.models import rope
-from wanpipe.models.blocks import Pace, through, unpaced
+from wanpipe.models.blocks import Pace, Paced, through, unpaced
 from wanpipe.models.layers import (
     MLP,
     Linear,
-    add_halves,
+    add_gated,
     add_norm,
     attend,
     gelu,
@@ -35,7 +35,6 @@ from wanpipe.models.layers import (
 
 # keys and values (1, N, L, D) of the text, then those of the image
 KeysValues = tuple[mx.array, ...]
-LONG = 4096  # tokens that feed forward in two halves, each enough for a GPU
 
 
 @dataclass
@@ -62,15 +61,20 @@ class SelfAttention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
 
-    def __call__(self, x: mx.array, table: rope.Tables, pace: Pace) -> mx.array:
+    def heads_of(self, x: mx.array, table: rope.Tables, pace: Pace) -> tuple[mx.array, ...]:
+        """Queries, keys and values (1, N, L, D / N) of tokens x."""
         q = self._turned(self.q(x), self.norm_q, table)
         pace(q)
         k = self._turned(self.k(x), self.norm_k, table)
         v = split_heads(self.v(x), self.heads)
         pace(k, v)
+        return q, k, v
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, pace: Pace) -> mx.array:
+        """Attend among all tokens: (1, L, D)."""
         y = attend(q, k, v)
         pace(y)
-        return self.o(y.reshape(x.shape))
+        return self.o(y)
 
     def _turned(self, x: mx.array, norm: nn.RMSNorm, table: rope.Tables) -> mx.array:
         rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1] // self.heads
@@ -113,12 +117,36 @@ class CrossAttention(nn.Module):
         return self.o(y.reshape(x.shape))
 
 
+@dataclass
+class Stream:
+    """The residual stream x (G, L / G, D), float32, of G groups of tokens that share a timestep,
+    and what is still to be added: rows (L, D) in parts that follow one another, times `gate`
+    (G, 1, D).
+
+    Changed in place, so that nobody holds what it was.
+    """
+
+    x: mx.array
+    parts: list[mx.array] = field(default_factory=list)
+    gate: mx.array | None = None
+
+    def settle(self) -> mx.array:
+        """Add what is still to be added, and return x."""
+        if self.parts:
+            assert self.gate is not None
+            more = mx.concatenate(self.parts).reshape(self.x.shape)
+            self.x = add_gated(self.x, more, self.gate, dtype=self.x.dtype)
+            self.parts, self.gate = [], None
+        return self.x
+
+
 class Block(nn.Module):
     """Self attention, cross attention and feed forward around a float32 residual stream."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         dim = config.dim
+        self.config = config
         self.eps = config.eps
         self.modulation = mx.zeros((6, dim))
         self.self_attn = SelfAttention(config)
@@ -128,38 +156,75 @@ class Block(nn.Module):
 
     def __call__(
         self,
-        x: mx.array,
+        stream: Stream,
         time: mx.array,
         table: rope.Tables,
         kept: KeysValues,
         pace: Pace = unpaced,
+    ) -> None:
+        """Advance a stream by `time` (G, 6, D); what feeding forward gives stays to be added."""
+        self.look_at_text(stream, self.look_around(stream, time, table, pace), time, kept, pace)
+
+    def look_around(
+        self, stream: Stream, time: mx.array, table: rope.Tables, pace: Pace
     ) -> mx.array:
-        """Advance tokens x (G, L / G, D), G groups that share a timestep, by `time` (G, 6, D)."""
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = mx.split(self.modulation + time, 6, 1)
-        like = {"eps": self.eps, "dtype": matmul_dtype(self.self_attn.q)}
-        y = self.self_attn(norm_modulate(x, shift, scale, **like), table, pace)
-        pace(y)
+        """Attend among the tokens, and return what cross attention takes (G, L / G, D)."""
+        shift, scale, gate = mx.split(self.modulation[:3] + time[:, :3], 3, 1)
+        y = self._normed(stream, stream.parts, stream.gate, shift, scale, plus_one=True)
+        stream.parts, stream.gate = [], None
+        pace(stream.x, y)
+        heads = self.self_attn.heads_of(y, table, pace)
+        del y
+        y = self.self_attn(*heads, pace)
+        del heads
+        pace(y, ahead=2)
         norm = (self.norm3.bias, self.norm3.weight)
-        x, y = add_norm(x, y, gate, *norm, plus_one=False, **like)
-        pace(x, y)
+        y = self._normed(stream, [y], gate, *norm, plus_one=False)
+        pace(stream.x, y, ahead=2)
+        return y
+
+    def look_at_text(
+        self, stream: Stream, y: mx.array, time: mx.array, kept: KeysValues, pace: Pace
+    ) -> None:
+        """Attend with y to what is kept of the text, and feed forward."""
+        shift, scale, gate = mx.split(self.modulation[3:] + time[:, 3:], 3, 1)
         y = self.cross_attn(y, kept, pace)
         pace(y)
-        x, y = add_norm(x, y, None, ffn_shift, ffn_scale, plus_one=True, **like)
-        pace(x, y)
-        return add_halves(x, self._fed_forward(y, pace), ffn_gate)
+        y = self._normed(stream, [y], None, shift, scale, plus_one=True)
+        pace(stream.x, y)
+        stream.parts, stream.gate = self._fed_forward(y, pace), gate
+
+    def _normed(
+        self,
+        stream: Stream,
+        parts: list[mx.array],
+        gate: mx.array | None,
+        shift: mx.array,
+        scale: mx.array,
+        *,
+        plus_one: bool,
+    ) -> mx.array:
+        """Add parts to a stream, and return its norm."""
+        like = {"eps": self.eps, "dtype": matmul_dtype(self.self_attn.q)}
+        if not parts:
+            return norm_modulate(stream.x, shift, scale, **like)
+        stream.x, y = add_norm(stream.x, parts, gate, shift, scale, plus_one=plus_one, **like)
+        return y
 
     def _fed_forward(self, y: mx.array, pace: Pace) -> list[mx.array]:
-        """Feed forward tokens y (G, L / G, D): the result (L, D), in halves where it is long, so
-        that no more than half of the hidden layer is in memory.
+        """Feed forward tokens y (G, L / G, D): rows (L, D), in parts where they are many, so that
+        no more than a part of the hidden layer is in memory.
         """
         rows = y.reshape(-1, y.shape[-1])
-        halves = []
-        for half in mx.split(rows, [len(rows) // 2]) if len(rows) >= LONG else [rows]:
-            hidden = self.ffn.hidden(half)
+        count = self.config.portions(len(rows))
+        cuts = [-(-len(rows) // count) * number for number in range(1, count)]
+        parts = []
+        for part in mx.split(rows, cuts):
+            hidden = self.ffn.hidden(part)
             pace(hidden)
-            halves.append(self.ffn.fc2(hidden))
-            pace(halves[-1])
-        return halves
+            parts.append(self.ffn.fc2(hidden))
+            pace(parts[-1])
+        return parts
 
 
 class Head(nn.Module):
@@ -250,16 +315,49 @@ class DiT(nn.Module):
         assert len(timesteps) in (1, counts[0]), (len(timesteps), counts)
         tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
         table = rope.tables(counts, self.config.dim // self.config.heads)
+        streams = [Stream(tokens) for _ in conditions]
+        del tokens  # the streams' alone, and gone with their first change
+        pace = unpaced if lazy else Paced()
+        self._advance(streams, conditions, modulation, table, pace)
+        velocities = []
+        for stream in streams:
+            values = self.head(stream.settle(), time)
+            velocities.append(unpatches(values, counts, self.config.patch))
+            pace(velocities[-1])
+        return velocities
 
-        def step(index: int, block: Block, number: int, tokens: mx.array, pace: Pace) -> mx.array:
-            condition = conditions[number]
-            if index not in condition.kept:
-                condition.kept[index] = block.cross_attn.keys_values(condition)
-                pace(*condition.kept[index])
-            return block(tokens, modulation, table, condition.kept[index], pace)
+    def _advance(
+        self,
+        streams: Sequence[Stream],
+        conditions: Sequence[Condition],
+        time: mx.array,
+        table: rope.Tables,
+        pace: Pace,
+    ) -> None:
+        """Take equal streams through all blocks, each under its condition."""
+        shared: list[mx.array] = []
 
-        streams = through(self.blocks, [tokens] * len(conditions), step, lazy)
-        return [unpatches(self.head(tokens, time), counts, self.config.patch) for tokens in streams]
+        def look_around(block: Block, index: int, number: int) -> mx.array:
+            # until they meet their text, all streams are the same
+            if index > 0:
+                return block.look_around(streams[number], time, table, pace)
+            if number == 0:
+                y = block.look_around(streams[0], time, table, pace)
+                shared.extend([y] * len(streams))
+                for stream in streams:
+                    stream.x = streams[0].x
+            return shared.pop()
+
+        def step(index: int, block: Block, number: int, ask: Callable[[], None]) -> None:
+            kept = conditions[number].kept
+            if index not in kept:
+                kept[index] = block.cross_attn.keys_values(conditions[number])
+                pace(*kept[index])
+            y = [look_around(block, index, number)]
+            ask()
+            block.look_at_text(streams[number], y.pop(), time, kept[index], pace)
+
+        through(self.blocks, len(streams), step)
 
     def embed_time(self, timesteps: Sequence[float]) -> tuple[mx.array, mx.array]:
         """Time embedding (G, D) and its projection (G, 6, D) in float32."""

@@ -48,19 +48,27 @@ __device__ float sum_of_block(float value, float* warps) {
 }
 """
 
-# one block a row of D values; the rows of a group share a modulation
-NORM = """
+# one block a row of D values; the rows of a group share a gate and a modulation; the rows that are
+# added lie in arrays y0, y1 and so on, all as long as the first, or the last shorter
+ADD_NORM = """
   constexpr int V = 4, N = (D / V + THREADS - 1) / THREADS;
   __shared__ float warps[THREADS / 32];
+  const int part = blockIdx.x / y0_shape[0];
   const size_t row = size_t(blockIdx.x) * D, group = size_t(blockIdx.x / x_shape[1]) * D;
+  const T* y = PART + (row - size_t(part) * y0_shape[0] * D);
   Pack<float, V> held[N];
   float total = 0;
   for (int i = 0; i < N; ++i) {
     const int at = (i * THREADS + threadIdx.x) * V;
     if (at >= D) break;
     held[i] = load<float, V>(x + row + at);
-    ADD
-    for (int j = 0; j < V; ++j) total += held[i].of[j];
+    const auto more = load<T, V>(y + at);
+    GATE
+    for (int j = 0; j < V; ++j) {
+      held[i].of[j] += float(more.of[j])TIMES;
+      total += held[i].of[j];
+    }
+    store<float, V>(stream + row + at, held[i]);
   }
   const float mean = sum_of_block<THREADS>(total, warps) / D;
   total = 0;
@@ -81,12 +89,6 @@ NORM = """
       result.of[j] = T(held[i].of[j] * factor * (ONE + by.of[j]) + to.of[j]);
     store<T, V>(out + row + at, result);
   }
-"""
-ADD = """
-    const auto more = load<T, V>(y + row + at);
-    GATE
-    for (int j = 0; j < V; ++j) held[i].of[j] += float(more.of[j])TIMES;
-    store<float, V>(stream + row + at, held[i]);
 """
 GATE = "const auto by = load<float, V>(gate + group + at);"
 
@@ -118,19 +120,6 @@ ROTATE = """
     }
     store<T, V>(out + row + at, held[i]);
   }
-"""
-
-# row by row; the first rows lie in `a`, the others in `b`
-HALVES = """
-  constexpr int V = 4;
-  const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
-  const int row = at / D, split = a_shape[0];
-  if (row >= x_shape[0] * x_shape[1]) return;
-  const auto more = load<T, V>(row < split ? a + at : b + (at - size_t(split) * D));
-  const auto by = load<float, V>(gate + size_t(row / x_shape[1]) * D + at % D);
-  auto held = load<float, V>(x + at);
-  for (int j = 0; j < V; ++j) held.of[j] += float(more.of[j]) * by.of[j];
-  store<float, V>(out + at, held);
 """
 
 # LANES threads a pixel of C channels: first the two frames before, as they are, then those of x,
@@ -221,17 +210,9 @@ def literal(number: float) -> str:
     return f"{number!r}f"
 
 
-def norm_modulate(
-    x: mx.array, shift: mx.array, scale: mx.array, *, eps: float, dtype: mx.Dtype
-) -> mx.array:
-    """Do as `layers.norm_modulate`."""
-    kernel = compiled("norm_modulate", "x shift scale", "out", _norm("", True, eps))
-    return _by_rows(kernel, [x, shift, scale], [dtype], dtype)[0]
-
-
 def add_norm(
     x: mx.array,
-    y: mx.array,
+    parts: Sequence[mx.array],
     gate: mx.array | None,
     shift: mx.array,
     scale: mx.array,
@@ -240,38 +221,35 @@ def add_norm(
     eps: float,
 ) -> tuple[mx.array, mx.array]:
     """Do as `layers.add_norm`."""
-    gates, name, times = ([], "", "") if gate is None else ([gate], "gate", " * by.of[j]")
-    add = ADD.replace("GATE", GATE if gates else "").replace("TIMES", times)
-    source = _norm(add, plus_one, eps)
-    kernel = compiled("add_norm", f"x y {name} shift scale", "stream out", source)
-    inputs = [x, y, *gates, shift, scale]
-    stream, out = _by_rows(kernel, inputs, [mx.float32, y.dtype], y.dtype)
+    D = x.shape[-1]
+    rows = [part.reshape(-1, D) for part in parts]
+    names, gates = [f"y{number}" for number in range(len(rows))], [] if gate is None else [gate]
+    source = add_norm_source(len(rows), gate is not None, plus_one, eps)
+    inputs = " ".join(["x", *names, *(["gate"] if gates else []), "shift scale"])
+    kernel, count = compiled("add_norm", inputs, "stream out", source), threads(D // 4)
+    stream, out = kernel(
+        inputs=[x, *rows, *gates, shift, scale],
+        template=[("T", rows[0].dtype), ("D", D), ("THREADS", count)],
+        grid=(x.size // D * count, 1, 1),
+        threadgroup=(count, 1, 1),
+        output_shapes=[x.shape, x.shape],
+        output_dtypes=[mx.float32, rows[0].dtype],
+    )
     return stream, out
 
 
-def _norm(add: str, plus_one: bool, eps: float) -> str:
-    """Source of a norm: of modulation by group, or with weights that all rows share."""
-    source = NORM.replace("ADD", add).replace("OF", "group" if plus_one else "0")
-    return source.replace("ONE", "1" if plus_one else "0").replace("EPS", literal(eps))
-
-
-def _by_rows(
-    kernel: Callable[..., list[mx.array]],
-    inputs: list[mx.array],
-    dtypes: list[mx.Dtype],
-    dtype: mx.Dtype,
-) -> list[mx.array]:
-    """Run a kernel with a block for each row of the first input (G, L / G, D)."""
-    D = inputs[0].shape[-1]
-    count = threads(D // 4)
-    return kernel(
-        inputs=inputs,
-        template=[("T", dtype), ("D", D), ("THREADS", count)],
-        grid=(inputs[0].size // D * count, 1, 1),
-        threadgroup=(count, 1, 1),
-        output_shapes=[inputs[0].shape] * len(dtypes),
-        output_dtypes=dtypes,
+@cache
+def add_norm_source(parts: int, gated: bool, plus_one: bool, eps: float) -> str:
+    """Source of an addition and a norm: of modulation by group, or with weights that all rows
+    share.
+    """
+    part = "".join(f"part == {number} ? y{number} : " for number in range(parts - 1))
+    source = ADD_NORM.replace("PART", f"({part}y{parts - 1})").replace(
+        "GATE", GATE if gated else ""
     )
+    source = source.replace("TIMES", " * by.of[j]" if gated else "")
+    source = source.replace("OF", "group" if plus_one else "0")
+    return source.replace("ONE", "1" if plus_one else "0").replace("EPS", literal(eps))
 
 
 def norm_rotate(
@@ -288,20 +266,6 @@ def norm_rotate(
         threadgroup=(count, 1, 1),
         output_shapes=[x.shape],
         output_dtypes=[x.dtype],
-    )
-    return out
-
-
-def add_halves(x: mx.array, halves: Sequence[mx.array], gate: mx.array) -> mx.array:
-    """Do as `layers.add_halves`."""
-    a, b = halves[0], halves[-1]
-    [out] = compiled("add_halves", "x a b gate", "out", HALVES)(
-        inputs=[x, a, b, gate],
-        template=[("T", a.dtype), ("D", x.shape[-1])],
-        grid=(-(-x.size // 4 // BLOCK) * BLOCK, 1, 1),
-        threadgroup=(BLOCK, 1, 1),
-        output_shapes=[x.shape],
-        output_dtypes=[mx.float32],
     )
     return out
 

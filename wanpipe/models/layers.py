@@ -104,24 +104,12 @@ def norm_modulate(
     x: mx.array, shift: mx.array, scale: mx.array, *, eps: float, dtype: mx.Dtype
 ) -> mx.array:
     """Normalise the stream x (G, L / G, D), then modulate by (G, 1, D), and give `dtype`."""
-    if is_cuda():
-        return kernels.norm_modulate(x, shift, scale, eps=eps, dtype=dtype)
     return modulate(mx.fast.layer_norm(x, None, None, eps), shift, scale, dtype=dtype)
-
-
-def add_halves(x: mx.array, halves: Sequence[mx.array], gate: mx.array) -> mx.array:
-    """Add rows (L, D), which come in one or two arrays, times `gate` (G, 1, D), to the stream
-    x (G, L / G, D).
-    """
-    if is_cuda():
-        return kernels.add_halves(x, halves, gate)
-    y = mx.concatenate(halves) if len(halves) > 1 else halves[0]
-    return add_gated(x, y.reshape(x.shape), gate, dtype=x.dtype)
 
 
 def add_norm(
     x: mx.array,
-    y: mx.array,
+    parts: Sequence[mx.array],
     gate: mx.array | None,
     shift: mx.array,
     scale: mx.array,
@@ -130,14 +118,17 @@ def add_norm(
     eps: float,
     dtype: mx.Dtype,
 ) -> tuple[mx.array, mx.array]:
-    """Add `y` to the stream x (G, L / G, D), times `gate` (G, 1, D) if there is one; give the
-    stream, and its norm in `dtype`.
+    """Add to the stream x (G, L / G, D) what `parts` hold one after another, all but the last in
+    equally many rows, times `gate` (G, 1, D) if there is one; give the stream, and its norm in
+    `dtype`.
 
     The norm is modulated by `shift` and `scale` (G, 1, D) with `plus_one`; without, they are its
     own bias and weight (D).
     """
     if is_cuda():
-        return kernels.add_norm(x, y.astype(dtype), gate, shift, scale, plus_one=plus_one, eps=eps)
+        parts = [part.astype(dtype) for part in parts]
+        return kernels.add_norm(x, parts, gate, shift, scale, plus_one=plus_one, eps=eps)
+    y = (mx.concatenate(parts) if len(parts) > 1 else parts[0]).reshape(x.shape)
     x = add(x, y, dtype=x.dtype) if gate is None else add_gated(x, y, gate, dtype=x.dtype)
     if plus_one:
         return x, norm_modulate(x, shift, scale, eps=eps, dtype=dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wanpipe.config import T5Config
-from wanpipe.models.blocks import Pace, through
+from wanpipe.models.blocks import Paced, through
 from wanpipe.models.layers import (
     Linear,
     attend,
@@ -145,12 +145,16 @@ def encode(
     streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
     tables = [mx.array(buckets(length, config.buckets)) for length in lengths]
 
-    def step(index: int, block: Block, number: int, x: mx.array, pace: Pace) -> mx.array:
+    pace = Paced()
+
+    def step(index: int, block: Block, number: int, ask: Callable[[], None]) -> None:
         if number == len(streams) - 1:
             progress()
-        return block(x, tables[number])
+        streams[number] = block(streams[number], tables[number])
+        pace(streams[number])
+        ask()
 
     blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
-    streams = through(blocks, streams, step)
+    through(blocks, len(streams), step)
     norm = filled(nn.RMSNorm(config.dim, EPS), open_weights(path, dtype)[0], "norm.", path)
     return [rms_norm(x, norm) for x in streams]
