@@ -50,12 +50,6 @@ def test_side_multiples_are_16_and_32() -> None:
     assert geometry.side_multiple(STRIDE_22, PATCH) == 32
 
 
-def test_nearest_size_is_legal_and_nearest() -> None:
-    assert geometry.nearest_size(470, 833, 16) == (464, 832)
-    assert geometry.nearest_size(1, 24, 16) == (16, 32)
-    assert geometry.nearest_size(1280, 720, 32) == (1280, 736)
-
-
 def test_latent_shapes_are_the_official_ones() -> None:
     assert geometry.latent_shape(832, 480, 81, STRIDE_21) == (21, 60, 104)
     assert geometry.latent_shape(1280, 704, 121, STRIDE_22) == (31, 44, 80)

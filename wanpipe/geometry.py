@@ -46,14 +46,6 @@ def _either(below: int, above: int) -> str:
     return str(above)
 
 
-def nearest_size(width: int, height: int, multiple: int) -> tuple[int, int]:
-    """The legal width and height nearest to those given; a tie goes to the larger."""
-    width, height = (
-        max(1, (2 * side + multiple) // (2 * multiple)) * multiple for side in (width, height)
-    )
-    return width, height
-
-
 def latent_shape(width: int, height: int, num_frames: int, stride: Triple) -> Triple:
     """Latent frames, rows and columns (F, H, W) of a film."""
     return (num_frames - 1) // stride[0] + 1, height // stride[1], width // stride[2]
