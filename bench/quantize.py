@@ -1,9 +1,9 @@
 """Measures quantisation: file sizes, errors of weights and of a whole forward, and from how many
 tokens on dequantising beats the quantised product.
 
-    python bench/quantize.py --model DIR             a converted, unquantised model
-    python bench/quantize.py --dim 512 --layers 8    random weights of a chosen size
-    python bench/quantize.py --sizes                 files of the real models, by their shapes
+    python -m bench.quantize --model DIR             a converted, unquantised model
+    python -m bench.quantize --dim 512 --layers 8    random weights of a chosen size
+    python -m bench.quantize --sizes                 files of the real models, by their shapes
 """
 
 import argparse
@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from bench.sizes import T2V_1_3B, T2V_14B, T5_XXL, TI2V_5B
 from wanpipe.config import DiTConfig, Quantization, T5Config, read_model_config
 from wanpipe.device import compute_dtype, describe, mlx_dtype
 from wanpipe.models.dit import DiT
@@ -30,16 +31,11 @@ from wanpipe.weights.read import TensorFile, open_tensors
 from wanpipe.weights.write import Slot, header, write_tensors
 
 FRAMES, STEP = 5, 500.0
-CHANNELS = {"in_dim": 16, "out_dim": 16}
 REAL: dict[str, DiTConfig | T5Config] = {
-    "Wan2.1 T2V 1.3B": DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, **CHANNELS),
-    "Wan2.2 TI2V-5B": DiTConfig(
-        dim=3072, ffn_dim=14336, heads=24, layers=30, in_dim=48, out_dim=48
-    ),
-    "14B, or one A14B expert": DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, **CHANNELS),
-    "umT5-XXL": T5Config(
-        vocab=256384, dim=4096, attention_dim=4096, ffn_dim=10240, heads=64, layers=24
-    ),
+    "Wan2.1 T2V 1.3B": T2V_1_3B,
+    "Wan2.2 TI2V-5B": TI2V_5B,
+    "14B, or one A14B expert": T2V_14B,
+    "umT5-XXL": T5_XXL,
 }
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 512)  # tokens
 
@@ -186,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ffn_dim=chosen.ffn_dim,
         heads=chosen.heads,
         layers=chosen.layers,
-        **CHANNELS,
+        in_dim=16,
+        out_dim=16,
     )
     print(f"MLX {mx.__version__}, {describe()}\n")
     with tempfile.TemporaryDirectory() as folder:
