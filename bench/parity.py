@@ -71,7 +71,7 @@ def run(folder: Path, dtype: str) -> None:
         kept = block.cross_attn.keys_values(Condition(inputs["words"][0].astype(kind)))
         advanced = Stream(inputs["stream"])
         block(advanced, inputs["time"], table, kept)
-        stream = advanced.settle()[0]
+        stream = advanced.settled()[0]
         mx.eval(stream)
         condition = network.condition(inputs["text"])
         [velocity] = network(inputs["latent"], [STEP], [condition])

@@ -124,7 +124,7 @@ def runs(
     """What evaluates each piece, by its name."""
     attention, cross, heads = block.self_attn, block.cross_attn, block.self_attn.heads
     width, norm3, weight = block.modulation.shape[-1], block.norm3, attention.norm_q.weight
-    like = {"eps": block.eps, "dtype": dtype}
+    like = {"eps": block.config.eps, "dtype": dtype}
 
     def split(x: mx.array) -> mx.array:
         return split_heads(x, heads)
@@ -135,7 +135,7 @@ def runs(
         ),
         "product": lambda i: attention.q(i.row),
         "norm, rotate": lambda i: rope.norm_rotate(
-            i.row.reshape(-1, width), weight, table, width=width // heads, eps=block.eps
+            i.row.reshape(-1, width), weight, table, width=width // heads, eps=norm3.eps
         ),
         "self attention": lambda i: attend(split(i.row), split(i.row), split(i.row)),
         "gated addition, norm3": lambda i: add_norm(

@@ -51,7 +51,7 @@ def live(one: Expert) -> int:
         ) -> mx.array:
             stream = Stream(x)
             block(stream, time, (cos, sin), kept)
-            return stream.settle()
+            return stream.settled()
 
         tables = rope.tables(counts, width)
         graph = tracer.read_network(block, rows, run, *inputs, *tables, *kept)

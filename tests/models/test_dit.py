@@ -107,7 +107,7 @@ def test_keys_and_values_are_made_once_per_prompt(checkpoints: Path) -> None:
     assert np.array_equal(np.array(first), np.array(second))
 
 
-def test_tokens_look_around_once_before_they_meet_their_texts(
+def test_tokens_attend_self_once_before_they_meet_their_texts(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = "wan21-t2v/dit"
@@ -115,9 +115,9 @@ def test_tokens_look_around_once_before_they_meet_their_texts(
     x, t, _ = inputs(topic, "a")
     texts = [condition(model, topic, name) for name in "ab"]
     alone = [np.array(model(x, t, [text])[0]) for text in texts]
-    around, call = [], dit.Block.look_around
+    around, call = [], dit.Block.attend_self
     monkeypatch.setattr(
-        dit.Block, "look_around", lambda *args: (around.append(args[0]), call(*args))[1]
+        dit.Block, "attend_self", lambda *args: (around.append(args[0]), call(*args))[1]
     )
     together = model(x, t, texts)
     assert len(around) == 2 * model.config.layers - 1
@@ -178,7 +178,7 @@ def test_matrix_products_of_blocks_get_no_float32(
     seen["MLP"].clear()
     stream = dit.Stream(tokens)
     block(stream, modulation, dit.rope.tables((2, 4, 3), 32), kept)
-    out = stream.settle()
+    out = stream.settled()
     assert seen == {"attend": {mx.bfloat16}, "MLP": {mx.bfloat16}}
     assert out.dtype == mx.float32
 

@@ -5,6 +5,7 @@ One video at a time, never padded. Follows wan/modules/model.py (WanModel) of th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -120,7 +121,7 @@ class CrossAttention(nn.Module):
 @dataclass
 class Stream:
     """The residual stream x (G, L / G, D), float32, of G groups of tokens that share a timestep,
-    and what is still to be added: rows (L, D) in parts that follow one another, times `gate`
+    and what the next norm adds to it: rows (L, D) in parts that follow one another, times `gate`
     (G, 1, D).
 
     Changed in place, so that nobody holds what it was.
@@ -130,8 +131,19 @@ class Stream:
     parts: list[mx.array] = field(default_factory=list)
     gate: mx.array | None = None
 
-    def settle(self) -> mx.array:
-        """Add what is still to be added, and return x."""
+    def normed(
+        self, shift: mx.array, scale: mx.array, *, plus_one: bool, eps: float, dtype: mx.Dtype
+    ) -> mx.array:
+        """Add what is to be added, and return the norm of x in `dtype` (see `add_norm`)."""
+        if not self.parts:
+            return norm_modulate(self.x, shift, scale, eps=eps, dtype=dtype)
+        like = {"plus_one": plus_one, "eps": eps, "dtype": dtype}
+        self.x, y = add_norm(self.x, self.parts, self.gate, shift, scale, **like)
+        self.parts, self.gate = [], None
+        return y
+
+    def settled(self) -> mx.array:
+        """Add what is to be added, and return x."""
         if self.parts:
             assert self.gate is not None
             more = mx.concatenate(self.parts).reshape(self.x.shape)
@@ -147,7 +159,6 @@ class Block(nn.Module):
         super().__init__()
         dim = config.dim
         self.config = config
-        self.eps = config.eps
         self.modulation = mx.zeros((6, dim))
         self.self_attn = SelfAttention(config)
         self.cross_attn = CrossAttention(config)
@@ -162,54 +173,45 @@ class Block(nn.Module):
         kept: KeysValues,
         pace: Pace = unpaced,
     ) -> None:
-        """Advance a stream by `time` (G, 6, D); what feeding forward gives stays to be added."""
-        self.look_at_text(stream, self.look_around(stream, time, table, pace), time, kept, pace)
+        """Advance a stream by `time` (G, 6, D); the next norm adds what feeding forward gave."""
+        y = [self.attend_self(stream, time, table, pace)]
+        self.attend_text(stream, y, time, kept, pace)
 
-    def look_around(
+    def attend_self(
         self, stream: Stream, time: mx.array, table: rope.Tables, pace: Pace
     ) -> mx.array:
         """Attend among the tokens, and return what cross attention takes (G, L / G, D)."""
         shift, scale, gate = mx.split(self.modulation[:3] + time[:, :3], 3, 1)
-        y = self._normed(stream, stream.parts, stream.gate, shift, scale, plus_one=True)
-        stream.parts, stream.gate = [], None
+        y = stream.normed(shift, scale, plus_one=True, **self._like)
         pace(stream.x, y)
         heads = self.self_attn.heads_of(y, table, pace)
         del y
-        y = self.self_attn(*heads, pace)
+        stream.parts, stream.gate = [self.self_attn(*heads, pace)], gate
         del heads
-        pace(y, ahead=2)
-        norm = (self.norm3.bias, self.norm3.weight)
-        y = self._normed(stream, [y], gate, *norm, plus_one=False)
+        pace(*stream.parts, ahead=2)
+        y = stream.normed(self.norm3.bias, self.norm3.weight, plus_one=False, **self._like)
         pace(stream.x, y, ahead=2)
         return y
 
-    def look_at_text(
-        self, stream: Stream, y: mx.array, time: mx.array, kept: KeysValues, pace: Pace
-    ) -> None:
-        """Attend with y to what is kept of the text, and feed forward."""
-        shift, scale, gate = mx.split(self.modulation[3:] + time[:, 3:], 3, 1)
-        y = self.cross_attn(y, kept, pace)
-        pace(y)
-        y = self._normed(stream, [y], None, shift, scale, plus_one=True)
-        pace(stream.x, y)
-        stream.parts, stream.gate = self._fed_forward(y, pace), gate
-
-    def _normed(
+    def attend_text(
         self,
         stream: Stream,
-        parts: list[mx.array],
-        gate: mx.array | None,
-        shift: mx.array,
-        scale: mx.array,
-        *,
-        plus_one: bool,
-    ) -> mx.array:
-        """Add parts to a stream, and return its norm."""
-        like = {"eps": self.eps, "dtype": matmul_dtype(self.self_attn.q)}
-        if not parts:
-            return norm_modulate(stream.x, shift, scale, **like)
-        stream.x, y = add_norm(stream.x, parts, gate, shift, scale, plus_one=plus_one, **like)
-        return y
+        y: list[mx.array],
+        time: mx.array,
+        kept: KeysValues,
+        pace: Pace,
+    ) -> None:
+        """Attend with y, taken out of its list, to what is kept of the text, and feed forward."""
+        shift, scale, gate = mx.split(self.modulation[3:] + time[:, 3:], 3, 1)
+        stream.parts = [self.cross_attn(y.pop(), kept, pace)]
+        pace(*stream.parts)
+        fed = stream.normed(shift, scale, plus_one=True, **self._like)
+        pace(stream.x, fed)
+        stream.parts, stream.gate = self._fed_forward(fed, pace), gate
+
+    @property
+    def _like(self) -> dict[str, Any]:
+        return {"eps": self.config.eps, "dtype": matmul_dtype(self.self_attn.q)}
 
     def _fed_forward(self, y: mx.array, pace: Pace) -> list[mx.array]:
         """Feed forward tokens y (G, L / G, D): rows (L, D), in parts where they are many, so that
@@ -321,7 +323,7 @@ class DiT(nn.Module):
         self._advance(streams, conditions, modulation, table, pace)
         velocities = []
         for stream in streams:
-            values = self.head(stream.settle(), time)
+            values = self.head(stream.settled(), time)
             velocities.append(unpatches(values, counts, self.config.patch))
             pace(velocities[-1])
         return velocities
@@ -337,12 +339,12 @@ class DiT(nn.Module):
         """Take equal streams through all blocks, each under its condition."""
         shared: list[mx.array] = []
 
-        def look_around(block: Block, index: int, number: int) -> mx.array:
+        def attend_self(block: Block, index: int, number: int) -> mx.array:
             # until they meet their text, all streams are the same
             if index > 0:
-                return block.look_around(streams[number], time, table, pace)
+                return block.attend_self(streams[number], time, table, pace)
             if number == 0:
-                y = block.look_around(streams[0], time, table, pace)
+                y = block.attend_self(streams[0], time, table, pace)
                 shared.extend([y] * len(streams))
                 for stream in streams:
                     stream.x = streams[0].x
@@ -353,9 +355,9 @@ class DiT(nn.Module):
             if index not in kept:
                 kept[index] = block.cross_attn.keys_values(conditions[number])
                 pace(*kept[index])
-            y = [look_around(block, index, number)]
+            y = [attend_self(block, index, number)]
             ask()
-            block.look_at_text(streams[number], y.pop(), time, kept[index], pace)
+            block.attend_text(streams[number], y, time, kept[index], pace)
 
         through(self.blocks, len(streams), step)
 
