@@ -35,6 +35,8 @@ parts=(
   "quantised-14b-streamed bench.dit 14b --bits 4 --streamed --json"
   "ti2v-5b      bench.dit ti2v-5b --json"
   "14b-720p     bench.dit 14b-720p --repeats 1 --json"
+  "aligned      bench.aligned 1.3b --json"
+  "trace        bench.trace 1.3b"
   "switch       bench.dit 1.3b --tokens-switch --json"
   "vae-layers   bench.vae --layers"
   "vae-conv     bench.vae --conv"
