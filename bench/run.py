@@ -144,6 +144,10 @@ def tell(events: Sequence[Event], wall: float, steps: int, rows: Rows) -> None:
     denoising, decoding = computed(events, "denoise"), computed(events, "decode")
     assert len(denoising) == steps and len(decoding) == 1, (len(denoising), len(decoding))
     text, inside = sum(computed(events, "encode-text")), sum(denoising) + sum(decoding)
+    begun = first(events, event="planned") or events[0].at
+    shown = first(events, event="computed", stage="decode")
+    written = first(events, event="written")
+    film = None if shown is None or written is None else written - shown
     rows.tell(
         "run",
         wall=wall,
@@ -152,13 +156,10 @@ def tell(events: Sequence[Event], wall: float, steps: int, rows: Rows) -> None:
         median_step=sorted(denoising)[steps // 2],
         decode=sum(decoding),
         share=inside / wall,
+        share_without_film=inside / (wall - (film or 0.0)),
         goal=GOAL,
         rest=wall - inside,
     )
-    begun = first(events, event="planned") or events[0].at
-    shown = first(events, event="computed", stage="decode")
-    written = first(events, event="written")
-    film = None if shown is None or written is None else written - shown
     rows.tell(
         "the rest",
         to_first_event=begun,

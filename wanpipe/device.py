@@ -2,6 +2,7 @@
 it here.
 """
 
+import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if mx.cuda.is_available():
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "16")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+CONCURRENT_MANAGED_ACCESS = 89  # the attribute's number in the driver's cuda.h
 
 
 def is_gpu() -> bool:
@@ -40,10 +42,22 @@ def is_metal() -> bool:
 def reader() -> mx.Device | None:
     """Where MLX best reads files: on the CPU, in several threads, while a GPU computes.
 
-    None, its default, where CUDA does not move what the CPU wrote by itself: Windows and WSL.
+    None, its default, where CUDA does not move by itself what the CPU wrote.
     """
-    moves = platform.system() == "Linux" and "microsoft" not in platform.release().lower()
-    return mx.Device(mx.cpu, 0) if moves or not is_cuda() else None
+    return mx.Device(mx.cpu, 0) if not is_cuda() or moves_memory() else None
+
+
+@cache
+def moves_memory() -> bool:
+    """Whether CUDA moves memory to where it is used while both sides work: not in WSL, for one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    driver.cuInit(0)
+    answer = ctypes.c_int(0)
+    failed = driver.cuDeviceGetAttribute(ctypes.byref(answer), CONCURRENT_MANAGED_ACCESS, 0)
+    return not failed and answer.value == 1
 
 
 def compute_dtype(stored: str) -> str:
