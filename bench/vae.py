@@ -1,10 +1,11 @@
 """Both VAEs at full size, with random weights, on the device that MLX uses: where the time goes.
 
-    python -m bench.vae [--small] [--at-once N] [--layers | --conv] [NAME ...]
+    python -m bench.vae [--small] [--at-once N] [--unlimited] [--layers | --conv] [NAME ...]
 
-Without options: for each of SIZES the median seconds of one decode and one encode, TFLOP/s, memory,
-and how many times the limit that is (arithmetic at the ceiling of bench/limits.py); an
-image-to-video clip, of which most is grey, beside the plain video. `--layers` times every distinct
+Without options: for each of SIZES the median seconds of one decode and one encode, held to the
+memory that a run allows, TFLOP/s, the peak beside the planned one, and how many times the limit
+that is (arithmetic at the ceiling of bench/limits.py); an image-to-video clip, of which most is
+grey, beside the plain video. `--layers` times every distinct
 layer alone, `--conv` three ways of computing every distinct 3x3x3 convolution. `--small` takes
 sizes that a CPU can do.
 """
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -22,13 +24,15 @@ from mlx.utils import tree_map_with_path
 
 from bench import limits
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
+from wanpipe import budget
+from wanpipe.budget import ITEMSIZE, Need
 from wanpipe.config import VAEConfig
-from wanpipe.device import describe, is_cuda
+from wanpipe.device import describe, is_cuda, within
 from wanpipe.models import vae
 from wanpipe.models.causal_conv import SAME, CausalConv, Past, convolve, summed
 from wanpipe.models.causal_vae import AttentionBlock, Downsample, Norm, Upsample
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae_sizes import Plan, Step, plan, steps
+from wanpipe.models.vae_sizes import Step, steps
 
 REPEATS = 3
 SIZES = {
@@ -37,8 +41,8 @@ SIZES = {
     "2.2-1280x704x121": (VAE_22, TI2V_HD),
 }
 SMALL = {
-    "2.1-small": (VAEConfig(version="2.1", encoder_dim=32, decoder_dim=32, z_dim=16), (4, 8, 12)),
-    "2.2-small": (VAEConfig(version="2.2", encoder_dim=32, decoder_dim=32, z_dim=48), (3, 4, 6)),
+    "2.1-small": (VAEConfig(version="2.1", encoder_dim=16, decoder_dim=16, z_dim=16), (3, 4, 6)),
+    "2.2-small": (VAEConfig(version="2.2", encoder_dim=16, decoder_dim=16, z_dim=48), (2, 2, 4)),
 }
 
 
@@ -72,20 +76,31 @@ def clock(run: Callable[[], object], inner: int = 1) -> float:
     return statistics.median(once() for _ in range(REPEATS))
 
 
-def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
+def held(need: Need, asked: argparse.Namespace) -> AbstractContextManager[None]:
+    """MLX's memory held to what a run allows it, unless that is not wanted."""
+    return nullcontext() if asked.unlimited else within(need.limit)
+
+
+def decode(
+    name: str, config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespace
+) -> None:
     """Time a decode, slice by slice."""
     decoder = vae.decoder(config)
     randomise(decoder)
     latent = mx.random.normal((config.z_dim, *shape))
 
     def run() -> None:
-        for frames in decoder.frames(latent, at_once):
+        for frames in decoder.frames(latent, asked.at_once):
             mx.eval(frames)
 
-    tell(f"{name} decode", clock(run), plan(config, "decoder", shape, 2, at_once, is_cuda()))
+    need = budget.film(config, shape, ITEMSIZE["bfloat16"], is_cuda())[2 - asked.at_once]
+    with held(need, asked):
+        tell(f"{name} decode", clock(run), need)
 
 
-def encode(name: str, config: VAEConfig, shape: tuple[int, int, int]) -> None:
+def encode(
+    name: str, config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespace
+) -> None:
     """Time an encode of a video, and one of an image before grey frames."""
     encoder = vae.encoder(config)
     randomise(encoder)
@@ -97,19 +112,19 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int]) -> None:
         for _ in range(shape[0] - 1):
             yield others()
 
-    needs = plan(config, "encoder", shape, 2, stacks=is_cuda())
-    tell(f"{name} encode", clock(lambda: encoder.encode(clip(lambda: four + 0))), needs)
+    need = budget.image(config, shape, ITEMSIZE["bfloat16"], is_cuda(), 0)
     grey = mx.zeros_like(four)
-    tell(
-        f"{name} encode image, then grey", clock(lambda: encoder.encode(clip(lambda: grey))), needs
-    )
+    with held(need, asked):
+        tell(f"{name} encode", clock(lambda: encoder.encode(clip(lambda: four + 0))), need)
+        still = clock(lambda: encoder.encode(clip(lambda: grey)))
+        tell(f"{name} encode image, then grey", still, need)
 
 
-def tell(name: str, seconds: float, needs: Plan) -> None:
+def tell(name: str, seconds: float, need: Need) -> None:
     """Print one row; the arithmetic of a grey clip is counted as if it were all computed."""
-    rate, times = needs.flops / seconds / 1e12, seconds / (needs.flops / limits.CONVOLUTION)
-    memory = f"{mx.get_peak_memory() / 1e9:.2f} GB | {needs.peak / 1e9:.2f} GB"
-    row = f"{needs.flops / 1e12:.1f} | {seconds:.3f} s | {rate:.1f} | {times:.2f} | {memory}"
+    rate, times = need.flops / seconds / 1e12, seconds / (need.flops / limits.CONVOLUTION)
+    memory = f"{mx.get_peak_memory() / 1e9:.2f} GB | {need.peak / 1e9:.2f} GB"
+    row = f"{need.flops / 1e12:.1f} | {seconds:.3f} s | {rate:.1f} | {times:.2f} | {memory}"
     print(f"| {name} | {row} |", flush=True)
 
 
@@ -182,18 +197,18 @@ def layers(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: i
     print(f"\n{name}, {at_once} frames at once: layers of one chunk\n")
     print("| layer | in a chunk | GFLOP | MB | ms | TFLOP/s | GB/s | of the limit |")
     print("|---|---|---|---|---|---|---|---|")
-    total = limits = 0.0
+    total = least = 0.0
     for work in works(config, shape, at_once):
         seconds = clock(work.run, inner=10 if work.flops < 1e11 else 3)
         limit = max(work.flops / limits.CONVOLUTION, work.bytes / limits.BANDWIDTH)
-        total, limits = total + work.count * seconds, limits + work.count * limit
+        total, least = total + work.count * seconds, least + work.count * limit
         print(
             f"| {work.name} | {work.count} | {work.flops / 1e9:.2f} | {work.bytes / 1e6:.1f} "
             f"| {seconds * 1e3:.3f} | {work.flops / seconds / 1e12:.1f} "
             f"| {work.bytes / seconds / 1e9:.0f} | {seconds / limit:.2f} |",
             flush=True,
         )
-    print(f"all, decode and encode: {total * 1e3:.1f} ms a chunk, limit {limits * 1e3:.1f} ms")
+    print(f"all, decode and encode: {total * 1e3:.1f} ms a chunk, limit {least * 1e3:.1f} ms")
 
 
 def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
@@ -239,7 +254,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SIZES))
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
-    parser.add_argument("--at-once", type=int, choices=(1, 2, 4), default=2)
+    parser.add_argument("--at-once", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--unlimited", action="store_true", help="no limit of memory for MLX")
     parser.add_argument("--layers", action="store_true", help="every distinct layer alone")
     parser.add_argument("--conv", action="store_true", help="3x3x3 convolutions in three ways")
     asked = parser.parse_args()
@@ -255,8 +271,8 @@ def main() -> None:
         if asked.conv:
             convolutions(name, config, shape, asked.at_once)
         if not (asked.layers or asked.conv):
-            decode(name, config, shape, asked.at_once)
-            encode(name, config, shape)
+            decode(name, config, shape, asked)
+            encode(name, config, shape, asked)
         mx.clear_cache()
 
 

@@ -1,0 +1,38 @@
+"""Every part of bench/gpu.sh at tiny sizes: a program that fails there would cost time on a GPU."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = re.findall(r'^  "(\S+) +(?:MLX_\S+ )?(.+)"$', (ROOT / "bench/gpu.sh").read_text(), re.M)
+NEEDS_CUDA = {"trace"}
+
+
+def small(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run a part as bench/gpu.sh does with SMALL."""
+    words = [sys.executable, "-m", *command.split(), "--small"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("name", "command"), [part for part in PARTS if part[0] not in NEEDS_CUDA])
+def test_parts_run_and_tell_something(name: str, command: str, tmp_path: Path) -> None:
+    done = small(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_says_what_it_needs(tmp_path: Path) -> None:
+    done = small("bench.trace 1.3b", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "a trace needs CUDA, and PyTorch for its profiler\n"
+
+
+def test_there_are_parts() -> None:
+    assert {"dit-14b", "run", "parity", "streamed-14b"} <= {name for name, _ in PARTS}
