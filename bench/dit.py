@@ -129,7 +129,7 @@ def bench(name: str, asked: Namespace, rows: Rows) -> None:
     with tempfile.TemporaryDirectory() as folder:
         network = loaded(random, config, asked, Path(folder), rows)
         step = stepper(network, latent)
-        with nullcontext() if asked.unlimited else within(need.limit):
+        with nullcontext() if asked.unlimited else within(need.peak):
             timing = measure(step, asked.repeats)
     limit = limits.step_seconds(expert)
     rows.tell(

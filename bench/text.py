@@ -77,7 +77,7 @@ def streamed(
     need = budget.text(config, blocks, [len(ids)])
 
     def run() -> None:
-        with within(need.limit):
+        with within(need.peak):
             mx.eval(encode(path, config, [ids], dtype))
 
     def read() -> None:

@@ -26,12 +26,12 @@ class Need:
     """What a way of running something takes: `peak` bytes of memory at most, and the `flops` of one
     unit of work, which is a step, a prompt or a film.
 
-    MLX is told to wait for what is under way before it goes beyond `limit`; the array that it makes
-    then comes on top. `way` says in words what this way does to need less; empty for the plain one.
+    MLX is told to wait for what is under way before it goes beyond the peak; the array that it
+    makes then comes on top. `way` says in words what this way does to need less; empty for the
+    plain one.
     """
 
     peak: int
-    limit: int
     flops: float
     way: str = ""
 
@@ -116,8 +116,8 @@ class Expert:
         rest = self.stem + self.kept + self.tables + self.passes * self.stream + self.work
         resident, streamed = rest + self.blocks, rest + -(-2 * self.blocks // self.config.layers)
         return [
-            Need(peak=resident, limit=resident, flops=self.flops),
-            Need(peak=streamed, limit=streamed, flops=self.flops, way=STREAMED),
+            Need(peak=resident, flops=self.flops),
+            Need(peak=streamed, flops=self.flops, way=STREAMED),
         ]
 
 
@@ -130,7 +130,7 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
     gated = 3 * longest * config.ffn_dim * FULL
     weights = config.layers * config.dim * (4 * config.attention_dim + 3 * config.ffn_dim)
     peak = -(-2 * blocks // config.layers) + 2 * rows + max(scores, gated)
-    return Need(peak=peak, limit=peak, flops=2.0 * weights * sum(lengths))
+    return Need(peak=peak, flops=2.0 * weights * sum(lengths))
 
 
 def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[Need]:
@@ -154,13 +154,13 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
 def image(config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int) -> Need:
     """What encoding a clip to latents (F, H, W) takes, and CLIP of so many bytes after it."""
     need = _vae(vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks), "", 1)
-    return Need(peak=max(need.peak, clip), limit=max(need.limit, clip), flops=need.flops)
+    return Need(peak=max(need.peak, clip), flops=need.flops)
 
 
 def _vae(plan: vae_sizes.Plan, way: str, times: int) -> Need:
     """What one half of a VAE takes; a fifth of the work on top is what an H100 took."""
     peak = plan.weights + plan.past + 6 * plan.work // 5
-    return Need(peak=peak, limit=peak, flops=plan.flops * times, way=way)
+    return Need(peak=peak, flops=plan.flops * times, way=way)
 
 
 def choose(stage: str, ways: Sequence[Need], memory: int | None, report: Report) -> Need:

@@ -121,7 +121,7 @@ class Denoiser:
             times = [0.0] + [timestep] * (latent.shape[1] - 1)
         sides = ["prompt"] if guide_scale == 1.0 else ["prompt", "negative"]
         conditions = [self.condition(network, side) for side in sides]
-        with within(self.needs[name].limit):
+        with within(self.needs[name].peak):
             velocities = network(latent, times, conditions, self.prompting.condition)
             velocity = velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)
             mx.eval(velocity)
