@@ -6,6 +6,7 @@ Knows neither what a block computes nor where its weights come from.
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import TypeVar
 
 import mlx.core as mx
@@ -40,7 +41,7 @@ def unpaced(*arrays: mx.array, ahead: int = 1) -> None:
 def through(
     blocks: Iterable[Block],
     count: int,
-    step: Callable[[int, Block, int, Callable[[], None]], None],
+    step: Callable[[int, Block, int, Callable[[], object]], None],
 ) -> None:
     """Advance `count` streams by every block: `step(index, block, number, ask)` takes stream
     `number` through block `index`.
@@ -52,14 +53,7 @@ def through(
     rest = iter(blocks)
     block, index = next(rest, None), 0
     while block is not None:
-        following: list[Block | None] = []
-
-        def ask(following: list[Block | None] = following) -> None:
-            if not following:
-                following.append(next(rest, None))
-
+        ask = cache(partial(next, rest, None))  # asks once, and gives the same again
         for number in range(count):
             step(index, block, number, ask)
-        del block
-        ask()
-        block, index = following.pop(), index + 1
+        block, index = ask(), index + 1

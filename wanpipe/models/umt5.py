@@ -147,7 +147,7 @@ def encode(
 
     pace = Paced()
 
-    def step(index: int, block: Block, number: int, ask: Callable[[], None]) -> None:
+    def step(index: int, block: Block, number: int, ask: Callable[[], object]) -> None:
         if number == len(streams) - 1:
             progress()
         streams[number] = block(streams[number], tables[number])
