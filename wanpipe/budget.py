@@ -82,8 +82,7 @@ class Expert:
     @property
     def hidden(self) -> int:
         """The widest array of a block: one part of the layer between those that feed forward."""
-        rows = -(-self.tokens // self.config.portions(self.tokens))
-        return rows * self.config.ffn_dim * self.computed
+        return self.config.portion(self.tokens) * self.config.ffn_dim * self.computed
 
     @property
     def row(self) -> int:
@@ -95,7 +94,7 @@ class Expert:
         """What is in memory beside the streams while one stretch of a block is at work and the next
         is prepared. The counts were fitted to what an H100 took; other devices free no later.
         """
-        parts = min(3, 2 * self.config.portions(self.tokens))
+        parts = 2 if self.config.portion(self.tokens) == self.tokens else 3
         return max(7 * self.row, 3 * self.row + parts * self.hidden)
 
     @property

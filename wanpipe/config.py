@@ -68,9 +68,9 @@ class DiTConfig(Strict):
     patch: tuple[int, int, int] = (1, 2, 2)
 
     @staticmethod
-    def portions(tokens: int) -> int:
-        """In how many parts tokens feed forward: two, where one is enough for a GPU."""
-        return 2 if tokens >= 8192 else 1
+    def portion(tokens: int) -> int:
+        """How many of so many tokens feed forward at a time: half, where that fills a GPU."""
+        return -(-tokens // 2) if tokens >= 8192 else tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def test_tokens_may_feed_forward_in_parts(
     topic = "wan22-ti2v-5b/dit"
     model = network(checkpoints, topic)
     whole = forward(model, topic, "a")
-    monkeypatch.setattr(type(model.config), "portions", lambda self, tokens: count)
+    monkeypatch.setattr(type(model.config), "portion", lambda self, tokens: -(-tokens // count))
     assert relative_error(forward(model, topic, "a"), np.array(whole)) < 1e-6
 
 

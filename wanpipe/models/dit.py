@@ -136,6 +136,7 @@ class Stream:
     ) -> mx.array:
         """Add what is to be added, and return the norm of x in `dtype` (see `add_norm`)."""
         if not self.parts:
+            assert plus_one  # the first norm of all is a modulated one
             return norm_modulate(self.x, shift, scale, eps=eps, dtype=dtype)
         like = {"plus_one": plus_one, "eps": eps, "dtype": dtype}
         self.x, y = add_norm(self.x, self.parts, self.gate, shift, scale, **like)
@@ -218,10 +219,8 @@ class Block(nn.Module):
         no more than a part of the hidden layer is in memory.
         """
         rows = y.reshape(-1, y.shape[-1])
-        count = self.config.portions(len(rows))
-        cuts = [-(-len(rows) // count) * number for number in range(1, count)]
-        parts = []
-        for part in mx.split(rows, cuts):
+        size, parts = self.config.portion(len(rows)), []
+        for part in mx.split(rows, list(range(size, len(rows), size))):
             hidden = self.ffn.hidden(part)
             pace(hidden)
             parts.append(self.ffn.fc2(hidden))
@@ -350,7 +349,7 @@ class DiT(nn.Module):
                     stream.x = streams[0].x
             return shared.pop()
 
-        def step(index: int, block: Block, number: int, ask: Callable[[], None]) -> None:
+        def step(index: int, block: Block, number: int, ask: Callable[[], object]) -> None:
             kept = conditions[number].kept
             if index not in kept:
                 kept[index] = block.cross_attn.keys_values(conditions[number])
