@@ -100,10 +100,8 @@ def ways_of(model: Model, step: Entry, tiling: str) -> list[Way]:
     from wanpipe.device import compute_dtype, is_cuda
 
     settings, config = Settings.from_json(step.made["settings"], "settings"), model.config
-    latent, computed = (
-        settings.latent_shape(config.vae.stride),
-        ITEMSIZE[compute_dtype(config.dtype)],
-    )
+    latent = settings.latent_shape(config.vae.stride)
+    computed = ITEMSIZE[compute_dtype(config.dtype)]
     needs = budget.film(config.vae, latent, computed, is_cuda())
     tiles = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
     whole = [Way(needs[0], None, 2), Way(needs[1], None, 1)]
