@@ -12,6 +12,7 @@ import statistics
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,10 +21,8 @@ from bench.dit import chosen_size
 from bench.sizes import DITS
 from bench.weights import Random, Rows, parser, relative
 from wanpipe.device import compute_dtype, mlx_dtype
-from wanpipe.models import rope
-from wanpipe.models.blocks import Pace
 from wanpipe.models.dit import DiT, SelfAttention
-from wanpipe.models.layers import split_heads
+from wanpipe.models.layers import joined, split_heads
 from wanpipe.weights.rules import dit as rules
 
 KEYS = 128  # of a tile of cuDNN's attention
@@ -41,25 +40,15 @@ plain = SelfAttention.heads_of
 def with_means(mean: Mean) -> Callable[..., tuple[mx.array, ...]]:
     """Make a `heads_of` that gives keys and values followed by their means."""
 
-    def heads_of(
-        self: SelfAttention, x: mx.array, table: rope.Tables, pace: Pace
-    ) -> tuple[mx.array, ...]:
-        width = x.shape[-1] // self.heads
-
-        def turned(y: mx.array, weight: mx.array) -> mx.array:
-            like = {"width": width, "eps": self.norm_k.eps}
-            return rope.norm_rotate(y.reshape(-1, x.shape[-1]), weight, table, **like)
-
-        q = split_heads(turned(self.q(x), self.norm_q.weight), self.heads)
-        pace(q)
-        rows = [turned(self.k(x), self.norm_k.weight), self.v(x).reshape(-1, x.shape[-1])]
+    def heads_of(self: SelfAttention, *args: Any) -> tuple[mx.array, ...]:
+        q, *pair = plain(self, *args)
+        rows = [joined(heads)[0] for heads in pair]  # (L, D)
         count = -len(rows[0]) % KEYS
-        if count:
-            more = (mx.broadcast_to(mean(one), (count, one.shape[1])) for one in rows)
-            rows = [mx.concatenate(pair) for pair in zip(rows, more, strict=True)]
-        k, v = (split_heads(one, self.heads) for one in rows)
-        pace(k, v)
-        return q, k, v
+        if not count:
+            return q, *pair
+        more = (mx.broadcast_to(mean(one), (count, one.shape[1])) for one in rows)
+        k, v = (mx.concatenate(both) for both in zip(rows, more, strict=True))
+        return q, split_heads(k, self.heads), split_heads(v, self.heads)
 
     return heads_of
 

@@ -107,14 +107,14 @@ def loaded(random: Random, config: DiTConfig, asked: Namespace, folder: Path, ro
         file_gb=random.bytes / 1e9,
         file_plainly=read_plainly(path),
         blocks_gb=size / 1e9,
-        blocks_to_device=reading.seconds,
+        blocks_read=reading.seconds,
         gb_per_second=size / reading.seconds / 1e9,
     )
     return network
 
 
 def read_blocks(blocks: Streamed[Block]) -> None:
-    """Read every block to the device as a step does, and compute nothing."""
+    """Read every block as a step does, and compute nothing: what the CPU reads stays there."""
     for block in blocks:
         mx.eval(block.parameters())
 
