@@ -17,7 +17,6 @@ small=${SMALL:+--small}
 # name, then the command; a part that fails or runs out of time does not keep the next from starting
 parts=(
   "dit-1.3b     bench.dit 1.3b --torch --json"
-  "aligned      bench.aligned 1.3b --json"
   "dit-14b      bench.dit 14b --torch --json"
   "vae          bench.vae"
   "run          bench.run --json"

@@ -49,7 +49,7 @@ def test_a_model_that_does_not_fit_is_streamed_with_the_same_bits(tmp_path: Path
     words = ("denoise", "--model", model, "--from", text, *SMALL, "--steps", 2, "--seed", 5)
     peak = forecast_of(place, *words)
     latents, lines = [], []
-    for memory in (peak, 12 * peak // 20):
+    for memory in (peak, 13 * peak // 20):
         result = place.do(*words, "--force", "--memory", memory)
         lines.append([event["text"] for event in result.events if event["event"] == "memory"])
         latents.append(place.entry(result.paths[-1]).read("latent"))

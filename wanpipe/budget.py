@@ -111,9 +111,11 @@ class Expert:
         return self.passes * c.layers * (linear + attention)
 
     def ways(self) -> list[Need]:
-        """With all blocks in memory; with two of them, read from the disk as they are needed."""
+        """With all blocks in memory; with three of them, the one at work, the next, and one that is
+        read from the disk.
+        """
         rest = self.stem + self.kept + self.tables + self.passes * self.stream + self.work
-        resident, streamed = rest + self.blocks, rest + -(-2 * self.blocks // self.config.layers)
+        resident, streamed = rest + self.blocks, rest + -(-3 * self.blocks // self.config.layers)
         return [
             Need(peak=resident, flops=self.flops),
             Need(peak=streamed, flops=self.flops, way=STREAMED),
@@ -122,13 +124,13 @@ class Expert:
 
 def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
     """What T5 needs for prompts of so many tokens each; `blocks` are the bytes of its weights as
-    computed, of which two blocks are in memory. Scores are float32.
+    computed, of which three blocks are in memory. Scores are float32.
     """
     longest, rows = max(lengths), sum(lengths) * config.dim * FULL
     scores = config.heads * longest**2 * FULL
     gated = 3 * longest * config.ffn_dim * FULL
     weights = config.layers * config.dim * (4 * config.attention_dim + 3 * config.ffn_dim)
-    peak = -(-2 * blocks // config.layers) + 2 * rows + max(scores, gated)
+    peak = -(-3 * blocks // config.layers) + 2 * rows + max(scores, gated)
     return Need(peak=peak, flops=2.0 * weights * sum(lengths))
 
 

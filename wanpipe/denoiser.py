@@ -74,8 +74,10 @@ class Denoiser:
             self.network, self.conditions = None, {}
             mx.clear_cache()
             config, path = self.model.config.dit, self.model.checked(name, self.store)
-            network = load_network(DiT(config), path, self.dtype)
-            if self.needs[name].way == STREAMED:
+            streamed = self.needs[name].way == STREAMED
+            apart = "blocks" if streamed else ""
+            network = load_network(DiT(config), path, self.dtype, apart)
+            if streamed:
                 network.blocks = Streamed(
                     path=path,
                     count=config.layers,

@@ -2,7 +2,6 @@
 it here.
 """
 
-import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from functools import cache
 from typing import Any, Literal
 
 import mlx.core as mx
+
+from wanpipe import driver
 
 # What the official code computes in float32 is so here: by default CUDA and the M5 multiply float32
 # with ten bits of mantissa.
@@ -21,7 +22,6 @@ if mx.cuda.is_available():
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "16")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-CONCURRENT_MANAGED_ACCESS = 89  # the attribute's number in the driver's cuda.h
 
 
 def is_gpu() -> bool:
@@ -42,22 +42,17 @@ def is_metal() -> bool:
 def reader() -> mx.Device | None:
     """Where MLX best reads files: on the CPU, in several threads, while a GPU computes.
 
-    None, its default, where CUDA does not move by itself what the CPU wrote.
+    None, its default, where CUDA does not move by itself what the CPU wrote. No operation may wait
+    for such an array on the GPU: CUDA's driver can keep the CPU from telling it that the array is
+    there until the GPU is done. So wait for it first, then `hand_over`.
     """
-    return mx.Device(mx.cpu, 0) if not is_cuda() or moves_memory() else None
+    return mx.Device(mx.cpu, 0) if not is_cuda() or driver.moves_memory() else None
 
 
-@cache
-def moves_memory() -> bool:
-    """Whether CUDA moves memory to where it is used while both sides work: not in WSL, for one."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    driver.cuInit(0)
-    answer = ctypes.c_int(0)
-    failed = driver.cuDeviceGetAttribute(ctypes.byref(answer), CONCURRENT_MANAGED_ACCESS, 0)
-    return not failed and answer.value == 1
+def hand_over(array: mx.array) -> None:
+    """Bring what the CPU has read to where it is computed, behind what is under way there."""
+    if is_cuda() and driver.moves_memory():
+        driver.move_to_gpu(array)
 
 
 def compute_dtype(stored: str) -> str:

@@ -1,6 +1,7 @@
 """Blocks read from the disk whenever they are gone through: the same bits in less memory."""
 
 import dataclasses
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from wanpipe.config import read_model_config
 from wanpipe.errors import CheckpointError
 from wanpipe.models.dit import Block, DiT
 from wanpipe.store import Store
-from wanpipe.weights.load import load_network
+from wanpipe.weights.load import Weights, load_network
 from wanpipe.weights.lora import Fit
 from wanpipe.weights.merge import merge
 from wanpipe.weights.stream import Streamed
@@ -30,7 +31,7 @@ def networks(path: Path, config: object, dtype: mx.Dtype, loras: Loras) -> tuple
     """The same network with its blocks in memory, and with its blocks on the disk."""
     pair = []
     for streamed in (False, True):
-        network = load_network(DiT(config), path, dtype)
+        network = load_network(DiT(config), path, dtype, "blocks" if streamed else "")
         if streamed:
             count, make = config.layers, lambda: Block(config)
             network.blocks = Streamed(path=path, count=count, make=make, dtype=dtype, loras=loras)
@@ -122,6 +123,21 @@ def test_no_more_than_two_blocks_are_in_memory(checkpoints: Path, tmp_path: Path
     network.blocks = Watched(path=path, count=6, make=lambda: Block(config), dtype=mx.float32)
     velocities(network)
     assert living == 2 * [1, 2, 2, 2, 2, 2]
+
+
+def test_what_is_taken_was_read_to_the_end(checkpoints: Path, tmp_path: Path) -> None:
+    directory, config = converted(checkpoints, "wan21-t2v")
+    path = tmp_path / "model.safetensors"
+    shutil.copyfile(directory / "model.safetensors", path)
+    exact = dict(tree_flatten(load_network(DiT(config.dit), path, mx.float32).parameters()))
+    taken = [
+        ("", load_network(DiT(config.dit), path, mx.float32)),
+        ("blocks.0.", Weights(path, mx.float32).fill(Block(config.dit), "blocks.0.")),
+    ]
+    path.write_bytes(b"")  # what was left for later would be zeros or an error
+    for prefix, network in taken:
+        for name, value in tree_flatten(network.parameters()):
+            assert np.array_equal(np.array(value), np.array(exact[prefix + name])), name
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(checkpoints: Path, tmp_path: Path) -> None:

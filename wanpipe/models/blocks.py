@@ -47,8 +47,7 @@ def through(
     `number` through block `index`.
 
     It calls `ask` when the device has enough to do for a while and needs the block before no more:
-    that asks for the next block, so that it is read behind the computation, and no third one is in
-    memory.
+    that takes the next block, so that the wait for it is hidden behind the computation.
     """
     rest = iter(blocks)
     block, index = next(rest, None), 0

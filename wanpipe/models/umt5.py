@@ -24,9 +24,9 @@ from wanpipe.models.layers import (
     split_heads,
     tanh_gelu,
 )
-from wanpipe.weights.load import open_weights
+from wanpipe.weights.load import Weights
 from wanpipe.weights.read import open_tensors
-from wanpipe.weights.stream import Streamed, filled
+from wanpipe.weights.stream import Streamed
 
 EPS = 1e-6
 MAX_DISTANCE = 128  # tokens; farther apart, all positions share one bucket
@@ -134,9 +134,9 @@ def encode(
 ) -> list[mx.array]:
     """Encode several prompts' token ids with the weights in `path`: rows (L, D), float32, of each.
 
-    Matrix products run in `dtype`; what the file marks as float32 stays so. Two blocks' weights are
-    in memory at a time, one at work and one being read, and of the embedding table only the rows
-    asked for. `progress` is called with each block.
+    Matrix products run in `dtype`; what the file marks as float32 stays so. Three blocks'
+    weights are in memory, one at work, the next, and one being read, and of the embedding table
+    only the rows asked for. `progress` is called with each block.
     Raises CheckpointError for a file that is damaged, or a token id beyond the table.
     """
     lengths = [len(prompt) for prompt in ids]
@@ -156,5 +156,5 @@ def encode(
 
     blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
     through(blocks, len(streams), step)
-    norm = filled(nn.RMSNorm(config.dim, EPS), open_weights(path, dtype)[0], "norm.", path)
+    norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
     return [rms_norm(x, norm) for x in streams]

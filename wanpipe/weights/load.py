@@ -1,7 +1,4 @@
-"""Fills a network with the weights of a converted model's file, lazily.
-
-Nothing is read here but the header: a block's weights come from the disk when it is evaluated.
-"""
+"""Reads the weights of a converted model's file into a network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from wanpipe.device import reader
+from wanpipe.device import hand_over, reader
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.weights.read import open_tensors
@@ -48,28 +45,52 @@ def with_quantized(network: Network, stored: Mapping[str, TensorInfo], prefix: s
     return network
 
 
-def open_weights(
-    path: Path, dtype: mx.Dtype
-) -> tuple[dict[str, mx.array], Mapping[str, TensorInfo]]:
-    """Give all weights of a file, none of them read yet, and what the file says of each.
+class Weights:
+    """The tensors of a converted file; each is read when it is asked for, and given once.
 
-    Tensors that the file marks as float32 stay so; the others become `dtype`, but for the codes of
-    quantised matrices.
+    `stored` is what the file says of each. Tensors that it marks as float32 stay so; the others
+    become `dtype`, but for the codes of quantised matrices.
     """
-    with open_tensors(path) as file:
-        stored, full = file.tensors, set(file.metadata.get(FULL, "").split())
-    full |= {name for name, info in stored.items() if info.dtype == CODES}
-    weights: Any = mx.load(str(path), stream=reader())
-    cast = {name: value if name in full else value.astype(dtype) for name, value in weights.items()}
-    return cast, stored
+
+    def __init__(self, path: Path, dtype: mx.Dtype) -> None:
+        with open_tensors(path) as file:
+            self.stored: Mapping[str, TensorInfo] = file.tensors
+            full = set(file.metadata.get(FULL, "").split())
+        codes = {name for name, info in self.stored.items() if info.dtype == CODES}
+        self.path, self.dtype, self._kept = path, dtype, full | codes
+        self._arrays: Any = mx.load(str(path), stream=reader())
+
+    def begin(self, prefix: str) -> None:
+        """Begin to read what is under `prefix`, and do not wait."""
+        mx.async_eval([array for name, array in self._arrays.items() if name.startswith(prefix)])
+
+    def take(self, name: str) -> mx.array:
+        """Read a tensor to the end. Raises CheckpointError where the file lacks it."""
+        if name not in self._arrays:
+            raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
+        array = self._arrays.pop(name)
+        mx.eval(array)  # else a GPU would wait for it, see `reader`
+        hand_over(array)
+        if name not in self._kept and array.dtype != self.dtype:
+            array = array.astype(self.dtype)
+            mx.eval(array)  # else what was read would stay until it is used
+        return array
+
+    def fill(self, network: Network, prefix: str = "") -> Network:
+        """Move what is under `prefix` into a network that has layers for it, and return it."""
+        names = [name for name, _ in tree_flatten(network.parameters())]
+        network.load_weights([(name, self.take(prefix + name)) for name in names])
+        return network
 
 
-def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
+def load_network(network: Network, path: Path, dtype: mx.Dtype, apart: str = "") -> Network:
     """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
 
-    Raises CheckpointError that lists missing, unexpected and wrong-shaped tensors.
+    What is `apart`, a module's name, is not read, and empty afterwards. Raises CheckpointError that
+    lists missing, unexpected and wrong-shaped tensors.
     """
-    weights, stored = open_weights(path, dtype)
+    weights = Weights(path, dtype)
+    stored = weights.stored
     shapes = parameter_shapes(with_quantized(network, stored))
     wrong = [
         f"{shown(name)} {stored[name].shape} instead of {shape}"
@@ -84,5 +105,6 @@ def load_network(network: Network, path: Path, dtype: mx.Dtype) -> Network:
     complaints = "; ".join(f"{what}: {listed(names)}" for what, names in lists if names)
     if complaints:
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
-    network.load_weights([(name, weights[name]) for name in shapes])
-    return network
+    if apart:
+        setattr(network, apart, [])
+    return weights.fill(network)
