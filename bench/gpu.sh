@@ -28,6 +28,7 @@ parts=(
   "trace        bench.trace 1.3b"
   "quantised    bench.dit 1.3b 14b --bits 4 --json"
   "streamed     bench.dit 1.3b --streamed --json"
+  "apart        bench.dit 1.3b --apart --json"
   "parts-1.3b   bench.dit 1.3b --parts --json"
   "unlimited    bench.dit 1.3b --unlimited --json"
   "batches      MLX_MAX_MB_PER_BUFFER=1000 bench.dit 1.3b --unlimited --json"

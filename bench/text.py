@@ -72,7 +72,7 @@ def streamed(
     need = budget.text(config, blocks, [len(ids)])
 
     def run() -> None:
-        with within(need.peak):
+        with within(need.limit):
             mx.eval(encode(path, config, [ids], dtype))
 
     def read() -> None:

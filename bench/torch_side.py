@@ -122,9 +122,9 @@ def compare(folder: Path, device: str) -> None:
     torch.backends.cudnn.allow_tf32 = False  # on by default, for the convolution of the patches
     config = json.loads((folder / "config.json").read_text())
     inputs = {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in config["inputs"]}
-    model = network(config)
+    with torch.device(device):  # a CPU takes long to draw weights that are replaced anyway
+        model = network(config)
     model.load_state_dict(state(folder / "model.safetensors", config))
-    model = model.to(device)
     for dtype in (torch.float32, torch.bfloat16):
         if dtype == torch.bfloat16:
             narrow(model)

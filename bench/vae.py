@@ -78,7 +78,7 @@ def clock(run: Callable[[], object], inner: int = 1) -> float:
 
 def held(need: Need, asked: argparse.Namespace) -> AbstractContextManager[None]:
     """MLX's memory held to what a run allows it, unless that is not wanted."""
-    return nullcontext() if asked.unlimited else within(need.peak)
+    return nullcontext() if asked.unlimited else within(need.limit)
 
 
 def decode(

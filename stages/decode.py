@@ -167,7 +167,7 @@ def filler(
         with (
             draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
             store.report.task("decode", latent.shape[1]) as task,
-            within(way.need.peak),
+            within(way.need.limit),
         ):
             for piece in pieces:
                 pixels = np.rint((np.array(piece) + 1) * 127.5).astype(np.uint8)

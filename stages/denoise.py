@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanpipe import chain, cli, forecast, loras, options, sources
-from wanpipe.budget import ITEMSIZE, Expert, Need, choose
+from wanpipe.budget import ITEMSIZE, Expert, ExpertNeed, Need, choose
 from wanpipe.errors import UsageError
 from wanpipe.model import Model, find_model
 from wanpipe.settings import Params as Params
@@ -70,7 +70,7 @@ class Means:
         """Name the expert that takes a step."""
         return chain.expert_at(self.model.config, recipe.material["timestep"])
 
-    def needs(self, recipes: Sequence[Recipe], store: Store) -> dict[str, Need]:
+    def needs(self, recipes: Sequence[Recipe], store: Store) -> dict[str, ExpertNeed]:
         """Choose for every expert that takes one of these steps how it is run.
 
         Raises UsageError where --memory is less than any way takes.
@@ -235,7 +235,9 @@ def walk(means: Means, runs: Sequence[Run], store: Store) -> None:
         store.report.remark(f"step cache: the network ran in {sum(ran)} of {len(ran)} steps")
 
 
-def lazy_denoiser(means: Means, needs: dict[str, Need], store: Store) -> "Callable[[], Denoiser]":
+def lazy_denoiser(
+    means: Means, needs: dict[str, ExpertNeed], store: Store
+) -> "Callable[[], Denoiser]":
     """Return a function that makes the denoiser when first called: planning loads nothing."""
     added = loras.fitted(means.model, means.choice, needs, store)
 

@@ -141,7 +141,7 @@ def filler(
         from wanpipe.imagecoder import clip_features, condition, first_frame
 
         dtype = recipe.material["dtype"]
-        with within(need.peak):
+        with within(need.limit):
             if model.config.task == "ti2v":
                 draft.write("latent", np.array(first_frame(model, pixels, dtype, store)), "CFHW")
             else:

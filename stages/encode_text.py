@@ -117,7 +117,7 @@ class Encoding:
             path, dtype = self.model.checked("t5_encoder", self.store), mlx_dtype(self.dtype)
             with (
                 self.store.report.task("encode-text", self.config.layers) as task,
-                within(self.need.peak),
+                within(self.need.limit),
             ):
                 rows = umt5.encode(path, self.config, wanted, dtype, task.advance)
             self.done = dict(zip(wanted, rows, strict=True))

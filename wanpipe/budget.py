@@ -5,8 +5,9 @@ floating point operations throughout; a multiplication and an addition are two.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import TypeVar
 
 from wanpipe.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.errors import UsageError
@@ -19,6 +20,7 @@ FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMAGE_TOKENS = 257  # of CLIP
 STREAMED = "its blocks are read from the disk at every step"
+APART = "its two passes go one after the other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +28,32 @@ class Need:
     """What a way of running something takes: `peak` bytes of memory at most, and the `flops` of one
     unit of work, which is a step, a prompt or a film.
 
-    MLX is told to wait for what is under way before it goes beyond the peak; the array that it
-    makes then comes on top. `way` says in words what this way does to need less; empty for the
-    plain one.
+    `largest` are those of the largest array. `way` says in words what this way does to need less;
+    empty for the plain one.
     """
 
     peak: int
     flops: float
+    largest: int
     way: str = ""
+
+    @property
+    def limit(self) -> int:
+        """Where MLX is to wait for what is under way: the array that it makes then comes on top."""
+        return self.peak - self.largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertNeed(Need):
+    """What a way of running a transformer takes: with its blocks `streamed` from the disk, its
+    passes `apart`.
+    """
+
+    streamed: bool
+    apart: bool
+
+
+Kind = TypeVar("Kind", bound=Need)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +114,9 @@ class Expert:
         """What is in memory beside the streams while one stretch of a block is at work and the next
         is prepared. The counts were fitted to what an H100 took; other devices free no later.
         """
-        parts = 2 if self.config.portion(self.tokens) == self.tokens else 3
-        return max(7 * self.row, 3 * self.row + parts * self.hidden)
+        ahead, whole = self.config.ahead(self.tokens), self.config.portion(self.tokens)
+        parts = 2 if whole == self.tokens else 2 + ahead
+        return max((6 + 2 * ahead) * self.row, 3 * self.row + parts * self.hidden)
 
     @property
     def tables(self) -> int:
@@ -110,16 +131,29 @@ class Expert:
         attention = 4.0 * tokens * c.dim * (tokens + c.text_len)
         return self.passes * c.layers * (linear + attention)
 
-    def ways(self) -> list[Need]:
-        """With all blocks in memory; with three of them, the one at work, the next, and one that is
-        read from the disk.
+    def ways(self) -> list[ExpertNeed]:
+        """All that it can be run in, the fastest first: all blocks in memory, or three of them, the
+        one at work, the next, and one that is read from the disk; two passes going through a block
+        together, or one after the other, each through all blocks.
         """
-        rest = self.stem + self.kept + self.tables + self.passes * self.stream + self.work
-        resident, streamed = rest + self.blocks, rest + -(-3 * self.blocks // self.config.layers)
-        return [
-            Need(peak=resident, flops=self.flops),
-            Need(peak=streamed, flops=self.flops, way=STREAMED),
-        ]
+        both = (False, True)
+        orders = both if self.passes == 2 else (False,)
+        return [self._way(streamed, apart) for streamed in both for apart in orders]
+
+    def _way(self, streamed: bool, apart: bool) -> ExpertNeed:
+        alone = apart or self.passes == 1
+        # a stream that is in memory while the other is at work waits with what its block gave
+        streams = self.stream + self.work - self.row if alone else 2 * self.stream + self.work
+        blocks = -(-3 * self.blocks // self.config.layers) if streamed else self.blocks
+        words = [word for word, chosen in ((STREAMED, streamed), (APART, apart)) if chosen]
+        return ExpertNeed(
+            peak=self.stem + self.kept + self.tables + streams + blocks,
+            flops=self.flops,
+            largest=max(self.stream, self.hidden),
+            way=" and ".join(words),
+            streamed=streamed,
+            apart=apart,
+        )
 
 
 def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
@@ -131,7 +165,7 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
     gated = 3 * longest * config.ffn_dim * FULL
     weights = config.layers * config.dim * (4 * config.attention_dim + 3 * config.ffn_dim)
     peak = -(-3 * blocks // config.layers) + 2 * rows + max(scores, gated)
-    return Need(peak=peak, flops=2.0 * weights * sum(lengths))
+    return Need(peak=peak, flops=2.0 * weights * sum(lengths), largest=max(scores, gated // 3))
 
 
 def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[Need]:
@@ -155,16 +189,16 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
 def image(config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int) -> Need:
     """What encoding a clip to latents (F, H, W) takes, and CLIP of so many bytes after it."""
     need = _vae(vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks), "", 1)
-    return Need(peak=max(need.peak, clip), flops=need.flops)
+    return replace(need, peak=max(need.peak, clip))
 
 
 def _vae(plan: vae_sizes.Plan, way: str, times: int) -> Need:
     """What one half of a VAE takes; a fifth of the work on top is what an H100 took."""
     peak = plan.weights + plan.past + 6 * plan.work // 5
-    return Need(peak=peak, flops=plan.flops * times, way=way)
+    return Need(peak=peak, flops=plan.flops * times, largest=plan.largest, way=way)
 
 
-def choose(stage: str, ways: Sequence[Need], memory: int | None, report: Report) -> Need:
+def choose(stage: str, ways: Sequence[Kind], memory: int | None, report: Report) -> Kind:
     """Return the first of `ways` that keeps within `memory` bytes, or without within what the
     device recommends, and say so where it is not the plain one.
 

@@ -50,6 +50,9 @@ class Strict:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
+LONG = 1e12  # operations of a product: 1.4 ms of an H100
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(Strict):
     """Dimensions of one expert. `clip_dim` is the width of CLIP's tokens (Wan2.1 I2V only)."""
@@ -71,6 +74,12 @@ class DiTConfig(Strict):
     def portion(tokens: int) -> int:
         """How many of so many tokens feed forward at a time: half, where that fills a GPU."""
         return -(-tokens // 2) if tokens >= 8192 else tokens
+
+    def ahead(self, tokens: int) -> int:
+        """How many stretches of work are begun beside attention among so many tokens: one, where
+        the product after it takes longer than a host that has slept takes to wake.
+        """
+        return 1 if 2 * tokens * self.dim**2 > LONG else 2
 
 
 @dataclass(frozen=True, kw_only=True)

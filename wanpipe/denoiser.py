@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from wanpipe.budget import STREAMED, Need
+from wanpipe.budget import ExpertNeed
 from wanpipe.chain import expert_at
 from wanpipe.device import compute_dtype, mlx_dtype, within
 from wanpipe.model import Model
@@ -56,7 +56,7 @@ class Denoiser:
         self,
         model: Model,
         prompting: Prompting,
-        needs: Mapping[str, Need],
+        needs: Mapping[str, ExpertNeed],
         loras: Loras,
         store: Store,
     ) -> None:
@@ -74,7 +74,7 @@ class Denoiser:
             self.network, self.conditions = None, {}
             mx.clear_cache()
             config, path = self.model.config.dit, self.model.checked(name, self.store)
-            streamed = self.needs[name].way == STREAMED
+            streamed = self.needs[name].streamed
             apart = "blocks" if streamed else ""
             network = load_network(DiT(config), path, self.dtype, apart)
             if streamed:
@@ -123,8 +123,11 @@ class Denoiser:
             times = [0.0] + [timestep] * (latent.shape[1] - 1)
         sides = ["prompt"] if guide_scale == 1.0 else ["prompt", "negative"]
         conditions = [self.condition(network, side) for side in sides]
-        with within(self.needs[name].peak):
-            velocities = network(latent, times, conditions, self.prompting.condition)
+        need = self.needs[name]
+        turns = [[condition] for condition in conditions] if need.apart else [conditions]
+        with within(need.limit):
+            y = self.prompting.condition
+            velocities = [one for turn in turns for one in network(latent, times, turn, y)]
             velocity = velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)
             mx.eval(velocity)
         return velocity

@@ -34,10 +34,6 @@ from wanpipe.models.layers import (
     unpatches,
 )
 
-# Operations of a product that takes longer than a host that has slept takes to wake: 1.4 ms of an
-# H100. After attention, a shorter one is not enough to be under way.
-LONG = 1e12
-
 # keys and values (1, N, L, D) of the text, then those of the image
 KeysValues = tuple[mx.array, ...]
 
@@ -201,7 +197,7 @@ class Block(nn.Module):
         stream.parts, stream.gate = [self.self_attn(*heads, pace)], gate
         del heads
         ask()
-        ahead = 1 if 2 * stream.x.size * self.config.dim > LONG else 2
+        ahead = self.config.ahead(stream.x.size // self.config.dim)
         pace(*stream.parts, ahead=ahead)
         y = stream.normed(self.norm3.bias, self.norm3.weight, plus_one=False, **self._like)
         pace(stream.x, y, ahead=ahead)
