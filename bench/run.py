@@ -117,12 +117,23 @@ def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, f
         at = time.perf_counter() - start
         if line.startswith("{"):
             events.append(Event(at, json.loads(line)))
+            report(events[-1])
         else:
             other.append(line)
     output = process.stdout.read().strip()
     if process.wait():
         raise SystemExit("".join(other) + "".join(json.dumps(e.fields) + "\n" for e in events[-3:]))
     return events, output.rpartition("\n")[2], time.perf_counter() - start
+
+
+def report(event: Event) -> None:
+    """Say on stderr how far the command is, should it not come to its end."""
+    kind, fields = event.fields["event"], event.fields
+    if kind in ("planned", "loaded", "computed", "written"):
+        what = " ".join(
+            str(fields[name]) for name in ("stage", "component", "step") if name in fields
+        )
+        print(f"{event.at:.2f} s: {kind} {what}", file=sys.stderr, flush=True)
 
 
 def computed(events: Sequence[Event], stage: str) -> list[float]:
