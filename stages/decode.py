@@ -6,8 +6,9 @@ Writes: `frames` (T, Y, X, 3) uint8; with --output a film, a GIF or a folder of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,11 @@ from wanpipe.model import Model, find_model
 from wanpipe.settings import Settings
 from wanpipe.sources import Sources
 from wanpipe.store import Draft, Entry, Recipe, Store
+from wanpipe.store.draft import Sink
+from wanpipe.store.later import Later
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ALGORITHM = 1
 LARGEST_FPS = 240
@@ -166,20 +172,36 @@ def filler(
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
         with (
             draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
+            Later[None]("frames") as later,
             store.report.task("decode", latent.shape[1]) as task,
             within(way.need.limit),
         ):
             for piece in pieces:
-                pixels = np.rint((np.array(piece) + 1) * 127.5).astype(np.uint8)
-                dropped = min(trim, len(pixels))
+                values = np.array(piece)
+                dropped = min(trim, len(values))
                 trim -= dropped
-                if len(pixels) > dropped:
-                    sink.append(pixels[dropped:])
+                if len(values) > dropped:
+                    later.add(partial(keep, sink, values[dropped:]))
+                wait(later, 1)
                 task.advance()
+            wait(later, 0)
         home = Store(step.path.parent.parent, store.report)
         return {**made(), "flops": way.need.flops, "lineage": lineage_of(step, model, home)}
 
     return fill
+
+
+def wait(later: Later[None], waiting: int) -> None:
+    """Wait until no more than so many pieces are still to be kept."""
+    for _ in later.results(waiting):
+        pass
+
+
+def keep(sink: Sink, values: "np.ndarray") -> None:
+    """Append frames of values in [-1, 1] as bytes."""
+    import numpy as np
+
+    sink.append(np.rint((values + 1) * 127.5).astype(np.uint8))
 
 
 def write_film(entry: Entry, output: Path, fps: float | None, store: Store) -> None:

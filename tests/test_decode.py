@@ -1,5 +1,6 @@
 """decode: frames once, films of them as often as wanted."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.workshop import SMALL, Place, inside
 from wanpipe.media import read_film
+from wanpipe.store.draft import Sink
 
 
 def frames_key(place: Place) -> str:
@@ -104,3 +106,25 @@ def test_frames_are_kept_when_the_film_cannot_be_written(
     assert "no ffmpeg" in failed.stderr.splitlines()[-1]
     monkeypatch.undo()
     assert not studio.do("decode", "--from", step, "--output", "new.mp4").computed()
+
+
+def test_frames_that_cannot_be_kept_leave_nothing_behind(
+    studio: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = studio.made("denoise", "--from", studio.text(), *SMALL)
+    shutil.rmtree(studio.cache / "decode")
+    append, seen = Sink.append, []
+
+    def refuse(self: Sink, block: np.ndarray) -> None:
+        seen.append(len(block))
+        if len(seen) == 2:  # in the middle of the film, in the thread behind the VAE
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, block)
+
+    monkeypatch.setattr(Sink, "append", refuse)
+    failed = inside("decode", "--from", step, cwd=studio.root)
+    assert failed.code == 1
+    assert "no space left" in failed.stderr.splitlines()[-1]
+    assert seen == [1, 4]
+    assert not list(studio.cache.glob("decode/*"))
+    assert not list(studio.cache.glob(".tmp/*"))

@@ -51,7 +51,7 @@ def test_memory_holds_no_more_than_two_waiting_entries(tmp_path: Path) -> None:
     with Store(tmp_path).behind() as behind:
         for number in range(COUNT):
             behind.obtain(recipe(number), fill(number))
-            assert len(behind.jobs) <= 1
+            assert len(behind.later.jobs) <= 1
             assert all(Store(tmp_path).has("decode", recipe(n).key) for n in range(number))
 
 

@@ -142,7 +142,7 @@ def test_no_second_copy_of_the_weights_stays(checkpoints: Path, files: Path) -> 
     before = mx.get_active_memory()
     merge(model, [(one, 1.0) for one in fits(model, files / SAME[0], files / FILES[-1])])
     mx.eval(model.parameters())
-    mx.synchronize()  # MLX's thread frees what the last operation read after it says that it is done
+    mx.synchronize()  # MLX's thread frees what an operation read after it says that it is done
     assert mx.get_active_memory() <= before + 4096
 
 

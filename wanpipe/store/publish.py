@@ -3,9 +3,7 @@
 In order, one at a time; a failure there is raised here.
 """
 
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wanpipe.errors import WanpipeError
 from wanpipe.store.draft import Draft, LateDraft
 from wanpipe.store.entry import Entry, read_entry
+from wanpipe.store.later import Later
 from wanpipe.store.recipe import Recipe, record_of
 
 if TYPE_CHECKING:
@@ -45,20 +44,18 @@ class Behind:
 
     def __init__(self, store: "Store") -> None:
         self.store = store
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
-        self.jobs: deque[Future[Entry]] = deque()
+        self.later: Later[Entry] = Later("publish")
 
     def __enter__(self) -> "Behind":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            self.collect(keep=0)  # after Ctrl-C too: a step that was computed is kept
-        except (WanpipeError, OSError):
-            if kind is None:
-                raise
-        finally:
-            self.thread.shutdown()
+        with self.later:
+            try:
+                self.collect(keep=0)  # after Ctrl-C too: a step that was computed is kept
+            except (WanpipeError, OSError):
+                if kind is None:
+                    raise
 
     def obtain(self, recipe: Recipe, fill: Callable[[Draft], dict[str, Any]]) -> Entry:
         """Return what the entry of `recipe` will be, as `Store.obtain` does; its record is whole
@@ -67,15 +64,13 @@ class Behind:
         started = self.store.start(recipe, fill, LateDraft)
         if isinstance(started, Entry):
             return started
-        self.jobs.append(self.thread.submit(started.finish))
+        self.later.add(started.finish)
         self.collect(keep=1)
         return Entry(self.store.path(recipe.stage, recipe.key), record_of(recipe, started.made))
 
     def collect(self, keep: int) -> None:
         """Wait until no more than `keep` entries are under way, and report the others."""
-        while len(self.jobs) > keep:
-            entry = self.jobs[0].result()  # an interrupted wait leaves it first
-            self.jobs.popleft()
+        for entry in self.later.results(keep):
             self.store.tell(entry)
 
     def whole(self, entry: Entry) -> Entry:

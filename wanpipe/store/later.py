@@ -1,0 +1,35 @@
+"""Work that another thread does behind the next computation: in order, one job at a time."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Later(Generic[Result]):
+    """Jobs under way in a thread of this name; leaving the context waits for them."""
+
+    def __init__(self, name: str) -> None:
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self.jobs: deque[Future[Result]] = deque()
+
+    def __enter__(self) -> "Later[Result]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()
+
+    def add(self, job: Callable[[], Result]) -> None:
+        """Have a job done after those before."""
+        self.jobs.append(self.thread.submit(job))
+
+    def results(self, keep: int) -> Iterator[Result]:
+        """Wait until no more than `keep` jobs are under way, and give what the others returned, in
+        order. Raises what a job raised.
+        """
+        while len(self.jobs) > keep:
+            result = self.jobs[0].result()  # an interrupted wait leaves it first
+            self.jobs.popleft()
+            yield result
