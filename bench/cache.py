@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from stages import decode
 from wanpipe.geometry import latent_shape
 from wanpipe.store import Draft, Recipe, Store
 from wanpipe.store.draft import ATTRIBUTE
@@ -27,6 +28,7 @@ from wanpipe.store.keys import key_of
 SHAPE = (16, 21, 60, 104)  # the latent of 832x480, 81 frames
 ARRAYS = ("latent", "x0", "solver/sample", "solver/x0_before")  # of a UniPC step
 STEP = 1.0  # seconds: the goal for a step of 1.3B on one H100
+PIECES, PIECE = 21, 0.043  # of a film, and seconds of each: 0.9 s a film on one H100
 SETTINGS = {"width": 832, "height": 480, "num_frames": 81, "steps": 50, "trim_first_frames": 0}
 MODELS = {  # channels, stride, width, height, frames
     "Wan2.1 T2V 1.3B, I2V 480P": (16, (4, 8, 8), 832, 480, 81, 50),
@@ -110,6 +112,32 @@ def publishing(root: Path, steps: int = 10) -> Iterator[tuple[str, str]]:
     yield "after the last step, waiting for its publication", told(last)
     key = recipe(0).key
     yield "find it again, every digest", told(seconds_of(lambda: store.find("denoise", key)))
+
+
+def frames(root: Path) -> Iterator[tuple[str, str]]:
+    """Time the keeping of a film's frames, alone and behind a VAE that is a wait."""
+    pixels = np.random.default_rng(0).random((4, 480, 832, 3), dtype=np.float32) - 0.5
+    shape = (4 * PIECES, *pixels.shape[1:])
+
+    def film(seconds: float) -> None:
+        def pieces() -> Iterator[np.ndarray]:
+            for _ in range(PIECES):
+                time.sleep(seconds)
+                yield pixels
+
+        def fill(draft: Draft) -> dict[str, Any]:
+            axes = ("T", "Y", "X", "C")
+            with draft.stream("frames", shape, "uint8", axes, decode.SLICE) as sink:
+                decode.keep(pieces(), 0, sink, lambda: None)
+            return {"wanpipe": "0", "mlx": "0", "device": "none", "peak_bytes": 0}
+
+        Store(root).obtain(recipe(next(numbers)), fill)
+
+    numbers = iter(range(1000, 1100))
+    alone = seconds_of(lambda: film(0.0), 3)
+    yield f"keep the frames of a film ({np.prod(shape) / 1e6:.0f} MB), alone", told(alone)
+    behind = seconds_of(lambda: film(PIECE), 3) - PIECES * PIECE
+    yield f"behind {PIECES} pieces of {1e3 * PIECE:g} ms, added to all of them", told(behind)
 
 
 def previews(root: Path) -> Iterator[tuple[str, str]]:
@@ -228,6 +256,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder)
         table(("work", "time"), publishing(root / "publishing"))
+        table(("work", "time"), frames(root / "frames"))
         (root / "previews").mkdir()
         table(("work", "time"), previews(root / "previews"))
         (root / "crowded").mkdir()

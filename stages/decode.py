@@ -4,7 +4,7 @@ Reads: a denoise entry and a model's vae; or a decode entry, for another film of
 Writes: `frames` (T, Y, X, 3) uint8; with --output a film, a GIF or a folder of PNGs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from wanpipe.store.draft import Sink
 from wanpipe.store.later import Later
 
 if TYPE_CHECKING:
+    import mlx.core as mx
     import numpy as np
 
 ALGORITHM = 1
@@ -151,7 +152,6 @@ def filler(
 
     def fill(draft: Draft) -> dict[str, Any]:
         import mlx.core as mx
-        import numpy as np
 
         from wanpipe import tiling
         from wanpipe.device import made, mlx_dtype, within
@@ -172,36 +172,37 @@ def filler(
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
         with (
             draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
-            Later[None]("frames") as later,
             store.report.task("decode", latent.shape[1]) as task,
             within(way.need.limit),
         ):
-            for piece in pieces:
-                values = np.array(piece)
-                dropped = min(trim, len(values))
-                trim -= dropped
-                if len(values) > dropped:
-                    later.add(partial(keep, sink, values[dropped:]))
-                wait(later, 1)
-                task.advance()
-            wait(later, 0)
+            keep(pieces, trim, sink, task.advance)
         home = Store(step.path.parent.parent, store.report)
         return {**made(), "flops": way.need.flops, "lineage": lineage_of(step, model, home)}
 
     return fill
 
 
-def wait(later: Later[None], waiting: int) -> None:
-    """Wait until no more than so many pieces are still to be kept."""
-    for _ in later.results(waiting):
-        pass
-
-
-def keep(sink: Sink, values: "np.ndarray") -> None:
-    """Append frames of values in [-1, 1] as bytes."""
+def keep(
+    pieces: Iterable["mx.array"], trim: int, sink: Sink, advance: Callable[[], object]
+) -> None:
+    """Append pieces (T, Y, X, 3) in [-1, 1] as bytes, without the first `trim` frames: each in
+    another thread, behind the computation of the next one.
+    """
     import numpy as np
 
-    sink.append(np.rint((values + 1) * 127.5).astype(np.uint8))
+    def append(values: "np.ndarray") -> None:
+        sink.append(np.rint((values + 1) * 127.5).astype(np.uint8))
+
+    with Later[None]("frames") as later:
+        for piece in pieces:
+            values = np.array(piece)
+            dropped = min(trim, len(values))
+            trim -= dropped
+            if len(values) > dropped:
+                later.add(partial(append, values[dropped:]))
+            later.wait(1)
+            advance()
+        later.wait(0)
 
 
 def write_film(entry: Entry, output: Path, fps: float | None, store: Store) -> None:

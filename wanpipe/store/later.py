@@ -33,3 +33,8 @@ class Later(Generic[Result]):
             result = self.jobs[0].result()  # an interrupted wait leaves it first
             self.jobs.popleft()
             yield result
+
+    def wait(self, keep: int) -> None:
+        """Wait likewise, for jobs that return nothing."""
+        for _ in self.results(keep):
+            pass
