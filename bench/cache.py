@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from stages import decode
@@ -116,11 +117,12 @@ def publishing(root: Path, steps: int = 10) -> Iterator[tuple[str, str]]:
 
 def frames(root: Path) -> Iterator[tuple[str, str]]:
     """Time the keeping of a film's frames, alone and behind a VAE that is a wait."""
-    pixels = np.random.default_rng(0).random((4, 480, 832, 3), dtype=np.float32) - 0.5
+    pixels = mx.random.uniform(-0.5, 0.5, (4, 480, 832, 3))
+    mx.eval(pixels)
     shape = (4 * PIECES, *pixels.shape[1:])
 
     def film(seconds: float) -> None:
-        def pieces() -> Iterator[np.ndarray]:
+        def pieces() -> Iterator[mx.array]:
             for _ in range(PIECES):
                 time.sleep(seconds)
                 yield pixels

@@ -265,8 +265,9 @@ def scaled(clip: np.ndarray) -> "mx.array":
 
 def joined(pieces: "Iterator[mx.array]") -> np.ndarray:
     """What a decoder gives, piece by piece, as bytes."""
-    frames = np.concatenate([np.array(piece) for piece in pieces])
-    return np.rint((frames + 1) * 127.5).astype(np.uint8)
+    from wanpipe.models.vae import as_bytes
+
+    return np.concatenate([np.array(as_bytes(piece)) for piece in pieces])
 
 
 PARTS: dict[str, Callable[[list[Case], Store], None]] = {

@@ -25,7 +25,6 @@ from wanpipe.store.later import Later
 
 if TYPE_CHECKING:
     import mlx.core as mx
-    import numpy as np
 
 ALGORITHM = 1
 LARGEST_FPS = 240
@@ -190,16 +189,15 @@ def keep(
     """
     import numpy as np
 
-    def append(values: "np.ndarray") -> None:
-        sink.append(np.rint((values + 1) * 127.5).astype(np.uint8))
+    from wanpipe.models.vae import as_bytes
 
     with Later[None]("frames") as later:
         for piece in pieces:
-            values = np.array(piece)
-            dropped = min(trim, len(values))
+            pixels = np.array(as_bytes(piece))
+            dropped = min(trim, len(pixels))
             trim -= dropped
-            if len(values) > dropped:
-                later.add(partial(append, values[dropped:]))
+            if len(pixels) > dropped:
+                later.add(partial(sink.append, pixels[dropped:]))
             later.wait(1)
             advance()
         later.wait(0)

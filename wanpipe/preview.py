@@ -42,8 +42,8 @@ def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray
     network = vae.decoder(model.config.vae)
     dtype = mlx_dtype(compute_dtype(model.config.dtype))
     load_network(network, model.checked("vae", store), dtype)
-    pieces = [np.array(piece) for piece in network.frames(mx.array(latent))]
-    return np.rint((np.concatenate(pieces) + 1) * 127.5).astype(np.uint8)
+    pieces = network.frames(mx.array(latent))
+    return np.concatenate([np.array(vae.as_bytes(piece)) for piece in pieces])
 
 
 def label(step: Entry) -> str:

@@ -172,3 +172,11 @@ def test_a_convolution_too_large_for_a_backend_is_refused_before_it_is_computed(
     layer = causal_conv.CausalConv(3, 4)
     with pytest.raises(UsageError, match="at most 1500000000 values, got 1530000000"):
         layer(mx.zeros((4, 8500, 10000, 3)), causal_conv.Past(lazy=True))
+
+
+def test_bytes_are_the_nearest_and_ties_are_even() -> None:
+    ties = ((np.arange(255) + 0.5) / 127.5 - 1).astype(np.float32)
+    near = [np.nextafter(ties, np.float32(side)) for side in (-2, 2)]
+    values = np.concatenate([ties, *near, np.array([-1, 0, 1], np.float32)])
+    exact = np.rint((values + 1) * np.float32(127.5))
+    assert np.array_equal(np.array(vae.as_bytes(mx.array(values))), exact.astype(np.uint8))

@@ -180,3 +180,8 @@ def unpatchify(x: mx.array, side: int) -> mx.array:
     T, H, W, C = x.shape
     x = x.reshape(T, H, W, C // side**2, side, side).transpose(0, 1, 5, 2, 4, 3)
     return x.reshape(T, H * side, W * side, C // side**2)  # (T, Y, X, C/side/side)
+
+
+def as_bytes(frames: mx.array) -> mx.array:
+    """Frames in [-1, 1] as uint8, the nearest; a tie goes to the even one."""
+    return mx.round((frames + 1) * 127.5).astype(mx.uint8)
