@@ -97,7 +97,7 @@ def loaded(random: Random, config: DiTConfig, asked: Namespace, folder: Path, ro
         return random.fill(DiT(config), dtype)
     path = folder / "model.safetensors"
     random.write(path)
-    network = load_network(DiT(config), path, dtype, apart="blocks")
+    network = load_network(DiT(config), path, dtype, without="blocks")
     blocks: Any = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
     network.blocks = blocks
     reading = measure(lambda: read_blocks(blocks), repeats=asked.repeats, warm=1)

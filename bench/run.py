@@ -131,7 +131,9 @@ def report(event: Event) -> None:
     kind, fields = event.fields["event"], event.fields
     if kind in ("planned", "loaded", "computed", "written"):
         what = " ".join(
-            str(fields[name]) for name in ("stage", "component", "step") if name in fields
+            str(fields[name])
+            for name in ("stage", "component", "step")
+            if fields.get(name) is not None
         )
         print(f"{event.at:.2f} s: {kind} {what}", file=sys.stderr, flush=True)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanpipe import budget, cli, forecast, geometry, options, sources
-from wanpipe.budget import ITEMSIZE, Need
+from wanpipe.budget import ITEMSIZE, FilmNeed
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.lineage import lineage_of
 from wanpipe.model import Model, find_model
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ALGORITHM = 1
 LARGEST_FPS = 240
+# the tiles that change pixels, as named in the material
+TILES = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
 SLICE = 4  # frames in a chunk on disk: as many as one latent frame decodes to
 
 
@@ -69,17 +71,6 @@ def run(model: Model | None, given: Sources, params: Params, store: Store) -> En
     return entry
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way of decoding: what it takes, the tiles that change pixels as named in the material
-    (None for whole frames), and how many frames the last layers take at once.
-    """
-
-    need: Need
-    tiling: dict[str, int] | None
-    at_once: int
-
-
 def frames_of(model: Model, step: Entry, params: Params, store: Store) -> Entry:
     """Return the entry of the step's frames, in the first way that is there already or else keeps
     within the memory.
@@ -93,44 +84,36 @@ def frames_of(model: Model, step: Entry, params: Params, store: Store) -> Entry:
         )
     ways = ways_of(model, step, params.tiling)
     there = [way for way in ways if not store.wants(recipe_of(model, step, way))]
-    way = there[0] if there else fitting(ways, params.memory, store)
+    way = there[0] if there else budget.choose("vae", ways, params.memory, store.report)
     recipe = recipe_of(model, step, way)
     entry = store.obtain(recipe, filler(model, step, recipe, way, store))
     if not there:
-        forecast.tell("vae", "decode", way.need, 1, store)
+        forecast.tell("vae", "decode", way, 1, store)
     return entry
 
 
-def ways_of(model: Model, step: Entry, tiling: str) -> list[Way]:
+def ways_of(model: Model, step: Entry, tiling: str) -> list[FilmNeed]:
     """List the ways of decoding that --tiling allows, the best first."""
     from wanpipe.device import compute_dtype, is_cuda
 
     settings, config = Settings.from_json(step.made["settings"], "settings"), model.config
     latent = settings.latent_shape(config.vae.stride)
     computed = ITEMSIZE[compute_dtype(config.dtype)]
-    needs = budget.film(config.vae, latent, computed, is_cuda())
-    tiles = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
-    whole = [Way(needs[0], None, 2), Way(needs[1], None, 1)]
-    tiled = (
-        [Way(needs[2], tiles, 2)] if max(settings.width, settings.height) > geometry.TILE else []
-    )
+    ways = budget.film(config.vae, latent, computed, is_cuda())
+    large = max(settings.width, settings.height) > geometry.TILE
+    whole = [way for way in ways if not way.tiled]
+    tiled = [way for way in ways if way.tiled and large]
     return {"auto": whole + tiled, "none": whole, "spatial": tiled or whole}[tiling]
 
 
-def fitting(ways: list[Way], memory: int | None, store: Store) -> Way:
-    """Return the first way that keeps within the memory."""
-    needs = [way.need for way in ways]
-    return ways[needs.index(budget.choose("vae", needs, memory, store.report))]
-
-
-def recipe_of(model: Model, step: Entry, way: Way) -> Recipe:
+def recipe_of(model: Model, step: Entry, way: FilmNeed) -> Recipe:
     """Say what the frames of a step will be, decoded in one way."""
     from wanpipe.device import compute_dtype
 
     material = {
         "vae": model.hash("vae"),
         "step": step.key,
-        "tiling": way.tiling,
+        "tiling": TILES if way.tiled else None,
         "trim_first_frames": step.made["settings"]["trim_first_frames"],
         "dtype": compute_dtype(model.config.dtype),
     }
@@ -145,7 +128,7 @@ def recipe_of(model: Model, step: Entry, way: Way) -> Recipe:
 
 
 def filler(
-    model: Model, step: Entry, recipe: Recipe, way: Way, store: Store
+    model: Model, step: Entry, recipe: Recipe, way: FilmNeed, store: Store
 ) -> Callable[[Draft], dict[str, Any]]:
     """Return what decodes the latent into the entry, slice by slice, in the memory of one."""
 
@@ -163,7 +146,7 @@ def filler(
         load_network(network, model.checked("vae", store), mlx_dtype(recipe.material["dtype"]))
         store.report.event("loaded", component="vae")
         stride = model.config.vae.stride
-        if way.tiling:
+        if way.tiled:
             pieces = tiling.frames(network, mx.array(latent), stride[1])
         else:
             pieces = network.frames(mx.array(latent), way.at_once)
@@ -172,11 +155,11 @@ def filler(
         with (
             draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
             store.report.task("decode", latent.shape[1]) as task,
-            within(way.need.limit),
+            within(way.limit),
         ):
             keep(pieces, trim, sink, task.advance)
         home = Store(step.path.parent.parent, store.report)
-        return {**made(), "flops": way.need.flops, "lineage": lineage_of(step, model, home)}
+        return {**made(), "flops": way.flops, "lineage": lineage_of(step, model, home)}
 
     return fill
 

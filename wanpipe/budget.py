@@ -5,7 +5,7 @@ floating point operations throughout; a multiplication and an addition are two.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import TypeVar
 
@@ -51,6 +51,16 @@ class ExpertNeed(Need):
 
     streamed: bool
     apart: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmNeed(Need):
+    """What a way of decoding takes: with its last layers on `at_once` frames together, of whole
+    frames or of tiles.
+    """
+
+    at_once: int
+    tiled: bool
 
 
 Kind = TypeVar("Kind", bound=Need)
@@ -114,8 +124,11 @@ class Expert:
         """What is in memory beside the streams while one stretch of a block is at work and the next
         is prepared. The counts were fitted to what an H100 took; other devices free no later.
         """
-        ahead, whole = self.config.ahead(self.tokens), self.config.portion(self.tokens)
-        parts = 2 if whole == self.tokens else 2 + ahead
+        ahead, whole = (
+            self.config.ahead(self.tokens),
+            self.config.portion(self.tokens) == self.tokens,
+        )
+        parts = 2 if whole else 2 + ahead
         return max((6 + 2 * ahead) * self.row, 3 * self.row + parts * self.hidden)
 
     @property
@@ -168,7 +181,7 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
     return Need(peak=peak, flops=2.0 * weights * sum(lengths), largest=max(scores, gated // 3))
 
 
-def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[Need]:
+def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[FilmNeed]:
     """What decoding a latent (F, H, W) takes: with the last layers on two frames at once, on one,
     and in overlapping tiles. `stacks` is that of `vae_sizes.plan`.
     """
@@ -176,8 +189,10 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
     tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
     rows, columns = (1 + -(-max(side - sides[0], 0) // sides[1]) for side in latent[1:])
 
-    def half(size: Triple, at_once: int, way: str, times: int = 1) -> Need:
-        return _vae(vae_sizes.plan(config, "decoder", size, computed, at_once, stacks), way, times)
+    def half(size: Triple, at_once: int, way: str, tiles: int = 0) -> FilmNeed:
+        plan = vae_sizes.plan(config, "decoder", size, computed, at_once, stacks)
+        need = _vae(plan, way, tiles or 1)
+        return FilmNeed(**asdict(need), at_once=at_once, tiled=tiles > 0)
 
     return [
         half(latent, 2, ""),

@@ -75,8 +75,8 @@ class Denoiser:
             mx.clear_cache()
             config, path = self.model.config.dit, self.model.checked(name, self.store)
             streamed = self.needs[name].streamed
-            apart = "blocks" if streamed else ""
-            network = load_network(DiT(config), path, self.dtype, apart)
+            without = "blocks" if streamed else ""
+            network = load_network(DiT(config), path, self.dtype, without)
             if streamed:
                 network.blocks = Streamed(
                     path=path,

@@ -51,7 +51,7 @@ def reader() -> mx.Device | None:
 
 def hand_over(array: mx.array) -> None:
     """Bring what the CPU has read to where it is computed, behind what is under way there."""
-    if is_cuda() and driver.moves_memory():
+    if is_cuda():
         driver.move_to_gpu(array)
 
 

@@ -39,9 +39,10 @@ def move_to_gpu(array: mx.array) -> None:
 
     Without it a kernel waits for every page that it touches first: twice the time of a streamed
     step. A hint, so whatever the driver answers is right: pages then move as they are touched.
+    Does nothing where memory does not move.
     """
     library = driver()
-    if library is None or array.nbytes < FEW:
+    if library is None or not moves_memory() or array.nbytes < FEW:
         return
     context, stream = _beside(library)
     library.cuCtxSetCurrent(context)

@@ -105,7 +105,7 @@ def test_streamed_quantised_blocks_get_their_loras(
         assert np.array_equal(one, other)
 
 
-def test_no_more_than_two_blocks_are_in_memory(checkpoints: Path, tmp_path: Path) -> None:
+def test_no_more_than_two_blocks_are_made(checkpoints: Path, tmp_path: Path) -> None:
     _, model = converted(checkpoints, "wan21-t2v")
     config = dataclasses.replace(model.dit, layers=6)
     network, path = DiT(config), tmp_path / "model.safetensors"

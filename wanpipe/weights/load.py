@@ -83,11 +83,11 @@ class Weights:
         return network
 
 
-def load_network(network: Network, path: Path, dtype: mx.Dtype, apart: str = "") -> Network:
+def load_network(network: Network, path: Path, dtype: mx.Dtype, without: str = "") -> Network:
     """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
 
-    What is `apart`, a module's name, is not read, and empty afterwards. Raises CheckpointError that
-    lists missing, unexpected and wrong-shaped tensors.
+    What is under `without`, a module's name, is not read, and empty afterwards. Raises
+    CheckpointError that lists missing, unexpected and wrong-shaped tensors.
     """
     weights = Weights(path, dtype)
     stored = weights.stored
@@ -105,6 +105,6 @@ def load_network(network: Network, path: Path, dtype: mx.Dtype, apart: str = "")
     complaints = "; ".join(f"{what}: {listed(names)}" for what, names in lists if names)
     if complaints:
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
-    if apart:
-        setattr(network, apart, [])
+    if without:
+        setattr(network, without, [])
     return weights.fill(network)
