@@ -130,11 +130,8 @@ def report(event: Event) -> None:
     """Say on stderr how far the command is, should it not come to its end."""
     kind, fields = event.fields["event"], event.fields
     if kind in ("planned", "loaded", "computed", "written"):
-        what = " ".join(
-            str(fields[name])
-            for name in ("stage", "component", "step")
-            if fields.get(name) is not None
-        )
+        told = [fields.get(name) for name in ("stage", "component", "step")]
+        what = " ".join(str(one) for one in told if one is not None)
         print(f"{event.at:.2f} s: {kind} {what}", file=sys.stderr, flush=True)
 
 

@@ -124,11 +124,8 @@ class Expert:
         """What is in memory beside the streams while one stretch of a block is at work and the next
         is prepared. The counts were fitted to what an H100 took; other devices free no later.
         """
-        ahead, whole = (
-            self.config.ahead(self.tokens),
-            self.config.portion(self.tokens) == self.tokens,
-        )
-        parts = 2 if whole else 2 + ahead
+        ahead = self.config.ahead(self.tokens)
+        parts = 2 + ahead if self.config.portion(self.tokens) < self.tokens else 2
         return max((6 + 2 * ahead) * self.row, 3 * self.row + parts * self.hidden)
 
     @property
