@@ -66,11 +66,11 @@ def text_encoder(tracer: Tracer, config: T5Config) -> Graph:
     """All blocks with 512 tokens, as they are run: without the table, whose rows the host takes."""
     network = nn.Module()
     network.blocks = [umt5.Block(config) for _ in range(config.layers)]
-    bucket = mx.array(umt5.buckets(512, config.buckets))
+    place = umt5.places(512, config.buckets)
 
     def run(x: mx.array) -> mx.array:
         for block in network.blocks:
-            x = block(x, bucket)
+            x = block(x, place)
         return x
 
     return tracer.read_network(network, umt5_rules.ROWS, run, mx.zeros((512, config.dim)))

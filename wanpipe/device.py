@@ -39,6 +39,12 @@ def is_metal() -> bool:
     return is_gpu() and mx.metal.is_available()
 
 
+@cache
+def architecture() -> str:
+    """What NVIDIA's compiler calls the GPU: sm_90, for one."""
+    return str(mx.device_info()["architecture"])
+
+
 def reader() -> mx.Device | None:
     """Where MLX best reads files: on the CPU, in several threads, while a GPU computes.
 

@@ -2,14 +2,17 @@
 they are launched with gives arrays like their twins'. Their numbers: `python -m bench.kernels`.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from wanpipe.models import causal_conv, kernels, layers, rope
+from wanpipe import nvrtc
+from wanpipe.models import causal_conv, launch, layers, rope
 from wanpipe.models.causal_conv import CausalConv, Norm, Past
+from wanpipe.models.launch import TYPES
 
 CHOOSERS = (layers, rope, causal_conv)
 LIKE = {"eps": 1e-6, "dtype": mx.bfloat16}
@@ -17,23 +20,22 @@ LIKE = {"eps": 1e-6, "dtype": mx.bfloat16}
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """Choose CUDA; every launch is noted and gives zeros of the shapes it says."""
+    """Choose CUDA; every launch is noted with its source and gives zeros of the shapes it says."""
     noted: list[dict[str, Any]] = []
 
-    def cuda_kernel(**made: Any) -> Callable[..., list[mx.array]]:
-        def launch(**given: Any) -> list[mx.array]:
-            noted.append({**made, **given})
-            pairs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
-            return [mx.zeros(shape, dtype) for shape, dtype in pairs]
+    def run(**given: Any) -> list[mx.array]:
+        noted.append(given)
+        pairs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
+        return [mx.zeros(shape, dtype) for shape, dtype in pairs]
 
-        return launch
-
-    kernels.compiled.cache_clear()
-    monkeypatch.setattr(mx.fast, "cuda_kernel", cuda_kernel)
+    launch.compiled.cache_clear()
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", run)
+    monkeypatch.setattr(nvrtc, "compile", lambda source, architecture: source.encode())
+    monkeypatch.setattr(launch, "architecture", lambda: "sm_90")
     for module in CHOOSERS:
         monkeypatch.setattr(module, "is_cuda", lambda: True)
     yield noted
-    kernels.compiled.cache_clear()
+    launch.compiled.cache_clear()
 
 
 def works() -> dict[str, Callable[[], Any]]:
@@ -55,6 +57,7 @@ def works() -> dict[str, Callable[[], Any]]:
         "norm_rotate": lambda: rope.norm_rotate(rows, weight, table, width=32, eps=1e-6),
         "gelu": lambda: layers.gelu(y, dtype=mx.bfloat16),
         "norm_join": lambda: norm.join(frames[:2], frames),
+        "summed": lambda: causal_conv.summed(frames, frames, norm.gamma, dtype=mx.bfloat16),
     }
 
 
@@ -70,13 +73,18 @@ TWINS = {name: shapes(work()) for name, work in works().items()}
 def test_kernels_give_arrays_like_their_twins(name: str, launches: list[dict[str, Any]]) -> None:
     assert shapes(works()[name]()) == TWINS[name]
     [launch] = launches
-    assert len(launch["inputs"]) == len(launch["input_names"])
-    assert all(f"{one}" in launch["source"] for one in launch["input_names"])
-    template = {one for one, _ in launch["template"]}
-    assert {"EPS", "ONE", "PART", "OF", "STORE", "GATE", "TIMES"}.isdisjoint(
-        launch["source"].replace("+", " ").replace("(", " ").split()
+    source = launch["compiled_source"].decode()
+    parameters, body = re.findall(r"__global__ void (\w+)\((.*?)\) {(.*)", source, re.DOTALL)[0][1:]
+    names = [one.split()[-1] for one in parameters.split(",")]
+    given = len(launch["inputs"]) + len(launch["output_shapes"]) + len(launch["scalars"])
+    assert len(names) == len(set(names)) == given
+    types = [TYPES[array.dtype] for array in launch["inputs"]]
+    types += [TYPES[dtype] for dtype in launch["output_dtypes"]]
+    pointers = [one.replace("const", "").split("*")[0].strip() for one in parameters.split(",")]
+    assert pointers[: len(types)] == types
+    assert {"EPS", "ONE", "PART", "OF", "STORE", "GATE", "TIMES", "SUMS", "FROM"}.isdisjoint(
+        re.findall(r"\w+", body)
     )
-    assert "T" in template
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -98,7 +106,7 @@ def test_rows_that_are_no_whole_vectors_go_to_the_twin(launches: list[dict[str, 
 def test_every_source_has_a_name_of_its_own(launches: list[dict[str, Any]]) -> None:
     for work in works().values():
         work()
-    sources = {launch["source"] for launch in launches}
+    sources = {launch["compiled_source"] for launch in launches}
     assert len({launch["name"] for launch in launches}) == len(sources) == len(TWINS)
 
 
@@ -120,5 +128,6 @@ def test_narrow_convolutions_stack_frames_on_cuda_alone(launches: list[dict[str,
             past.keep(mx.zeros((2, 3, 5, 96)))
         y = conv(mx.zeros((2, 3, 5, 96)), past, norm)
         assert y.shape == (2, 3, 5, 96)
-    assert [launch["output_shapes"][0] for launch in launches] == [(4, 3, 5, 96), (2, 3, 5, 288)]
+    joins = [launch for launch in launches if "norm_join" in launch["name"]]
+    assert [launch["output_shapes"][0] for launch in joins] == [(4, 3, 5, 96), (2, 3, 5, 288)]
     assert not CausalConv(192, 192).narrow

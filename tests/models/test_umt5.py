@@ -81,9 +81,17 @@ def test_bfloat16_products_keep_a_float32_stream(
 
 
 def test_buckets_are_the_official_ones() -> None:
-    table = umt5.buckets(201, 32)
-    of_offsets = np.concatenate([table[200, :200], table[0]])  # key minus query: -200 to 200
-    assert np.array_equal(of_offsets, golden("wan21-t2v/t5")["rel_bucket"])
+    # key minus query: -200 to 200
+    assert np.array_equal(umt5.buckets(201, 32), golden("wan21-t2v/t5")["rel_bucket"])
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_biases_are_those_of_the_distance_from_query_to_key(length: int) -> None:
+    table = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+    got = umt5.biases(mx.array(table), umt5.places(length, 32))
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    rows = umt5.buckets(length, 32)[distance + length - 1]
+    assert np.array_equal(np.array(got), table[rows].transpose(2, 0, 1))
 
 
 def test_progress_is_told_after_each_block(file: Path, config: T5Config) -> None:

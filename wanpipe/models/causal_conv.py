@@ -110,9 +110,15 @@ class Past:
 Layer = Callable[[mx.array, Past], mx.array]
 
 
+def summed(*terms: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Add all `terms` in float32, of which some may be biases (C) of all positions."""
+    if is_cuda() and kernels.fits(terms[0]):
+        return kernels.summed([term.astype(dtype) for term in terms])
+    return _summed(*terms, dtype=dtype)
+
+
 @fused
-def summed(*terms: mx.array) -> mx.array:
-    """Add all `terms`, of which the last may be biases of one position."""
+def _summed(*terms: mx.array) -> mx.array:
     return reduce(add, terms)
 
 

@@ -122,11 +122,8 @@ class Upsample(nn.Module):
             # the first frame stays single, and for the next chunk it counts as zeros
             past.keep(mx.zeros((2, H, W, C), x.dtype))
             return x
-        y = self.time_conv.products(past.join(x, 2)).reshape(T, H, W, 2, C)
-        y = summed(
-            y.transpose(0, 3, 1, 2, 4), self.time_conv.bias.reshape(2, 1, 1, C), dtype=x.dtype
-        )
-        return y.reshape(2 * T, H, W, C)  # (2T, H, W, C)
+        y = self.time_conv(past.join(x, 2)).reshape(T, H, W, 2, C)
+        return y.transpose(0, 3, 1, 2, 4).reshape(2 * T, H, W, C)
 
 
 class Downsample(nn.Module):

@@ -1,61 +1,29 @@
 """Elementwise work and norms as CUDA kernels: one pass over memory each, sixteen bytes at a time.
 
-Each has a twin of its name in `layers` or `rope`, the reference in plain MLX that Metal and the CPU
-run, and which chooses. Sums and products are float32, whatever the arrays hold. Knows no model.
+Each has a twin of its name in `layers`, `rope` or `causal_conv`, the reference in plain MLX that
+Metal and the CPU run, and which chooses. Sums and products are float32, whatever the arrays hold.
+Knows no model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from hashlib import sha256
 
 import mlx.core as mx
+
+from wanpipe.models.launch import launch
 
 WARP = 32  # threads
 BLOCK = 256  # threads at most
 VECTOR = 16  # bytes that a thread reads or writes at once
-
-HEADER = """
-template <typename T, int N> struct alignas(sizeof(T) * N) Pack { T of[N]; };
-
-template <typename T, int N>
-__device__ Pack<T, N> load(const T* from) {
-  return *reinterpret_cast<const Pack<T, N>*>(from);
-}
-
-template <typename T, int N>
-__device__ void store(T* to, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
-}
-
-// the sum over LANES threads side by side, for each of them
-template <int LANES>
-__device__ float sum(float value) {
-  for (int step = LANES / 2; step > 0; step /= 2)
-    value += __shfl_xor_sync(0xffffffff, value, step);
-  return value;
-}
-
-// the sum over a block of THREADS, for each of them
-template <int THREADS>
-__device__ float sum_of_block(float value, float* warps) {
-  value = sum<32>(value);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = 0;
-  for (int warp = 0; warp < THREADS / 32; ++warp) value += warps[warp];
-  __syncthreads();
-  return value;
-}
-"""
 
 # one block a row of D values; the rows of a group share a gate and a modulation; the rows that are
 # added lie in arrays y0, y1 and so on, all as long as the first, or the last shorter
 ADD_NORM = """
   constexpr int V = 4, N = (D / V + THREADS - 1) / THREADS;
   __shared__ float warps[THREADS / 32];
-  const int part = blockIdx.x / y0_shape[0];
-  const size_t row = size_t(blockIdx.x) * D, group = size_t(blockIdx.x / x_shape[1]) * D;
-  const T* y = PART + (row - size_t(part) * y0_shape[0] * D);
+  const int part = blockIdx.x / length;
+  const size_t row = size_t(blockIdx.x) * D, group = size_t(blockIdx.x / tokens) * D;
+  const T* y = PART + (row - size_t(part) * length * D);
   Pack<float, V> held[N];
   float total = 0;
   for (int i = 0; i < N; ++i) {
@@ -127,7 +95,6 @@ ROTATE = """
 NORM_JOIN = """
   constexpr int V = 16 / sizeof(T), N = (C / V + LANES - 1) / LANES;
   const size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x, pixel = thread / LANES;
-  const int frames = x_shape[0], size = x_shape[1] * x_shape[2];
   const int lane = thread % LANES, frame = pixel / size;
   const bool inside = frame < frames + 2, fresh = frame >= 2;
   const T* from = fresh ? x + (pixel - 2 * size_t(size)) * C : before + pixel * C;
@@ -167,8 +134,8 @@ STACKED = """
 
 GELU = """
   constexpr int V = 16 / sizeof(T);
-  const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
-  if (at >= x_shape[0]) return;
+  const size_t vector = size_t(blockIdx.x) * blockDim.x + threadIdx.x, at = vector * V;
+  if (vector >= count) return;
   auto pack = load<T, V>(x + at);
   for (int j = 0; j < V; ++j) {
     const float value = pack.of[j];
@@ -177,6 +144,24 @@ GELU = """
     pack.of[j] = T(value / (1 + (sizeof(T) == 2 ? __expf(-u) : expf(-u))));
   }
   store<T, V>(out + at, pack);
+"""
+
+# arrays of the same shape, or one row of C channels for all positions
+SUMMED = """
+  constexpr int V = 16 / sizeof(T);
+  const size_t vector = size_t(blockIdx.x) * blockDim.x + threadIdx.x, at = vector * V;
+  if (vector >= count) return;
+  const int channel = unsigned(vector) % (C / V) * V;
+  float total[V];
+  auto pack = load<T, V>(y0 + at);
+  for (int j = 0; j < V; ++j) total[j] = float(pack.of[j]);
+  SUMS
+  for (int j = 0; j < V; ++j) pack.of[j] = T(total[j]);
+  store<T, V>(out + at, pack);
+"""
+SUM = """
+  pack = load<T, V>(FROM);
+  for (int j = 0; j < V; ++j) total[j] += float(pack.of[j]);
 """
 
 
@@ -189,20 +174,6 @@ def threads(vectors: int) -> int:
     """Threads of a block that share `vectors` evenly, else as many as a block has."""
     even = [n for n in range(WARP, BLOCK + 1, WARP) if vectors % n == 0]
     return max(even, default=BLOCK)
-
-
-@cache
-def compiled(name: str, inputs: str, outputs: str, source: str) -> Callable[..., list[mx.array]]:
-    """Make a kernel of these arrays, named with blanks between."""
-    # MLX keeps what it compiled on the disk by name alone, whatever the source
-    digest = sha256((HEADER + source).encode()).hexdigest()[:8]
-    return mx.fast.cuda_kernel(
-        name=f"wanpipe_{name}_{digest}",
-        input_names=inputs.split(),
-        output_names=outputs.split(),
-        source=source,
-        header=HEADER,
-    )
 
 
 def literal(number: float) -> str:
@@ -223,17 +194,18 @@ def add_norm(
     """Do as `layers.add_norm`."""
     D = x.shape[-1]
     rows = [part.reshape(-1, D) for part in parts]
-    names, gates = [f"y{number}" for number in range(len(rows))], [] if gate is None else [gate]
-    source = add_norm_source(len(rows), gate is not None, plus_one, eps)
-    inputs = " ".join(["x", *names, *(["gate"] if gates else []), "shift scale"])
-    kernel, count = compiled("add_norm", inputs, "stream out", source), threads(D // 4)
-    stream, out = kernel(
-        inputs=[x, *rows, *gates, shift, scale],
-        template=[("T", rows[0].dtype), ("D", D), ("THREADS", count)],
-        grid=(x.size // D * count, 1, 1),
-        threadgroup=(count, 1, 1),
-        output_shapes=[x.shape, x.shape],
-        output_dtypes=[mx.float32, rows[0].dtype],
+    added = {f"y{number}": part for number, part in enumerate(rows)}
+    gates = {} if gate is None else {"gate": gate}
+    dtype, count = rows[0].dtype, threads(D // 4)
+    stream, out = launch(
+        "add_norm",
+        add_norm_source(len(rows), gate is not None, plus_one, eps),
+        inputs={"x": x, **added, **gates, "shift": shift, "scale": scale},
+        outputs={"stream": (x.shape, mx.float32), "out": (x.shape, dtype)},
+        scalars={"tokens": x.shape[1], "length": len(rows[0])},
+        template={"T": dtype, "D": D, "THREADS": count},
+        blocks=x.size // D,
+        threads=count,
     )
     return stream, out
 
@@ -256,16 +228,17 @@ def norm_rotate(
     x: mx.array, weight: mx.array, table: tuple[mx.array, mx.array], *, width: int, eps: float
 ) -> mx.array:
     """Do as `rope.norm_rotate`."""
-    kernel = compiled("norm_rotate", "x weight cos sin", "out", ROTATE.replace("EPS", literal(eps)))
     rows, D = x.shape
     count = threads(D * x.itemsize // VECTOR)
-    [out] = kernel(
-        inputs=[x, weight, *table],
-        template=[("T", x.dtype), ("D", D), ("WIDTH", width), ("THREADS", count)],
-        grid=(rows * count, 1, 1),
-        threadgroup=(count, 1, 1),
-        output_shapes=[x.shape],
-        output_dtypes=[x.dtype],
+    [out] = launch(
+        "norm_rotate",
+        ROTATE.replace("EPS", literal(eps)),
+        inputs={"x": x, "weight": weight, "cos": table[0], "sin": table[1]},
+        outputs={"out": (x.shape, x.dtype)},
+        scalars={},
+        template={"T": x.dtype, "D": D, "WIDTH": width, "THREADS": count},
+        blocks=rows,
+        threads=count,
     )
     return out
 
@@ -277,36 +250,54 @@ def norm_join(
     the two before it and itself as channels, in place of the joined frames (T + 2, H, W, C).
     """
     T, H, W, C = x.shape
-    vectors = C * x.itemsize // VECTOR
-    lanes = min(WARP, 1 << (vectors - 1).bit_length())
-    kernel = compiled(
-        "norm_join",
-        "before x gamma",
-        "out left",
-        NORM_JOIN.replace("STORE", STACKED if stacked else JOINED),
-    )
+    lanes = min(WARP, 1 << (C * x.itemsize // VECTOR - 1).bit_length())
     shape = (T, H, W, 3 * C) if stacked else (T + 2, H, W, C)
-    count = (T + 2) * H * W * lanes
-    out, left = kernel(
-        inputs=[before, x, gamma.astype(mx.float32)],
-        template=[("T", x.dtype), ("C", C), ("LANES", lanes)],
-        grid=(-(-count // BLOCK) * BLOCK, 1, 1),
-        threadgroup=(BLOCK, 1, 1),
-        output_shapes=[shape, (2, H, W, C)],
-        output_dtypes=[x.dtype, x.dtype],
+    out, left = launch(
+        "norm_join",
+        NORM_JOIN.replace("STORE", STACKED if stacked else JOINED),
+        inputs={"before": before, "x": x, "gamma": gamma.astype(mx.float32)},
+        outputs={"out": (shape, x.dtype), "left": ((2, H, W, C), x.dtype)},
+        scalars={"frames": T, "size": H * W},
+        template={"T": x.dtype, "C": C, "LANES": lanes},
+        blocks=-(-(T + 2) * H * W * lanes // BLOCK),
+        threads=BLOCK,
     )
     return out, left
 
 
 def gelu(x: mx.array) -> mx.array:
     """Do as `layers.gelu`, in the dtype of `x`."""
-    vectors = x.nbytes // VECTOR
-    [out] = compiled("gelu", "x", "out", GELU)(
-        inputs=[x.flatten()],
-        template=[("T", x.dtype)],
-        grid=(-(-vectors // BLOCK) * BLOCK, 1, 1),
-        threadgroup=(BLOCK, 1, 1),
-        output_shapes=[x.shape],
-        output_dtypes=[x.dtype],
+    return _flat("gelu", GELU, {"x": x}, {})
+
+
+def summed(terms: Sequence[mx.array]) -> mx.array:
+    """Do as `causal_conv.summed`, in the dtype of the first."""
+    whole = {f"y{number}": term for number, term in enumerate(terms)}
+    source = summed_source(tuple(term.ndim > 1 for term in terms))
+    return _flat("summed", source, whole, {"C": terms[0].shape[-1]})
+
+
+@cache
+def summed_source(whole: tuple[bool, ...]) -> str:
+    """Source of a sum of arrays, of which some are `whole` and others one row of channels."""
+    places = [f"y{number} + {'at' if one else 'channel'}" for number, one in enumerate(whole)]
+    return SUMMED.replace("SUMS", "".join(SUM.replace("FROM", place) for place in places[1:]))
+
+
+def _flat(
+    name: str, source: str, inputs: Mapping[str, mx.array], template: Mapping[str, int]
+) -> mx.array:
+    """Run a kernel of a vector for each thread, which gives what the first input is like."""
+    first = next(iter(inputs.values()))
+    vectors = first.nbytes // VECTOR
+    [out] = launch(
+        name,
+        source,
+        inputs=inputs,
+        outputs={"out": (first.shape, first.dtype)},
+        scalars={"count": vectors},
+        template={"T": first.dtype, **template},
+        blocks=-(-vectors // BLOCK),
+        threads=BLOCK,
     )
     return out

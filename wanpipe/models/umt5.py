@@ -19,6 +19,7 @@ from wanpipe.models.layers import (
     Linear,
     attend,
     fused,
+    matmul,
     matmul_dtype,
     rms_norm,
     split_heads,
@@ -39,12 +40,13 @@ def gated(gate: mx.array, x: mx.array) -> mx.array:
 
 
 def buckets(length: int, count: int) -> npt.NDArray[np.int32]:
-    """Bucket (L, L) of each key's position relative to a query's, half of `count` for later keys.
+    """Bucket (2 L - 1) of every distance of a key from a query, from L - 1 before it to L - 1 after
+    it; half of `count` are for later keys.
 
     Exact for near positions, then logarithmic, cut towards zero in float32 as the official code
     has it (T5RelativeEmbedding).
     """
-    offset = np.arange(length)[None, :] - np.arange(length)[:, None]  # key minus query
+    offset = np.arange(1 - length, length)  # key minus query
     half = count // 2
     exact = half // 2
     distance = np.maximum(np.abs(offset), 1).astype(np.float32)
@@ -53,6 +55,24 @@ def buckets(length: int, count: int) -> npt.NDArray[np.int32]:
     far = np.minimum(exact + beyond.astype(np.int32), half - 1)
     bucket = np.where(distance < exact, np.abs(offset), far)
     return (bucket + half * (offset > 0)).astype(np.int32)
+
+
+def places(length: int, count: int) -> mx.array:
+    """For every distance (2 L - 1, `count`): one at its bucket, else zeros."""
+    return mx.array(np.eye(count, dtype=np.float32)[buckets(length, count)])
+
+
+def biases(table: mx.array, place: mx.array) -> mx.array:
+    """Biases (N, L, L) of queries and keys from the `table` (B, N) of their distances' buckets.
+
+    A product with `place` looks them up: for an index CUDA would compile a kernel, for seconds.
+    """
+    rows = matmul(place.astype(table.dtype), table).T  # (N, 2 L - 1)
+    heads, width = rows.shape
+    length = (width + 1) // 2
+    # the last query's distances begin a row, and every query before it begins one place later
+    turned = mx.as_strided(rows, (heads, length, length), (width, 1, 1))
+    return mx.contiguous(turned[:, ::-1])
 
 
 class Attention(nn.Module):
@@ -98,10 +118,10 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.position_bias = mx.zeros((config.buckets, config.heads))
 
-    def __call__(self, x: mx.array, bucket: mx.array) -> mx.array:
-        """Advance x (L, D), float32; `bucket` (L, L) indexes the table of biases."""
+    def __call__(self, x: mx.array, place: mx.array) -> mx.array:
+        """Advance x (L, D), float32; `place` is that of `places`."""
         dtype = matmul_dtype(self.attn.q)
-        bias = self.position_bias[bucket].transpose(2, 0, 1)  # (N, L, L)
+        bias = biases(self.position_bias, place)
         x = x + self.attn(rms_norm(x, self.norm1).astype(dtype), bias)
         return x + self.ffn(rms_norm(x, self.norm2).astype(dtype))
 
@@ -119,9 +139,9 @@ class T5(nn.Module):
     def __call__(self, ids: Sequence[int]) -> mx.array:
         """Encode token ids: rows (L, D), float32."""
         x = self.token_embedding(mx.array(ids)).astype(mx.float32)
-        bucket = mx.array(buckets(len(ids), self.config.buckets))
+        place = places(len(ids), self.config.buckets)
         for block in self.blocks:
-            x = block(x, bucket)
+            x = block(x, place)
         return rms_norm(x, self.norm)
 
 
@@ -143,7 +163,7 @@ def encode(
     with open_tensors(path) as file:
         rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
     streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
-    tables = [mx.array(buckets(length, config.buckets)) for length in lengths]
+    tables = [places(length, config.buckets) for length in lengths]
 
     pace = Paced()
 
