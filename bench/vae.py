@@ -25,7 +25,7 @@ from mlx.utils import tree_map_with_path
 from bench import limits
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
 from wanpipe import budget
-from wanpipe.budget import ITEMSIZE, Need
+from wanpipe.budget import ITEMSIZE, FilmNeed, Need
 from wanpipe.config import VAEConfig
 from wanpipe.device import describe, is_cuda, within
 from wanpipe.models import vae
@@ -81,19 +81,27 @@ def held(need: Need, asked: argparse.Namespace) -> AbstractContextManager[None]:
     return nullcontext() if asked.unlimited else within(need.limit)
 
 
+def way(config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespace) -> FilmNeed:
+    """How a film of this size is decoded: as --at-once asks, else as a run does it."""
+    ways = budget.film(config, shape, ITEMSIZE["bfloat16"], is_cuda())
+    fitting = [need for need in ways if asked.at_once in (None, need.at_once) and not need.tiled]
+    if not fitting:
+        raise SystemExit("--at-once 2 is for small frames, not for these; leave it out")
+    return fitting[0]
+
+
 def decode(
     name: str, config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespace
 ) -> None:
     """Time a decode, slice by slice."""
     decoder = vae.decoder(config)
     randomise(decoder)
-    latent = mx.random.normal((config.z_dim, *shape))
+    latent, need = mx.random.normal((config.z_dim, *shape)), way(config, shape, asked)
 
     def run() -> None:
-        for frames in decoder.frames(latent, asked.at_once):
+        for frames in decoder.frames(latent, need.at_once):
             mx.eval(frames)
 
-    need = budget.film(config, shape, ITEMSIZE["bfloat16"], is_cuda())[2 - asked.at_once]
     with held(need, asked):
         tell(f"{name} decode", clock(run), need)
 
@@ -254,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SIZES))
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
-    parser.add_argument("--at-once", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--at-once", type=int, choices=(1, 2))
     parser.add_argument("--unlimited", action="store_true", help="no limit of memory for MLX")
     parser.add_argument("--layers", action="store_true", help="every distinct layer alone")
     parser.add_argument("--conv", action="store_true", help="3x3x3 convolutions in three ways")
@@ -267,9 +275,9 @@ def main() -> None:
     for name in asked.names or sizes:
         config, shape = sizes[name]
         if asked.layers:
-            layers(name, config, shape, asked.at_once)
+            layers(name, config, shape, way(config, shape, asked).at_once)
         if asked.conv:
-            convolutions(name, config, shape, asked.at_once)
+            convolutions(name, config, shape, way(config, shape, asked).at_once)
         if not (asked.layers or asked.conv):
             decode(name, config, shape, asked)
             encode(name, config, shape, asked)

@@ -181,6 +181,18 @@ def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
     assert two.limit > single.limit > tiles.limit > 0
 
 
+def test_large_frames_are_decoded_one_at_once() -> None:
+    ways = {size: budget.film(VAE_21, size, 2, True) for size in (WIDE, HD)}
+    assert [(need.at_once, need.tiled) for need in ways[WIDE]] == [
+        (2, False),
+        (1, False),
+        (2, True),
+    ]
+    assert [(need.at_once, need.tiled) for need in ways[HD]] == [(1, False), (2, True)]
+    assert ways[HD][0].way == ""
+    assert ways[HD][0].peak < 8e9
+
+
 def test_a_transformer_is_run_in_four_ways_or_two() -> None:
     two = expert("14b", 28_950_000_000)
     peaks = [need.peak for need in two.ways()]

@@ -19,6 +19,7 @@ from wanpipe.words import amount
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMAGE_TOKENS = 257  # of CLIP
+FILLING = 500_000  # pixels of one frame with which the last layers of a VAE fill a GPU
 STREAMED = "its blocks are read from the disk at every step"
 APART = "its two passes go one after the other"
 
@@ -179,8 +180,8 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
 
 
 def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[FilmNeed]:
-    """What decoding a latent (F, H, W) takes: with the last layers on two frames at once, on one,
-    and in overlapping tiles. `stacks` is that of `vae_sizes.plan`.
+    """What decoding a latent (F, H, W) takes: with the last layers on two frames at once where one
+    is small, on one, and in overlapping tiles. `stacks` is that of `vae_sizes.plan`.
     """
     sides = [side // config.stride[1] for side in (TILE, TILE - OVERLAP)]
     tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
@@ -191,11 +192,12 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
         need = _vae(plan, way, tiles or 1)
         return FilmNeed(**asdict(need), at_once=at_once, tiled=tiles > 0)
 
-    return [
-        half(latent, 2, ""),
-        half(latent, 1, "its last layers take frame by frame"),
-        half(tile, 2, "frames are decoded in overlapping tiles", rows * columns),
-    ]
+    one = half(latent, 1, "its last layers take frame by frame")
+    if prod(latent[1:]) * prod(config.stride[1:]) > FILLING:
+        whole = [replace(one, way="")]
+    else:
+        whole = [half(latent, 2, ""), one]
+    return [*whole, half(tile, 2, "frames are decoded in overlapping tiles", rows * columns)]
 
 
 def image(config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int) -> Need:

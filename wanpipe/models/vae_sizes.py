@@ -143,7 +143,8 @@ class Walk:
             self.add("time", 2 * self.C, (3, 1, 1), 0, left=left, places=0)
         earlier = 2 * self.size + left if temporal and not self.first else 0
         places = self.T * (self.H + 1) * (self.W + 1)
-        made = 4 * outputs * (places + self.T * self.frame)
+        # CUDA's kernel adds the bias to a copy
+        made = 4 * outputs * (places + (1 + self.stacks) * self.T * self.frame)
         kernels = (9 + 16) * self.C * outputs + outputs  # the official one and its phases
         alive = x + earlier + made
         self.add("phases", 4 * outputs, (2, 2), alive, places=places, parameters=kernels)
