@@ -130,7 +130,7 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
         def fill(draft: Draft) -> dict[str, Any]:
             axes = ("T", "Y", "X", "C")
             with draft.stream("frames", shape, "uint8", axes, decode.SLICE) as sink:
-                decode.keep(pieces(), 0, sink, lambda: None)
+                decode.keep(pieces(), 0, sink.append, lambda: None)
             return {"wanpipe": "0", "mlx": "0", "device": "none", "peak_bytes": 0}
 
         Store(root).obtain(recipe(next(numbers)), fill)

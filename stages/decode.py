@@ -4,10 +4,12 @@ Reads: a denoise entry and a model's vae; or a decode entry, for another film of
 Writes: `frames` (T, Y, X, 3) uint8; with --output a film, a GIF or a folder of PNGs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,17 +22,19 @@ from wanpipe.model import Model, find_model
 from wanpipe.settings import Settings
 from wanpipe.sources import Sources
 from wanpipe.store import Draft, Entry, Recipe, Store
-from wanpipe.store.draft import Sink
 from wanpipe.store.later import Later
+from wanpipe.store.recipe import record_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import numpy as np
 
 ALGORITHM = 1
 LARGEST_FPS = 240
 # the tiles that change pixels, as named in the material
 TILES = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
 SLICE = 4  # frames in a chunk on disk: as many as one latent frame decodes to
+Take = Callable[["np.ndarray"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +62,20 @@ def run(model: Model | None, given: Sources, params: Params, store: Store) -> En
         raise UsageError(
             f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
         )
-    entry = given.frames
-    if entry is None:
-        if given.step is None:
-            raise UsageError(
-                "no step is given; make one with `wanpipe denoise`, name it with --from"
-            )
-        assert model is not None, "only given frames go without a model"
-        entry = frames_of(model, given.step, params, store)
-    if params.output is not None and not store.dry:
-        write_film(entry, params.output, params.fps, store)
+    with Filming(params, store) as film:
+        entry = given.frames
+        if entry is None:
+            if given.step is None:
+                raise UsageError(
+                    "no step is given; make one with `wanpipe denoise`, name it with --from"
+                )
+            assert model is not None, "only given frames go without a model"
+            entry = frames_of(model, given.step, params, store, film)
+        film.finish(entry)
     return entry
 
 
-def frames_of(model: Model, step: Entry, params: Params, store: Store) -> Entry:
+def frames_of(model: Model, step: Entry, params: Params, store: Store, film: "Filming") -> Entry:
     """Return the entry of the step's frames, in the first way that is there already or else keeps
     within the memory.
 
@@ -86,7 +90,7 @@ def frames_of(model: Model, step: Entry, params: Params, store: Store) -> Entry:
     there = [way for way in ways if not store.wants(recipe_of(model, step, way))]
     way = there[0] if there else budget.choose("vae", ways, params.memory, store.report)
     recipe = recipe_of(model, step, way)
-    entry = store.obtain(recipe, filler(model, step, recipe, way, store))
+    entry = store.obtain(recipe, filler(model, step, recipe, way, store, film))
     if not there:
         forecast.tell("vae", "decode", way, 1, store)
     return entry
@@ -128,9 +132,9 @@ def recipe_of(model: Model, step: Entry, way: FilmNeed) -> Recipe:
 
 
 def filler(
-    model: Model, step: Entry, recipe: Recipe, way: FilmNeed, store: Store
+    model: Model, step: Entry, recipe: Recipe, way: FilmNeed, store: Store, film: "Filming"
 ) -> Callable[[Draft], dict[str, Any]]:
-    """Return what decodes the latent into the entry, slice by slice, in the memory of one."""
+    """Return what decodes the latent into entry and film, slice by slice, in the memory of one."""
 
     def fill(draft: Draft) -> dict[str, Any]:
         import mlx.core as mx
@@ -152,22 +156,28 @@ def filler(
             pieces = network.frames(mx.array(latent), way.at_once)
         frames = 4 * (latent.shape[1] - 1) + 1 - trim
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
+        lineage = lineage_of(step, model, Store(step.path.parent.parent, store.report))
+        film.begin(Entry(draft.path, record_of(recipe, {"lineage": lineage})))
         with (
             draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
             store.report.task("decode", latent.shape[1]) as task,
             within(way.limit),
         ):
-            keep(pieces, trim, sink, task.advance)
-        home = Store(step.path.parent.parent, store.report)
-        return {**made(), "flops": way.flops, "lineage": lineage_of(step, model, home)}
+
+            def take(frames: "np.ndarray") -> None:
+                sink.append(frames)
+                film.take(frames)
+
+            keep(pieces, trim, take, task.advance)
+        return {**made(), "flops": way.flops, "lineage": lineage}
 
     return fill
 
 
 def keep(
-    pieces: Iterable["mx.array"], trim: int, sink: Sink, advance: Callable[[], object]
+    pieces: Iterable["mx.array"], trim: int, take: Take, advance: Callable[[], object]
 ) -> None:
-    """Append pieces (T, Y, X, 3) in [-1, 1] as bytes, without the first `trim` frames: each in
+    """Have pieces (T, Y, X, 3) in [-1, 1] taken as bytes, without the first `trim` frames: each in
     another thread, behind the computation of the next one.
     """
     import numpy as np
@@ -180,29 +190,71 @@ def keep(
             dropped = min(trim, len(pixels))
             trim -= dropped
             if len(pixels) > dropped:
-                later.add(partial(sink.append, pixels[dropped:]))
+                later.add(partial(take, pixels[dropped:]))
             later.wait(1)
             advance()
         later.wait(0)
 
 
-def write_film(entry: Entry, output: Path, fps: float | None, store: Store) -> None:
-    """Write the frames of an entry as a film that tells its lineage; one that is there already is
-    left alone.
+class Filming(Later[bool]):
+    """The film that is asked for, if any: written in another thread while its frames are computed,
+    or else from the cache. Leaving the context before `finish` leaves no film.
     """
-    from wanpipe import media
-    from wanpipe.store.keys import canonical
 
-    rate = fps or entry.made["fps"]
-    rate = int(rate) if rate == int(rate) else rate
-    lineage = {**entry.made["lineage"], "decode": entry.key, "fps": rate}
-    comment = canonical({"wanpipe": lineage}).decode()
-    if output.exists() and not store.force and says(output, comment):
-        store.report.event("reused", stage="film", path=str(output))
-        return
-    metadata = {"title": lineage.get("prompt", ""), "comment": comment}
-    media.write_film(output, entry.blocks("frames"), rate, metadata)
-    store.report.event("written", path=str(output))
+    def __init__(self, params: Params, store: Store) -> None:
+        super().__init__("film")
+        self.params, self.store = params, store
+        self.waiting: SimpleQueue[np.ndarray | None] = SimpleQueue()
+        self.left = False
+
+    def __exit__(self, *_: object) -> None:
+        self.left = True
+        self.waiting.put(None)
+        super().__exit__()
+
+    def begin(self, entry: Entry) -> None:
+        """Start the film of what will be this entry; `take` gets its frames."""
+        if self.params.output is not None:
+            self.add(partial(self.write, self.params.output, entry, self.slices()))
+
+    def take(self, frames: "np.ndarray") -> None:
+        """Have frames written; without effect where no film is under way, or not any more."""
+        if any(not job.done() for job in self.jobs):
+            self.waiting.put(frames)
+
+    def slices(self) -> Iterator["np.ndarray"]:
+        """Give what was taken, in order, until the film is finished."""
+        while (frames := self.waiting.get()) is not None and not self.left:
+            yield frames
+        if self.left:
+            raise CancelledError
+
+    def finish(self, entry: Entry) -> None:
+        """Let the film of an entry appear, now that it is published; raises what went wrong."""
+        output = self.params.output
+        if output is None or self.store.dry:
+            return
+        self.waiting.put(None)
+        done = list(self.results(0)) or [self.write(output, entry, entry.blocks("frames"))]
+        fields = {"kind": "written"} if done[0] else {"kind": "reused", "stage": "film"}
+        self.store.report.event(**fields, path=str(output))
+
+    def write(self, output: Path, entry: Entry, slices: Iterable["np.ndarray"]) -> bool:
+        """Write an entry's frames as a film that tells its lineage; False where it is there already
+        and was left alone.
+        """
+        from wanpipe import media
+        from wanpipe.store.keys import canonical
+
+        rate = self.params.fps or entry.made["fps"]
+        rate = int(rate) if rate == int(rate) else rate
+        lineage = {**entry.made["lineage"], "decode": entry.key, "fps": rate}
+        comment = canonical({"wanpipe": lineage}).decode()
+        if output.exists() and not self.store.force and says(output, comment):
+            return False
+        metadata = {"title": lineage.get("prompt", ""), "comment": comment}
+        media.write_film(output, slices, rate, metadata)
+        return True
 
 
 def says(film: Path, comment: str) -> bool:

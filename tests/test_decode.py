@@ -2,13 +2,23 @@
 
 import errno
 import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.workshop import SMALL, Place, inside
+from stages.decode import Filming, Params
+from tests.workshop import SMALL, Place, files, inside
+from wanpipe import media
 from wanpipe.media import read_film
+from wanpipe.models.vae import Decoder
+from wanpipe.store import Store
 from wanpipe.store.draft import Sink
 
 
@@ -128,3 +138,181 @@ def test_frames_that_cannot_be_kept_leave_nothing_behind(
     assert seen == [1, 4]
     assert not list(studio.cache.glob("decode/*"))
     assert not list(studio.cache.glob(".tmp/*"))
+
+
+@pytest.fixture
+def undecoded(studio: Place) -> tuple[Place, Path]:
+    """A folder with a film whose frames are lost, and the step that they come from."""
+    step = studio.made("denoise", "--from", studio.text(), *SMALL)
+    shutil.rmtree(studio.cache / "decode")
+    return studio, step
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set when a film has taken its first slice and asks for the next one."""
+    event, write = threading.Event(), media.write_film
+
+    def watched(path: Path, slices: Iterable[np.ndarray], *rest: Any) -> Path:
+        def passing() -> Iterator[np.ndarray]:
+            for frames in slices:
+                yield frames
+                event.set()
+
+        return write(path, passing(), *rest)
+
+    monkeypatch.setattr(media, "write_film", watched)
+    return event
+
+
+def before_the_last(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have `act` called while a film is decoded, when its last piece is yet to be made."""
+    decoded = Decoder.frames
+
+    def frames(self: Any, *arguments: Any) -> Iterator[Any]:
+        *first, last = decoded(self, *arguments)
+        yield from first
+        act()
+        yield last
+
+    monkeypatch.setattr(Decoder, "frames", frames)
+
+
+@pytest.mark.parametrize("name", ["new.mp4", "new.webm", "new.gif", "new.png"])
+def test_a_film_takes_frames_while_others_are_computed(
+    name: str,
+    undecoded: tuple[Place, Path],
+    fed: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, step = undecoded
+    taken: list[bool] = []
+    before_the_last(monkeypatch, lambda: taken.append(fed.wait(10)))
+    made = place.do("decode", "--from", step, "--output", name)
+    assert taken == [True]
+    kinds = [event["event"] for event in made.events]
+    assert kinds.index("computed") < kinds.index("written")
+    film, fps, metadata = read_film(place.root / name)
+    place.do("decode", "--from", frames_key(place), "--output", f"cached-{name}")
+    theirs, their_fps, their_metadata = read_film(place.root / f"cached-{name}")
+    assert np.array_equal(film, theirs)
+    assert (fps, metadata) == (their_fps, their_metadata)
+    assert frames_key(place) in metadata["comment"]
+
+
+def test_a_film_has_no_frames_that_were_trimmed(undecoded: tuple[Place, Path]) -> None:
+    place, _ = undecoded
+    made = place.film("--num-frames", 5, "--trim-first-frames", 1, "--output", "new.png")
+    assert made.computed("decode")
+    assert np.array_equal(read_film(place.root / "new.png")[0], place.frames(made))
+
+
+def test_a_film_is_left_alone_where_its_frames_are_computed_again(
+    undecoded: tuple[Place, Path],
+) -> None:
+    place, step = undecoded
+    before = (place.root / "film.mp4").stat()
+    words = ("decode", "--from", step, "--output", "film.mp4")
+    told = [(event["event"], event.get("stage")) for event in place.do(*words).events]
+    assert told.index(("computed", "decode")) < told.index(("reused", "film"))
+    assert (place.root / "film.mp4").stat().st_mtime_ns == before.st_mtime_ns
+    assert place.do(*words, "--force").events[-1]["event"] == "written"
+    assert (place.root / "film.mp4").stat().st_mtime_ns > before.st_mtime_ns
+
+
+@pytest.mark.parametrize("name", ["new.mp4", "new.png"])
+def test_frames_are_kept_when_the_film_fails_midway(
+    name: str, undecoded: tuple[Place, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, step = undecoded
+    ffmpeg, save = place.cache / "ffmpeg", Image.Image.save
+    ffmpeg.write_text("#!/bin/sh\nhead -c 99 >/dev/null; echo 'no space left' >&2; exit 1\n")
+    ffmpeg.chmod(0o755)
+
+    def full(self: Image.Image, path: Path, **options: Any) -> None:
+        if path.name == "00002.png":
+            raise OSError(errno.ENOSPC, "no space left")
+        save(self, path, **options)
+
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(ffmpeg))
+    monkeypatch.setattr(Image.Image, "save", full)
+    failed = inside("decode", "--from", step, "--output", name, cwd=place.root)
+    assert failed.code == 1
+    told, error = failed.stderr.splitlines()[-2:]
+    assert "computed in" in told
+    assert error.startswith("wanpipe: error: film") and error.endswith("no space left")
+    assert not failed.paths
+    assert sorted(path.name for path in place.root.iterdir()) == ["cache", "film.mp4"]
+    monkeypatch.undo()
+    assert not place.do("decode", "--from", step, "--output", name).computed()
+    assert len(place.entry(place.cache / "decode" / frames_key(place)).read("frames")) == 5
+
+
+@pytest.mark.parametrize("name", ["old.mp4", "old.png"])
+@pytest.mark.parametrize("broken", ["the decoder", "the sink", "publication"])
+def test_a_decode_that_fails_leaves_the_film_before(
+    broken: str,
+    name: str,
+    undecoded: tuple[Place, Path],
+    fed: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, step = undecoded
+    (place.root / "film.mp4").unlink()
+    media.write_film(place.root / name, [np.zeros((1, 32, 32, 3), np.uint8)], 16)
+    fed.clear()
+    before = {path: time for path, time in files(place.root).items() if name in path}
+    started: list[subprocess.Popen[bytes]] = []
+    start, append = subprocess.Popen, Sink.append
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    def fail(*_: object) -> None:
+        assert fed.wait(10)
+        raise KeyboardInterrupt if broken == "the decoder" else OSError(errno.EIO, "broken disk")
+
+    def refuse(self: Sink, block: np.ndarray) -> None:
+        append(self, block) if len(block) == 1 else fail()
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    if broken == "the decoder":
+        before_the_last(monkeypatch, fail)
+    elif broken == "the sink":
+        monkeypatch.setattr(Sink, "append", refuse)
+    else:
+        monkeypatch.setattr(Store, "publish", fail)
+    failed = inside("decode", "--from", step, "--output", name, cwd=place.root)
+    assert failed.code == (130 if broken == "the decoder" else 1)
+    assert "Traceback" not in failed.stderr
+    assert not list(place.cache.glob("decode/*"))
+    assert sorted(path.name for path in place.root.iterdir()) == ["cache", name]
+    assert {path: time for path, time in files(place.root).items() if name in path} == before
+    assert bool(started) == name.endswith(".mp4")
+    assert all(process.returncode is not None for process in started)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("film")]
+
+
+def test_what_waits_for_a_film_is_not_written_after_an_interruption(
+    studio: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = studio.entry(studio.cache / "decode" / frames_key(studio))
+    written: list[np.ndarray] = []
+
+    def slow(path: Path, slices: Iterable[np.ndarray], *_: object) -> None:
+        for frames in slices:
+            written.append(frames)
+            while not film.left:
+                time.sleep(0.01)
+
+    monkeypatch.setattr(media, "write_film", slow)
+    film = Filming(Params(output=studio.root / "new.mp4"), Store(studio.cache))
+    with pytest.raises(KeyboardInterrupt), film:
+        film.begin(entry)
+        for frames in 5 * [entry.read("frames")]:
+            film.take(frames)
+        while not written:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert len(written) == 1

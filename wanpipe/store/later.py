@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -15,7 +15,7 @@ class Later(Generic[Result]):
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self.jobs: deque[Future[Result]] = deque()
 
-    def __enter__(self) -> "Later[Result]":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
