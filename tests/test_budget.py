@@ -15,9 +15,10 @@ from tests import graphs
 from tests.graphs import gpu
 from wanpipe import budget, device
 from wanpipe.budget import Expert, Need
-from wanpipe.config import DiTConfig
+from wanpipe.config import DiTConfig, VAEConfig
 from wanpipe.device import within
 from wanpipe.errors import UsageError
+from wanpipe.geometry import Triple
 from wanpipe.models import rope
 from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.report import Report

@@ -19,7 +19,7 @@ from wanpipe.words import amount
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMAGE_TOKENS = 257  # of CLIP
-FILLING = 500_000  # pixels of one frame with which the last layers of a VAE fill a GPU
+FILLING = 500_000  # positions of one frame with which the last layers of a VAE fill a GPU
 STREAMED = "its blocks are read from the disk at every step"
 APART = "its two passes go one after the other"
 
@@ -193,7 +193,7 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
         return FilmNeed(**asdict(need), at_once=at_once, tiled=tiles > 0)
 
     one = half(latent, 1, "its last layers take frame by frame")
-    if prod(latent[1:]) * prod(config.stride[1:]) > FILLING:
+    if prod(latent[1:]) * prod(config.stride[1:]) // vae_sizes.PATCH[config.version] ** 2 > FILLING:
         whole = [replace(one, way="")]
     else:
         whole = [half(latent, 2, ""), one]

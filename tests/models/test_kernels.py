@@ -54,6 +54,9 @@ def works() -> dict[str, Callable[[], Any]]:
         "add_norm of parts": lambda: layers.add_norm(
             x, parts, gate, shift, scale, plus_one=True, **LIKE
         ),
+        "add_norm to float32": lambda: layers.add_norm(
+            x, parts, gate, shift, scale, plus_one=True, eps=1e-6, dtype=mx.float32
+        ),
         "norm_rotate": lambda: rope.norm_rotate(rows, weight, table, width=32, eps=1e-6),
         "gelu": lambda: layers.gelu(y, dtype=mx.bfloat16),
         "norm_join": lambda: norm.join(frames[:2], frames),

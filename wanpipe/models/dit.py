@@ -25,7 +25,6 @@ from wanpipe.models.layers import (
     grid,
     layer_norm,
     matmul_dtype,
-    modulate,
     norm_modulate,
     patches,
     rms_norm,
@@ -144,7 +143,7 @@ class Stream:
         return y
 
     def settled(self) -> mx.array:
-        """Add what is to be added, and return x."""
+        """Add what is to be added, and return x: what a block by itself gives."""
         if self.parts:
             assert self.gate is not None
             more = mx.concatenate(self.parts).reshape(self.x.shape)
@@ -246,10 +245,10 @@ class Head(nn.Module):
         self.modulation = mx.zeros((2, config.dim))
         self.linear = Linear(config.dim, int(np.prod(config.patch)) * config.out_dim)
 
-    def __call__(self, x: mx.array, time: mx.array) -> mx.array:
+    def __call__(self, stream: Stream, time: mx.array) -> mx.array:
         shift, scale = mx.split(self.modulation + time[:, None], 2, 1)  # (G, 1, D) each
-        x = mx.fast.layer_norm(x, None, None, self.eps)
-        return self.linear(modulate(x, shift, scale, dtype=mx.float32))
+        x = stream.normed(shift, scale, plus_one=True, eps=self.eps, dtype=mx.float32)
+        return self.linear(x)
 
 
 class ImageEmbedding(nn.Module):
@@ -331,7 +330,7 @@ class DiT(nn.Module):
         self._advance(streams, conditions, modulation, table, pace)
         velocities = []
         for stream in streams:
-            values = self.head(stream.settled(), time)
+            values = self.head(stream, time)
             velocities.append(unpatches(values, counts, self.config.patch))
             pace(velocities[-1])
         return velocities

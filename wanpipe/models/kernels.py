@@ -52,10 +52,10 @@ ADD_NORM = """
     const int at = (i * THREADS + threadIdx.x) * V;
     if (at >= D) break;
     const auto by = load<float, V>(scale + OF + at), to = load<float, V>(shift + OF + at);
-    Pack<T, V> result;
+    Pack<O, V> result;
     for (int j = 0; j < V; ++j)
-      result.of[j] = T(held[i].of[j] * factor * (ONE + by.of[j]) + to.of[j]);
-    store<T, V>(out + row + at, result);
+      result.of[j] = O(held[i].of[j] * factor * (ONE + by.of[j]) + to.of[j]);
+    store<O, V>(out + row + at, result);
   }
 """
 GATE = "const auto by = load<float, V>(gate + group + at);"
@@ -190,20 +190,21 @@ def add_norm(
     *,
     plus_one: bool,
     eps: float,
+    dtype: mx.Dtype,
 ) -> tuple[mx.array, mx.array]:
     """Do as `layers.add_norm`."""
     D = x.shape[-1]
     rows = [part.reshape(-1, D) for part in parts]
     added = {f"y{number}": part for number, part in enumerate(rows)}
     gates = {} if gate is None else {"gate": gate}
-    dtype, count = rows[0].dtype, threads(D // 4)
+    count = threads(D // 4)
     stream, out = launch(
         "add_norm",
         add_norm_source(len(rows), gate is not None, plus_one, eps),
         inputs={"x": x, **added, **gates, "shift": shift, "scale": scale},
         outputs={"stream": (x.shape, mx.float32), "out": (x.shape, dtype)},
         scalars={"tokens": x.shape[1], "length": len(rows[0])},
-        template={"T": dtype, "D": D, "THREADS": count},
+        template={"T": rows[0].dtype, "O": dtype, "D": D, "THREADS": count},
         blocks=x.size // D,
         threads=count,
     )

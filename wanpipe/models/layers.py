@@ -127,8 +127,8 @@ def add_norm(
     own bias and weight (D).
     """
     if is_cuda():
-        parts = [part.astype(dtype) for part in parts]
-        return kernels.add_norm(x, parts, gate, shift, scale, plus_one=plus_one, eps=eps)
+        like = {"plus_one": plus_one, "eps": eps, "dtype": dtype}
+        return kernels.add_norm(x, parts, gate, shift, scale, **like)
     y = (mx.concatenate(parts) if len(parts) > 1 else parts[0]).reshape(x.shape)
     x = add(x, y, dtype=x.dtype) if gate is None else add_gated(x, y, gate, dtype=x.dtype)
     if plus_one:

@@ -1,6 +1,6 @@
 """Reads the weights of a converted model's file into a network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,9 @@ from wanpipe.weights.tensors import TensorInfo, listed, shown
 
 FULL = "float32"  # metadata of a converted file: names of the tensors that stay float32
 CODES = "U32"  # format of a quantised matrix
+# Tensors to wait for together, about a block of a transformer: on CUDA every wait takes 3 ms, and
+# what was read stays in the host's memory until it is handed over.
+TOGETHER = 32
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -60,9 +63,9 @@ class Weights:
         self.path, self.dtype, self._kept = path, dtype, full | codes
         self._arrays: Any = mx.load(str(path), stream=reader())
 
-    def begin(self, prefix: str) -> None:
-        """Begin to read what is under `prefix`, and do not wait."""
-        mx.async_eval([array for name, array in self._arrays.items() if name.startswith(prefix)])
+    def begin(self, names: Iterable[str]) -> None:
+        """Begin to read tensors that were not taken yet, and do not wait."""
+        mx.async_eval([self._arrays[name] for name in names if name in self._arrays])
 
     def take(self, name: str) -> mx.array:
         """Read a tensor to the end. Raises CheckpointError where the file lacks it."""
@@ -78,8 +81,13 @@ class Weights:
 
     def fill(self, network: Network, prefix: str = "") -> Network:
         """Move what is under `prefix` into a network that has layers for it, and return it."""
-        names = [name for name, _ in tree_flatten(network.parameters())]
-        network.load_weights([(name, self.take(prefix + name)) for name in names])
+        names = [prefix + name for name in parameter_shapes(network)]
+        taken = []
+        for start in range(0, len(names), TOGETHER):
+            some = names[start : start + TOGETHER]
+            self.begin(some)
+            taken += [(name.removeprefix(prefix), self.take(name)) for name in some]
+        network.load_weights(taken)
         return network
 
 

@@ -35,5 +35,6 @@ class Streamed(Generic[Network]):
             prefix = f"blocks.{index}."
             block = with_quantized(self.make(), weights.stored, prefix)
             merge(weights.fill(block, prefix), self.loras, prefix)
-            weights.begin(f"blocks.{index + 1}.")
+            following = f"blocks.{index + 1}."
+            weights.begin([name for name in weights.stored if name.startswith(following)])
             yield block
