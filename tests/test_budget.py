@@ -183,15 +183,15 @@ def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
 
 
 def test_large_frames_are_decoded_one_at_once() -> None:
-    ways = {size: budget.film(VAE_21, size, 2, True) for size in (WIDE, HD)}
-    assert [(need.at_once, need.tiled) for need in ways[WIDE]] == [
-        (2, False),
-        (1, False),
-        (2, True),
-    ]
-    assert [(need.at_once, need.tiled) for need in ways[HD]] == [(1, False), (2, True)]
-    assert ways[HD][0].way == ""
-    assert ways[HD][0].peak < 8e9
+    def ways(config: VAEConfig, latent: Triple) -> list[tuple[int, bool]]:
+        return [(need.at_once, need.tiled) for need in budget.film(config, latent, 2, True)]
+
+    assert ways(VAE_21, WIDE) == [(2, False), (1, False), (2, True)]
+    assert ways(VAE_21, HD) == [(1, False), (2, True)]
+    assert ways(VAE_22, TI2V_HD) == [(2, False), (1, False), (2, True)]  # half the sides inside
+    plain, _ = budget.film(VAE_21, HD, 2, True)
+    assert plain.way == ""
+    assert plain.peak < 8e9
 
 
 def test_a_transformer_is_run_in_four_ways_or_two() -> None:
