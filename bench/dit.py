@@ -12,9 +12,6 @@ wanpipe.budget. Streamed blocks come from a file in the page cache.
 """
 
 import gc
-import json
-import subprocess
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -27,6 +24,7 @@ from typing import Any
 import mlx.core as mx
 
 from bench import limits, parts
+from bench.peer import beside
 from bench.sizes import DITS
 from bench.weights import Random, Rows, measure, parser, read_plainly
 from wanpipe.budget import ITEMSIZE, Expert
@@ -169,16 +167,7 @@ def compare(name: str, asked: Namespace, compiled: bool, ours: float, rows: Rows
     if config.clip_dim is not None:
         rows.tell(subject, skipped="image tokens are not measured there")
         return
-    command = [sys.executable, "-m", "bench.torch_side", "step", json.dumps(task)]
-    if asked.small:
-        command.append("--cpu")
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
-        rows.tell(subject, skipped=reason)
-        return
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    rows.tell(subject, **theirs, ours_over_theirs=ours / theirs["seconds"])
+    rows.tell(subject, **beside("step", task, ours, cpu=asked.small))
 
 
 def main() -> None:

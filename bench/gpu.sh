@@ -18,7 +18,7 @@ small=${SMALL:+--small}
 parts=(
   "dit-1.3b     bench.dit 1.3b --torch --json"
   "dit-14b      bench.dit 14b --torch --json"
-  "vae          bench.vae"
+  "vae          bench.vae --torch"
   "run          bench.run --json"
   "streamed-14b bench.dit 14b --streamed --json"
   "text         bench.text --json"

@@ -1,10 +1,11 @@
-"""The PyTorch side of bench/dit.py and bench/parity.py: diffusers' Wan transformer.
+"""The PyTorch side of bench/dit.py, bench/vae.py and bench/parity.py: diffusers' Wan networks.
 
     python -m bench.torch_side step TASK         times a step of random weights; TASK is JSON
+    python -m bench.torch_side coder TASK        times one half of a VAE likewise
     python -m bench.torch_side compare FOLDER    runs the weights and inputs in FOLDER
 
-Loads no MLX. Needs torch and diffusers, and CUDA unless --cpu is given. The last line of `step` is
-JSON; `compare` writes arrays beside its inputs.
+Loads no MLX. Needs torch and diffusers, and CUDA unless --cpu is given. The last line of `step`
+and `coder` is JSON; `compare` writes arrays beside its inputs.
 """
 
 import json
@@ -97,6 +98,30 @@ def step(task: dict[str, Any], device: str) -> None:
     print(json.dumps(made), flush=True)
 
 
+def coder(task: dict[str, Any], device: str) -> None:
+    """Time one half of a VAE on one video, bfloat16, weights as they are made."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    residual = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}
+    zeros, kind = [0.0] * task["z_dim"], {"device": device, "dtype": torch.bfloat16}
+    model: Any = AutoencoderKLWan(
+        base_dim=task["encoder_dim"],
+        decoder_base_dim=task["decoder_dim"],
+        z_dim=task["z_dim"],
+        latents_mean=zeros,  # not used within the network
+        latents_std=zeros,
+        **(residual if task["version"] == "2.2" else {}),
+    ).eval()
+    model = model.to(**kind)
+    given = torch.randn(1, *task["shape"], **kind)
+    work = model.decode if task["half"] == "decode" else model.encode
+    with torch.no_grad():
+        seconds, peak = timed(lambda: work(given, return_dict=False), task["repeats"], device)
+    made = {"torch": torch.__version__, "seconds": seconds, "peak_gb": peak / 1e9}
+    print(json.dumps(made), flush=True)
+
+
 def timed(run: Callable[[], None], repeats: int, device: str) -> tuple[float, int]:
     """Median seconds and peak bytes of several runs after two that do not count."""
     import torch
@@ -173,8 +198,8 @@ def main() -> None:
         sys.exit(f"no {error.name} here")
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("PyTorch finds no CUDA here")
-    if what == "step":
-        step(json.loads(given), device)
+    if what in ("step", "coder"):
+        {"step": step, "coder": coder}[what](json.loads(given), device)
     else:
         compare(Path(given), device)
 

@@ -1,21 +1,23 @@
 """Both VAEs at full size, with random weights, on the device that MLX uses: where the time goes.
 
-    python -m bench.vae [--small] [--at-once N] [--unlimited] [--layers | --conv] [NAME ...]
+    python -m bench.vae [--small] [--at-once N] [--unlimited] [--torch] [NAME ...]
+    python -m bench.vae [--small] [--at-once N] --layers | --conv [NAME ...]
 
 Without options: for each of SIZES the median seconds of one decode and one encode, held to the
 memory that a run allows, TFLOP/s, the peak beside the planned one, and how many times the limit
 that is (arithmetic at the ceiling of bench/limits.py); an image-to-video clip, of which most is
-grey, beside the plain video. `--layers` times every distinct
-layer alone, `--conv` three ways of computing every distinct 3x3x3 convolution. `--small` takes
-sizes that a CPU can do.
+grey, beside the plain video; with `--torch` what diffusers takes on the same machine. `--layers`
+times every distinct layer alone, `--conv` three ways of computing every distinct 3x3x3 convolution.
+`--small` takes sizes that a CPU can do.
 """
 
-import argparse
 import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -23,6 +25,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
 from bench import limits
+from bench.peer import beside
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
 from wanpipe import budget
 from wanpipe.budget import ITEMSIZE, FilmNeed, Need
@@ -76,12 +79,12 @@ def clock(run: Callable[[], object], inner: int = 1) -> float:
     return statistics.median(once() for _ in range(REPEATS))
 
 
-def held(need: Need, asked: argparse.Namespace) -> AbstractContextManager[None]:
+def held(need: Need, asked: Namespace) -> AbstractContextManager[None]:
     """MLX's memory held to what a run allows it, unless that is not wanted."""
     return nullcontext() if asked.unlimited else within(need.limit)
 
 
-def way(config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespace) -> FilmNeed:
+def way(config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> FilmNeed:
     """How a film of this size is decoded: as --at-once asks, else as a run does it."""
     ways = budget.film(config, shape, ITEMSIZE["bfloat16"], is_cuda())
     fitting = [need for need in ways if asked.at_once in (None, need.at_once) and not need.tiled]
@@ -90,9 +93,7 @@ def way(config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespac
     return fitting[0]
 
 
-def decode(
-    name: str, config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespace
-) -> None:
+def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> None:
     """Time a decode, slice by slice."""
     decoder = vae.decoder(config)
     randomise(decoder)
@@ -103,12 +104,12 @@ def decode(
             mx.eval(frames)
 
     with held(need, asked):
-        tell(f"{name} decode", clock(run), need)
+        seconds = clock(run)
+        tell(f"{name} decode", seconds, need)
+    compare(name, "decode", config, (config.z_dim, *shape), seconds, asked)
 
 
-def encode(
-    name: str, config: VAEConfig, shape: tuple[int, int, int], asked: argparse.Namespace
-) -> None:
+def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> None:
     """Time an encode of a video, and one of an image before grey frames."""
     encoder = vae.encoder(config)
     randomise(encoder)
@@ -123,9 +124,26 @@ def encode(
     need = budget.image(config, shape, ITEMSIZE["bfloat16"], is_cuda(), 0)
     grey = mx.zeros_like(four)
     with held(need, asked):
-        tell(f"{name} encode", clock(lambda: encoder.encode(clip(lambda: four + 0))), need)
+        seconds = clock(lambda: encoder.encode(clip(lambda: four + 0)))
+        tell(f"{name} encode", seconds, need)
         still = clock(lambda: encoder.encode(clip(lambda: grey)))
         tell(f"{name} encode image, then grey", still, need)
+    compare(name, "encode", config, (3, 4 * shape[0] - 3, *sides), seconds, asked)
+
+
+def compare(
+    name: str, half: str, config: VAEConfig, shape: Sequence[int], ours: float, asked: Namespace
+) -> None:
+    """Print what diffusers takes for the same, where that is asked for."""
+    if asked.torch:
+        mx.clear_cache()  # the GPU's memory is theirs, too
+        task = {**asdict(config), "half": half, "shape": shape, "repeats": 1}
+        theirs = beside("coder", task, ours, cpu=asked.small)
+        told = f"skipped: {theirs.get('skipped')} | | | | |"
+        if "seconds" in theirs:
+            ratio = f"ours {theirs['ours_over_theirs']:.2f} of it"
+            told = f" | {theirs['seconds']:.3f} s | | {ratio} | {theirs['peak_gb']:.2f} GB | |"
+        print(f"| {name} {half}, diffusers | {told}", flush=True)
 
 
 def tell(name: str, seconds: float, need: Need) -> None:
@@ -259,11 +277,12 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
 
 def main() -> None:
     """Measure the sizes that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SIZES))
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
     parser.add_argument("--at-once", type=int, choices=(1, 2))
     parser.add_argument("--unlimited", action="store_true", help="no limit of memory for MLX")
+    parser.add_argument("--torch", action="store_true", help="diffusers' network too")
     parser.add_argument("--layers", action="store_true", help="every distinct layer alone")
     parser.add_argument("--conv", action="store_true", help="3x3x3 convolutions in three ways")
     asked = parser.parse_args()
