@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.weights import Rows, parser
 from wanpipe.models import causal_conv, layers, rope
-from wanpipe.models.causal_conv import CausalConv, Norm, Past
+from wanpipe.models.causal_conv import CausalConv, Norm, Past, summed
 
 CHOOSERS = (layers, rope, causal_conv)  # modules that choose between kernel and twin
 CUDA = layers.is_cuda()
@@ -75,6 +75,7 @@ def of_vae(channels: int, frames: int, rows: int, columns: int) -> Iterator[tupl
         past.keep(before)
         return [conv(x, past, norm)]
 
+    yield "sum of two and biases", lambda: [summed(x, x, conv.bias, dtype=x.dtype)]
     yield "norm, SiLU, join", lambda: norm.join(before, x)
     yield "norm, SiLU, join, convolve", convolved
 
