@@ -273,9 +273,11 @@ def gelu(x: mx.array) -> mx.array:
 
 def summed(terms: Sequence[mx.array]) -> mx.array:
     """Do as `causal_conv.summed`, in the dtype of the first."""
+    shape = terms[0].shape
+    assert all(term.shape in (shape, shape[-1:]) for term in terms), [one.shape for one in terms]
     whole = {f"y{number}": term for number, term in enumerate(terms)}
     source = summed_source(tuple(term.ndim > 1 for term in terms))
-    return _flat("summed", source, whole, {"C": terms[0].shape[-1]})
+    return _flat("summed", source, whole, {"C": shape[-1]})
 
 
 @cache
