@@ -19,7 +19,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
@@ -32,9 +31,8 @@ from wanpipe.config import DiTConfig, Quantization
 from wanpipe.device import compute_dtype, is_gpu, mlx_dtype, within
 from wanpipe.geometry import Triple
 from wanpipe.models.dit import Block, DiT
-from wanpipe.weights.load import load_network
 from wanpipe.weights.rules import dit as rules
-from wanpipe.weights.stream import Streamed
+from wanpipe.weights.stream import load_streamed
 
 DEFAULT = ("1.3b", "14b")
 GROUP = 64
@@ -95,10 +93,8 @@ def loaded(random: Random, config: DiTConfig, asked: Namespace, folder: Path, ro
         return random.fill(DiT(config), dtype)
     path = folder / "model.safetensors"
     random.write(path)
-    network = load_network(DiT(config), path, dtype, without="blocks")
-    blocks: Any = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
-    network.blocks = blocks
-    reading = measure(lambda: read_blocks(blocks), repeats=asked.repeats, warm=1)
+    network = load_streamed(DiT(config), path, dtype, lambda: Block(config))
+    reading = measure(lambda: read_blocks(network), repeats=asked.repeats, warm=1)
     size = sum(slot.nbytes for slot in random.slots if slot.name.startswith("blocks."))
     rows.tell(
         "reading",
@@ -111,9 +107,9 @@ def loaded(random: Random, config: DiTConfig, asked: Namespace, folder: Path, ro
     return network
 
 
-def read_blocks(blocks: Streamed[Block]) -> None:
+def read_blocks(network: DiT) -> None:
     """Read every block as a step does, and compute nothing."""
-    for _ in blocks:
+    for _ in network.blocks:
         pass
 
 

@@ -92,10 +92,7 @@ def step(task: dict[str, Any], device: str) -> None:
     def run() -> None:
         model(hidden_states=latent, timestep=when, encoder_hidden_states=text, return_dict=False)
 
-    with torch.no_grad():
-        seconds, peak = timed(run, task["repeats"], device)
-    made = {"torch": torch.__version__, "seconds": seconds, "peak_gb": peak / 1e9}
-    print(json.dumps(made), flush=True)
+    tell(run, task["repeats"], device)
 
 
 def coder(task: dict[str, Any], device: str) -> None:
@@ -116,28 +113,28 @@ def coder(task: dict[str, Any], device: str) -> None:
     model = model.to(**kind)
     given = torch.randn(1, *task["shape"], **kind)
     work = model.decode if task["half"] == "decode" else model.encode
-    with torch.no_grad():
-        seconds, peak = timed(lambda: work(given, return_dict=False), task["repeats"], device)
-    made = {"torch": torch.__version__, "seconds": seconds, "peak_gb": peak / 1e9}
-    print(json.dumps(made), flush=True)
+    tell(lambda: work(given, return_dict=False), task["repeats"], device)
 
 
-def timed(run: Callable[[], None], repeats: int, device: str) -> tuple[float, int]:
-    """Median seconds and peak bytes of several runs after two that do not count."""
+def tell(run: Callable[[], object], repeats: int, device: str) -> None:
+    """Print median seconds and peak memory of several runs after two that do not count."""
     import torch
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds = []
-    for index in range(2 + repeats):
-        wait()
-        if index == 2 and device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        run()
-        wait()
-        seconds.append(time.perf_counter() - start)
+    with torch.no_grad():
+        for index in range(2 + repeats):
+            wait()
+            if index == 2 and device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            run()
+            wait()
+            seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return statistics.median(seconds[2:]), peak
+    median = statistics.median(seconds[2:])
+    made = {"torch": torch.__version__, "seconds": median, "peak_gb": peak / 1e9}
+    print(json.dumps(made), flush=True)
 
 
 def compare(folder: Path, device: str) -> None:

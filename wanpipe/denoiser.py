@@ -19,7 +19,7 @@ from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora import Fit
 from wanpipe.weights.merge import merge
-from wanpipe.weights.stream import Streamed
+from wanpipe.weights.stream import load_streamed
 
 Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their strengths
 
@@ -74,17 +74,11 @@ class Denoiser:
             self.network, self.conditions = None, {}
             mx.clear_cache()
             config, path = self.model.config.dit, self.model.checked(name, self.store)
-            streamed = self.needs[name].streamed
-            without = "blocks" if streamed else ""
-            network = load_network(DiT(config), path, self.dtype, without)
-            if streamed:
-                network.blocks = Streamed(
-                    path=path,
-                    count=config.layers,
-                    make=lambda: Block(config),
-                    dtype=self.dtype,
-                    loras=self.loras.get(name, ()),
-                )
+            if self.needs[name].streamed:
+                loras, make = self.loras.get(name, ()), lambda: Block(config)
+                network = load_streamed(DiT(config), path, self.dtype, make, loras)
+            else:
+                network = load_network(DiT(config), path, self.dtype)
             self.add_loras(network, name)
             self.network, self.name = network, name
             self.store.report.event("loaded", component=name)

@@ -88,6 +88,8 @@ def test_kernels_give_arrays_like_their_twins(name: str, launches: list[dict[str
     assert {"EPS", "ONE", "PART", "OF", "STORE", "GATE", "TIMES", "SUMS", "FROM"}.isdisjoint(
         re.findall(r"\w+", body)
     )
+    assert all(re.search(rf"\b{one}\b", body) for one in names[: len(launch["inputs"])])
+    assert "using T = " in body
 
 
 @pytest.mark.parametrize("name", TWINS)

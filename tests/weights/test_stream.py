@@ -22,22 +22,18 @@ from wanpipe.store import Store
 from wanpipe.weights.load import Weights, load_network
 from wanpipe.weights.lora import Fit
 from wanpipe.weights.merge import merge
-from wanpipe.weights.stream import Streamed
+from wanpipe.weights.stream import Streamed, load_streamed
 
 Loras = list[tuple[Fit, float]]
 
 
 def networks(path: Path, config: object, dtype: mx.Dtype, loras: Loras) -> tuple[DiT, DiT]:
     """The same network with its blocks in memory, and with its blocks on the disk."""
-    pair = []
-    for streamed in (False, True):
-        network = load_network(DiT(config), path, dtype, "blocks" if streamed else "")
-        if streamed:
-            count, make = config.layers, lambda: Block(config)
-            network.blocks = Streamed(path=path, count=count, make=make, dtype=dtype, loras=loras)
-        merge(network, loras)
-        pair.append(network)
-    return pair[0], pair[1]
+    whole = load_network(DiT(config), path, dtype)
+    streamed = load_streamed(DiT(config), path, dtype, lambda: Block(config), loras)
+    merge(whole, loras)
+    merge(streamed, loras)
+    return whole, streamed
 
 
 def velocities(network: DiT) -> list[np.ndarray]:

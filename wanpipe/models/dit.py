@@ -17,7 +17,6 @@ from wanpipe.models.blocks import Pace, Paced, through, unpaced
 from wanpipe.models.layers import (
     MLP,
     Linear,
-    add_gated,
     add_norm,
     attend,
     gelu,
@@ -141,15 +140,6 @@ class Stream:
         self.x, y = add_norm(self.x, self.parts, self.gate, shift, scale, **like)
         self.parts, self.gate = [], None
         return y
-
-    def settled(self) -> mx.array:
-        """Add what is to be added, and return x: what a block by itself gives."""
-        if self.parts:
-            assert self.gate is not None
-            more = mx.concatenate(self.parts).reshape(self.x.shape)
-            self.x = add_gated(self.x, more, self.gate, dtype=self.x.dtype)
-            self.parts, self.gate = [], None
-        return self.x
 
 
 class Block(nn.Module):

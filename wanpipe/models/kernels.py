@@ -275,9 +275,9 @@ def summed(terms: Sequence[mx.array]) -> mx.array:
     """Do as `causal_conv.summed`, in the dtype of the first."""
     shape = terms[0].shape
     assert all(term.shape in (shape, shape[-1:]) for term in terms), [one.shape for one in terms]
-    whole = {f"y{number}": term for number, term in enumerate(terms)}
+    named = {f"y{number}": term for number, term in enumerate(terms)}
     source = summed_source(tuple(term.ndim > 1 for term in terms))
-    return _flat("summed", source, whole, {"C": shape[-1]})
+    return _flat("summed", source, named, {"C": shape[-1]})
 
 
 @cache

@@ -77,8 +77,6 @@ __device__ float sum_of_block(float value, float* warps) {
 }
 """
 
-Arrays = Mapping[str, tuple[Sequence[int], mx.Dtype]]  # shapes and dtypes by name
-
 
 @cache
 def compiled(
@@ -111,7 +109,7 @@ def launch(
     name: str,
     source: str,
     inputs: Mapping[str, mx.array],
-    outputs: Arrays,
+    outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
     scalars: Mapping[str, int],
     template: Mapping[str, mx.Dtype | int],
     blocks: int,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Generic
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from wanpipe.weights.load import Network, Weights, with_quantized
+from wanpipe.weights.load import Network, Weights, load_network, with_quantized
 from wanpipe.weights.lora import Fit
 from wanpipe.weights.merge import merge
 
@@ -38,3 +39,17 @@ class Streamed(Generic[Network]):
             following = f"blocks.{index + 1}."
             weights.begin([name for name in weights.stored if name.startswith(following)])
             yield block
+
+
+def load_streamed(
+    network: Network,
+    path: Path,
+    dtype: mx.Dtype,
+    make: Callable[[], nn.Module],
+    loras: Sequence[tuple[Fit, float]] = (),
+) -> Network:
+    """Fill `network` as `load_network` does, but for its blocks, which become `Streamed`."""
+    count = len(network.blocks)
+    load_network(network, path, dtype, without="blocks")
+    network.blocks = Streamed(path=path, count=count, make=make, dtype=dtype, loras=loras)
+    return network
