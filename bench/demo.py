@@ -219,6 +219,8 @@ def round_trips(
     chosen: list[Case], outline: bool, store: Store
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode and decode clips: what went in and what came out, uint8 (T, Y, X, 3)."""
+    from wanpipe.models.vae import joined
+
     encoder, decoder = halves(store)
     for number, _, scene in chosen:
         clip = world.render(scene, seed=FIRST + number, outline=outline)
@@ -228,6 +230,7 @@ def round_trips(
 def tiles(chosen: list[Case], store: Store) -> None:
     """Measure decoding in tiles against decoding whole frames."""
     from wanpipe import tiling
+    from wanpipe.models.vae import joined
 
     print("\n| tile, overlap | clips | to whole frames | worst pixel |\n|---|---|---|---|")
     encoder, decoder = halves(store)
@@ -261,13 +264,6 @@ def scaled(clip: np.ndarray) -> "mx.array":
     import mlx.core as mx
 
     return mx.array(clip.astype(np.float32) / 127.5 - 1)
-
-
-def joined(pieces: "Iterator[mx.array]") -> np.ndarray:
-    """What a decoder gives, piece by piece, as bytes."""
-    from wanpipe.models.vae import as_bytes
-
-    return np.concatenate([np.array(as_bytes(piece)) for piece in pieces])
 
 
 PARTS: dict[str, Callable[[list[Case], Store], None]] = {

@@ -33,7 +33,6 @@ def linear_frames(latent: "np.ndarray") -> "np.ndarray":
 def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":
     """Decode a normalised latent (C, F, H, W) with the model's VAE to frames (T, Y, X, 3) uint8."""
     import mlx.core as mx
-    import numpy as np
 
     from wanpipe.device import compute_dtype, mlx_dtype
     from wanpipe.models import vae
@@ -42,8 +41,7 @@ def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray
     network = vae.decoder(model.config.vae)
     dtype = mlx_dtype(compute_dtype(model.config.dtype))
     load_network(network, model.checked("vae", store), dtype)
-    pieces = network.frames(mx.array(latent))
-    return np.concatenate([np.array(vae.as_bytes(piece)) for piece in pieces])
+    return vae.joined(network.frames(mx.array(latent)))
 
 
 def label(step: Entry) -> str:

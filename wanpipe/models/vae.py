@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from wanpipe.config import VAEConfig
 from wanpipe.models import vae21, vae22
@@ -185,3 +186,8 @@ def unpatchify(x: mx.array, side: int) -> mx.array:
 def as_bytes(frames: mx.array) -> mx.array:
     """Frames in [-1, 1] as uint8, the nearest; a tie goes to the even one."""
     return mx.round((frames + 1) * 127.5).astype(mx.uint8)
+
+
+def joined(pieces: Iterable[mx.array]) -> np.ndarray:
+    """All pieces (T, Y, X, 3) of a video as bytes, in one array."""
+    return np.concatenate([np.array(as_bytes(piece)) for piece in pieces])
