@@ -207,10 +207,12 @@ def test_a_transformer_is_run_in_four_ways_or_two() -> None:
         (True, True),
     ]
     assert peaks[0] - peaks[1] == peaks[2] - peaks[3] == two.stream + two.row
-    # without guidance there is one pass, and half of the text's keys and values
+    # without guidance there is one pass, and half of the text's keys and values: of all blocks, or
+    # of the one at work
     one = dataclasses.replace(two, passes=1)
     apart = [need.peak for need in two.ways() if need.apart]
-    assert [need.peak + one.kept for need in one.ways()] == apart
+    halves = (one.kept, one.kept // one.config.layers)
+    assert [need.peak + half for need, half in zip(one.ways(), halves, strict=True)] == apart
 
 
 def test_a_short_product_after_attention_needs_a_second_stretch_under_way() -> None:

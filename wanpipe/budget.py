@@ -101,7 +101,7 @@ class Expert:
 
     @property
     def kept(self) -> int:
-        """Keys and values of the prompts' tokens, which all steps share."""
+        """Keys and values of the prompts' tokens in all blocks, which all steps share."""
         rows = self.config.text_len + (IMAGE_TOKENS if self.config.clip_dim else 0)
         return self.passes * self.config.layers * 2 * rows * self.config.dim * self.computed
 
@@ -155,10 +155,12 @@ class Expert:
         alone = apart or self.passes == 1
         # a stream that is in memory while the other is at work waits with what its block gave
         streams = self.stream + self.work - self.row if alone else 2 * self.stream + self.work
-        blocks = -(-3 * self.blocks // self.config.layers) if streamed else self.blocks
+        blocks = self.kept + self.blocks
+        if streamed:  # of the text only what the block at work needs
+            blocks = -(-(self.kept + 3 * self.blocks) // self.config.layers)
         words = [word for word, chosen in ((STREAMED, streamed), (APART, apart)) if chosen]
         return ExpertNeed(
-            peak=self.stem + self.kept + self.tables + streams + blocks,
+            peak=self.stem + self.tables + streams + blocks,
             flops=self.flops,
             largest=max(self.stream, self.hidden),
             way=" and ".join(words),

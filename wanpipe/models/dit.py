@@ -41,7 +41,8 @@ class Condition:
     """What cross attention looks at, for one prompt and one expert.
 
     `text` (text_len, D) and `image` (257, D) are embedded tokens. Each block's keys and values are
-    made when the block first meets them and kept, so later steps reuse them.
+    made when the block first meets them and kept, so later steps reuse them; not those of a block
+    that is read again at every step: reading it takes a hundred times longer.
     """
 
     text: mx.array
@@ -350,12 +351,14 @@ class DiT(nn.Module):
             return shared.pop()
 
         def step(index: int, block: Block, number: int, ask: Callable[[], object]) -> None:
-            kept = conditions[number].kept
-            if index not in kept:
-                kept[index] = block.cross_attn.keys_values(conditions[number])
-                pace(*kept[index])
+            kept = conditions[number].kept.get(index)
+            if kept is None:
+                kept = block.cross_attn.keys_values(conditions[number])
+                pace(*kept)
+                if isinstance(self.blocks, list):
+                    conditions[number].kept[index] = kept
             y = [attend_self(block, index, number, ask)]
-            block.attend_text(streams[number], y, time, kept[index], pace)
+            block.attend_text(streams[number], y, time, kept, pace)
 
         through(self.blocks, len(streams), step)
 
