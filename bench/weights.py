@@ -11,7 +11,7 @@ import re
 import statistics
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -38,7 +38,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class Random:
     """Draws the tensors that a converted file of `network` has, quantised where `spec` is given.
 
-    `rows` tell which tensors stay float32; `dtype` is the format of the others.
+    `rows` tell which tensors stay float32; `dtype` is the format of the others; `gains` are factors
+    of tensors that are to be larger or smaller.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Random:
         rows: Sequence[Row],
         spec: Quantization | None = None,
         dtype: str = "BF16",
+        gains: Mapping[str, float] | None = None,
     ) -> None:
         shapes: Any = parameter_shapes(network)
         ours = [Row(row.target, row.target, full=row.full) for row in rows if row.target]
@@ -56,7 +58,7 @@ class Random:
             for name, shape in shapes.items()
         )
         self.parameters = sum(prod(slot.shape) for slot in plain)
-        self.spec = spec
+        self.spec, self.gains = spec, gains or {}
         self.slots = packed(plain, spec) if spec else plain
         self._widths = {slot.name: slot.shape for slot in plain}
         self._codes: dict[str, tuple[np.ndarray, ...]] = {}  # of one block's matrices
@@ -81,7 +83,7 @@ class Random:
         else:
             mean, deviation = scale(slot.name, slot.shape)
             normal = mx.random.normal(slot.shape) * deviation + mean
-            drawn = normal.astype(DTYPES[slot.dtype])
+            drawn = (normal * self.gains.get(slot.name, 1.0)).astype(DTYPES[slot.dtype])
         mx.eval(drawn)
         assert drawn.shape == slot.shape, (slot, drawn.shape)
         return drawn
