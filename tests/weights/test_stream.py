@@ -37,7 +37,7 @@ def networks(path: Path, config: object, dtype: mx.Dtype, loras: Loras) -> tuple
 
 
 def velocities(network: DiT) -> list[np.ndarray]:
-    """Two passes at once, twice: with keys and values to make, then with those kept."""
+    """Two passes at once, twice: blocks in memory keep what they made of the text."""
     arrays = golden("wan21-t2v/dit")
     context = mx.array(arrays["a_context"])
     seen = [network.condition(context), network.condition(context[:2])]
@@ -51,6 +51,20 @@ def test_streamed_blocks_give_the_same_bits(checkpoints: Path, dtype: mx.Dtype) 
     resident, streamed = networks(directory / "model.safetensors", config.dit, dtype, [])
     for one, other in zip(velocities(resident), velocities(streamed), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_keys_and_values_of_the_text_are_kept_for_blocks_in_memory_alone(
+    checkpoints: Path,
+) -> None:
+    directory, config = converted(checkpoints, "wan21-t2v")
+    arrays = golden("wan21-t2v/dit")
+    x, t = mx.array(arrays["a_x"]), arrays["a_t"].tolist()
+    counts = []
+    for network in networks(directory / "model.safetensors", config.dit, mx.float32, []):
+        seen = network.condition(mx.array(arrays["a_context"]))
+        network(x, t, [seen])
+        counts.append(len(seen.kept))
+    assert counts == [config.dit.layers, 0]
 
 
 def test_passes_together_give_the_bits_of_passes_alone(checkpoints: Path) -> None:
