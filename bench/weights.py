@@ -61,6 +61,7 @@ class Random:
         self.spec, self.gains = spec, gains or {}
         self.slots = packed(plain, spec) if spec else plain
         self._widths = {slot.name: slot.shape for slot in plain}
+        assert self.gains.keys() <= self._widths.keys(), self.gains
         self._codes: dict[str, tuple[np.ndarray, ...]] = {}  # of one block's matrices
 
     @property
