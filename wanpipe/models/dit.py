@@ -42,7 +42,7 @@ class Condition:
 
     `text` (text_len, D) and `image` (257, D) are embedded tokens. Each block's keys and values are
     made when the block first meets them and kept, so later steps reuse them; not those of a block
-    that is read again at every step: reading it takes a hundred times longer.
+    that is read again at every step, which takes far longer.
     """
 
     text: mx.array
