@@ -4,7 +4,6 @@
     python -m bench.dit 14b --bits 4 --streamed         quantised, blocks read at every step
     python -m bench.dit 1.3b --torch --compile          beside diffusers on the same machine
     python -m bench.dit 1.3b --parts                    where a block's time goes
-    python -m bench.dit 1.3b --tokens-switch            quantised product or dequantised matrix
 
 Names: those of DITS in bench/sizes.py; without one, `1.3b` and `14b`. A step takes both guidance
 passes, text embedded before. `limit` follows from ceilings (bench/limits.py), `expected` from
@@ -28,7 +27,7 @@ from bench.sizes import DITS
 from bench.weights import Random, Rows, measure, parser, read_plainly
 from wanpipe.budget import ITEMSIZE, Expert
 from wanpipe.config import DiTConfig, Quantization
-from wanpipe.device import compute_dtype, is_gpu, mlx_dtype, within
+from wanpipe.device import compute_dtype, mlx_dtype, within
 from wanpipe.geometry import Triple
 from wanpipe.models.dit import Block, DiT
 from wanpipe.weights.rules import dit as rules
@@ -61,7 +60,7 @@ def budgeted(config: DiTConfig, latent: Triple, size: int, quantised: bool) -> E
     computed = ITEMSIZE[compute_dtype("bfloat16")]
     stored = computed if quantised else ITEMSIZE["bfloat16"]
     return Expert(
-        config=config, bytes=size, stored=stored, computed=computed, passes=2, latent=latent
+        config=config, bytes=size, stored=stored, computed=computed, texts=LENGTHS, latent=latent
     )
 
 
@@ -178,7 +177,6 @@ def main() -> None:
     options.add_argument("--torch", action="store_true", help="diffusers' network too")
     options.add_argument("--compile", action="store_true", help="with --torch: compiled too")
     options.add_argument("--parts", action="store_true", help="the pieces of a block instead")
-    options.add_argument("--tokens-switch", action="store_true", help="quantised products instead")
     asked = options.parse_args()
     names = asked.names or DEFAULT
     if unknown := [name for name in names if name not in DITS]:
@@ -191,8 +189,6 @@ def main() -> None:
         work = partial(bench, name, asked, rows)
         if asked.parts:
             work = partial(parts.bench, name, config, latent, asked.repeats, rows)
-        elif asked.tokens_switch:
-            work = partial(parts.switch, name, config, asked.small or not is_gpu(), rows)
         work()
         gc.collect()
         mx.clear_cache()

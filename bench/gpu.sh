@@ -37,7 +37,6 @@ parts=(
   "compiled     bench.dit 1.3b --torch --compile --json"
   "quantised-14b-streamed bench.dit 14b --bits 4 --streamed --json"
   "14b-720p     bench.dit 14b-720p --repeats 1 --json"
-  "switch       bench.dit 1.3b --tokens-switch --json"
   "vae-layers   bench.vae --layers"
   "vae-conv     bench.vae --conv"
 )

@@ -1,5 +1,5 @@
 """Where a block's time goes: each piece alone at full size, against what its bytes or operations
-need; and from how many tokens on a quantised matrix is better dequantised.
+need.
 
 Run by bench/dit.py. A piece is evaluated several times over in one call, on two sets of inputs made
 before, so that no launch is waited for and no input is still in a cache.
@@ -23,7 +23,6 @@ from wanpipe.models.layers import (
     attend,
     gelu,
     grid,
-    linear,
     rms_norm,
     split_heads,
 )
@@ -31,8 +30,6 @@ from wanpipe.weights.rules import dit as rules
 
 SETS, COPIES = 2, 8  # inputs of a piece, evaluations in one call
 FEW = 2  # evaluations of what takes milliseconds
-MATRICES = 8  # of a quantised product, so that they do not stay in a cache
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32760)
 FULL = 4  # bytes of a float32
 
 
@@ -96,13 +93,13 @@ class Inputs:
     stream: mx.array  # (B, L, D), float32
     row: mx.array  # (B, L, D)
     hidden: mx.array  # (B, L, F)
-    kept: tuple[mx.array, ...]  # (B, N, T, D / N)
+    kept: tuple[mx.array, ...]  # (T, D)
     gate: mx.array  # (B, 1, D), float32
 
 
 def draw(config: DiTConfig, tokens: int, dtype: mx.Dtype) -> Inputs:
     """Draw one set."""
-    D, heads = config.dim, config.heads
+    D = config.dim
 
     def normal(*shape: int, dtype: mx.Dtype = dtype) -> mx.array:
         array = mx.random.normal(shape).astype(dtype)
@@ -113,7 +110,7 @@ def draw(config: DiTConfig, tokens: int, dtype: mx.Dtype) -> Inputs:
         stream=normal(1, tokens, D, dtype=mx.float32),
         row=normal(1, tokens, D),
         hidden=normal(1, tokens, config.ffn_dim),
-        kept=tuple(split_heads(normal(config.text_len, D), heads) for _ in range(2)),
+        kept=tuple(normal(config.text_len, D) for _ in range(2)),
         gate=normal(1, 1, D, dtype=mx.float32),
     )
 
@@ -142,7 +139,7 @@ def runs(
             i.stream, [i.row], i.gate, norm3.bias, norm3.weight, plus_one=False, **like
         ),
         "norm of cross q": lambda i: rms_norm(i.row, cross.norm_q),
-        "cross attention": lambda i: attend(split(i.row), *i.kept),
+        "cross attention": lambda i: attend(*map(split, (i.row, *i.kept))),
         "addition, norm, modulate": lambda i: add_norm(
             i.stream, [i.row], None, i.gate, i.gate, plus_one=True, **like
         ),
@@ -209,33 +206,3 @@ def tell(rows: Rows, subject: str, piece: Piece, took: float) -> None:
         tb_per_second=piece.bytes / took / 1e12,
         tflops=piece.operations / took / 1e12,
     )
-
-
-def switch(name: str, config: DiTConfig, few: bool, rows: Rows) -> None:
-    """Time both ways of a quantised matrix, the first of the feed forward, by number of tokens."""
-    dtype = mlx_dtype(compute_dtype("bfloat16"))
-    width, out, group = config.dim, config.ffn_dim, 64
-    for bits in (4, 8):
-        parts = [mx.random.normal((out, width)).astype(dtype) for _ in range(MATRICES)]
-        packed = [mx.quantize(matrix, group, bits) for matrix in parts]
-        del parts
-        mx.eval(packed)
-        for tokens in TOKENS[:8] if few else TOKENS:
-            x = mx.random.normal((tokens, width)).astype(dtype)
-            mx.eval(x)
-
-            def product(x: mx.array = x, packed: Sequence[mx.array] = packed) -> None:
-                settings = {"group_size": group, "bits": bits}  # noqa: B023
-                mx.eval([mx.quantized_matmul(x, *one, **settings) for one in packed])
-
-            def dense(x: mx.array = x, packed: Sequence[mx.array] = packed) -> None:
-                matrices = (mx.dequantize(*one, group, bits) for one in packed)  # noqa: B023
-                mx.eval([linear(x, matrix, None) for matrix in matrices])
-
-            quantised, dequantised = (measure(way).seconds / MATRICES for way in (product, dense))
-            rows.tell(
-                f"{name}, {width} to {out}, {bits} bits, {tokens} tokens",
-                quantised_ms=1e3 * quantised,
-                dequantised_ms=1e3 * dequantised,
-                ratio=quantised / dequantised,
-            )

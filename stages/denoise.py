@@ -84,13 +84,15 @@ class Means:
 
     def sized(self, name: str, material: dict[str, Any]) -> Expert:
         """The dimensions and sizes of an expert that takes a step of this material."""
-        config, computed = self.model.config, ITEMSIZE[material["dtype"]]
+        config, computed, text = self.model.config, ITEMSIZE[material["dtype"]], self.given.text
+        assert text is not None  # since `sources.check`
+        sides = ("prompt", "negative")[: 1 if material["guide_scale"] == 1.0 else 2]
         return Expert(
             config=config.dit,
             bytes=self.model.component(name).bytes,
             stored=computed if config.quantization else ITEMSIZE[config.dtype],
             computed=computed,
-            passes=1 if material["guide_scale"] == 1.0 else 2,
+            texts=tuple(len(text.material[side]) for side in sides),
             latent=self.settings.latent_shape(config.vae.stride),
         )
 

@@ -26,10 +26,12 @@ from wanpipe.weights.rename import Row, matches
 from wanpipe.weights.rules import dit as dit_rules
 from wanpipe.words import amount
 
+FULL = (512, 512)  # prompts as long as may be
+
 
 def expert(name: str, weights: int = 10**10) -> Expert:
     config, latent = DITS[name]
-    return Expert(config=config, bytes=weights, stored=2, computed=2, passes=2, latent=latent)
+    return Expert(config=config, bytes=weights, stored=2, computed=2, texts=FULL, latent=latent)
 
 
 def live(one: Expert) -> int:
@@ -44,8 +46,7 @@ def live(one: Expert) -> int:
     width, images = config.dim // config.heads, 2 if config.clip_dim else 0
     with gpu() as tracer:
         block = Block(config)
-        shapes = [(1, config.heads, n, width) for n in [512] * 2 + [257] * images]
-        kept = [mx.zeros(shape, mx.bfloat16) for shape in shapes]
+        kept = [mx.zeros((n, config.dim), mx.bfloat16) for n in [130] * 2 + [257] * images]
         inputs = (mx.zeros((1, one.tokens, config.dim)), mx.zeros((1, 6, config.dim)))
 
         def run(
@@ -91,7 +92,7 @@ def test_arithmetic_of_a_step_counts_every_product() -> None:
         bytes=1,
         stored=2,
         computed=2,
-        passes=1,
+        texts=(2,),
         latent=(1, 4, 2),
     )
     tokens = 2
@@ -105,7 +106,8 @@ def test_a_step_makes_what_its_plan_tells() -> None:
     config = DiTConfig(**sizes, layers=2, in_dim=16, out_dim=16)
     random = Random(DiT(config), dit_rules.ROWS, dtype="F32")
     network = random.fill(DiT(config), mx.float32)
-    conditions = [network.condition(mx.random.normal((rows, 32))) for rows in (20, 32)]
+    texts = (20, 32)
+    conditions = [network.condition(mx.random.normal((rows, 32))) for rows in texts]
     latent = (5, 32, 48)
     x = mx.random.normal((16, *latent))
     mx.eval(network(x, [500.0], conditions))
@@ -114,7 +116,8 @@ def test_a_step_makes_what_its_plan_tells() -> None:
     mx.reset_peak_memory()
     mx.eval(network(x, [500.0], conditions))
     made = mx.get_peak_memory() - before
-    one = Expert(config=config, bytes=random.bytes, stored=4, computed=4, passes=2, latent=latent)
+    sizes = {"bytes": random.bytes, "stored": 4, "computed": 4}
+    one = Expert(config=config, **sizes, texts=texts, latent=latent)
     # on the CPU, where GELU is not one kernel, up to two hidden layers more
     planned = one.passes * one.stream + one.work
     assert 0.8 * planned < made < 1.1 * planned + 2 * one.hidden
@@ -209,7 +212,7 @@ def test_a_transformer_is_run_in_four_ways_or_two() -> None:
     assert peaks[0] - peaks[1] == peaks[2] - peaks[3] == two.stream + two.row
     # without guidance there is one pass, and half of the text's keys and values: of all blocks, or
     # of the one at work
-    one = dataclasses.replace(two, passes=1)
+    one = dataclasses.replace(two, texts=FULL[:1])
     apart = [need.peak for need in two.ways() if need.apart]
     halves = (one.kept, one.kept // one.config.layers)
     assert [need.peak + half for need, half in zip(one.ways(), halves, strict=True)] == apart

@@ -70,15 +70,21 @@ Kind = TypeVar("Kind", bound=Need)
 @dataclass(frozen=True, kw_only=True)
 class Expert:
     """A transformer as it is to be run: `bytes` of its file, bytes of a number in its products as
-    `stored` and as `computed`, `passes` with guidance 2, and the latent's size (F, H, W).
+    `stored` and as `computed`, the tokens of `texts`, which are the prompt and with guidance the
+    negative prompt, and the latent's size (F, H, W).
     """
 
     config: DiTConfig
     bytes: int
     stored: int
     computed: int
-    passes: int
+    texts: tuple[int, ...]
     latent: Triple
+
+    @property
+    def passes(self) -> int:
+        """Passes through all blocks in a step: one for every text."""
+        return len(self.texts)
 
     @property
     def tokens(self) -> int:
@@ -102,8 +108,10 @@ class Expert:
     @property
     def kept(self) -> int:
         """Keys and values of the prompts' tokens in all blocks, which all steps share."""
-        rows = self.config.text_len + (IMAGE_TOKENS if self.config.clip_dim else 0)
-        return self.passes * self.config.layers * 2 * rows * self.config.dim * self.computed
+        image = IMAGE_TOKENS if self.config.clip_dim else 0
+        # and of one more token, which stands for all that would fill the text up
+        rows = sum(min(tokens + 1, self.config.text_len) + image for tokens in self.texts)
+        return self.config.layers * 2 * rows * self.config.dim * self.computed
 
     @property
     def stream(self) -> int:

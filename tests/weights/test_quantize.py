@@ -16,7 +16,7 @@ from tests.weights.test_lora import files as files  # a fixture
 from tests.weights.test_lora import fits, network, pair, write
 from wanpipe.config import ModelConfig, Quantization, T5Config, read_model_config
 from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.models import layers, umt5
+from wanpipe.models import umt5
 from wanpipe.models.dit import DiT
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.weights.convert import Options, convert, requantize
@@ -185,21 +185,6 @@ def test_the_text_encoder_stays_near_the_unquantised_one(checkpoints: Path, made
         error = relative_error(fewer, plain)
         print(f"8 bits, groups of 32, T5, {len(plain)} tokens: {100 * error:.2f} %")
         assert 1e-4 < error < 0.02
-
-
-def test_few_tokens_and_many_give_the_same(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = loaded(made, FOUR)
-    dequantised, matrix = [], QuantizedLinear.matrix
-    monkeypatch.setattr(
-        QuantizedLinear, "matrix", lambda self: (dequantised.append(self), matrix(self))[1]
-    )
-    outs, counts = [], []
-    for few in (0, 1 << 30):
-        monkeypatch.setattr(layers, "FEW_TOKENS", few)
-        outs.append(forward(model, "a"))
-        counts.append(len(dequantised))
-    assert counts == [20, 20]
-    assert relative_error(*outs) < 1e-6
 
 
 def test_a_quantised_model_computes_in_the_dtype_asked_for(made: Made) -> None:

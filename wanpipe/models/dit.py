@@ -32,7 +32,7 @@ from wanpipe.models.layers import (
     unpatches,
 )
 
-# keys and values (1, N, L, D) of the text, then those of the image
+# keys and values (L, D) of the text, then those of the image
 KeysValues = tuple[mx.array, ...]
 
 
@@ -40,9 +40,10 @@ KeysValues = tuple[mx.array, ...]
 class Condition:
     """What cross attention looks at, for one prompt and one expert.
 
-    `text` (text_len, D) and `image` (257, D) are embedded tokens. Each block's keys and values are
-    made when the block first meets them and kept, so later steps reuse them; not those of a block
-    that is read again at every step, which takes far longer.
+    `text` (L, D) and `image` (257, D) are embedded tokens; the last of the text's stands for all
+    that follow it, up to `text_len`. Each block's keys and values are made when the block first
+    meets them and kept, so later steps reuse them; not those of a block that is read again at every
+    step, which takes far longer.
     """
 
     text: mx.array
@@ -88,7 +89,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.heads = config.heads
+        self.heads, self.text_len = config.heads, config.text_len
         self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
@@ -103,18 +104,25 @@ class CrossAttention(nn.Module):
         if condition.image is not None:
             pairs.append((self.norm_k_img, self.k_img, self.v_img, condition.image))
         return tuple(
-            split_heads(x, self.heads)
-            for norm, k, v, tokens in pairs
-            for x in (rms_norm(k(tokens), norm), v(tokens))
+            x for norm, k, v, tokens in pairs for x in (rms_norm(k(tokens), norm), v(tokens))
         )
 
     def __call__(self, x: mx.array, kept: KeysValues, pace: Pace) -> mx.array:
         q = split_heads(rms_norm(self.q(x), self.norm_q), self.heads)
         pace(q)
-        y = attend(q, *kept[:2])
+        text = (lengthened(rows, self.text_len) for rows in kept[:2])
+        y = attend(q, *(split_heads(rows, self.heads) for rows in text))
         if len(kept) == 4:
-            y = y + attend(q, *kept[2:])
+            y = y + attend(q, *(split_heads(rows, self.heads) for rows in kept[2:]))
         return self.o(y.reshape(x.shape))
+
+
+def lengthened(rows: mx.array, length: int) -> mx.array:
+    """Repeat the last of rows (L, D) until there are `length`."""
+    missing = length - len(rows)
+    if not missing:
+        return rows
+    return mx.concatenate([rows, mx.broadcast_to(rows[-1:], (missing, rows.shape[1]))])
 
 
 @dataclass
@@ -288,11 +296,13 @@ class DiT(nn.Module):
     def condition(self, text: mx.array, clip: mx.array | None = None) -> Condition:
         """Embed a prompt's rows (L, text_dim) and, in Wan2.1 I2V, CLIP's tokens (257, clip_dim).
 
-        Zero rows fill the text up to `text_len`: the official attention has no mask and sees them.
+        Officially zero rows fill the text up to `text_len`, and attention, which has no mask, sees
+        them. They are equal, so one is embedded, and repeated where attention looks.
         """
         rows = self.config.text_len - text.shape[0]
         assert rows >= 0 and (clip is None) == (self.config.clip_dim is None)
-        padded = mx.pad(text.astype(matmul_dtype(self.text_embedding.fc1)), ((0, rows), (0, 0)))
+        zero = ((0, min(rows, 1)), (0, 0))
+        padded = mx.pad(text.astype(matmul_dtype(self.text_embedding.fc1)), zero)
         return Condition(self.text_embedding(padded), None if clip is None else self.img_emb(clip))
 
     def __call__(

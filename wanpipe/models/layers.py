@@ -15,11 +15,6 @@ import mlx.nn as nn
 from wanpipe.device import is_cuda, is_gpu, is_metal
 from wanpipe.models import blas, kernels
 
-# From so many tokens on, a quantised matrix is dequantised and multiplied: on an H100 at 32760
-# tokens that reaches 770 TFLOP/s, the quantised product 146. On a CPU (bench/quantize.py) the
-# product costs 12 ms a token (1536 to 8960, 4 bits), dequantising 80 to 110 ms once.
-FEW_TOKENS = 8
-
 # Operations of one attention kernel on Metal, 2 s of an M1: macOS ends what keeps the GPU from the
 # display for seconds (ml-explore/mlx#3267). A heavier attention goes in groups of heads.
 HEAVIEST = 5e12
@@ -244,7 +239,9 @@ class LowRank(NamedTuple):
 class QuantizedLinear(nn.Module):
     """A linear layer whose matrix is stored in `bits` per weight, affine by groups (mx.quantize).
 
-    What LoRAs add is kept beside it and summed in float32 after dequantising.
+    Every call dequantises it and multiplies: with 32760 tokens an H100 so reaches 770 TFLOP/s, with
+    `mx.quantized_matmul` 146. What LoRAs add is kept beside it and summed in float32 after
+    dequantising.
     """
 
     def __init__(self, width: int, out: int, bias: bool, bits: int, group_size: int) -> None:
@@ -281,11 +278,7 @@ class QuantizedLinear(nn.Module):
         return total.astype(self.scales.dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if self._added or x.size >= FEW_TOKENS * x.shape[-1]:
-            return linear(x, self.matrix(), self.get("bias"))
-        parameters = (self.weight, self.scales, self.biases)
-        y = mx.quantized_matmul(x, *parameters, group_size=self.group_size, bits=self.bits)
-        return y + self.bias if "bias" in self else y
+        return linear(x, self.matrix(), self.get("bias"))
 
 
 class MLP(nn.Module):
