@@ -56,6 +56,7 @@ def of_blocks(width: int, hidden: int, grid: tuple[int, int, int]) -> Iterator[t
     yield "gated addition, norm", gated
     yield "addition, norm, modulate", plain
     yield "norm, rotate", lambda: [turn()]
+    yield "with means of groups", lambda: [layers.with_means(rows, 8)]
     yield "gelu", lambda: [layers.gelu(inner, dtype=half)]
     yield "gated addition of parts, norm, modulate", of_parts
 

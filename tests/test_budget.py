@@ -67,8 +67,10 @@ def live(one: Expert) -> int:
 def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str) -> None:
     one = expert(name)
     # the graph's peak has the stream after the block in it, the budget every pass's stream; each
-    # stretch that is begun ahead takes no more than the block does at its highest
-    assert live(one) <= one.work + one.stream <= (1 + one.config.ahead(one.tokens)) * live(one)
+    # stretch that is begun ahead takes no more than the block does at its highest, and on CUDA keys
+    # and values are copied to be followed by their means
+    most = (1 + one.config.ahead(one.tokens)) * live(one) + 2 * one.row
+    assert live(one) <= one.work + one.stream <= most
 
 
 @pytest.mark.parametrize("name", DITS)
@@ -178,9 +180,9 @@ def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
     one = expert("14b", 28_950_000_000)
     for need in one.ways():
         assert need.limit == need.peak - one.stream  # float32, 671 MB
-    one = expert("1.3b", 2_870_000_000)
+    one = dataclasses.replace(expert("1.3b", 2_870_000_000), latent=(1, 60, 104))
     for need in one.ways():
-        assert need.limit == need.peak - one.hidden  # 294 MB
+        assert need.limit == need.peak - one.hidden  # whole, where tokens are few: 28 MB
     two, single, tiles = budget.film(VAE_21, WIDE, 2, True)
     # two frames, and three of them as channels: 96 of each
     assert two.peak - two.limit == 2 * 480 * 832 * 3 * 96 * 2
@@ -218,9 +220,9 @@ def test_a_transformer_is_run_in_four_ways_or_two() -> None:
     assert [need.peak + half for need, half in zip(one.ways(), halves, strict=True)] == apart
 
 
-def test_a_short_product_after_attention_needs_a_second_stretch_under_way() -> None:
+def test_where_products_are_short_more_stretches_are_under_way() -> None:
     ahead = {name: expert(name).config.ahead(expert(name).tokens) for name in DITS}
-    assert ahead["1.3b"] == ahead["ti2v-5b"] == 2
+    assert ahead["1.3b"] == ahead["ti2v-5b"] == 3
     assert ahead["14b"] == ahead["14b-720p"] == 1
 
 

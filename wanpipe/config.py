@@ -72,14 +72,14 @@ class DiTConfig(Strict):
 
     @staticmethod
     def portion(tokens: int) -> int:
-        """How many of so many tokens feed forward at a time: half, where that fills a GPU."""
-        return -(-tokens // 2) if tokens >= 8192 else tokens
+        """How many of so many tokens feed forward at a time: a quarter, where that fills a GPU."""
+        return -(-tokens // 4) if tokens >= 8192 else tokens
 
     def ahead(self, tokens: int) -> int:
-        """How many stretches of work are begun beside attention among so many tokens: one, where
-        the product after it takes longer than a host that has slept takes to wake.
+        """How many stretches of work are begun ahead with so many tokens: one, where a product
+        takes longer than a host that has slept takes to wake and to begin what follows.
         """
-        return 1 if 2 * tokens * self.dim**2 > LONG else 2
+        return 1 if 2 * tokens * self.dim**2 > LONG else 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,15 @@ from wanpipe.models import blocks
 from wanpipe.models.blocks import Paced, through
 
 
-def test_no_more_stretches_are_under_way_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("ahead", "expected"),
+    [(1, [[0], [1], [2], [3], [4]]), (3, [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]])],
+)
+def test_no_more_stretches_are_under_way_than_asked_for(
+    ahead: int, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     running: list[int] = []
-    arrays = [mx.array(n) for n in range(6)]
+    arrays = [mx.array(n) for n in range(5)]
     numbers = {id(array): n for n, array in enumerate(arrays)}
 
     class Watched:
@@ -24,11 +30,11 @@ def test_no_more_stretches_are_under_way_than_asked_for(monkeypatch: pytest.Monk
             running.remove(numbers[id(stretch[0])])
 
     monkeypatch.setattr(blocks, "mx", Watched)
-    pace, seen = Paced(), []
-    for array, ahead in zip(arrays, (1, 1, 2, 3, 2, 1), strict=True):
-        pace(array, ahead=ahead)
+    pace, seen = Paced(ahead), []
+    for array in arrays:
+        pace(array)
         seen.append(list(running))
-    assert seen == [[0], [1], [1, 2], [1, 2, 3], [3, 4], [5]]
+    assert seen == expected
 
 
 def test_a_block_is_asked_for_once_and_where_the_step_says() -> None:

@@ -19,22 +19,23 @@ class Paced:
     """Begins to evaluate the arrays it is given, a stretch of work, then waits until no more than
     `ahead` stretches are under way.
 
-    So the device works on one while the next is prepared, and what lies in memory is what a few of
-    them make, however long the graph is. After a long one, a short one more must be under way: a
-    host that has slept takes longer to wake than the device for the short one.
+    So the device works on one while the next are prepared, and what lies in memory is what a few of
+    them make, however long the graph is. Where stretches are short more must be under way: a host
+    that has slept takes longer to wake than the device for one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 1) -> None:
+        self.ahead = ahead
         self.running: deque[tuple[mx.array, ...]] = deque()
 
-    def __call__(self, *arrays: mx.array, ahead: int = 1) -> None:
+    def __call__(self, *arrays: mx.array) -> None:
         mx.async_eval(*arrays)
         self.running.append(arrays)
-        while len(self.running) > ahead:
+        while len(self.running) > self.ahead:
             mx.eval(self.running.popleft())
 
 
-def unpaced(*arrays: mx.array, ahead: int = 1) -> None:
+def unpaced(*arrays: mx.array) -> None:
     """Leave the evaluation to the caller."""
 
 

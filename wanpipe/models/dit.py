@@ -19,6 +19,7 @@ from wanpipe.models.layers import (
     Linear,
     add_norm,
     attend,
+    evened,
     gelu,
     gelu_exact,
     grid,
@@ -64,10 +65,10 @@ class SelfAttention(nn.Module):
 
     def heads_of(self, x: mx.array, table: rope.Tables, pace: Pace) -> tuple[mx.array, ...]:
         """Queries, keys and values (1, N, L, D / N) of tokens x."""
-        q = self._turned(self.q(x), self.norm_q, table)
+        q = split_heads(self._turned(self.q(x), self.norm_q, table), self.heads)
         pace(q)
-        k = self._turned(self.k(x), self.norm_k, table)
-        v = split_heads(self.v(x), self.heads)
+        k = split_heads(evened(self._turned(self.k(x), self.norm_k, table)), self.heads)
+        v = split_heads(evened(self.v(x).reshape(-1, x.shape[-1])), self.heads)
         pace(k, v)
         return q, k, v
 
@@ -79,8 +80,7 @@ class SelfAttention(nn.Module):
 
     def _turned(self, x: mx.array, norm: nn.RMSNorm, table: rope.Tables) -> mx.array:
         rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1] // self.heads
-        rows = rope.norm_rotate(rows, norm.weight, table, width=width, eps=norm.eps)
-        return split_heads(rows, self.heads)
+        return rope.norm_rotate(rows, norm.weight, table, width=width, eps=norm.eps)
 
 
 class CrossAttention(nn.Module):
@@ -195,10 +195,9 @@ class Block(nn.Module):
         stream.parts, stream.gate = [self.self_attn(*heads, pace)], gate
         del heads
         ask()
-        ahead = self.config.ahead(stream.x.size // self.config.dim)
-        pace(*stream.parts, ahead=ahead)
+        pace(*stream.parts)
         y = stream.normed(self.norm3.bias, self.norm3.weight, plus_one=False, **self._like)
-        pace(stream.x, y, ahead=ahead)
+        pace(stream.x, y)
         return y
 
     def attend_text(
@@ -326,8 +325,8 @@ class DiT(nn.Module):
         tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
         table = rope.tables(counts, self.config.dim // self.config.heads)
         streams = [Stream(tokens) for _ in conditions]
+        pace = unpaced if lazy else Paced(self.config.ahead(tokens.size // self.config.dim))
         del tokens  # the streams' alone, and gone with their first change
-        pace = unpaced if lazy else Paced()
         self._advance(streams, conditions, modulation, table, pace)
         velocities = []
         for stream in streams:

@@ -13,7 +13,8 @@ import mlx.core as mx
 from wanpipe.models.launch import launch
 
 WARP = 32  # threads
-BLOCK = 256  # threads at most
+BLOCK = 256  # threads at most of what goes along rows
+TALL = 512  # threads of what goes down columns
 VECTOR = 16  # bytes that a thread reads or writes at once
 
 # one block a row of D values; the rows of a group share a gate and a modulation; the rows that are
@@ -132,6 +133,40 @@ STACKED = """
     }
 """
 
+# one block a group of rows and LANE vectors of their columns: copies them, and writes their mean
+# into the row of that group behind all rows
+WITH_MEANS = """
+  constexpr int V = 16 / sizeof(T), LINES = THREADS / LANE, AT_ONCE = 8;
+  __shared__ Pack<float, V> sums[THREADS];
+  const int chunks = D / V / LANE, group = blockIdx.x / chunks, line = threadIdx.x / LANE;
+  const int at = (blockIdx.x % chunks * LANE + threadIdx.x % LANE) * V;
+  const size_t first = size_t(group) * rows / groups, last = size_t(group + 1) * rows / groups;
+  Pack<float, V> total = {};
+  for (size_t begin = first + line; begin < last; begin += AT_ONCE * LINES) {
+    Pack<T, V> held[AT_ONCE];
+    for (int i = 0; i < AT_ONCE; ++i) {
+      const size_t row = begin + i * LINES;
+      if (row < last) held[i] = load<T, V>(x + row * D + at);
+    }
+    for (int i = 0; i < AT_ONCE; ++i) {
+      const size_t row = begin + i * LINES;
+      if (row >= last) break;
+      for (int j = 0; j < V; ++j) total.of[j] += float(held[i].of[j]);
+      store<T, V>(out + row * D + at, held[i]);
+    }
+  }
+  sums[threadIdx.x] = total;
+  for (int half = LINES / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (line >= half) continue;
+    for (int j = 0; j < V; ++j) sums[threadIdx.x].of[j] += sums[threadIdx.x + half * LANE].of[j];
+  }
+  if (line > 0) return;
+  Pack<T, V> mean;
+  for (int j = 0; j < V; ++j) mean.of[j] = T(sums[threadIdx.x].of[j] / (last - first));
+  store<T, V>(out + (rows + size_t(group)) * D + at, mean);
+"""
+
 GELU = """
   constexpr int V = 16 / sizeof(T);
   const size_t vector = size_t(blockIdx.x) * blockDim.x + threadIdx.x, at = vector * V;
@@ -240,6 +275,23 @@ def norm_rotate(
         template={"T": x.dtype, "D": D, "WIDTH": width, "THREADS": count},
         blocks=rows,
         threads=count,
+    )
+    return out
+
+
+def with_means(x: mx.array, groups: int) -> mx.array:
+    """Do as `layers.with_means`."""
+    rows, D = x.shape
+    lane = max(n for n in (8, 4, 2, 1) if D * x.itemsize // VECTOR % n == 0)
+    [out] = launch(
+        "with_means",
+        WITH_MEANS,
+        inputs={"x": x},
+        outputs={"out": ((rows + groups, D), x.dtype)},
+        scalars={"rows": rows, "groups": groups},
+        template={"T": x.dtype, "D": D, "LANE": lane, "THREADS": TALL},
+        blocks=groups * (D * x.itemsize // VECTOR // lane),
+        threads=TALL,
     )
     return out
 
