@@ -10,6 +10,7 @@ from tests.store.shelf import Heard, arrays, fill, recipe
 from wanpipe.errors import WanpipeError
 from wanpipe.store import Draft, Store
 from wanpipe.store import store as module
+from wanpipe.store.publish import WAITING
 
 COUNT = 5
 
@@ -47,12 +48,41 @@ def test_the_next_computation_does_not_wait_for_the_disk(
     assert Store(tmp_path).has("decode", recipe(1).key)
 
 
-def test_memory_holds_no_more_than_two_waiting_entries(tmp_path: Path) -> None:
+def test_memory_holds_few_waiting_entries(tmp_path: Path) -> None:
     with Store(tmp_path).behind() as behind:
         for number in range(COUNT):
             behind.obtain(recipe(number), fill(number))
-            assert len(behind.later.jobs) <= 1
-            assert all(Store(tmp_path).has("decode", recipe(n).key) for n in range(number))
+            assert len(behind.later.jobs) <= WAITING < COUNT - 1
+            there = range(number - WAITING + 1)
+            assert all(Store(tmp_path).has("decode", recipe(n).key) for n in there)
+
+
+def test_a_busy_disk_holds_nothing_up_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, settle = threading.Event(), module.settle
+
+    def busy(path: Path) -> None:
+        assert free.wait(10), "the computation waited for the disk"
+        settle(path)
+
+    monkeypatch.setattr(module, "settle", busy)
+    store = Store(tmp_path, Heard())
+    with store.behind() as behind:
+        for number in range(WAITING):
+            behind.obtain(recipe(number), fill(number))
+        assert store.report.count("computed") == 0
+        free.set()
+    assert store.report.count("computed") == WAITING
+
+
+def test_what_is_on_the_disk_is_told_without_a_wait(tmp_path: Path) -> None:
+    store = Store(tmp_path, Heard())
+    with store.behind() as behind:
+        behind.obtain(recipe(0), fill(0))
+        behind.later.jobs[0].exception(10)  # waits for it
+        behind.collect(keep=WAITING)
+        assert store.report.count("computed") == 1
 
 
 def broken(draft: Draft) -> dict:

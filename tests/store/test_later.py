@@ -30,6 +30,7 @@ def test_results_leave_as_many_under_way_as_asked() -> None:
         later.add(lambda: "first")
         later.add(lambda: str(gate.wait(10)))
         assert list(later.results(1)) == ["first"]
+        assert list(later.results(1)) == []
         gate.set()
         assert list(later.results(0)) == ["True"]
         assert list(later.results(0)) == []

@@ -26,10 +26,10 @@ class Later(Generic[Result]):
         self.jobs.append(self.thread.submit(job))
 
     def results(self, keep: int) -> Iterator[Result]:
-        """Wait until no more than `keep` jobs are under way, and give what the others returned, in
-        order. Raises what a job raised.
+        """Wait until no more than `keep` jobs are under way, and give what those that are done
+        returned, in order. Raises what a job raised.
         """
-        while len(self.jobs) > keep:
+        while self.jobs and (len(self.jobs) > keep or self.jobs[0].done()):
             result = self.jobs[0].result()  # an interrupted wait leaves it first
             self.jobs.popleft()
             yield result

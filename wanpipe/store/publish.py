@@ -17,6 +17,8 @@ from wanpipe.store.recipe import Recipe, record_of
 if TYPE_CHECKING:
     from wanpipe.store.store import Store
 
+WAITING = 3  # entries that may wait for the disk
+
 
 @dataclass(frozen=True)
 class Making:
@@ -38,8 +40,9 @@ class Making:
 class Behind:
     """Publishes each entry while the next one is computed, in order.
 
-    At most two wait or are being written. A failure is raised by the next `obtain` or at the end of
-    the context.
+    Few wait or are being written: as many as let the computation go on while the disk is busy with
+    something else for a moment. A failure is raised by the next `obtain` that it is known to, or at
+    the end of the context.
     """
 
     def __init__(self, store: "Store") -> None:
@@ -65,11 +68,11 @@ class Behind:
         if isinstance(started, Entry):
             return started
         self.later.add(started.finish)
-        self.collect(keep=1)
+        self.collect(keep=WAITING)
         return Entry(self.store.path(recipe.stage, recipe.key), record_of(recipe, started.made))
 
     def collect(self, keep: int) -> None:
-        """Wait until no more than `keep` entries are under way, and report the others."""
+        """Wait until no more than `keep` entries are under way, and report those that are there."""
         for entry in self.later.results(keep):
             self.store.tell(entry)
 
