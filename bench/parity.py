@@ -33,7 +33,7 @@ from wanpipe.weights.load import load_network
 from wanpipe.weights.rules import dit as rules
 
 DEFAULT = ("1.3b", "14b")
-LAYERS, LATENT, SMALL = 4, (21, 30, 52), (3, 8, 12)
+LAYERS, LATENT, SMALL = 4, (21, 30, 60), (3, 8, 12)
 STEP = 500.0  # timestep
 WHATS = ("block", "model")
 

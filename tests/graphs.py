@@ -178,7 +178,8 @@ def gpu() -> Iterator[Tracer]:
     """
     tracer = Tracer()
     is_fused = layers.silu.__code__  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
+    # graphs are those of Metal on every machine
+    with pytest.MonkeyPatch.context() as patch, mx.stream(mx.cpu):
         for path, module in list(sys.modules.items()):
             if not path.startswith("wanpipe."):
                 continue
@@ -188,6 +189,7 @@ def gpu() -> Iterator[Tracer]:
                 elif getattr(value, "__code__", None) is is_fused:
                     patch.setattr(module, name, _fused(tracer, name))
         patch.setattr(mx.metal, "is_available", lambda: True)
+        patch.setattr(mx.cuda, "is_available", lambda: False)
         for name in ("layer_norm", "rms_norm"):
             patch.setattr(mx.fast, name, _norm(tracer, name))
         attention = _attention(tracer, mx.fast.scaled_dot_product_attention)

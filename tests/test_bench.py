@@ -16,7 +16,8 @@ NEEDS_CUDA = {"trace"}
 def small(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Run a part as bench/gpu.sh does with SMALL."""
     words = [sys.executable, "-m", *command.split(), "--small"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(tmp_path)}
     return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 

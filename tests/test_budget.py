@@ -13,6 +13,7 @@ from bench.sizes import DITS, HD, T5_XXL, TI2V_HD, VAE_21, VAE_22, WIDE
 from bench.weights import Random
 from tests import graphs
 from tests.graphs import gpu
+from tests.models.official import on_the_cpu
 from wanpipe import budget, device
 from wanpipe.budget import Expert, Need
 from wanpipe.config import DiTConfig, VAEConfig
@@ -103,6 +104,7 @@ def test_arithmetic_of_a_step_counts_every_product() -> None:
     assert one.flops == 2 * 2 * tokens * (linear + attention)
 
 
+@on_the_cpu
 def test_a_step_makes_what_its_plan_tells() -> None:
     sizes = {"dim": 64, "ffn_dim": 256, "heads": 2, "text_dim": 32, "text_len": 32}
     config = DiTConfig(**sizes, layers=2, in_dim=16, out_dim=16)

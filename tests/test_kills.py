@@ -10,7 +10,10 @@ import shutil
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
+
 from wanpipe.demo import T2V
+from wanpipe.device import is_cuda
 from wanpipe.store import Store
 from wanpipe.store.entry import read_entry
 from wanpipe.store.verify import check
@@ -94,6 +97,7 @@ def run(folder: Path, seconds: float | None) -> bool:
     return ended
 
 
+@pytest.mark.skipif(is_cuda(), reason="a process that began CUDA cannot be forked")
 def test_kills_over_all_stages_lose_nothing(tmp_path: Path) -> None:
     _, made = campaign(tmp_path, KILLS)
     assert made > 10

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import golden, relative_error
-from tests.models.official import converted
+from tests.models.official import TOLERANCE, converted, on_the_cpu
 from wanpipe.device import mlx_dtype
 from wanpipe.models import dit
 from wanpipe.models import layers as common
 from wanpipe.models.dit import Condition, DiT
 from wanpipe.weights.load import load_network
 
-TOLERANCE = 5e-6
 EXPERTS = {
     "wan21-t2v/dit": "model",
     "wan21-i2v/dit": "model",
@@ -211,6 +210,7 @@ def test_attention_by_groups_of_heads_is_attention(monkeypatch: pytest.MonkeyPat
     assert [shape[1] for shape in calls] == [1, 2, 2]
 
 
+@on_the_cpu
 def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> None:
     peaks = []
     for layers in (2, 8):

@@ -9,6 +9,7 @@ import pytest
 from official import converted
 
 from tests.conftest import golden, relative_error, settings
+from tests.models.official import on_the_cpu
 from wanpipe.errors import UsageError
 from wanpipe.models import causal_conv, vae
 from wanpipe.weights.load import load_network
@@ -126,6 +127,7 @@ def test_a_video_given_in_chunks_encodes_as_the_whole_one(halves: dict[str, Halv
     assert mx.array_equal(encoder.encode(chunks), encoder(grey))
 
 
+@on_the_cpu
 @pytest.mark.parametrize("version", MODELS)
 def test_memory_does_not_grow_with_length(halves: dict[str, Halves], version: str) -> None:
     encoder, decoder = halves[version]

@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from bench.sizes import VAE_21, VAE_22
+from tests.models.official import on_the_cpu
 from wanpipe.config import VAEConfig
 from wanpipe.models import causal_conv, causal_vae, layers, vae
 from wanpipe.models.causal_conv import Past
@@ -105,6 +106,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     mx.reset_peak_memory()
 
 
+@on_the_cpu
 @pytest.mark.usefixtures("kernels")
 @versions
 @pytest.mark.parametrize("shape", [(3, 12, 16), (3, 20, 26)])

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import DATA, golden, relative_error, settings
-from tests.models.official import converted
+from tests.models.official import TOLERANCE, converted
 from tests.weights import torchfile
 from wanpipe.errors import CheckpointError
 from wanpipe.models.dit import DiT
@@ -20,7 +20,6 @@ from wanpipe.weights.load import load_network, parameter_shapes
 from wanpipe.weights.lora import LACKED, LONE_ALPHA, OTHER_INPUT, UNKNOWN, Fit, fit, read_lora
 from wanpipe.weights.merge import merge
 
-TOLERANCE = 5e-6  # the network alone has 1.5e-6; the fixtures allow 2e-5
 RUN = settings("wan21-t2v/lora")
 SAME = RUN["same_delta"]
 FILES = (*SAME, RUN["full_delta"], RUN["full_delta_with_modulation"])
