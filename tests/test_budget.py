@@ -228,6 +228,7 @@ def test_where_products_are_short_more_stretches_are_under_way() -> None:
     assert ahead["14b"] == ahead["14b-720p"] == 1
 
 
+@on_the_cpu
 def test_mlx_waits_before_it_exceeds_a_limit() -> None:
     x = mx.random.normal((2**20,))  # 4 MiB
     mx.eval(x)

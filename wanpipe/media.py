@@ -31,7 +31,7 @@ BT709 = (
 )
 TAGS = "-color_range tv -color_primaries bt709 -color_trc bt709 -colorspace bt709"
 ENCODERS = {
-    "mp4": f"-vf {BT709} {TAGS} -c:v libx264 -crf 17 -movflags +faststart",
+    "mp4": f"-vf {BT709} {TAGS} -c:v libx264 -crf 16 -rc-lookahead 10 -movflags +faststart",
     "webm": f"-vf {BT709} {TAGS} -c:v libvpx-vp9 -crf 20 -b:v 0 -row-mt 1 -cpu-used 4",
     "gif": "-vf split[a][b];[a]palettegen[palette];[b][palette]paletteuse",
 }
