@@ -4,7 +4,8 @@
 none of them.
 """
 
-from importlib import import_module, metadata
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 EXPORTS = {
@@ -19,12 +20,19 @@ EXPORTS = {
 __all__ = sorted(EXPORTS)
 
 
+@cache
+def _version() -> str:
+    from importlib import metadata  # takes a twelfth of `wanpipe --help`
+
+    try:
+        return metadata.version("wanpipe")
+    except metadata.PackageNotFoundError:  # run from the source tree, not installed
+        return "source"
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        try:
-            return metadata.version("wanpipe")
-        except metadata.PackageNotFoundError:  # run from the source tree, not installed
-            return "source"
+        return _version()
     if name in EXPORTS:
         module, attribute = EXPORTS[name]
         return getattr(import_module(module), attribute)
