@@ -15,8 +15,8 @@ import mlx.nn as nn
 from wanpipe.device import is_cuda, is_gpu, is_metal
 from wanpipe.models import blas, kernels
 
-# Keys that cuDNN's attention takes at once on an H100: with a multiple of them it masks none, which
-# takes a twelfth less time and energy from so many on. FAR is how many keys there are to a mean.
+# Keys that cuDNN's attention takes at once on an H100: with a multiple of them it is 7 % faster
+# among 32760. MANY is where that is tried, FAR how many keys there must be to a mean.
 TILE, MANY, FAR = 128, 8192, 200
 
 # Operations of one attention kernel on Metal, 2 s of an M1: macOS ends what keeps the GPU from the
