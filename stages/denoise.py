@@ -86,7 +86,7 @@ class Means:
         """The dimensions and sizes of an expert that takes a step of this material."""
         config, computed, text = self.model.config, ITEMSIZE[material["dtype"]], self.given.text
         assert text is not None  # since `sources.check`
-        sides = ("prompt", "negative")[: 1 if material["guide_scale"] == 1.0 else 2]
+        sides = chain.sides_at(material["guide_scale"])
         return Expert(
             config=config.dit,
             bytes=self.model.component(name).bytes,

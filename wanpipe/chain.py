@@ -37,6 +37,11 @@ def expert_at(config: ModelConfig, timestep: float) -> str:
     return HIGH if timestep >= boundary * 1000 else LOW
 
 
+def sides_at(guide_scale: float) -> tuple[str, ...]:
+    """Name the texts that a step is taken under: with guidance 1 the negative prompt is skipped."""
+    return ("prompt",) if guide_scale == 1.0 else ("prompt", "negative")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Keys of what a chain is made from; `start` is the noise (an object) or the key of the step it

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from wanpipe.budget import ExpertNeed
-from wanpipe.chain import expert_at
+from wanpipe.chain import expert_at, sides_at
 from wanpipe.device import compute_dtype, mlx_dtype, within
 from wanpipe.model import Model
 from wanpipe.models.dit import Block, Condition, DiT
@@ -115,8 +115,7 @@ class Denoiser:
         times = [timestep]
         if self.prompting.first_frame is not None:
             times = [0.0] + [timestep] * (latent.shape[1] - 1)
-        sides = ["prompt"] if guide_scale == 1.0 else ["prompt", "negative"]
-        conditions = [self.condition(network, side) for side in sides]
+        conditions = [self.condition(network, side) for side in sides_at(guide_scale)]
         need = self.needs[name]
         turns = [[condition] for condition in conditions] if need.apart else [conditions]
         with within(need.limit):
