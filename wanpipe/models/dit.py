@@ -110,10 +110,11 @@ class CrossAttention(nn.Module):
     def __call__(self, x: mx.array, kept: KeysValues, pace: Pace) -> mx.array:
         q = split_heads(rms_norm(self.q(x), self.norm_q), self.heads)
         pace(q)
-        text = (lengthened(rows, self.text_len) for rows in kept[:2])
-        y = attend(q, *(split_heads(rows, self.heads) for rows in text))
-        if len(kept) == 4:
-            y = y + attend(q, *(split_heads(rows, self.heads) for rows in kept[2:]))
+        rows = [*(lengthened(text, self.text_len) for text in kept[:2]), *kept[2:]]
+        k, v, *image = (split_heads(one, self.heads) for one in rows)
+        y = attend(q, k, v)
+        if image:
+            y = y + attend(q, *image)
         return self.o(y.reshape(x.shape))
 
 
