@@ -27,12 +27,12 @@ from wanpipe.weights.rename import Row, matches
 from wanpipe.weights.rules import dit as dit_rules
 from wanpipe.words import amount
 
-FULL = (512, 512)  # prompts as long as may be
+LONGEST = (512, 512)  # tokens of prompts
 
 
 def expert(name: str, weights: int = 10**10) -> Expert:
     config, latent = DITS[name]
-    return Expert(config=config, bytes=weights, stored=2, computed=2, texts=FULL, latent=latent)
+    return Expert(config=config, bytes=weights, stored=2, computed=2, texts=LONGEST, latent=latent)
 
 
 def live(one: Expert) -> int:
@@ -216,7 +216,7 @@ def test_a_transformer_is_run_in_four_ways_or_two() -> None:
     assert peaks[0] - peaks[1] == peaks[2] - peaks[3] == two.stream + two.row
     # without guidance there is one pass, and half of the text's keys and values: of all blocks, or
     # of the one at work
-    one = dataclasses.replace(two, texts=FULL[:1])
+    one = dataclasses.replace(two, texts=LONGEST[:1])
     apart = [need.peak for need in two.ways() if need.apart]
     halves = (one.kept, one.kept // one.config.layers)
     assert [need.peak + half for need, half in zip(one.ways(), halves, strict=True)] == apart

@@ -131,11 +131,10 @@ class Expert:
     @property
     def work(self) -> int:
         """What is in memory beside the streams while one stretch of a block is at work and others
-        are prepared. The counts were fitted to what an H100 took; other devices free no later.
+        are prepared, hidden layers included. The counts were fitted to what an H100 took; other
+        devices free no later.
         """
-        ahead = self.config.ahead(self.tokens)
-        parts = 2 + ahead if self.config.portion(self.tokens) < self.tokens else 2
-        return max((6 + 3 * ahead) * self.row, 3 * self.row + parts * self.hidden)
+        return (6 + 3 * self.config.ahead(self.tokens)) * self.row
 
     @property
     def tables(self) -> int:
