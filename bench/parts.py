@@ -21,6 +21,7 @@ from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.models.layers import (
     add_norm,
     attend,
+    evened,
     gelu,
     grid,
     rms_norm,
@@ -65,6 +66,7 @@ def counted(config: DiTConfig, tokens: int, itemsize: int = 2) -> list[Piece]:
         Piece(name="gated addition, norm, modulate", bytes=2 * stream + 2 * row),
         Piece(name="product", times=6, bytes=2 * row + side, operations=square),
         Piece(name="norm, rotate", times=2, bytes=2 * row + tables),
+        Piece(name="keys or values, their means", times=2, bytes=2 * row),
         Piece(
             name="self attention",
             bytes=4 * row,
@@ -92,6 +94,7 @@ class Inputs:
 
     stream: mx.array  # (B, L, D), float32
     row: mx.array  # (B, L, D)
+    keys: mx.array  # (L, D), as self attention gets them
     hidden: mx.array  # (B, L, F)
     kept: tuple[mx.array, ...]  # (T, D)
     gate: mx.array  # (B, 1, D), float32
@@ -106,9 +109,13 @@ def draw(config: DiTConfig, tokens: int, dtype: mx.Dtype) -> Inputs:
         mx.eval(array)
         return array
 
+    row = normal(1, tokens, D)
+    keys = evened(row[0])
+    mx.eval(keys)
     return Inputs(
         stream=normal(1, tokens, D, dtype=mx.float32),
-        row=normal(1, tokens, D),
+        row=row,
+        keys=keys,
         hidden=normal(1, tokens, config.ffn_dim),
         kept=tuple(normal(config.text_len, D) for _ in range(2)),
         gate=normal(1, 1, D, dtype=mx.float32),
@@ -134,7 +141,8 @@ def runs(
         "norm, rotate": lambda i: rope.norm_rotate(
             i.row.reshape(-1, width), weight, table, width=width // heads, eps=norm3.eps
         ),
-        "self attention": lambda i: attend(split(i.row), split(i.row), split(i.row)),
+        "keys or values, their means": lambda i: evened(i.row[0]),
+        "self attention": lambda i: attend(split(i.row), split(i.keys), split(i.keys)),
         "gated addition, norm3": lambda i: add_norm(
             i.stream, [i.row], i.gate, norm3.bias, norm3.weight, plus_one=False, **like
         ),
