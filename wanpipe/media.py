@@ -30,6 +30,7 @@ BT709 = (
     "format=yuv420p,setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
 TAGS = "-color_range tv -color_primaries bt709 -color_trc bt709 -colorspace bt709"
+# by default x264 holds back 40 frames, half a film, and would encode them after the last is given
 ENCODERS = {
     "mp4": f"-vf {BT709} {TAGS} -c:v libx264 -crf 16 -rc-lookahead 10 -movflags +faststart",
     "webm": f"-vf {BT709} {TAGS} -c:v libvpx-vp9 -crf 20 -b:v 0 -row-mt 1 -cpu-used 4",
