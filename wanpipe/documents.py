@@ -1,0 +1,90 @@
+"""JSON documents: the one place where what a file says becomes typed data.
+
+A document is declared once, as a `Document` with types and ranges; whatever does not fit the
+declaration (types, ranges, missing or unknown fields, size) is refused here with one line.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+LIMIT = 1 << 20  # bytes of a document unless its reader says otherwise
+
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Length = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Text = Annotated[str, msgspec.Meta(max_length=1 << 17)]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}$")]
+T = TypeVar("T")
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what is read from JSON. Fields without a default must be there, others are refused.
+
+    A field whose default is `msgspec.UNSET` is absent from the JSON unless it is set.
+    """
+
+
+class DocumentError(ValueError):
+    """Raise for JSON that does not fit its declaration; the message is one line, without a file."""
+
+
+def decode(data: bytes | str, kind: type[T]) -> T:
+    """Decode JSON as `kind`. Raises DocumentError."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise DocumentError(first_line(error)) from error
+
+
+def convert(data: Any, kind: type[T]) -> T:
+    """Convert plain data (dicts, lists, numbers) to `kind`, integers to floats where `kind` has
+    floats. Raises DocumentError.
+    """
+    try:
+        return msgspec.convert(data, kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DocumentError(first_line(error)) from error
+
+
+def load(path: Path, kind: type[T], limit: int = LIMIT) -> T:
+    """Read the file `path` as `kind`. Raises OSError, or DocumentError where it is no regular file,
+    is larger than `limit` bytes or does not fit.
+    """
+    return decode(read_regular(path, limit), kind)
+
+
+def read_regular(path: Path, limit: int = LIMIT) -> bytes:
+    """Read a small regular file whole; never waits for a named pipe. Raises OSError or
+    DocumentError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise DocumentError("it is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DocumentError(f"it is larger than {limit} bytes")
+    return data
+
+
+def plain(document: Any) -> Any:
+    """The document as dicts, lists, strings and numbers."""
+    return msgspec.to_builtins(document)
+
+
+def encode(document: Any) -> bytes:
+    """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
+    text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
