@@ -12,6 +12,7 @@ from wanpipe.config import ModelConfig
 from wanpipe.errors import UsageError
 from wanpipe.model import Model
 from wanpipe.sampling import SOLVERS, step_cache
+from wanpipe.sampling.noise import draw as draw
 from wanpipe.settings import Settings
 from wanpipe.store import Recipe
 from wanpipe.store.keys import hash_array
@@ -122,13 +123,3 @@ def noise_material(seed: int, shape: Sequence[int]) -> dict[str, Any]:
 def array_material(array: "np.ndarray") -> dict[str, Any]:
     """What names a start noise that was given as an array."""
     return {"algorithm": "given", "digest": hash_array(array), "shape": list(array.shape)}
-
-
-def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
-    """Draw the start noise of a seed: standard normal float32 from NumPy's Philox, the same on
-    every machine.
-    """
-    import numpy as np
-
-    generator = np.random.Generator(np.random.Philox(seed))
-    return generator.standard_normal(tuple(shape), dtype=np.float32)
