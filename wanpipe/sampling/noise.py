@@ -64,7 +64,8 @@ def normal(words: "np.ndarray") -> "np.ndarray":
             used[at:] = False
             break
         used[at + 1 : following] = False
-    return numbers[used]
+    drawn: np.ndarray = numbers[used]
+    return drawn
 
 
 def under(
@@ -76,7 +77,8 @@ def under(
     top, bottom = heights[strip.astype(np.intp) - 1], heights[strip]
     height = (top - bottom) * uniform(words) + bottom
     wide = numbers.astype(np.float64)
-    return height < np.exp(-0.5 * wide * wide)
+    fits: np.ndarray = height < np.exp(-0.5 * wide * wide)
+    return fits
 
 
 def tail(words: "np.ndarray", at: int) -> "tuple[int, np.float32]":
