@@ -98,11 +98,33 @@ RUNS: dict[str, dict[str, str]] = {
         "frames from an image": "decode --model {model} --from {unipc from an image}",
     },
 }
+# the commands of the cache that 0.1.0 made; {t2v} and {i2v} are models
+CACHE_RUNS = {
+    "text": TEXT.replace("{model}", "{t2v}"),
+    "seed 1": f"{STEP} --seed 1".replace("{model}", "{t2v}"),
+    "seed 2": f"{STEP} --seed 2".replace("{model}", "{t2v}"),
+    "branch": "denoise --model {t2v} --from {seed 1 1} --guide-scale 2.5",
+    "frames": "decode --model {t2v} --from {seed 1}",
+    "frames of the branch": "decode --model {t2v} --from {branch}",
+    "image": IMAGE.replace("{model}", "{i2v}"),
+    "from an image": IMAGE_STEP.replace("{model}", "{i2v}"),
+    "frames from an image": "decode --model {i2v} --from {from an image}",
+}
+# runs that find all of it there
+FILM = f"run {PROMPT} {SMALL} --output film.mp4"
+CACHE_FILMS = (f"{FILM} --model {{t2v}} --seed 1", f"{FILM} --model {{i2v}} --image image.png")
+CACHE_MODELS = {"t2v": "wan21-t2v", "i2v": "wan22-i2v-a14b"}
 SHOWN = {"step cache": (0, 1, 2, 3, 9)}  # steps that are pinned, where not all are
 
 
+def golden() -> dict[str, dict[str, Any]]:
+    """Read what is pinned: for every kind of model key and material by name."""
+    texts = {kind: (DATA / "golden" / f"{kind}.json").read_text(encoding="utf-8") for kind in RUNS}
+    return {kind: json.loads(text) for kind, text in texts.items()}
+
+
 def furnish(root: Path) -> None:
-    """Lay out the files that the commands name: an image, a noise, two LoRAs that fit every model."""
+    """Lay out what the commands name: an image, a noise, two LoRAs that fit every model."""
     shutil.copyfile(DATA / "expected" / "wan21-i2v" / "image.png", root / "image.png")
     noise = (np.arange(512) % 23 - 11).astype(np.float32) / 8
     np.save(root / "noise.npy", noise.reshape(16, 2, 4, 4))
@@ -142,9 +164,15 @@ def take(kind: str, checkpoint: Path, root: Path, run: Run) -> dict[str, Record]
     number behind.
     """
     furnish(root)
-    places = {"checkpoint": str(checkpoint)}
+    return follow(RUNS[kind], {"checkpoint": str(checkpoint)}, root, run)
+
+
+def follow(
+    commands: dict[str, str], places: dict[str, str], root: Path, run: Run
+) -> dict[str, Record]:
+    """Run named commands in order; `places` are the paths known before, and gets those made."""
     records = {}
-    for name, command in RUNS[kind].items():
+    for name, command in commands.items():
         words = [word.strip('"') for word in split(command)]
         places[name] = run([word.format_map(places) for word in words])[-1]
         if words[0] != "denoise":

@@ -14,18 +14,14 @@ from typing import Any
 import pytest
 
 from stages import convert, denoise
-from tests.conftest import DATA
-from tests.golden_runs import RUNS, Record, pinned, take
+from tests.golden_runs import RUNS, Record, golden, pinned, take, write_lora
 from tests.workshop import Models, Place, inside
 from wanpipe.model import open_model
 from wanpipe.sources import Sources
 from wanpipe.store import Store, key_of
 from wanpipe.store.entry import read_entry
 
-GOLDEN: dict[str, dict[str, Any]] = {
-    kind: json.loads((DATA / "golden" / f"{kind}.json").read_text(encoding="utf-8"))
-    for kind in RUNS
-}
+GOLDEN = golden()
 CASES = [(kind, name) for kind, entries in GOLDEN.items() for name in entries]
 Taken = Callable[[str], dict[str, Record]]
 
@@ -117,8 +113,6 @@ def test_a_number_gives_one_key_however_it_is_written(
 def test_the_strength_of_a_lora_gives_one_key_however_it_is_written(
     place: Place, tmp_path: Path
 ) -> None:
-    from tests.golden_runs import write_lora
-
     write_lora(tmp_path / "style.safetensors", seed=5)
     path = tmp_path / "style.safetensors"
     keys = [

@@ -3,7 +3,7 @@
     python tests/data/record.py TREE
 
 TREE is a source tree of version 0.1.0 (commit bb5f628); its commands are run as processes. Writes
-tests/data/golden/*.json and tests/data/cache-0.1.0.zip.
+tests/data/golden/*.json and tests/data/cache-0.1.0.tar.xz.
 
 The keys are those of 0.1.0 with one rule applied that came later: under guidance 1 a step does not
 use the negative prompt, so its `text` is the key of the text's material without `negative`.
@@ -13,18 +13,29 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 HERE = Path(__file__).parent
+LEFT_OUT = {".locks", ".tmp", ".hashes.json"}  # no results
 sys.path.insert(0, str(HERE.parent.parent))
 
 from tests.conftest import unpack_checkpoints  # noqa: E402
-from tests.golden_runs import RUNS, Record, Run, furnish, pinned, take  # noqa: E402
+from tests.golden_runs import (  # noqa: E402
+    CACHE_MODELS,
+    CACHE_RUNS,
+    RUNS,
+    Record,
+    Run,
+    follow,
+    furnish,
+    pinned,
+    take,
+)
 
 
 def runner(tree: Path, root: Path) -> Run:
@@ -88,6 +99,25 @@ def write_golden(path: Path, records: dict[str, Record]) -> None:
     path.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
 
 
+def write_cache(checkpoints: Path, tree: Path, root: Path) -> None:
+    """Make the small cache, and keep it beside the key of every result; the models stay out."""
+    root.mkdir()
+    furnish(root)
+    run, places = runner(tree, root), {}
+    for name, kind in CACHE_MODELS.items():
+        words = ("--checkpoint-dir", checkpoints / kind, "--output-dir", root / "models" / name)
+        places[name] = run(["convert", *map(str, words), "--dtype", "float32"])[-1]
+    keys = {name: record["key"] for name, record in follow(CACHE_RUNS, places, root, run).items()}
+    text = json.dumps(keys, indent=1)
+    (HERE / "golden" / "cache-0.1.0.json").write_text(f"{text}\n", encoding="utf-8")
+    cache = root / "cache"
+    with tarfile.open(HERE / "cache-0.1.0.tar.xz", "w:xz", preset=9) as packed:
+        for path in sorted(cache.rglob("*")):
+            inside = path.relative_to(cache)
+            if path.is_file() and inside.parts[0] not in LEFT_OUT:
+                packed.add(path, Path("cache") / inside)
+
+
 def main(tree: Path) -> None:
     """Record everything."""
     with tempfile.TemporaryDirectory(prefix="wanpipe-") as folder:
@@ -99,6 +129,7 @@ def main(tree: Path) -> None:
             root.mkdir()
             records = take(kind, checkpoints / kind, root, runner(tree, root))
             write_golden(HERE / "golden" / f"{kind}.json", without_negative(records))
+        write_cache(checkpoints, tree, Path(folder) / "cache-0.1.0")
 
 
 if __name__ == "__main__":
