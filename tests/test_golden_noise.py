@@ -3,7 +3,6 @@
 The digests are those of what version 0.1.0 drew, with `standard_normal` of NumPy 2.4 on x86-64.
 """
 
-
 import numpy as np
 import pytest
 import xxhash
