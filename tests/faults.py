@@ -85,6 +85,7 @@ FIELDS: dict[str, Values] = {
         "variant": "wan2.1-i2v-14b-480p",
         "dtype": "float32",
         "quantization": None,
+        "defaults": {"fps": 16},
     },
     "encode-text": {
         "t5": NONE,
@@ -130,7 +131,13 @@ FIELDS: dict[str, Values] = {
 }
 # parts of fields, likewise
 PARTS: dict[str, Values] = {
-    "noise": {"seed": 0, "shape": [16, 2, 4, 4], "trim_first_frames": 0, "digest": NONE},
+    "noise": {
+        "algorithm": "numpy-philox-normal",
+        "seed": 0,
+        "shape": [16, 2, 4, 4],
+        "trim_first_frames": 0,
+        "digest": NONE,
+    },
     "solver": {"name": "unipc", "order": 1},
     "step_cache": {"threshold": 0.05, "warm_up": 2, "since": 0},
 }
@@ -191,6 +198,7 @@ def pcg64(_: Any) -> Any:
 
 NOISE = "wanpipe/sampling/noise.py"
 KEYS = "wanpipe/store/keys.py"
+SCHEMA = "wanpipe/store/schema.py"
 FAULTS: dict[str, Fault] = {
     **{
         f"{stage}: {name} dropped": dropped(stage, name)
@@ -246,6 +254,12 @@ FAULTS: dict[str, Fault] = {
     ),
     "noise: halves of words exchanged": Text(
         NOISE, 'raw.view("<u4")', 'raw.byteswap().view(">u4")'
+    ),
+    "keys: guidance as it is written": Text(
+        SCHEMA, "guide_scale: Annotated[Finite,", "guide_scale: Annotated[int | float,"
+    ),
+    "keys: strength of LoRAs as it is written": Text(
+        SCHEMA, "loras: Annotated[list[tuple[Hash, Finite]],", "loras: Annotated[list[list[Any]],"
     ),
     "keys: fields in the order of the code": Text(KEYS, "sort_keys=True", "sort_keys=False"),
     "keys: spaces in the JSON": Text(KEYS, 'separators=(",", ":"), ', ""),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from tests.golden_runs import record_of
 from tests.workshop import SMALL, Place
 from wanpipe.sampling.noise import draw, log1p, tables
 
@@ -95,8 +96,8 @@ def test_a_run_starts_from_the_noise_of_its_seed(seed: int, place: Place) -> Non
     np.save(place.root / "noise.npy", draw(seed, (16, 2, 4, 4)))
     words = ("denoise", "--model", place.model, "--from", place.text(), *SMALL, "--stop-at", 1)
     steps = [
-        place.entry(place.made(*words, *start))
+        record_of(place.made(*words, *start))
         for start in (("--seed", seed), ("--noise", "noise.npy"))
     ]
-    assert steps[0].key != steps[1].key
-    assert steps[0].record["digest"] == steps[1].record["digest"]
+    assert steps[0]["key"] != steps[1]["key"]
+    assert steps[0]["digest"] == steps[1]["digest"]
