@@ -69,11 +69,17 @@ class Function:
 
 @dataclass(frozen=True)
 class Text:
-    """A fault in the text of a file, which has `old` exactly once."""
+    """A fault in the text of a file, which has `old` exactly once; with `more` in others too."""
 
     file: str
     old: str
     new: str
+    more: "tuple[Text, ...]" = ()
+
+    @property
+    def edits(self) -> "tuple[Text, ...]":
+        """All edits, this one first."""
+        return (self, *self.more)
 
 
 Fault = Material | Function | Text
@@ -256,10 +262,16 @@ FAULTS: dict[str, Fault] = {
         NOISE, 'raw.view("<u4")', 'raw.byteswap().view(">u4")'
     ),
     "keys: guidance as it is written": Text(
-        SCHEMA, "guide_scale: Annotated[Finite,", "guide_scale: Annotated[int | float,"
+        SCHEMA,
+        "guide_scale: Annotated[Finite,",
+        "guide_scale: Annotated[int | float,",
+        (Text("wanpipe/settings.py", "return cast(plain(settings))", "return settings"),),
     ),
     "keys: strength of LoRAs as it is written": Text(
-        SCHEMA, "loras: Annotated[list[tuple[Hash, Finite]],", "loras: Annotated[list[list[Any]],"
+        SCHEMA,
+        "loras: Annotated[list[tuple[Hash, Finite]],",
+        "loras: Annotated[list[list[Any]],",
+        (Text("wanpipe/loras.py", "float(strength)", "strength"),),
     ),
     "keys: fields in the order of the code": Text(KEYS, "sort_keys=True", "sort_keys=False"),
     "keys: spaces in the JSON": Text(KEYS, 'separators=(",", ":"), ', ""),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import FAULTS, Fault, Text
+from tests.faults import FAULTS, Fault, Function, Material, Text
 
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_golden_noise.py", "tests/test_golden_keys.py", "tests/test_golden_fields.py")
@@ -40,14 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
     assert Path(wanpipe.__file__).is_relative_to(Path.cwd()), f"{wanpipe.__file__} is tested"
     if name := config.getoption("--fault"):
         fault = FAULTS[name]
-        if not isinstance(fault, Text):
+        if isinstance(fault, Material | Function):
             fault.apply()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End in a way of its own where the fault had no effect anywhere."""
     name = session.config.getoption("--fault")
-    if name and not isinstance(FAULTS[name], Text) and not FAULTS[name].hits:
+    fault = FAULTS[name] if name else None
+    if isinstance(fault, Material | Function) and not fault.hits:
         session.exitstatus = NOT_APPLIED
 
 
@@ -73,15 +74,17 @@ def run_tests(tree: Path, tests: Sequence[str], *options: str) -> tuple[int, str
 
 
 def copied(target: Path, fault: Text) -> Path | None:
-    """Copy the tree with a text replaced; None where the text is not there exactly once."""
-    file = ROOT / fault.file
-    if not file.is_file() or file.read_text(encoding="utf-8").count(fault.old) != 1:
-        return None
+    """Copy the tree with texts replaced; None where one is not there exactly once."""
+    for edit in fault.edits:
+        file = ROOT / edit.file
+        if not file.is_file() or file.read_text(encoding="utf-8").count(edit.old) != 1:
+            return None
     for name in ("wanpipe", "stages", "tests"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "pyproject.toml", target / "pyproject.toml")
-    text = file.read_text(encoding="utf-8").replace(fault.old, fault.new)
-    (target / fault.file).write_text(text, encoding="utf-8")
+    for edit in fault.edits:
+        text = (target / edit.file).read_text(encoding="utf-8")
+        (target / edit.file).write_text(text.replace(edit.old, edit.new), encoding="utf-8")
     return target
 
 

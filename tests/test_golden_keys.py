@@ -95,7 +95,7 @@ def steps_to(place: Place, last: Path) -> list[str]:
     return [Path(path).name for path in chain_of(place.root, str(last))]
 
 
-SIZE = {"width": 32, "height": 32, "num_frames": 5, "steps": 4}
+SIZE: dict[str, Any] = {"width": 32, "height": 32, "num_frames": 5, "steps": 4}
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def key_of(material: Any) -> str:
 
 def without_negative(records: dict[str, Record]) -> dict[str, Record]:
     """Apply the rule of guidance 1 to the steps; whatever follows from one gets its new key."""
-    shorter, renamed = {}, {}
+    shorter: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for record in records.values():
         if record["stage"] == "encode-text":
             material = {n: v for n, v in record["material"].items() if n != "negative"}
