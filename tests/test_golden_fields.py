@@ -48,6 +48,7 @@ NAMED = {
     "image": IMAGE,
     "other image": WIDE,
     "step": f"{STEP} --stop-at 1",
+    "image step": f"{IMAGE_STEP} --stop-at 1",
     "other step": f"{STEP} --stop-at 1 --seed 1",
     "long step": f"{STEP} --stop-at 1 --num-frames 9",
     "trimmed step": f"{STEP} --stop-at 1 --trim-first-frames 1",
@@ -152,6 +153,7 @@ ROWS = [
     Row("timestep sigma sigma_next", f"{GRID} 900,750", "--shift 3"),
     Row("step_cache", f"{START} --steps 10", "--step-cache 0.05"),
     Row("step_cache", CACHED, "0.05 => 0.04"),
+    Row("step_cache sigma_next", CACHED, "--steps 10 => --steps 11"),
     Row("vae", DECODE, "{model} => {other vae}", apart=True),
     Row("step", DECODE, "{step} => {other step}"),
     Row("tiling", "decode --model {model} --from {wide step}", "--tiling spatial"),
@@ -275,6 +277,9 @@ def variants(kind: str, checkpoint: Path, model: Path, root: Path) -> Iterator[t
         rewrite(spaced / "config.json", (checkpoint / "config.json").read_bytes() + b" ")
         yield spaced.name, spaced
     if kind == I2V:
+        words = ("convert", "--checkpoint-dir", checkpoint, "--output-dir", root / "bfloat16")
+        assert inside(*words, cwd=root).code == 0
+        yield "bfloat16", root / "bfloat16"
         yield "checkpoint 720p", linked(checkpoint, root / "checkpoint 720p")
     if kind == A14B_I2V:
         yield "other task", with_config(model, root / "other task", set_task)
@@ -318,32 +323,23 @@ def test_a_change_is_in_these_fields_and_in_the_key(
     assert before["key"] != after["key"]
 
 
-def planned(bench: Bench, *words: object) -> dict[str, str]:
-    """The keys that a run would have, by stage; of its steps that of the first."""
-    size = ("--width", 32, "--height", 32, "--num-frames", 5, "--steps", 4)
-    command = ("run", *words, "--image", "square.png", "--prompt", "cat", *size)
-    result = inside(
-        *command, "--output", "film.mp4", "--dry-run", "--events", "json", cwd=bench.root
-    )
-    assert result.code == 0, result.stderr
-    keys: dict[str, str] = {}
-    for event in result.events:
-        if event["event"] == "planned":
-            keys.setdefault(event["stage"], event["key"])
-    return keys
+COMPUTING = [TEXT, IMAGE, IMAGE_STEP, "decode --model {model} --from {image step}"]
 
 
+@pytest.mark.parametrize("command", COMPUTING, ids=lambda command: command.split()[0])
 def test_the_dtype_that_a_gpu_computes_in_is_in_the_key(
-    benches: Callable[[str, str], Bench], checkpoints: Path
+    command: str, benches: Callable[[str, str], Bench]
 ) -> None:
-    bench = benches(I2V, "model")
-    model = bench.path(CONVERT)  # bfloat16, which the CPU computes in float32
+    bench = benches(I2V, "bfloat16")  # which the CPU computes in float32
+    words = [word.format_map(bench) for word in split(command)]
     keys = []
     for gpu in (False, True):
         with patch("wanpipe.device.is_gpu", lambda gpu=gpu: gpu):
-            keys.append(planned(bench, "--model", model))
-    assert sorted(keys[0]) == ["decode", "denoise", "encode-image", "encode-text"]
-    assert all(keys[0][stage] != keys[1][stage] for stage in keys[0])
+            result = inside(*words, "--dry-run", "--events", "json", cwd=bench.root)
+        assert result.code == 0, result.stderr
+        planned = [event["key"] for event in result.events if event["event"] == "planned"]
+        keys.append(planned[0])
+    assert keys[0] != keys[1]
 
 
 def fields_by_stage() -> dict[str, set[str]]:
