@@ -1,0 +1,5 @@
+"""Interrupts."""
+
+
+def check() -> None:
+    """Raise where a signal came."""
