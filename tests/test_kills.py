@@ -42,7 +42,7 @@ def entries(cache: Path) -> dict[str, dict[str, str]]:
     for place in Store(cache).index.listing():
         entry = read_entry(cache / place)
         check(entry)
-        found[place] = entry.record["digest"] | entry.files
+        found[place] = entry.record.digest | entry.files
     return found
 
 

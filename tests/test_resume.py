@@ -26,15 +26,15 @@ LONG = ("--width", 32, "--height", 32, "--num-frames", 5, "--steps", 60)
 
 def same(ours: list[Entry], theirs: list[Entry]) -> bool:
     """Whether two chains have the same keys and the same bytes in every array."""
-    digests = [[(step.key, step.record["digest"]) for step in chain] for chain in (ours, theirs)]
+    digests = [[(step.key, step.record.digest) for step in chain] for chain in (ours, theirs)]
     return digests[0] == digests[1]
 
 
 def cut_everywhere(place: Place, text: Path, *options: object) -> Path:
     """Denoise one step a command: each goes on from what the one before left on the disk."""
     step = place.made("denoise", "--from", text, *options, "--stop-at", 1)
-    while (record := place.entry(step).record)["step"] + 1 < record["made"]["settings"]["steps"]:
-        step = place.made("denoise", "--from", step, "--stop-at", record["step"] + 2)
+    while place.entry(step).step + 1 < place.run(step).settings.steps:
+        step = place.made("denoise", "--from", step, "--stop-at", place.entry(step).step + 2)
     return step
 
 
@@ -106,7 +106,7 @@ def after(process: "subprocess.Popen[str]", steps: int, seconds: float) -> None:
 def published(place: Place, first: int = 0) -> list[Entry]:
     """Every step from the `first` on that can be seen, whole, in order."""
     seen = [read_entry(path) for path in place.cache.glob("denoise/*")]
-    steps = sorted(seen, key=lambda step: step.record["step"])[first:]
+    steps = sorted(seen, key=lambda step: step.step)[first:]
     for step in steps:
         step.verify()
     return steps
@@ -174,7 +174,7 @@ def chunks(entry: Path, array: str) -> list[Path]:
 def damage(place: Place, what: str) -> None:
     """Flip a byte of, or remove, one file of an entry of the finished film."""
     steps = [place.entry(path) for path in place.cache.glob("denoise/*")]
-    last = max(steps, key=lambda step: step.record["step"]).path
+    last = max(steps, key=lambda step: step.step).path
     text, frames = (next(place.cache.glob(f"{stage}/*")) for stage in ("encode-text", "decode"))
     match what:
         case "chunk of the text":

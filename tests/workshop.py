@@ -22,7 +22,7 @@ import pytest
 from stages import convert
 from tests.commands import Result
 from wanpipe.cli import main
-from wanpipe.store import Entry, Store
+from wanpipe.store import Entry, Run, Store
 from wanpipe.store.entry import read_entry
 
 Models = Callable[[str], Path]
@@ -58,7 +58,7 @@ def files(root: Path) -> dict[str, int]:
     return {
         str(path): path.stat().st_mtime_ns
         for path in root.rglob("*")
-        if path.is_file() and path.name != ".hashes.json"
+        if path.is_file() and path.name not in (".index", ".hashes.json")
     }
 
 
@@ -118,11 +118,15 @@ class Place:
         paths = [event["path"] for event in done if event["stage"] == "decode"]
         return self.entry(paths[-1]).read("frames")
 
+    def run(self, step: Path | str) -> Run:
+        """The latest run of a step."""
+        return Store(self.cache).runs_of(Path(step).name)[0]
+
     def chain(self, last: Path | str) -> list[Entry]:
         """The steps from the noise to `last`."""
         steps = [self.entry(last)]
-        while steps[0].record["parent"]:
-            steps.insert(0, self.entry(self.cache / "denoise" / steps[0].record["parent"]))
+        while steps[0].parent:
+            steps.insert(0, self.entry(self.cache / "denoise" / steps[0].parent))
         return steps
 
 

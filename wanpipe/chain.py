@@ -120,8 +120,10 @@ def since_reset(material: Step, before: Step | None) -> int:
 
 def noise_of_seed(seed: int, shape: Sequence[int], trim: int) -> Noise:
     """What names the start noise of a seed. Raises UsageError for a seed that cannot be."""
-    if not 0 <= seed < 1 << 62:
-        raise UsageError(f"seed must be 0 or more and below 2^62, got {seed}; use 0 or more")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, got {seed}; use 0 or more")
+    if seed >= 1 << 62:
+        raise UsageError(f"seed must be below 2^62, got {seed}; use a smaller one")
     drawn = {"algorithm": NOISE_ALGORITHM, "seed": seed, "shape": list(shape)}
     return convert(drawn | trimmed(trim), Noise)
 
