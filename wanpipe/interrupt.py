@@ -18,7 +18,7 @@ from wanpipe.errors import error_line
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
 AT_ONCE = "interrupted twice; ended at once, what was not on the disk yet is lost"
-STDERR = 2
+STDERR, PIPE = 2, 1 << 16  # a file descriptor; bytes that a pipe can hold
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
 
@@ -79,19 +79,24 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def _watch(reader: int, as_json: bool) -> None:
     """End the process at the second signal, whatever the other threads do."""
-    first = None
-    while read := os.read(reader, 1):
-        number, now = read[0], time.monotonic()
-        if number not in SIGNALS:
-            continue
-        if first is None:
-            first = now
-        elif now - first > TOGETHER:
+    if _next_signal(reader):
+        time.sleep(TOGETHER)
+        if select.select([reader], [], [], 0)[0]:
+            os.read(reader, PIPE)  # what came together with the first
+        if number := _next_signal(reader):
             try:
                 _say(error_line(AT_ONCE, as_json))
             finally:
                 os._exit(128 + number)
     os.close(reader)
+
+
+def _next_signal(reader: int) -> int:
+    """Wait for a signal; 0 where the other end of the pipe is closed."""
+    while read := os.read(reader, 1):
+        if read[0] in SIGNALS:
+            return read[0]
+    return 0
 
 
 def _say(line: str) -> None:
