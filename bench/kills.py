@@ -31,9 +31,9 @@ def main() -> None:
         run = inner_run if asked.within else whole_run
         run = killed_run if signal.SIGKILL in numbers else run
         tally = Campaign(Path(folder), run, numbers, asked.seed).go(asked.count)
-    took = time.monotonic() - started
+    took, names = time.monotonic() - started, " or ".join(one.name for one in numbers)
     print(
-        f"{tally.ended} times {' or '.join(one.name for one in numbers)} in {took:.0f} s: {tally.made} entries made, "
+        f"{tally.ended} times {names} in {took:.0f} s: {tally.made} entries made, "
         f"{tally.finished} runs finished first, none lost"
     )
 
