@@ -1,7 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP: the first ends work between two pieces of it, the second at once."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
