@@ -150,10 +150,11 @@ def test_a_signal_keeps_computed_steps_and_leaves_no_draft(
     for _ in range(times):  # two at once are one wish
         process.send_signal(number)
         time.sleep(0.02)
-    out, err = process.communicate()
-    assert process.returncode == code
-    assert not out
-    events = [json.loads(line) for line in [*said, *err.splitlines()]]
+    assert process.stdout is not None and process.stderr is not None
+    said += process.stderr.readlines()  # not `communicate`, which misses what `after` buffered
+    assert process.wait() == code
+    assert not process.stdout.read()
+    events = [json.loads(line) for line in said]
     computed = [event["done"] for event in events if event["event"] == "progress"]
     steps = published(place)
     assert 2 <= max(computed) <= len(steps) < 60
