@@ -211,6 +211,27 @@ except Interrupted as error:
     assert done.stdout.split() == ["130"], done.stderr
 
 
+def test_what_is_printed_after_the_terminal_was_closed_is_no_failure() -> None:
+    done = python("""
+import pty
+child, terminal = pty.fork()
+if child == 0:
+    interrupt.install()
+    print("ready", flush=True)
+    try:
+        while True:
+            time.sleep(0.01)
+            interrupt.check()
+    except Interrupted as error:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(error.code)
+assert b"ready" in os.read(terminal, 100)
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""")
+    assert done.stdout.split() == ["129"], done.stderr
+
+
 @pytest.mark.parametrize("name", ["film.mp4", "film.gif"])
 def test_ctrl_c_on_a_terminal_does_not_reach_ffmpeg(name: str, tmp_path: Path) -> None:
     code = f"""

@@ -18,7 +18,8 @@ from wanpipe.errors import error_line
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
 AT_ONCE = "interrupted twice; ended at once, what was not on the disk yet is lost"
-STDERR, PIPE = 2, 1 << 16  # a file descriptor; bytes that a pipe can hold
+STDOUT, STDERR = 1, 2
+PIPE = 1 << 16  # bytes that a pipe can hold
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
 
@@ -36,6 +37,7 @@ class _Flag:
     number = 0
     raised = False
     wakeup = -1  # the end of a pipe that the running handlers write to
+    terminals: tuple[int, ...] = ()  # which of stdout and stderr were terminals
 
 
 def install(as_json: bool = False) -> None:
@@ -44,6 +46,7 @@ def install(as_json: bool = False) -> None:
     Call it on the main thread. `as_json` is the form of the line that a second signal prints.
     """
     _Flag.number, _Flag.raised = 0, False
+    _Flag.terminals = tuple(filter(os.isatty, (STDOUT, STDERR)))
     # Python's own handlers wait for the main thread, which may be in C code for minutes: a second
     # signal reaches the thread at the other end of this pipe
     reader, writer = os.pipe()
@@ -75,6 +78,9 @@ def check() -> None:
 def _note(number: int, frame: FrameType | None) -> None:
     """Set the flag; the signals after the first are `_watch`'s."""
     _Flag.number = _Flag.number or number
+    gone = [one for one in _Flag.terminals if number == signal.SIGHUP and not os.isatty(one)]
+    for descriptor in gone:  # a closed terminal: what is printed from here must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _watch(reader: int, as_json: bool) -> None:
