@@ -22,6 +22,7 @@ from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.model import find_model, open_model
 from wanpipe.report import Task
 from wanpipe.store import Draft, Recipe, Store
+from wanpipe.store import material as named
 
 UNIT = 1 << 20  # bytes in a step of the progress bar
 BITS, TEXT_BITS, GROUP_SIZE = 4, 8, 64  # of quantised matrices, unless told
@@ -124,11 +125,7 @@ def from_model(params: Params, store: Store) -> tuple[Recipe, Callable[..., Mode
 
 def recipe_of(material: dict[str, Any], made: dict[str, Any]) -> Recipe:
     """The recipe of a converted model."""
-    from wanpipe.weights.convert import ALGORITHM
-
-    return Recipe(
-        stage="convert", algorithm=ALGORITHM, material=material, made=made, resumable=True
-    )
+    return Recipe(material=named("convert", **material), made=made, resumable=True)
 
 
 def quantization(params: Params) -> dict[str, Quantization]:

@@ -3,8 +3,10 @@
 Knows bytes and folders, not what an entry is.
 """
 
+import ctypes
 import errno
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,8 @@ except ImportError:  # only macOS has it
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 on Linux; renamex_np on macOS has 2 for a swap too
 
 
 def sync(path: Path) -> None:
@@ -60,17 +64,34 @@ def make_folder(path: Path) -> None:
     sync(path.parent)
 
 
-def put(path: Path, text: str) -> None:
+def put(path: Path, data: bytes) -> None:
     """Write a small file so that it is the old one or the new one at any moment, and durable."""
     make_folder(path.parent)
     draft = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(data)
         sync(draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two paths in one step, so that neither is missing at any moment. Raises OSError with an
+    error of NO_EXCHANGE where the system or the file system cannot.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        failed = library.renamex_np(*names, EXCHANGE)
+    elif hasattr(library, "renameat2"):
+        failed = library.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], EXCHANGE)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(other))
+    if failed:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from wanpipe import interrupt
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -55,5 +57,6 @@ def hash_file(path: Path, chunk: int = 1 << 24) -> str:
     state = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(chunk):
+            interrupt.check()
             state.update(block)
     return state.hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 import xxhash
 
 from wanpipe.errors import CheckpointError
-from wanpipe.store.memo import Memo
+from wanpipe.store.shortcuts import HashCache
 from wanpipe.weights.detect import Checkpoint
 
 Progress = Callable[[str, int, int], None]  # file or component, bytes done, bytes in all
@@ -14,7 +14,9 @@ Progress = Callable[[str, int, int], None]  # file or component, bytes done, byt
 CHUNK = 1 << 22  # bytes; larger ones fall out of the cache of a core
 
 
-def source_hashes(checkpoint: Checkpoint, memo: Memo | None, progress: Progress) -> dict[str, str]:
+def source_hashes(
+    checkpoint: Checkpoint, memo: HashCache | None, progress: Progress
+) -> dict[str, str]:
     """Hash (xxh3_128) every file that a conversion reads, by its path inside the checkpoint.
 
     `memo` remembers files that have not changed. Raises CheckpointError for an unreadable one.
