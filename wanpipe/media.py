@@ -267,7 +267,7 @@ def _comment_gif(path: Path, comment: str) -> None:
 
 
 def _ffmpeg() -> str:
-    import imageio_ffmpeg  # type: ignore[import-untyped]
+    import imageio_ffmpeg
 
     try:
         program = str(imageio_ffmpeg.get_ffmpeg_exe())

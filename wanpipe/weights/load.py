@@ -71,7 +71,7 @@ class Weights:
         """Read a tensor to the end. Raises CheckpointError where the file lacks it."""
         if name not in self._arrays:
             raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
-        array = self._arrays.pop(name)
+        array: mx.array = self._arrays.pop(name)
         mx.eval(array)  # else a GPU would wait for it, see `reader`
         hand_over(array)
         if name not in self._kept and array.dtype != self.dtype:
