@@ -18,6 +18,8 @@ from wanpipe.store import Store
 from wanpipe.store.entry import read_entry
 from wanpipe.store.verify import check
 
+pytestmark = pytest.mark.slow
+
 KILLS = 12
 LONGEST = 1.5  # seconds before a kill
 # forks from a process that has loaded what a run needs, so that kills fall into the work itself

@@ -88,9 +88,8 @@ def test_an_image_that_is_turned_has_a_canvas_as_good(
         return max(x * height / (y * width), y * width / (x * height))
 
     try:
-        lying, upright = distortion(image_width, image_height), distortion(
-            image_height, image_width
-        )
+        lying = distortion(image_width, image_height)
+        upright = distortion(image_height, image_width)
     except UsageError:
         return
     assert lying == pytest.approx(upright)

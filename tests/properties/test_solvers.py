@@ -82,9 +82,7 @@ def test_a_run_continued_from_any_step_is_the_straight_run(
     straight = trajectory(schedule, {"latent": array(seed)}, 0, velocity)
     cut = data.draw(st.integers(1, schedule.steps))
     kept = {name: mx.array(np.array(one)) for name, one in straight[cut - 1].items()}
-    for ours, theirs in zip(
-        trajectory(schedule, kept, cut, velocity), straight[cut:], strict=True
-    ):
+    for ours, theirs in zip(trajectory(schedule, kept, cut, velocity), straight[cut:], strict=True):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 

@@ -1,5 +1,7 @@
 """Tiles of any size: they cover the film, and their weights add up to one."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ def test_spans_cover_all_rows_in_order(size: int, tile: int, data: st.DataObject
     spans = tiling.spans(size, tile, step)
     assert spans[0].start == 0 and spans[-1].stop == size
     assert all(span.stop - span.start == min(tile, size) for span in spans)
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in itertools.pairwise(spans):
         assert before.start < after.start <= min(before.stop, before.start + step)
 
 
