@@ -49,11 +49,6 @@ def randomised(network: Half) -> Half:
     return network
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    mx.random.seed(7)
-
-
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_upsampling_is_a_convolution_of_the_doubled_image(
