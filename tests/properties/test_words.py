@@ -11,7 +11,10 @@ from tests.properties import repeatable
 from wanpipe import words
 from wanpipe.errors import UsageError
 
-BYTES = st.integers(0, 10**17)
+# any, and those that three digits round up to the next unit
+BYTES = st.integers(0, 10**16) | st.builds(
+    lambda power, part: int(1000**power * part), st.integers(1, 5), st.floats(0.998, 1.002)
+)
 UNITS = st.sampled_from([("", 0), ("k", 1), ("K", 1), ("M", 2), ("G", 3), ("g", 3), ("T", 4)])
 
 
