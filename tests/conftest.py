@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load
@@ -37,6 +38,12 @@ def relative_error(ours: Any, reference: Any) -> float:
     ours, reference = np.asarray(ours, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     assert ours.shape == reference.shape, (ours.shape, reference.shape)
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let MLX's random numbers be the same in any order of tests; its own seed is the time."""
+    mx.random.seed(7)
 
 
 def unpack_checkpoints(root: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from tests.soak import RUN, Campaign, Ended
 from wanpipe.device import is_cuda
 
+pytestmark = pytest.mark.slow
+
 KILLS = 12
 # forks from a process that has loaded what a run needs, so that kills fall into the work itself
 server = multiprocessing.get_context("forkserver")

@@ -38,6 +38,7 @@ def cut_everywhere(place: Place, text: Path, *options: object) -> Path:
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_run_cut_at_every_step_is_the_straight_one(
@@ -115,6 +116,7 @@ def published(place: Place, first: int = 0) -> list[Entry]:
     return steps
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_no_finished_step_and_change_no_bit(place: Place, tmp_path: Path) -> None:
     text = place.text()
     shutil.copytree(place.cache, tmp_path / "other" / "cache")
@@ -223,6 +225,7 @@ def test_a_damaged_entry_is_set_aside_and_made_again(what: str, studio: Place) -
     assert not studio.film().computed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "t5_encoder.safetensors", "config.json"])
 def test_a_damaged_model_in_the_cache_is_converted_again(
     file: str, checkpoints: Path, place: Place

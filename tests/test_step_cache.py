@@ -44,6 +44,7 @@ def other(place: Place, tmp_path: Path) -> Place:
     return Place(tmp_path / "other", place.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 def test_a_run_cut_at_every_step_is_the_straight_one(
     solver: str, place: Place, tmp_path: Path
@@ -63,6 +64,7 @@ def test_a_run_cut_at_every_step_is_the_straight_one(
     assert same(on.chain(step), straight)
 
 
+@pytest.mark.slow
 def test_a_kill_between_changes_no_bit(place: Place, tmp_path: Path) -> None:
     text, options = place.text(), (*CACHED, "--steps", 60)
     killed = other(place, tmp_path)
@@ -122,6 +124,7 @@ def test_a_threshold_reaches_run(place: Place) -> None:
     assert skipped(place.do("run", *words))
 
 
+@pytest.mark.slow
 def test_seeds_together_are_each_alone(place: Place, tmp_path: Path) -> None:
     text = place.text()
     alone = other(place, tmp_path)

@@ -284,7 +284,7 @@ def _comment_gif(path: Path, comment: str) -> None:
 
 
 def _ffmpeg() -> str:
-    import imageio_ffmpeg  # type: ignore[import-untyped]
+    import imageio_ffmpeg
 
     try:
         program = str(imageio_ffmpeg.get_ffmpeg_exe())
@@ -330,8 +330,10 @@ def _probe(path: str | Path) -> tuple[dict[str, str], str]:
 
 def _ffmetadata(metadata: Mapping[str, str]) -> str:
     """Metadata as ffmpeg's own text format, in which = ; # \\ and line ends are escaped."""
-    special = re.compile(r"[=;#\\\n]")
+    special = re.compile(r"[=;#\\\n\r]")
     lines = [name + "=" + special.sub(r"\\\g<0>", value) for name, value in metadata.items()]
+    # behind a backslash, itself escaped or not, ffmpeg takes a line end for escaped; a NUL is none
+    lines = [line + "\0" if line.endswith("\\") else line for line in lines]
     return "\n".join([";FFMETADATA1", *lines, ""])
 
 

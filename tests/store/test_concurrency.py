@@ -17,6 +17,8 @@ from tests.store.shelf import Heard, arrays, fill, recipe
 from wanpipe.store import Draft, Entry, Publisher, Store
 from wanpipe.store.entry import read_entry
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 8
 # forks from a clean process that has loaded what the work needs: quick to start, and no threads
 server = multiprocessing.get_context("forkserver")

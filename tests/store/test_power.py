@@ -168,6 +168,7 @@ def test_a_torn_file_and_unsynced_folder_are_in_the_rebuilt_disks(
     assert any(broken(disk / "cache") for _, disk in disks(recorder, tmp_path / "disks"))
 
 
+@pytest.mark.slow
 def test_a_cache_goes_on_after_a_power_loss(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ from wanpipe import cli
 from wanpipe.errors import WanpipeError
 from wanpipe.text import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 10  # for one file
 MEMORY = 1 << 30  # bytes
 LORAS = DATA / "expected" / "wan21-t2v" / "lora_files"

@@ -73,7 +73,7 @@ class Weights:
         if name not in self._arrays:
             raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
         interrupt.check()
-        array = self._arrays.pop(name)
+        array: mx.array = self._arrays.pop(name)
         mx.eval(array)  # else a GPU would wait for it, see `reader`
         hand_over(array)
         if name not in self._kept and array.dtype != self.dtype:
