@@ -11,6 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.weights.torchfile import (
+    Raw,
+    call,
+    encode,
+    name,
     pickled,
     plain,
     save,
@@ -127,6 +131,23 @@ def test_a_wrapping_dict_is_opened(tmp_path: Path, wrapper: str) -> None:
     data = pickled({"epoch": 3, wrapper: {"weight": plain("0", array)}})
     with open_tensors(write(tmp_path / "wrapped.pth", data, {"0": array.tobytes()})) as file:
         np.testing.assert_array_equal(file.read("weight"), array)
+
+
+def test_what_torch_saves_beside_the_numbers_is_left_out(tmp_path: Path) -> None:
+    """An OrderedDict with the versions of its modules, parameters, and an optimizer's settings."""
+    array = np.arange(4, dtype="<f4")
+    ordered, versions = name("collections", "OrderedDict"), {"_metadata": {"": {"version": 1}}}
+    rebuild = name("torch._utils", "_rebuild_tensor_v2")
+    newer = call(rebuild, storage("0", 4), 2, (2,), (1,), False, call(ordered), None)
+    parameter = call(name("torch._utils", "_rebuild_parameter"), plain("0", array), True, {})
+    items = encode("weight") + parameter.code + encode("tail") + newer.code
+    state = Raw(call(ordered).code + b"(" + items + b"u" + encode(versions) + b"b")
+    betas = Raw(encode((1, (2, 3))) + b"q\x07")
+    wrapped = {"optimizer": {0: betas, 1: Raw(b"h\x07")}, "model": {"state_dict": state}}
+    with open_tensors(write(tmp_path / "a.pth", pickled(wrapped), {"0": array.tobytes()})) as file:
+        np.testing.assert_array_equal(file.read("weight"), array)
+        np.testing.assert_array_equal(file.read("tail"), array[2:])
+        assert len(file.tensors) == 2
 
 
 def test_one_name_in_two_shards_is_refused(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def check(data: bytes) -> None:
             raise SystemExit(
                 f"it has the pickle instruction {opcode.name}, which no table of tensors needs"
             )
-        if opcode.name == "LONG_BINPUT" and argument > len(data):
+        if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):
             raise SystemExit("it has a pickle whose memo takes more memory than the file")
 
 

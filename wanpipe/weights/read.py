@@ -21,7 +21,7 @@ from wanpipe.weights import pth
 from wanpipe.weights.dtypes import STORED, Array, Floats, widen
 from wanpipe.weights.tensors import MAX_AXES, Place, TensorInfo, shown
 
-HEADER_LIMIT = 1 << 24  # bytes; the header of a quantised 14B model has 500 kB
+HEADER_LIMIT = 1 << 24  # bytes; the header of a quantized 14B model has 500 kB
 LONGEST = 1 << 48  # numbers along an axis
 BLOCK = 1 << 22  # bytes per block: large enough to stream, small enough for the cache of a core
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
