@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from wanpipe.store import Recipe, key_of
-from wanpipe.store import keys
+from wanpipe.store import Recipe, key_of, keys
 from wanpipe.store.keys import canonical, hash_array, hash_file, is_key, is_prefix
 
 
