@@ -146,8 +146,8 @@ def rows(table: Any) -> list[list[Any]]:
     result = []
     for name, view in table.items():
         if not isinstance(name, str) or not isinstance(view, View):
-            label = name[:LONGEST] if isinstance(name, str) else "what has no name"
-            raise SystemExit(f"{label!r} must be a tensor, is {type(view).__name__}")
+            label = repr(name[:LONGEST]) if isinstance(name, str) else "what has no name"
+            raise SystemExit(f"{label} must be a tensor, is {type(view).__name__}")
         storage, *numbers = view
         result.append([name, *storage, *numbers])
     return result
