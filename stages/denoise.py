@@ -317,7 +317,7 @@ def filler(
         if velocity is None:
             velocity = net.velocity(latent, material["timestep"], material["guide_scale"])
         before = {name: array for name, array in state.items() if name != "latent"}
-        solver, step = SOLVERS[settings.scheduler], recipe.step
+        solver, step = SOLVERS[settings.scheduler], recipe.number
         moved, x0, after = solver.advance(latent, velocity, schedule_of(settings), step, before)
         moved = net.prompting.blend(moved)
         if rule:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.store.shelf import recipe, step_fields
 from wanpipe.documents import plain
-from wanpipe.store import key_of, material
+from wanpipe.store import key_of, keys, material
 from wanpipe.store.keys import canonical, hash_array, hash_file, is_key, is_prefix
 
 
@@ -60,13 +60,14 @@ def test_an_array_hashes_by_its_numbers_whatever_their_order_in_memory() -> None
     assert hash_array(array.astype(np.float64)) != hash_array(array)
 
 
-def test_a_file_hashes_the_same_in_any_pieces(tmp_path) -> None:
+def test_a_file_hashes_the_same_in_any_pieces(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_bytes(bytes(range(256)) * 10)
-    assert (
-        hash_file(tmp_path / "file", chunk=7)
-        == hash_file(tmp_path / "file")
-        == "d7d3aba3d305d2c3ce94c58d4049e3e5"
-    )
+    told: list[tuple[int, int]] = []
+    assert hash_file(tmp_path / "file") == "d7d3aba3d305d2c3ce94c58d4049e3e5"
+    monkeypatch.setattr(keys, "CHUNK", 700)
+    digest = hash_file(tmp_path / "file", lambda done, total: told.append((done, total)))
+    assert digest == "d7d3aba3d305d2c3ce94c58d4049e3e5"
+    assert told == [(700, 2560), (1400, 2560), (2100, 2560), (2560, 2560)]
 
 
 def test_a_prefix_is_four_to_thirty_two_hex_digits() -> None:
