@@ -89,7 +89,7 @@ def test_a_dry_run_reads_the_checkpoint_and_writes_nothing(checkpoint: Path, her
         assert [event["status"] for event in plan.events if event["event"] == "planned"] == [
             "to compute"
         ]
-    assert not [path for path in here.root.rglob("*") if path.name not in ("cache", ".hashes.json")]
+    assert not [path for path in here.root.rglob("*") if path.name not in ("cache", ".index")]
 
 
 def test_a_model_stays_when_its_checkpoint_goes(checkpoint: Path, here: Place) -> None:

@@ -58,7 +58,7 @@ def files(root: Path) -> dict[str, int]:
     return {
         str(path): path.stat().st_mtime_ns
         for path in root.rglob("*")
-        if path.is_file() and path.name != ".hashes.json"
+        if path.is_file() and path.name not in (".index", ".hashes.json")
     }
 
 
@@ -121,8 +121,8 @@ class Place:
     def chain(self, last: Path | str) -> list[Entry]:
         """The steps from the noise to `last`."""
         steps = [self.entry(last)]
-        while steps[0].record["parent"]:
-            steps.insert(0, self.entry(self.cache / "denoise" / steps[0].record["parent"]))
+        while steps[0].parent:
+            steps.insert(0, self.entry(self.cache / "denoise" / steps[0].parent))
         return steps
 
 

@@ -14,12 +14,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import xxhash
+from wanpipe.store.shortcuts import HashCache, Shortcuts
 
 from tests.weights.test_detect import NAMES, change
 from wanpipe.config import read_model_config
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.dit import DiT
-from wanpipe.store.memo import Memo
 from wanpipe.weights.components import plan_components
 from wanpipe.weights.convert import Options, convert, material
 from wanpipe.weights.detect import detect
@@ -249,7 +249,7 @@ def test_a_moved_checkpoint_has_the_same_material(copy: Path, tmp_path: Path) ->
 
 
 def test_an_unchanged_checkpoint_is_not_read_again(copy: Path, tmp_path: Path) -> None:
-    memo, read = Memo(tmp_path / "memo.json"), []
+    memo, read = HashCache(Shortcuts(tmp_path)), []
     for path in detect(copy).sources.values():
         os.utime(path, (1e9, 1e9))
     first = source_hashes(detect(copy), memo, lambda name, *_: read.append(name))
