@@ -14,12 +14,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import xxhash
-from wanpipe.store.shortcuts import HashCache, Shortcuts
 
 from tests.weights.test_detect import NAMES, change
 from wanpipe.config import read_model_config
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.dit import DiT
+from wanpipe.store.shortcuts import HashCache, Shortcuts
 from wanpipe.weights.components import plan_components
 from wanpipe.weights.convert import Options, convert, material
 from wanpipe.weights.detect import detect
