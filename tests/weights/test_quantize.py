@@ -289,7 +289,7 @@ def test_a_converted_model_is_quantised_as_its_checkpoint_would_be(
     config = requantize(
         directory,
         tmp_path,
-        "key",
+        "0" * 32,
         options,
         silent,
         lambda component, kind, error: told.update({f"{component} {kind}": error}),
