@@ -18,7 +18,6 @@ from wanpipe.documents import (
     DocumentError,
     FileName,
     Hash,
-    Text,
     decode,
     read_regular,
 )
@@ -156,7 +155,7 @@ class Defaults(Document, frozen=True, kw_only=True):
     steps: Annotated[int, Meta(gt=0, le=1000)]
     guide_scale: tuple[Guidance, Guidance]
     shift: Shift
-    negative_prompt: Text
+    negative_prompt: Annotated[str, Meta(max_length=1 << 17, pattern=r"^[^\0]*\Z")]
     # fraction of 1000 from which on the high-noise expert acts
     boundary: Annotated[float, Meta(gt=0, lt=1)] | None = None
 
