@@ -135,8 +135,8 @@ def frames_of(model: Model, source: Source, params: Params, store: Store, film: 
     there = [way for way in ways if not store.wants(recipe_of(model, source, way))]
     way = there[0] if there else budget.choose("vae", ways, params.memory, store.report)
     recipe = recipe_of(model, source, way)
-    store.keep_model(reference(model))
     entry = store.obtain(recipe, filler(model, source, recipe, way, store, film))
+    store.keep_model(reference(model))
     if not there:
         forecast.tell("vae", "decode", way, 1, store)
     return entry
@@ -152,8 +152,8 @@ def ways_of(model: Model, source: Source, tiling: str, store: Store) -> list[Fil
         channels, *latent = step.shape("latent")
         if channels != config.vae.z_dim:
             raise UsageError(
-                f"step {step.key[:8]} has {channels} channels, the VAE of {model.directory} "
-                f"decodes {config.vae.z_dim}; use a model of the family that made it"
+                f"step {step.key[:8]} was made for another VAE: it has {channels} channels, "
+                f"that of {model.directory} decodes {config.vae.z_dim}; use the model that made it"
             )
     else:  # a step that is only planned
         assert source.run is not None

@@ -135,11 +135,18 @@ def solve(model: Model, given: Sources, params: Params, store: Store) -> list[tu
         raise UsageError(
             f"stop-at must be {max(first, 1)} to {total} here, got {stop}; leave it out to finish"
         )
+    if (
+        given.step is not None
+        and given.step.material.sigma_next != schedule_of(settings).sigmas[first]
+    ):
+        raise UsageError(
+            f"step {given.step.key[:8]} is not step {first} of {total} at this shift and solver; "
+            "start from noise"
+        )
     context = Context(model, given, settings, choice, params.memory, store)
     trajectories = []
     for noise, draw in starts(context, params):
         one = planned(context, noise, draw, first)
-        store.keep_run(one.run)
         one.recipes = one.recipes[: stop - first]
         trajectories.append(resume(one, store))
     ends = [one.recipes[-1] if one.recipes else None for one in trajectories]
@@ -251,10 +258,12 @@ def walk(context: Context, trajectories: Sequence[Trajectory]) -> None:
         return -experts.index(context.expert(pair[0]))  # high noise first
 
     todo = sorted([(recipe, one) for one in trajectories for recipe in one.recipes], key=rank)
-    if not todo:
-        return
     needs = context.needs([recipe for recipe, _ in todo])
     denoiser = lazy_denoiser(context, needs)
+    for one in trajectories:
+        store.keep_run(one.run)  # from here on nothing is refused
+    if not todo:
+        return
     with Publisher(store) as publisher, store.report.task("denoise", len(todo)) as task:
         for recipe, one in todo:
             need = needs[context.expert(recipe)]
@@ -308,7 +317,7 @@ def filler(
         if velocity is None:
             velocity = net.velocity(latent, material["timestep"], material["guide_scale"])
         before = {name: array for name, array in state.items() if name != "latent"}
-        solver, step = SOLVERS[settings.scheduler], recipe.step
+        solver, step = SOLVERS[settings.scheduler], recipe.number
         moved, x0, after = solver.advance(latent, velocity, schedule_of(settings), step, before)
         moved = net.prompting.blend(moved)
         if rule:

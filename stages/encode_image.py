@@ -84,11 +84,11 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     )
     made = {"image": params.image.name, "fit": canvas.fit, "model": str(model.directory.resolve())}
     recipe = Recipe(material=named, made=made)
-    store.keep_model(reference(model))
     missing, need = store.wants(recipe), needed(model, canvas)
     if missing:
         budget.choose("vae_encoder", [need], params.memory, store.report)
     entry = store.obtain(recipe, filler(model, pixels, clip, recipe, need, store))
+    store.keep_model(reference(model))
     if missing:
         forecast.tell("vae_encoder", "encode-image", need, 1, store)
     return entry

@@ -73,10 +73,10 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
         }
         recipe = Recipe(material=named, made=made)
         tasks.append((ids, recipe))
-    store.keep_model(reference(model))
     missing = [ids for ids, recipe in tasks if store.wants(recipe)]
     encode = Encoding(model, [*missing, negative_ids], dtype, params.memory, store)
     entries = [store.obtain(recipe, filler(encode, ids, negative_ids)) for ids, recipe in tasks]
+    store.keep_model(reference(model))
     if missing:
         forecast.tell("t5_encoder", "encode-text", encode.need, 1, store)
     return entries

@@ -15,6 +15,7 @@ from wanpipe.documents import convert, plain
 from wanpipe.errors import UsageError
 from wanpipe.model import Model
 from wanpipe.sampling import SOLVERS, step_cache
+from wanpipe.sampling.noise import draw as draw
 from wanpipe.settings import schedule_of
 from wanpipe.store import Entry, Recipe, Settings, key_of, material
 from wanpipe.store.keys import hash_array
@@ -120,8 +121,10 @@ def since_reset(material: Step, before: Step | None) -> int:
 
 def noise_of_seed(seed: int, shape: Sequence[int], trim: int) -> Noise:
     """What names the start noise of a seed. Raises UsageError for a seed that cannot be."""
-    if not 0 <= seed < 1 << 62:
-        raise UsageError(f"seed must be 0 or more and below 2^62, got {seed}; use 0 or more")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, got {seed}; use 0 or more")
+    if seed >= 1 << 62:
+        raise UsageError(f"seed must be below 2^62, got {seed}; use a smaller one")
     drawn = {"algorithm": NOISE_ALGORITHM, "seed": seed, "shape": list(shape)}
     return convert(drawn | trimmed(trim), Noise)
 
@@ -135,13 +138,3 @@ def noise_of_array(array: "np.ndarray", trim: int) -> Noise:
 def trimmed(trim: int) -> dict[str, int]:
     """The frames to trim, which are part of what names a noise where there are any."""
     return {"trim_first_frames": trim} if trim else {}
-
-
-def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
-    """Draw the start noise of a seed: standard normal float32 from NumPy's Philox, the same on
-    every machine.
-    """
-    import numpy as np
-
-    generator = np.random.Generator(np.random.Philox(seed))
-    return generator.standard_normal(tuple(shape), dtype=np.float32)

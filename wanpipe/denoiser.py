@@ -99,6 +99,7 @@ class Denoiser:
         with within(need.limit):
             y = self.prompting.condition
             velocities = [one for turn in turns for one in network(latent, times, turn, y)]
-            velocity = velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)
+            negative = None if guide_scale == 1.0 else velocities[1]
+            velocity = guided(velocities[0], negative, guide_scale)
             mx.eval(velocity)
         return velocity

@@ -106,7 +106,7 @@ def made() -> dict[str, Any]:
     mx.reset_peak_memory()
     return {
         "wanpipe": wanpipe.__version__,
-        "mlx": mx.__version__,
+        "mlx": mx.__version__,  # type: ignore[attr-defined]  # not among MLX's types
         "device": describe(),
         "peak_bytes": peak,
     }

@@ -27,7 +27,8 @@ def linear_frames(latent: "np.ndarray") -> "np.ndarray":
     # the product over (C, F*H*W): channels last would first copy the whole latent
     colours = factors.T @ latent.reshape(len(latent), -1) + bias[:, None]  # (3, F*H*W)
     frames = colours.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
-    return np.rint(np.clip((frames + 1) * 127.5, 0, 255)).astype(np.uint8)
+    rounded: np.ndarray = np.rint(np.clip((frames + 1) * 127.5, 0, 255))
+    return rounded.astype(np.uint8)
 
 
 def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":

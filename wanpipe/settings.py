@@ -18,7 +18,7 @@ from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.schedule import Schedule
 from wanpipe.sampling.step_cache import LEAST_STEPS
 from wanpipe.sources import Sources
-from wanpipe.store import Entry, Run, Settings
+from wanpipe.store import Entry, Settings
 
 CHANGING = ("guide_scale", "loras", "step_cache")  # what may differ from one step to the next
 FIELDS = tuple(field.name for field in structs.fields(Settings))
@@ -76,7 +76,7 @@ def settle(model: Model, given: Sources, params: Params) -> Settings:
         if name not in CHANGING and getattr(params, name) is not None
     }
     if given.run is not None:
-        settings = continued(given.run, asked)
+        settings = continued(given, asked)
     else:
         settings = begun(model, given.image, asked)
     if params.guide_scale is not None:
@@ -101,14 +101,17 @@ def cast(values: dict[str, Any]) -> Settings:
         raise UsageError(f"a setting cannot be right: {error}") from error
 
 
-def continued(run: Run, asked: dict[str, Any]) -> Settings:
+def continued(given: Sources, asked: dict[str, Any]) -> Settings:
     """The settings of a run; grid and size cannot change under way, so asking for others fails."""
+    run, step = given.run, given.step
+    assert run is not None
+    assert step is not None
     for name, value in asked.items():
         there = getattr(run.settings, name)
         if value != there:
             raise UsageError(
-                f"{name.replace('_', '-')} of run {run.key[:8]} is {there}, got {value}; leave it "
-                "out, or start from noise"
+                f"{name.replace('_', '-')} of the run that step {step.key[:8]} belongs to is "
+                f"{there}, got {value}; leave it out, or start from noise"
             )
     return run.settings
 

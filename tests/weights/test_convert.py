@@ -49,6 +49,7 @@ def copy(checkpoints: Path, tmp_path: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", WIDTHS)
 @pytest.mark.parametrize("family", NAMES)
 def test_every_checkpoint_converts(
@@ -137,6 +138,7 @@ convert(detect(Path(sys.argv[1])), Path(sys.argv[2]), "0" * 32, Options(), progr
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["t5_encoder", "vae", "high_noise_model"])
 def test_a_killed_conversion_goes_on_with_what_is_not_done(
     checkpoints: Path, tmp_path: Path, moment: str

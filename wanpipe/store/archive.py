@@ -122,6 +122,7 @@ def import_(file: Path, store: Store) -> list[Path]:
             entries = [admit(scratch / place) for place in places]
             runs = Runs(scratch)
             records = [runs.get(key) for key in runs.names()]
+            check_numbers(entries, records)
         # what others are made from first: whatever stops this, no entry lacks its inputs
         for entry in sorted(entries, key=order):
             target = store.path(entry.stage, entry.key)
@@ -133,6 +134,15 @@ def import_(file: Path, store: Store) -> list[Path]:
             if not store.runs.path(run.key).exists():
                 store.runs.keep(run)
     return [store.root / place for place in places]
+
+
+def check_numbers(entries: Sequence[Entry], runs: Sequence[Run]) -> None:
+    """Raise AdmitError for a step that does not have the number that its run gives it."""
+    steps = {entry.key: entry.step for entry in entries if entry.stage == "denoise"}
+    for run in runs:
+        for number, key in enumerate(run.steps, run.first):
+            if steps.get(key, number) != number:
+                raise AdmitError(f"step {key[:8]} is not number {number + 1} of its run")
 
 
 def order(entry: Entry) -> tuple[int, int]:

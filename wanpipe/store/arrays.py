@@ -53,6 +53,7 @@ class ArrayDocument(msgspec.Struct, frozen=True, kw_only=True):
     codecs: list[Named]
     dimension_names: list[str]
     storage_transformers: list[Any] = []
+    attributes: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         names = [codec.name for codec in self.codecs]
@@ -62,7 +63,7 @@ class ArrayDocument(msgspec.Struct, frozen=True, kw_only=True):
             and self.chunk_grid.name == "regular"
             and self.chunk_key_encoding.name == "default"
             and self.chunk_key_encoding.configuration.get("separator") == "."
-            and not self.storage_transformers
+            and not (self.storage_transformers or self.attributes)
             and len(self.dimension_names) == len(self.shape) > 0
         )
         if not plain:

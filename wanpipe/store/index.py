@@ -15,7 +15,7 @@ from wanpipe.errors import StoreError
 from wanpipe.store.entry import record_at
 from wanpipe.store.keys import is_key
 from wanpipe.store.schema import STAGES, Record, Step
-from wanpipe.store.shortcuts import Shortcuts
+from wanpipe.store.shortcuts import ENTRIES, Shortcuts
 
 SLACK = 1000  # summaries of entries that are gone before they are dropped
 UNREADABLE = "cannot be read; see `wanpipe cache verify`"
@@ -110,7 +110,7 @@ class Index:
         news = [row for row in looked if row is not None]
         self.note(row for row in news if row.readable)
         if len(gone) > SLACK:
-            self.shortcuts.write("DELETE FROM entries WHERE place = ?", ((one,) for one in gone))
+            self.shortcuts.drop(ENTRIES, gone)
         return found | {row.place: row for row in news}
 
     def listing(self) -> Iterator[str]:
@@ -123,11 +123,10 @@ class Index:
 
     def load(self) -> dict[str, Summary]:
         """Return the summaries that are remembered; one that does not fit is not there."""
-        rows = self.shortcuts.read("SELECT summary FROM entries")
-        joined = b"[" + b",".join(row[0] for row in rows if isinstance(row[0], bytes)) + b"]"
+        rows = self.shortcuts.all(ENTRIES).values()
         try:
-            summaries = msgspec.json.decode(joined, type=list[Summary])
-        except msgspec.MsgspecError:
+            summaries = msgspec.json.decode(b"[" + b",".join(rows) + b"]", type=list[Summary])
+        except msgspec.MsgspecError:  # of another wanpipe
             return {}
         return {summary.place: summary for summary in summaries}
 
@@ -154,5 +153,4 @@ class Index:
 
     def note(self, summaries: Iterable[Summary]) -> None:
         """Remember summaries; where the cache cannot be written they are not remembered."""
-        rows = ((row.place, msgspec.json.encode(row)) for row in summaries)
-        self.shortcuts.write("INSERT OR REPLACE INTO entries VALUES (?, ?)", rows)
+        self.shortcuts.put(ENTRIES, {row.place: msgspec.json.encode(row) for row in summaries})

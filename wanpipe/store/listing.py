@@ -88,7 +88,9 @@ def listed(store: Store, chosen: Filter) -> list[Listed]:
         prompt = prompt_of(row)
         if run is not None and prompt is None:
             prompt = run.prompt
-        if fits(chosen, row, prompt, models, now):
+        model = f"{run.model.directory} {run.model.variant}" if run else row.model
+        model = f"{model} {models.get(model.split(' ')[0].rpartition('/')[2], '')}"
+        if fits(chosen, row, prompt, model, now):
             found.append(
                 Listed(
                     row=row,
@@ -131,20 +133,16 @@ def said(row: Summary, run: Run | None) -> str:
     parts += [row.what] if row.what else []
     strengths = dict(row.loras)
     acting = [lora for lora in settings.loras if lora.hash in strengths]
-    parts += [f"{lora.name} {strengths[lora.hash]:g}" for lora in acting]
+    parts += [f"{lora.name} {strengths[lora.hash]}" for lora in acting]
     return ", ".join(parts)
 
 
-def fits(
-    chosen: Filter, row: Summary, prompt: str | None, models: Mapping[str, str], now: float
-) -> bool:
+def fits(chosen: Filter, row: Summary, prompt: str | None, model: str, now: float) -> bool:
     """Whether an entry meets the conditions but that of the stage."""
     if chosen.prompt is not None and chosen.prompt.lower() not in (prompt or "").lower():
         return False
-    if chosen.model is not None:
-        model = f"{row.model} {models.get(row.model.rpartition('/')[2], '')}"
-        if chosen.model.lower() not in model.lower():
-            return False
+    if chosen.model is not None and chosen.model.lower() not in model.lower():
+        return False
     if chosen.older_than is None and chosen.newer_than is None:
         return True
     age = now - words.seconds_of(row.time)

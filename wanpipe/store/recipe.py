@@ -46,6 +46,12 @@ class Recipe:
         """The key of the entry."""
         return key_of(self.whole)
 
+    @property
+    def number(self) -> int:
+        """Number of a denoising step, from 0."""
+        assert self.step is not None, f"{self.stage} has no steps"
+        return self.step
+
     def event(self) -> dict[str, Any]:
         """The fields by which events name this entry."""
         return {"stage": self.stage, "key": self.key, "step": self.step}

@@ -115,6 +115,8 @@ class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"
 
     text: Annotated[Hash, Meta(title="text", extra={"same": "text"})]
     image: Annotated[Hash | None, Meta(title="image", extra={"same": "image"})]
+    noise: Annotated[Noise | UnsetType, Meta(title="noise", extra={"same": "seed"})] = UNSET
+    parent: Annotated[Hash | UnsetType, Meta(title="step before")] = UNSET
     expert: Annotated[Hash, Meta(title="transformer", extra={"same": "model"})]
     loras: Annotated[list[tuple[Hash, Finite]], Meta(title="LoRAs")]
     guide_scale: Annotated[Finite, Meta(title="guidance")]
@@ -123,8 +125,6 @@ class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"
     sigma_next: Annotated[Fraction, Meta(title="next noise level", extra={"grid": True})]
     solver: Annotated[Solver, Meta(title="solver", extra={"grid": True})]
     dtype: Dtype
-    noise: Annotated[Noise | UnsetType, Meta(title="noise", extra={"same": "seed"})] = UNSET
-    parent: Annotated[Hash | UnsetType, Meta(title="step before")] = UNSET
     step_cache: Annotated[StepCacheRule | UnsetType, Meta(title="step cache")] = UNSET
 
     def __post_init__(self) -> None:
@@ -266,7 +266,7 @@ def _said_of_image(record: Record) -> str:
 
 
 def _said_of_step(record: Record) -> str:
-    return f"guidance {record.material.guide_scale:g}"  # type: ignore[union-attr]
+    return f"guidance {record.material.guide_scale}"  # type: ignore[union-attr]
 
 
 STAGES = {
