@@ -352,6 +352,7 @@ def says(ours: Json, data: Json) -> bool:
 CASES = 400  # of each of three families
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan21-i2v", "wan22-t2v-a14b", "wan22-ti2v-5b"])
 def test_a_spoilt_config_is_refused_in_one_line_or_read_right(
     family: str, tiny: Callable[[str], Path], tmp_path: Path
