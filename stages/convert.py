@@ -60,14 +60,23 @@ def run(params: Params, store: Store) -> Path:
     def tell(component: str, layer: str, error: float) -> None:
         store.report.event("quantized", component=component, layer=layer, relative_error=error)
 
+    fresh: dict[str, str] = {}
+
+    def wrote(path: Path, digest: str) -> None:
+        fresh[path.name] = digest
+
     def write(directory: Path) -> dict[str, str]:
         with bars(store, "convert") as progress:
-            config = engine(directory, recipe.key, progress=progress, tell=tell)
+            config = engine(directory, recipe.key, progress=progress, tell=tell, wrote=wrote)
         return {component.file: component.hash for component in config.components.values()}
 
     if params.output_dir is not None:
-        return outside(params.output_dir, recipe, write, store)
-    return store.obtain(recipe, filler(write)).path
+        made = outside(params.output_dir, recipe, write, store)
+    else:
+        made = store.obtain(recipe, filler(write)).path
+    for name, digest in fresh.items():  # in place at last: the first run need not read them
+        store.memo.learn(made / name, digest)
+    return made
 
 
 def check(params: Params) -> None:

@@ -96,7 +96,7 @@ class Encoding:
     @cached_property
     def config(self) -> T5Config:
         """Dimensions of T5."""
-        return T5Config.from_json(self.model.component("t5_encoder").config, "T5 config")
+        return self.model.config.t5
 
     @cached_property
     def need(self) -> Need:

@@ -68,7 +68,7 @@ def describe_model(model: Model) -> Rows:
         size = amount(component.bytes, "B")
         yield f"component {name}", f"{count}{size}{fewer}, {component.hash[:8]}"
     yield "on disk", amount(sum(one.bytes for one in config.components.values()), "B")
-    for name, value in config.defaults.to_json().items():
+    for name, value in plain_data(config.defaults).items():
         if value is not None:
             yield f"default {name}", value
 
@@ -77,7 +77,7 @@ def bits_of(model: Model, name: str) -> int | None:
     """Bits per weight of a component's quantised matrices, as its file tells; None without any."""
     from wanpipe.weights.read import open_tensors
 
-    width = (model.component(name).config or {}).get("dim")
+    width = getattr(model.component(name).config, "dim", None)
     if width is None:
         return None
     with open_tensors(model.file(name)) as file:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from wanpipe.config import Component, ModelConfig, read_model_config
 from wanpipe.errors import CheckpointError, StoreError, UsageError
@@ -19,7 +20,7 @@ class Model:
     directory: Path
     config: ModelConfig
 
-    def component(self, name: str) -> Component:
+    def component(self, name: str) -> Component[Any]:
         """The component of that name. Raises CheckpointError where this model has none."""
         if name not in self.config.components:
             raise CheckpointError(
@@ -55,9 +56,11 @@ class Model:
 
 
 def open_model(directory: Path | str) -> Model:
-    """Open a model directory. Raises CheckpointError where config.json or a component is missing or
-    of another size.
+    """Open a model directory. Raises CheckpointError where config.json is missing or cannot be, or
+    a component is missing, of another size, or of other dimensions by its header.
     """
+    from wanpipe.weights.expected import check_shapes
+
     model = Model(Path(directory), read_model_config(Path(directory)))
     for name, component in model.config.components.items():
         path = model.directory / component.file
@@ -69,6 +72,8 @@ def open_model(directory: Path | str) -> Model:
                 f"{path} must have {component.bytes} bytes, got {size}; {name} is damaged, convert "
                 "the checkpoint again"
             )
+        if component.config is not None:
+            check_shapes(name, path, component.config)
     return model
 
 

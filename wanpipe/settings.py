@@ -118,7 +118,7 @@ def continued(given: Sources, asked: dict[str, Any]) -> Settings:
 
 def begun(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
     """What a run from noise takes: what is asked, else the image's canvas, else the defaults."""
-    defaults = model.config.defaults.to_json()
+    defaults = plain(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
     values["scheduler"] = "unipc"
     if image is not None:

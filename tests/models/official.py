@@ -33,5 +33,5 @@ def converted(checkpoints: Path, family: str, dtype: str = "float32") -> tuple[P
     """Convert a checkpoint once per session: the model's directory and config."""
     directory = checkpoints.parent / f"{checkpoints.name}-models" / f"{family}-{dtype}"
     checkpoint = detect(checkpoints / family)
-    convert(checkpoint, directory, family, Options(dtype=dtype), lambda *_: None)
+    convert(checkpoint, directory, "0" * 32, Options(dtype=dtype), lambda *_: None)
     return directory, read_model_config(directory)

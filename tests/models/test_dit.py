@@ -1,12 +1,12 @@
 """The transformer against the official one for every variant; its dtype zones; what it keeps."""
 
-import dataclasses
 from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from msgspec import structs
 
 from tests.conftest import golden, relative_error
 from tests.models.official import TOLERANCE, allocated, converted, on_the_cpu
@@ -214,7 +214,7 @@ def test_attention_by_groups_of_heads_is_attention(monkeypatch: pytest.MonkeyPat
 def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> None:
     def peak(layers: int) -> int:
         _, tiny = converted(checkpoints, "wan21-t2v")
-        config = dataclasses.replace(tiny.dit, ffn_dim=1024, layers=layers)
+        config = structs.replace(tiny.dit, ffn_dim=1024, layers=layers)
         model = DiT(config)
         x = mx.random.normal((16, 2, 16, 16))
         seen = model.condition(mx.random.normal((3, config.text_dim)))

@@ -21,7 +21,7 @@ WIDE = T5Config(vocab=1000, dim=256, attention_dim=256, ffn_dim=1024, heads=4, l
 @pytest.fixture(scope="module")
 def config(checkpoints: Path) -> T5Config:
     _, model = converted(checkpoints, "wan21-t2v")
-    return T5Config.from_json(model.components["t5_encoder"].config, "T5 config")
+    return model.t5
 
 
 @pytest.fixture(scope="module")
