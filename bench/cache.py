@@ -220,7 +220,7 @@ def crowded(root: Path, count: int) -> Iterator[tuple[str, str]]:
         "find one with four small arrays": lambda: store.find("denoise", key),
         "locate by whole key": lambda: store.locate(keys[9]),
         "locate by prefix": lambda: store.locate(keys[9][:12]),
-        "the run of a step": lambda: store.runs_of(keys[9]),
+        "the run of a step": lambda: store.runs.of(keys[9]),
     }
     for name, work in works.items():
         yield name, told(seconds_of(work, times=9))

@@ -92,7 +92,7 @@ class Source:
         if given.frames is not None:
             step = home.find("denoise", entry.inputs["step"])
         if run is None:
-            runs = home.runs_of(step.key if step else entry.inputs["step"])
+            runs = home.runs.of(step.key if step else entry.inputs["step"])
             fitting = [one for one in runs if model and one.model.key == model.config.key]
             run = next(iter([*fitting, *runs]), None)
         return Source(step, run, model)
