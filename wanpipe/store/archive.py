@@ -15,6 +15,7 @@ from pathlib import Path
 
 from msgspec import structs
 
+from wanpipe import interrupt
 from wanpipe.documents import encode
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.store.admit import AdmitError, admit
@@ -89,6 +90,7 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
                 for file in sorted(path for path in entry.path.rglob("*") if path.is_file()):
                     name = f"{entry.stage}/{entry.key}/{file.relative_to(entry.path).as_posix()}"
                     member = member_of(name, file.stat().st_size)
+                    interrupt.check()
                     with file.open("rb") as source, archive.open(member, "w") as sink:
                         shutil.copyfileobj(source, sink, PIECE)
             for run in runs_of(together, store):
@@ -174,6 +176,7 @@ def unpack(file: Path, folder: Path) -> list[str]:
             form = MEMBER.fullmatch(member.filename)
             if form is not None:
                 found[f"{form['stage']}/{form['key']}"].append(member)
+            interrupt.check()
             target = folder / member.filename
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source, target.open("xb") as sink:
