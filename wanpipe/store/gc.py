@@ -15,7 +15,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from wanpipe import interrupt
 from wanpipe.errors import UsageError
 from wanpipe.store.disk import translated
 from wanpipe.store.index import Summary
@@ -173,7 +172,6 @@ def remove(store: Store, rows: Sequence[Summary]) -> list[Summary]:
     with translated(store.root), store.scratch() as scratch:
         scratch.mkdir()
         for row in rows:
-            interrupt.check()
             with suppress(FileNotFoundError):
                 (store.root / row.place).rename(scratch / row.key)
                 gone.append(row)
