@@ -40,6 +40,11 @@ def is_metal() -> bool:
     return is_gpu() and mx.metal.is_available()
 
 
+def is_unified() -> bool:
+    """Whether MLX computes in the host's memory, as on a Mac and on the CPU."""
+    return not is_cuda()
+
+
 @cache
 def architecture() -> str:
     """What NVIDIA's compiler calls the GPU: sm_90, for one."""
