@@ -94,6 +94,7 @@ class Means:
             computed=computed,
             texts=tuple(len(text.material[side]) for side in sides),
             latent=self.settings.latent_shape(config.vae.stride),
+            arrays=6 if "step_cache" in material else 4,
         )
 
 
