@@ -49,20 +49,18 @@ class Size:
 TINY = Size(dim=64, text=64, vae=4, width=32, height=32, num_frames=5, words=1)
 SMALL = Size(dim=64, text=64, vae=4, width=288, height=288, num_frames=9, words=2)
 LARGE = Size(dim=256, text=1024, vae=8, width=640, height=480, num_frames=13, words=40)
-# Of arrays below a size that it adapts, up to 32 MB, the allocator of Linux keeps freed ones for
-# itself, up to a fifth of the peak: with a fixed size what is measured is what the program holds.
-# Above the 4 MB of a band of the CPU's convolutions, which would be mapped anew for every band.
-FIXED = {"MALLOC_MMAP_THRESHOLD_": str(5 << 20), "MALLOC_TRIM_THRESHOLD_": str(5 << 20)}
+# glibc keeps freed arrays of up to 32 MB for itself, at times a fifth of the peak, and OpenBLAS has
+# a buffer for each thread. With these settings what is measured is what the program holds.
+SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
-def write_model(folder: Path, size: Size) -> None:
-    """Write a model directory of Wan2.2 I2V-A14B, which has every part but CLIP."""
-    import xxhash
-
-    from bench.run import component
-    from wanpipe import demo
-    from wanpipe.config import SCHEMA, VARIANTS, Component, DiTConfig, ModelConfig
-    from wanpipe.config import T5Config, VAEConfig
+def networks(size: Size) -> list[tuple[str, Any, Any, Any, str]]:
+    """Name every network, with its dimensions, the rows of its tensors and their format."""
+    from wanpipe.config import DiTConfig, T5Config, VAEConfig
     from wanpipe.models import vae
     from wanpipe.models.dit import DiT
     from wanpipe.models.umt5 import T5
@@ -70,31 +68,36 @@ def write_model(folder: Path, size: Size) -> None:
     from wanpipe.weights.rules import umt5 as t5_rules
     from wanpipe.weights.rules import vae as vae_rules
 
-    folder.mkdir()
-    heads = max(1, size.dim // 64)
-    dit = DiTConfig(
-        dim=size.dim, ffn_dim=4 * size.dim, heads=heads, layers=3, in_dim=36, out_dim=16,
-        text_dim=size.text,
-    )  # fmt: skip
-    heads = max(1, size.text // 64)
-    t5 = T5Config(
-        vocab=1024, dim=size.text, attention_dim=size.text, ffn_dim=5 * size.text // 2,
-        heads=heads, layers=6,
-    )  # fmt: skip
+    dims = {"dim": size.dim, "ffn_dim": 4 * size.dim, "heads": size.dim // 64, "layers": 3}
+    dit = DiTConfig(**dims, in_dim=36, out_dim=16, text_dim=size.text)
+    dims = {"dim": size.text, "ffn_dim": 5 * size.text // 2, "heads": size.text // 64, "layers": 6}
+    t5 = T5Config(**dims, attention_dim=size.text, vocab=1024)
     half = VAEConfig(version="2.1", encoder_dim=size.vae, decoder_dim=size.vae, z_dim=16)
-    with demo.checkpoint("t2v") as source:
-        words = (source / "google" / "umt5-xxl" / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes(words)
-    digest = xxhash.xxh3_128_hexdigest(words)
-    networks: list[tuple[str, Any, Any, Any, str]] = [
+    return [
         ("t5_encoder", T5(t5), t5, t5_rules.ROWS, "BF16"),
         ("vae", vae.decoder(half), half, vae_rules.ROWS_21_DECODER, "F32"),
         ("vae_encoder", vae.encoder(half), half, vae_rules.ROWS_21_ENCODER, "F32"),
         ("high_noise_model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
         ("low_noise_model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
     ]
+
+
+def write_model(folder: Path, size: Size) -> None:
+    """Write a model directory of Wan2.2 I2V-A14B, which has every part but CLIP, and an image."""
+    import xxhash
+    from PIL import Image
+
+    from bench.run import component
+    from wanpipe import demo
+    from wanpipe.config import SCHEMA, VARIANTS, Component, ModelConfig
+
+    folder.mkdir()
+    with demo.checkpoint("t2v") as source:
+        words = (source / "google" / "umt5-xxl" / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(words)
+    digest = xxhash.xxh3_128_hexdigest(words)
     parts = {"tokenizer": Component(file="tokenizer.json", hash=digest, bytes=len(words))}
-    parts |= {name: component(folder, name, *rest) for name, *rest in networks}
+    parts |= {name: component(folder, name, *rest) for name, *rest in networks(size)}
     variant = VARIANTS["wan2.2-i2v-a14b"]
     config = ModelConfig(
         schema=SCHEMA,
@@ -106,9 +109,8 @@ def write_model(folder: Path, size: Size) -> None:
         components=parts,
     )
     (folder / "config.json").write_text(json.dumps(config.to_json()))
-    from PIL import Image
-
-    Image.effect_noise((size.width, size.height), 100).convert("RGB").save(folder / "image.png")
+    noise = Image.effect_noise((size.width, size.height), 100)
+    noise.convert("RGB").save(folder / "image.png")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def run(words: Sequence[object], folder: Path) -> Ran:
     """Run a command of wanpipe in `folder`."""
     peak = folder / "peak"
     command = [sys.executable, "-m", "wanpipe", *map(str, words), "--events", "json"]
-    environment = {**os.environ, **FIXED}
+    environment = {**os.environ, **SETTINGS}
     done = subprocess.run(
         [sys.executable, "-c", WAIT, str(peak), *command],
         cwd=folder, env=environment, capture_output=True, text=True,

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec import UnsetType, structs
+from msgspec import UNSET, UnsetType, structs
 
 from wanpipe import chain, cli, forecast, loras, options, sources
 from wanpipe.budget import ITEMSIZE, Expert, ExpertNeed, Need, choose
@@ -106,6 +106,7 @@ class Context:
             computed=computed,
             texts=tuple(len(getattr(text.material, side)) for side in sides),
             latent=latent_shape(self.settings, config.vae.stride),
+            arrays=6 if material.step_cache is not UNSET else 4,
         )
 
 

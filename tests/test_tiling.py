@@ -7,9 +7,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from bench.weights import Random
 from wanpipe import tiling
 from wanpipe.config import VAEConfig
 from wanpipe.models import vae
+from wanpipe.weights.rules import vae as vae_rules
 
 CONFIG = VAEConfig(version="2.1", encoder_dim=4, decoder_dim=4, z_dim=16)
 
@@ -102,7 +104,10 @@ def test_every_value_becomes_the_byte_that_whole_frames_give() -> None:
 
 def test_one_tile_is_the_whole_frame() -> None:
     decoder, latent = vae.decoder(CONFIG), mx.random.normal((16, 2, 4, 3))
+    rows = vae_rules.ROWS_21_DECODER
+    Random(decoder, rows, dtype="F32").fill(decoder, mx.float32)
     whole = vae.joined(decoder.frames(latent))
+    assert len(np.unique(whole)) > 100
     assert np.array_equal(np.concatenate(list(tiling.frames(decoder, latent, 8))), whole)
 
 
