@@ -232,8 +232,9 @@ def planned(
     if step is not None and before is not None:
         taken = before.steps[: before.steps.index(step.key) + 1]
         whole = structs.replace(new, start=before.start, first=before.first, steps=taken + steps)
-        # wanpipe 0.1.0 did not note the model's key
-        known = whole.model if before.model.key else structs.replace(whole.model, key=None)
+        # wanpipe 0.1.0 noted where the model lies, and no more
+        known = structs.replace(whole.model, key=None, experts={})
+        known = whole.model if before.model.key else known
         if runs.named(structs.replace(whole, model=known)).key == before.key or not steps:
             new = whole  # nothing is changed: the run goes on
     return Trajectory(runs.named(new), recipes, draw, step)

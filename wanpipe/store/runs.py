@@ -132,7 +132,8 @@ def named(run: Run) -> Run:
     identity = {
         name: plain(getattr(run, name)) for name in ("start", "text", "image", "settings", "dtype")
     }
-    key = key_of({"schema": 1, "run": identity, "model": run.model.key})
+    model = {"key": run.model.key, "experts": run.model.experts}
+    key = key_of({"schema": 1, "run": identity, "model": model})
     return structs.replace(run, key=key)
 
 
