@@ -7,7 +7,7 @@ WANPIPE := $(BIN)/wanpipe
 # MLX's backend: plain on macOS, CUDA where an NVIDIA driver is, else the CPU
 EXTRA := $(shell [ "$$(uname)" = Darwin ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo '[cuda13]' || echo '[cpu]'; })
 
-.PHONY: help demo picture test lint types unit format films clean
+.PHONY: help demo picture test quick lint types unit format films clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,6 +36,9 @@ picture: .venv/ready  ## draw docs/demo.gif anew, the picture in the README
 
 test: lint types unit  ## all checks
 
+quick: TESTS = -m 'not slow'
+quick: test  ## run the checks without the slow tests
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ types: .venv/ready
 # tests multiply small matrices, and may run beside other work
 unit: export OPENBLAS_NUM_THREADS = 1
 unit: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 format: .venv/ready  ## format the code
 	$(BIN)/ruff check --fix .

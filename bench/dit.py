@@ -15,11 +15,11 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+from msgspec.structs import replace
 
 from bench import limits, parts
 from bench.peer import beside

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,6 +24,7 @@ from bench.sizes import DITS
 from bench.weights import Random, Rows, parser, relative
 from wanpipe.config import DiTConfig
 from wanpipe.device import compute_dtype, mlx_dtype
+from wanpipe.documents import plain
 from wanpipe.geometry import Triple
 from wanpipe.models import rope
 from wanpipe.models.dit import Condition, DiT, Stream
@@ -52,7 +52,7 @@ def prepare(folder: Path, config: DiTConfig, latent: Triple) -> None:
     }
     for name, shape in shapes.items():
         np.save(folder / f"{name}.npy", generator.standard_normal(shape, np.float32))
-    described = {**asdict(config), "inputs": list(shapes)}
+    described = {**plain(config), "inputs": list(shapes)}
     (folder / "config.json").write_text(json.dumps(described))
 
 
@@ -112,7 +112,7 @@ def bench(name: str, program: str, is_small: bool, rows: Rows) -> None:
     """Compare at one width."""
     config, latent = DITS[name][0], SMALL if is_small else LATENT
     config = small(config) if is_small else config
-    config = DiTConfig(**{**asdict(config), "layers": LAYERS})
+    config = DiTConfig(**{**plain(config), "layers": LAYERS})
     dtype = compute_dtype("bfloat16")
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)

@@ -6,10 +6,11 @@ before, so that no launch is waited for and no input is still in a cache.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from msgspec.structs import replace
 
 from bench import limits
 from bench.weights import Random, Rows, measure

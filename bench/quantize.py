@@ -10,7 +10,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source = Path(folder) / "model.safetensors"
         if chosen.model:
             model = read_model_config(chosen.model)
-            config = replace(model.dit)
+            config = model.dit
             source.symlink_to((chosen.model / f"{model.experts[-1]}.safetensors").resolve())
         else:
             random_model(source, config, chosen.seed)

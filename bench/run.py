@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ from wanpipe.config import (
     SCHEMA,
     VARIANTS,
     Component,
+    Components,
     DiTConfig,
     ModelConfig,
-    Strict,
     T5Config,
     VAEConfig,
 )
+from wanpipe.documents import Document, encode
 from wanpipe.models import vae
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
@@ -67,7 +68,7 @@ def component(
     folder: Path,
     name: str,
     network: nn.Module,
-    config: Strict,
+    config: Document,
     rows: Sequence[Row],
     dtype: str,
     gains: Mapping[str, float] | None = None,
@@ -80,7 +81,7 @@ def component(
         hash=written.hash,
         bytes=written.bytes,
         parameters=random.parameters,
-        config=asdict(config),
+        config=config,
     )
 
 
@@ -92,7 +93,7 @@ def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
     (folder / "tokenizer.json").write_bytes(words)
     digest = xxhash.xxh3_128_hexdigest(words)
     parts = {
-        "tokenizer": Component(file="tokenizer.json", hash=digest, bytes=len(words)),
+        "tokenizer": Component(file="tokenizer.json", hash=digest, bytes=len(words), config=None),
         "t5_encoder": component(folder, "t5_encoder", T5(t5), t5, t5_rules.ROWS, "BF16"),
         # the VAE stays float32, as convert keeps it
         "vae": component(
@@ -108,9 +109,9 @@ def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
         dtype="bfloat16",
         quantization=None,
         defaults=variant.defaults,
-        components=parts,
+        files=Components(**parts),
     )
-    (folder / "config.json").write_text(json.dumps(config.to_json()))
+    (folder / "config.json").write_bytes(encode(config))
 
 
 def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, float]:

@@ -74,10 +74,10 @@ def film(
     frames = decode.run(model, Sources(step=last), decode.Params(), store).read("frames")
     ran, step = 0, last
     while True:
-        ran += step.made.get("network_ran", True)
-        if step.record["parent"] is None:
+        ran += step.made.network_ran is not False
+        if step.parent is None:
             break
-        [step] = [store.find("denoise", step.record["parent"])]
+        [step] = [store.find("denoise", step.parent)]
     return Film(last.read("latent"), frames, ran, seconds)
 
 

@@ -13,10 +13,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+from msgspec.structs import replace
 
 from bench.sizes import T5_XXL
 from bench.weights import Random, Rows, measure, parser, read_plainly

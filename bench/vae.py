@@ -17,7 +17,6 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -31,6 +30,7 @@ from wanpipe import budget
 from wanpipe.budget import ITEMSIZE, FilmNeed, Need
 from wanpipe.config import VAEConfig
 from wanpipe.device import describe, is_cuda, within
+from wanpipe.documents import plain
 from wanpipe.models import vae
 from wanpipe.models.causal_conv import SAME, CausalConv, Past, convolve, summed
 from wanpipe.models.causal_vae import AttentionBlock, Downsample, Norm, Upsample
@@ -137,7 +137,7 @@ def compare(
     """Print what diffusers takes for the same, where that is asked for."""
     if asked.torch:
         mx.clear_cache()  # the GPU's memory is theirs, too
-        task = {**asdict(config), "half": half, "shape": shape, "repeats": 1}
+        task = {**plain(config), "half": half, "shape": shape, "repeats": 1}
         theirs = beside("coder", task, ours, cpu=asked.small)
         told = f"skipped: {theirs.get('skipped')} | | | | |"
         if "seconds" in theirs:

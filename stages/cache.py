@@ -16,8 +16,9 @@ import click
 from wanpipe import cli, options, words
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.store import Store
-from wanpipe.store.index import STAGES, Summary
+from wanpipe.store.index import Summary
 from wanpipe.store.listing import Filter, Listed, listed, usage
+from wanpipe.store.schema import STAGES
 
 
 class Size(click.ParamType[int]):
@@ -50,14 +51,19 @@ def command() -> None:
 
 @command.command("ls")
 @cli.looking
-@click.option("--stage", type=click.Choice(STAGES), help="Entries of one stage.")
+@click.option("--stage", type=click.Choice(list(STAGES)), help="Entries of one stage.")
 @click.option("--model", metavar="TEXT", help="Made with a model of this path or variant.")
 @click.option("--prompt", metavar="TEXT", help="With this in the prompt.")
 @click.option("--older-than", type=Age(), metavar="AGE", help="Made longer ago, as 30d or 12h.")
 @click.option("--newer-than", type=Age(), metavar="AGE", help="Made since.")
+@click.option("--steps", is_flag=True, help="A row for every step. Default: a row for every run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def ls(session: cli.Session, as_json: bool, **conditions: Any) -> None:
-    """List entries, the latest last: key, stage, what, size, age, names."""
+    """List runs and other entries, the latest last: key, stage, what, size, age, names.
+
+    The key of a run is that of its last step; with `--stage denoise` or `--steps` every step has a
+    row of its own.
+    """
     gc.disable()  # 100,000 small objects without a cycle: looking for one takes a third of the time
     click.get_current_context().call_on_close(gc.enable)
     rows = listed(session.store, Filter(**conditions))
@@ -71,17 +77,17 @@ def ls(session: cli.Session, as_json: bool, **conditions: Any) -> None:
 
 
 def line_of(one: Listed, now: float) -> tuple[str, ...]:
-    """The columns of one entry."""
-    row = one.row
-    what = words.plain(row.what)
+    """The columns of one entry or run."""
+    row, run, what = one.row, one.run, words.plain(one.what)
     if row.step is not None:
-        seed = "noise given" if row.seed is None else f"seed {row.seed}"
-        what = f"{seed}, step {row.step + 1}/{row.steps}, {what}"
+        seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
+        of = f"/{run.settings.steps}" if run else ""
+        what = f"{seed}, step {row.step + 1}{of}, {what}"
     if one.prompt is not None:
         what = f"{words.quoted(one.prompt)}, {what}" if what else words.quoted(one.prompt)
     labels = ", ".join([*one.names, "pinned"] if one.pinned else one.names)
     age = words.age(now - words.seconds_of(row.time)) if row.time else "?"
-    return row.key[:12], row.stage, what, words.amount(row.bytes, "B"), age, labels
+    return row.key[:12], row.stage, what, words.amount(one.bytes, "B"), age, labels
 
 
 @command.command("du")
@@ -114,7 +120,9 @@ def verify(context: click.Context, session: cli.Session, repair: bool) -> None:
     for path, error in damaged(store):
         count += 1
         click.echo(path)
-        if repair:
+        if repair and path.is_file():
+            path.unlink()  # the record of a run; its steps stay
+        elif repair:
             store.set_aside(path, error)
         else:
             store.report.event("damaged", path=str(path))
@@ -161,7 +169,10 @@ def collect(
     if not dry_run:
         engine.sweep(store, paths)
         gone = engine.remove(store, plan.removed) if plan.removed else []
-    lines = [*map(str, paths), *(f"{store.root}/{row.place}" for row in gone)]
+    runs = [store.runs.path(key) for key in engine.forgotten(store, plan.left.values())]
+    for path in [] if dry_run else runs:
+        path.unlink(missing_ok=True)
+    lines = [*map(str, [*paths, *runs]), *(f"{store.root}/{row.place}" for row in gone)]
     if lines:
         click.echo("\n".join(lines))
     store.report.event(
@@ -218,7 +229,7 @@ def export(session: cli.Session, references: tuple[str, ...], file: Path) -> Non
     from wanpipe.store import archive
 
     store = session.store
-    entries = [store.resolve(reference) for reference in references]
+    entries = [store.look(reference) for reference in references]
     together = archive.export(entries, file, store)
     store.report.event("written", path=str(file), entries=len(together))
     click.echo(file)
@@ -227,11 +238,11 @@ def export(session: cli.Session, references: tuple[str, ...], file: Path) -> Non
 @command.command("import")
 @cli.looking
 @click.argument("file", type=options.PATH)
-def take_in(session: cli.Session, file: Path) -> None:
-    """Take in the entries of an export. A file that is not sound throughout changes nothing."""
+def import_(session: cli.Session, file: Path) -> None:
+    """Import the entries of an export. A file that is not sound throughout changes nothing."""
     from wanpipe.store import archive
 
-    for path in archive.take_in(file, session.store):
+    for path in archive.import_(file, session.store):
         click.echo(path)
 
 

@@ -22,6 +22,7 @@ from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.model import find_model, open_model
 from wanpipe.report import Task
 from wanpipe.store import Draft, Recipe, Store
+from wanpipe.store import material as named
 
 UNIT = 1 << 20  # bytes in a step of the progress bar
 BITS, TEXT_BITS, GROUP_SIZE = 4, 8, 64  # of quantised matrices, unless told
@@ -59,14 +60,23 @@ def run(params: Params, store: Store) -> Path:
     def tell(component: str, layer: str, error: float) -> None:
         store.report.event("quantized", component=component, layer=layer, relative_error=error)
 
+    fresh: dict[str, str] = {}
+
+    def wrote(path: Path, digest: str) -> None:
+        fresh[path.name] = digest
+
     def write(directory: Path) -> dict[str, str]:
         with bars(store, "convert") as progress:
-            config = engine(directory, recipe.key, progress=progress, tell=tell)
+            config = engine(directory, recipe.key, progress=progress, tell=tell, wrote=wrote)
         return {component.file: component.hash for component in config.components.values()}
 
     if params.output_dir is not None:
-        return outside(params.output_dir, recipe, write, store)
-    return store.obtain(recipe, filler(write)).path
+        made = outside(params.output_dir, recipe, write, store)
+    else:
+        made = store.obtain(recipe, filler(write)).path
+    for name, digest in fresh.items():  # in place at last: the first run need not read them
+        store.memo.learn(made / name, digest)
+    return made
 
 
 def check(params: Params) -> None:
@@ -124,11 +134,7 @@ def from_model(params: Params, store: Store) -> tuple[Recipe, Callable[..., Mode
 
 def recipe_of(material: dict[str, Any], made: dict[str, Any]) -> Recipe:
     """The recipe of a converted model."""
-    from wanpipe.weights.convert import ALGORITHM
-
-    return Recipe(
-        stage="convert", algorithm=ALGORITHM, material=material, made=made, resumable=True
-    )
+    return Recipe(material=named("convert", **material), made=made, resumable=True)
 
 
 def quantization(params: Params) -> dict[str, Quantization]:

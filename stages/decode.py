@@ -13,26 +13,25 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import UNSET, UnsetType
 
 from wanpipe import budget, cli, forecast, geometry, options, sources
 from wanpipe.budget import ITEMSIZE, FilmNeed
 from wanpipe.errors import UsageError, WanpipeError
-from wanpipe.lineage import lineage_of
+from wanpipe.lineage import lineage_of, reference
 from wanpipe.model import Model, find_model
-from wanpipe.settings import Settings
+from wanpipe.settings import latent_shape
 from wanpipe.sources import Sources
-from wanpipe.store import Draft, Entry, Recipe, Store
+from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
 from wanpipe.store.later import Later
-from wanpipe.store.recipe import record_of
+from wanpipe.store.runs import Video
 
 if TYPE_CHECKING:
     import numpy as np
 
-ALGORITHM = 1
 LARGEST_FPS = 240
 # the tiles that change pixels, as named in the material
 TILES = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
-SLICE = 4  # frames in a chunk on disk: as many as one latent frame decodes to
 Take = Callable[["np.ndarray"], None]
 
 
@@ -61,77 +60,131 @@ def run(model: Model | None, given: Sources, params: Params, store: Store) -> En
         raise UsageError(
             f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
         )
-    with Filming(params, store) as film:
+    if given.frames is None and given.step is None:
+        raise UsageError("no step is given; make one with `wanpipe denoise`, name it with --from")
+    source = Source.of(model, given, store)
+    with Filming(source, params, store) as film:
         entry = given.frames
         if entry is None:
-            if given.step is None:
-                raise UsageError(
-                    "no step is given; make one with `wanpipe denoise`, name it with --from"
-                )
             assert model is not None, "only given frames go without a model"
-            entry = frames_of(model, given.step, params, store, film)
+            entry = frames_of(model, source, params, store, film)
         film.finish(entry)
     return entry
 
 
-def frames_of(model: Model, step: Entry, params: Params, store: Store, film: "Filming") -> Entry:
+@dataclass(frozen=True)
+class Source:
+    """The step to decode, None where only its frames are there, the run it is decoded for, and the
+    model where one is given.
+    """
+
+    step: Entry | None
+    run: Run | None
+    model: Model | None
+
+    @staticmethod
+    def of(model: Model | None, given: Sources, store: Store) -> "Source":
+        """Find the run of what is given: the latest that the model made, where it made one."""
+        entry = given.frames or given.step
+        assert entry is not None
+        home, run, step = Store(entry.root, store.report), given.run, given.step
+        if given.frames is not None:
+            step = home.find("denoise", entry.inputs["step"])
+        if run is None:
+            runs = home.runs.of(step.key if step else entry.inputs["step"])
+            fitting = [one for one in runs if model and one.model.key == model.config.key]
+            run = next(iter([*fitting, *runs]), None)
+        return Source(step, run, model)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second. Raises UsageError where neither run nor model tells."""
+        fps = self.run.fps if self.run else None
+        if fps is None and self.model is not None:
+            fps = self.model.config.defaults.fps
+        if fps is None:
+            raise UsageError("no run knows the frames per second of these frames; use --fps")
+        return fps
+
+    @property
+    def trim(self) -> int:
+        """Latent frames to trim. A run without a record is known by its noise alone."""
+        if self.run is not None:
+            return self.run.settings.trim_first_frames
+        noise = self.step.material.noise if self.step else UNSET
+        trim = UNSET if isinstance(noise, UnsetType) else noise.trim_first_frames
+        return 0 if isinstance(trim, UnsetType) else trim
+
+    def lineage(self, store: Store) -> dict[str, Any]:
+        """How the step came to be."""
+        if self.step is None:
+            return {} if self.run is None else {"seed": self.run.seed, "prompt": self.run.prompt}
+        home = Store(self.step.root, store.report)
+        return lineage_of(self.step, self.run, self.model, home)
+
+
+def frames_of(model: Model, source: Source, params: Params, store: Store, film: "Filming") -> Entry:
     """Return the entry of the step's frames, in the first way that is there already or else keeps
     within the memory.
 
-    Raises UsageError for a step of another VAE, and where --memory is less than any way takes.
+    Raises UsageError for a latent that the VAE cannot decode, and where --memory is less than any
+    way takes.
     """
-    if step.made["vae"] != model.hash("vae"):
-        raise UsageError(
-            f"step {step.key[:8]} was made for another VAE than that of {model.directory}; use the "
-            "model that made it"
-        )
-    ways = ways_of(model, step, params.tiling)
-    there = [way for way in ways if not store.wants(recipe_of(model, step, way))]
+    ways = ways_of(model, source, params.tiling, store)
+    there = [way for way in ways if not store.wants(recipe_of(model, source, way))]
     way = there[0] if there else budget.choose("vae", ways, params.memory, store.report)
-    recipe = recipe_of(model, step, way)
-    entry = store.obtain(recipe, filler(model, step, recipe, way, store, film))
+    recipe = recipe_of(model, source, way)
+    entry = store.obtain(recipe, filler(model, source, recipe, way, store, film))
+    store.keep_model(reference(model))
     if not there:
         forecast.tell("vae", "decode", way, 1, store)
     return entry
 
 
-def ways_of(model: Model, step: Entry, tiling: str) -> list[FilmNeed]:
+def ways_of(model: Model, source: Source, tiling: str, store: Store) -> list[FilmNeed]:
     """List the ways of decoding that --tiling allows, the best first."""
     from wanpipe.device import compute_dtype, is_cuda
 
-    settings, config = Settings.from_json(step.made["settings"], "settings"), model.config
-    latent = settings.latent_shape(config.vae.stride)
+    config, step = model.config, source.step
+    assert step is not None
+    if store.has("denoise", step.key) or not store.dry:
+        channels, *latent = step.shape("latent")
+        if channels != config.vae.z_dim:
+            raise UsageError(
+                f"step {step.key[:8]} was made for another VAE: it has {channels} channels, "
+                f"that of {model.directory} decodes {config.vae.z_dim}; use the model that made it"
+            )
+    else:  # a step that is only planned
+        assert source.run is not None
+        latent = list(latent_shape(source.run.settings, config.vae.stride))
     computed = ITEMSIZE[compute_dtype(config.dtype)]
-    ways = budget.film(config.vae, latent, computed, is_cuda())
-    large = max(settings.width, settings.height) > geometry.TILE
+    size = (latent[0], latent[1], latent[2])
+    ways = budget.film(config.vae, size, computed, is_cuda())
+    large = max(size[1:]) * config.vae.stride[1] > geometry.TILE
     whole = [way for way in ways if not way.tiled]
     tiled = [way for way in ways if way.tiled and large]
     return {"auto": whole + tiled, "none": whole, "spatial": tiled or whole}[tiling]
 
 
-def recipe_of(model: Model, step: Entry, way: FilmNeed) -> Recipe:
+def recipe_of(model: Model, source: Source, way: FilmNeed) -> Recipe:
     """Say what the frames of a step will be, decoded in one way."""
     from wanpipe.device import compute_dtype
 
-    material = {
-        "vae": model.hash("vae"),
-        "step": step.key,
-        "tiling": TILES if way.tiled else None,
-        "trim_first_frames": step.made["settings"]["trim_first_frames"],
-        "dtype": compute_dtype(model.config.dtype),
-    }
-    made = {"fps": model.config.defaults.fps, "model": str(model.directory.resolve())}
-    return Recipe(
-        stage="decode",
-        algorithm=ALGORITHM,
-        material=material,
-        inputs={"step": step.key},
-        made=made,
+    assert source.step is not None
+    named = material(
+        "decode",
+        vae=model.hash("vae"),
+        step=source.step.key,
+        tiling=TILES if way.tiled else None,
+        trim_first_frames=source.trim,
+        dtype=compute_dtype(model.config.dtype),
     )
+    made = {"model": str(model.directory.resolve())}
+    return Recipe(material=named, inputs={"step": source.step.key}, made=made)
 
 
 def filler(
-    model: Model, step: Entry, recipe: Recipe, way: FilmNeed, store: Store, film: "Filming"
+    model: Model, source: Source, recipe: Recipe, way: FilmNeed, store: Store, film: "Filming"
 ) -> Callable[[Draft], dict[str, Any]]:
     """Return what decodes the latent into entry and film, slice by slice, in the memory of one."""
 
@@ -144,10 +197,11 @@ def filler(
         from wanpipe.models import vae
         from wanpipe.weights.load import load_network
 
-        latent = step.read("latent")
-        trim = 4 * recipe.material["trim_first_frames"]
+        assert source.step is not None
+        latent = source.step.read("latent")
+        trim = 4 * source.trim
         network = vae.decoder(model.config.vae)
-        load_network(network, model.checked("vae", store), mlx_dtype(recipe.material["dtype"]))
+        load_network(network, model.checked("vae", store), mlx_dtype(recipe.material.dtype))
         store.report.event("loaded", component="vae")
         stride = model.config.vae.stride
         if way.tiled:
@@ -157,10 +211,9 @@ def filler(
             pieces = (np.array(vae.as_bytes(piece)) for piece in whole)
         frames = 4 * (latent.shape[1] - 1) + 1 - trim
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
-        lineage = lineage_of(step, model, Store(step.path.parent.parent, store.report))
-        film.begin(Entry(draft.path, record_of(recipe, {"lineage": lineage})))
+        film.begin(recipe.key)
         with (
-            draft.stream("frames", shape, "uint8", ("T", "Y", "X", "C"), SLICE) as sink,
+            draft.stream("frames", shape) as sink,
             store.report.task("decode", latent.shape[1]) as task,
             within(way.limit),
         ):
@@ -170,7 +223,7 @@ def filler(
                 film.take(frames)
 
             keep(pieces, trim, take, task.advance)
-        return {**made(), "flops": way.flops, "lineage": lineage}
+        return {**made(), "flops": way.flops}
 
     return fill
 
@@ -197,9 +250,9 @@ class Filming(Later[bool]):
     or else from the cache. Leaving the context before `finish` leaves no film.
     """
 
-    def __init__(self, params: Params, store: Store) -> None:
+    def __init__(self, source: Source, params: Params, store: Store) -> None:
         super().__init__("film")
-        self.params, self.store = params, store
+        self.source, self.params, self.store = source, params, store
         self.waiting: SimpleQueue[np.ndarray | None] = SimpleQueue()
         self.left = False
 
@@ -208,10 +261,10 @@ class Filming(Later[bool]):
         self.waiting.put(None)
         super().__exit__()
 
-    def begin(self, entry: Entry) -> None:
-        """Start the film of what will be this entry; `take` gets its frames."""
+    def begin(self, key: str) -> None:
+        """Start the film of what will be the entry `key`; `take` gets its frames."""
         if self.params.output is not None:
-            self.add(partial(self.write, self.params.output, entry, self.slices()))
+            self.add(partial(self.write, self.params.output, key, self.slices()))
 
     def take(self, frames: "np.ndarray") -> None:
         """Have frames written; without effect where no film is under way, or not any more."""
@@ -231,24 +284,29 @@ class Filming(Later[bool]):
         if output is None or self.store.dry:
             return
         self.waiting.put(None)
-        done = list(self.results(0)) or [self.write(output, entry, entry.blocks("frames"))]
+        done = list(self.results(0)) or [self.write(output, entry.key, entry.blocks("frames"))]
         fields = {"kind": "written"} if done[0] else {"kind": "reused", "stage": "film"}
         self.store.report.event(**fields, path=str(output))
+        run = self.source.run
+        if run is not None:
+            fps = float(self.params.fps or self.source.fps)
+            video = Video(path=str(output.resolve()), frames=entry.key, fps=fps)
+            self.store.keep_video(run, video)
 
-    def write(self, output: Path, entry: Entry, slices: Iterable["np.ndarray"]) -> bool:
-        """Write an entry's frames as a film that tells its lineage; False where it is there already
-        and was left alone.
+    def write(self, output: Path, key: str, slices: Iterable["np.ndarray"]) -> bool:
+        """Write the frames of the entry `key` as a film that tells its lineage; False where it is
+        there already and was left alone.
         """
         from wanpipe import media
         from wanpipe.store.keys import canonical
 
-        rate = self.params.fps or entry.made["fps"]
+        rate = self.params.fps or self.source.fps
         rate = int(rate) if rate == int(rate) else rate
-        lineage = {**entry.made["lineage"], "decode": entry.key, "fps": rate}
+        lineage = {**self.source.lineage(self.store), "decode": key, "fps": rate}
         comment = canonical({"wanpipe": lineage}).decode()
         if output.exists() and not self.store.force and says(output, comment):
             return False
-        metadata = {"title": lineage.get("prompt", ""), "comment": comment}
+        metadata = {"title": lineage.get("prompt") or "", "comment": comment}
         media.write_film(output, slices, rate, metadata)
         return True
 
@@ -277,5 +335,5 @@ def command(
     """
     given = sources.collect(references, ("step", "frames"), session.store)
     needed = given.frames is None and given.step is not None
-    found = find_model(model, given.entries, session.store) if needed else None
+    found = find_model(model, given.entries, session.store, given.run) if needed else None
     session.deliver([run(found, given, Params(**asked), session.store).path])

@@ -15,8 +15,9 @@ import click
 from wanpipe import budget, cli, forecast, geometry, options
 from wanpipe.budget import ITEMSIZE, Need
 from wanpipe.errors import UsageError
+from wanpipe.lineage import reference
 from wanpipe.model import Model, find_model
-from wanpipe.store import Draft, Entry, Recipe, Store
+from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.store.keys import hash_array
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from wanpipe.image import Mode, Resample
-
-ALGORITHM = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +70,25 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     resample: Resample = "lanczos" if model.config.task == "ti2v" else "bicubic"
     pixels = fit(image, canvas.width, canvas.height, canvas.fit, resample)
     clip = clip_pixels(image) if model.takes_clip else None
-    material = {
-        "vae": model.hash("vae_encoder"),
-        "clip": model.hash("clip") if model.takes_clip else None,
-        "pixels": hash_array(pixels),
-        "clip_pixels": None if clip is None else hash_array(clip),
-        "width": canvas.width,
-        "height": canvas.height,
-        "num_frames": canvas.num_frames,
-        "mode": model.config.task,
-        "dtype": compute_dtype(model.config.dtype),
-    }
+    named = material(
+        "encode-image",
+        vae=model.hash("vae_encoder"),
+        clip=model.hash("clip") if model.takes_clip else None,
+        pixels=hash_array(pixels),
+        clip_pixels=None if clip is None else hash_array(clip),
+        width=canvas.width,
+        height=canvas.height,
+        num_frames=canvas.num_frames,
+        mode=model.config.task,
+        dtype=compute_dtype(model.config.dtype),
+    )
     made = {"image": params.image.name, "fit": canvas.fit, "model": str(model.directory.resolve())}
-    recipe = Recipe(stage="encode-image", algorithm=ALGORITHM, material=material, made=made)
+    recipe = Recipe(material=named, made=made)
     missing, need = store.wants(recipe), needed(model, canvas)
     if missing:
         budget.choose("vae_encoder", [need], params.memory, store.report)
     entry = store.obtain(recipe, filler(model, pixels, clip, recipe, need, store))
+    store.keep_model(reference(model))
     if missing:
         forecast.tell("vae_encoder", "encode-image", need, 1, store)
     return entry
@@ -140,16 +141,16 @@ def filler(
         from wanpipe.device import made, within
         from wanpipe.imagecoder import clip_features, condition, first_frame
 
-        dtype = recipe.material["dtype"]
+        dtype = recipe.material.dtype
         with within(need.limit):
             if model.config.task == "ti2v":
-                draft.write("latent", np.array(first_frame(model, pixels, dtype, store)), "CFHW")
+                draft.write("latent", np.array(first_frame(model, pixels, dtype, store)))
             else:
-                frames = recipe.material["num_frames"]
+                frames = recipe.material.num_frames
                 array = np.array(condition(model, pixels, frames, dtype, store))
-                draft.write("condition", array, "CFHW")
+                draft.write("condition", array)
             if clip is not None:
-                draft.write("clip", np.array(clip_features(model, clip, dtype, store)), "LD")
+                draft.write("clip", np.array(clip_features(model, clip, dtype, store)))
         return made() | {"flops": need.flops}
 
     return fill

@@ -17,13 +17,13 @@ from wanpipe import budget, cli, forecast, options
 from wanpipe.budget import ITEMSIZE, Need
 from wanpipe.config import T5Config
 from wanpipe.errors import UsageError
+from wanpipe.lineage import reference
 from wanpipe.model import Model, find_model
-from wanpipe.store import Draft, Entry, Recipe, Store
+from wanpipe.store import Draft, Entry, Recipe, Store, material
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-ALGORITHM = 1
 Ids = tuple[int, ...]
 
 
@@ -57,24 +57,26 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
     tasks: list[tuple[Ids, Recipe]] = []
     for prompt in params.prompts:
         ids = tuple(tokenizer.ids(prompt, text_len))
-        material = {
-            "t5": model.hash("t5_encoder"),
-            "tokenizer": model.hash("tokenizer"),
-            "prompt": list(ids),
-            "negative": list(negative_ids),
-            "text_len": text_len,
-            "dtype": dtype,
-        }
+        named = material(
+            "encode-text",
+            t5=model.hash("t5_encoder"),
+            tokenizer=model.hash("tokenizer"),
+            prompt=list(ids),
+            negative=list(negative_ids),
+            text_len=text_len,
+            dtype=dtype,
+        )
         made = {
             "prompt": prompt,
             "negative_prompt": negative,
             "model": str(model.directory.resolve()),
         }
-        recipe = Recipe(stage="encode-text", algorithm=ALGORITHM, material=material, made=made)
+        recipe = Recipe(material=named, made=made)
         tasks.append((ids, recipe))
     missing = [ids for ids, recipe in tasks if store.wants(recipe)]
     encode = Encoding(model, [*missing, negative_ids], dtype, params.memory, store)
     entries = [store.obtain(recipe, filler(encode, ids, negative_ids)) for ids, recipe in tasks]
+    store.keep_model(reference(model))
     if missing:
         forecast.tell("t5_encoder", "encode-text", encode.need, 1, store)
     return entries
@@ -94,7 +96,7 @@ class Encoding:
     @cached_property
     def config(self) -> T5Config:
         """Dimensions of T5."""
-        return T5Config.from_json(self.model.component("t5_encoder").config, "T5 config")
+        return self.model.config.t5
 
     @cached_property
     def need(self) -> Need:
@@ -133,8 +135,8 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
         from wanpipe.device import made
 
         fresh = not encode.done
-        draft.write("prompt", np.array(encode.rows(prompt)), "LD")
-        draft.write("negative", np.array(encode.rows(negative)), "LD")
+        draft.write("prompt", np.array(encode.rows(prompt)))
+        draft.write("negative", np.array(encode.rows(negative)))
         return made() | ({"flops": encode.need.flops} if fresh else {})
 
     return fill

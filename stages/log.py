@@ -6,13 +6,15 @@ Writes: nothing; the tree goes to stdout.
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import click
 
 from wanpipe import cli, words
 from wanpipe.errors import UsageError
-from wanpipe.store import Store
+from wanpipe.store import Run, Store
 from wanpipe.store.index import Summary
+from wanpipe.store.listing import said
 from wanpipe.store.tree import Forest, draw, forest
 
 
@@ -34,11 +36,12 @@ def run(reference: str, store: Store) -> Iterator[str]:
         roots = [trees.root(step)] if step in trees.steps else []
     if not roots:
         raise UsageError(f"no step in {home.root} belongs to {reference}")
-    names = labels(home)
+    owners = {step: run for run in reversed(home.runs.all()) for step in run.steps}
+    known = Known(rows, trees, owners, labels(home))
     for index, root in enumerate(roots):
         if index:
             yield ""
-        yield from tree(trees, root, Teller(rows, trees, root, names, row.key))
+        yield from tree(trees, root, Teller(known, root, row.key))
 
 
 def labels(store: Store) -> dict[str, list[str]]:
@@ -57,20 +60,31 @@ def tree(trees: Forest, root: str, teller: "Teller") -> Iterator[str]:
     yield f"o {teller.start()}"
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a cache: summaries by stage/key, its trees, runs by step, and labels by
+    stage/key.
+    """
+
+    rows: dict[str, Summary]
+    trees: Forest
+    runs: dict[str, Run]
+    names: dict[str, list[str]]
+
+
 class Teller:
     """Tells the steps of one tree in words, each only in what is not said at its root."""
 
-    def __init__(
-        self,
-        rows: dict[str, Summary],
-        trees: Forest,
-        root: str,
-        names: dict[str, list[str]],
-        asked: str,
-    ) -> None:
-        self.rows, self.trees, self.names, self.asked = rows, trees, names, asked
+    def __init__(self, known: Known, root: str, asked: str) -> None:
+        self.rows, self.trees, self.runs = known.rows, known.trees, known.runs
+        self.names, self.asked = known.names, asked
+        trees = known.trees
         self.first = trees.steps.get(root) or trees.steps[trees.after[root][0]]
         self.now = time.time()
+
+    def what(self, row: Summary) -> str:
+        """What a step holds, with the size and LoRAs of its run."""
+        return words.plain(said(row, self.runs.get(row.key)))
 
     def prompt(self, row: Summary) -> str:
         """The prompt of a step in quotation marks, or its key where the text is gone."""
@@ -80,8 +94,9 @@ class Teller:
 
     def start(self) -> str:
         """What the run began with."""
-        seed = "noise given" if self.first.seed is None else f"seed {self.first.seed}"
-        return f"{seed}, {self.prompt(self.first)}, {words.plain(self.first.what)}"
+        run = self.runs.get(self.first.key)
+        seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
+        return f"{seed}, {self.prompt(self.first)}, {self.what(self.first)}"
 
     def shown(self, key: str) -> bool:
         """Whether a step is worth a line of its own wherever it stands."""
@@ -92,12 +107,14 @@ class Teller:
         row = self.trees.steps.get(key)
         if row is None:
             return f"{key[:8]}  removed"
-        parts = [f"{key[:8]}  step {(row.step or 0) + 1}/{row.steps}"]
+        run = self.runs.get(key)
+        of = f"/{run.settings.steps}" if run else ""
+        parts = [f"{key[:8]}  step {(row.step or 0) + 1}{of}"]
         labels = [*self.names.get(row.place, []), *(["this one"] if key == self.asked else [])]
         if labels:
             parts.append(f"({', '.join(labels)})")
-        known = self.first.what.split(", ")
-        parts += [words.plain(part) for part in row.what.split(", ") if part not in known]
+        known = self.what(self.first).split(", ")
+        parts += [part for part in self.what(row).split(", ") if part not in known]
         if row.inputs != self.first.inputs:
             parts.append(self.prompt(row))
         parts += [f"frames {film.key[:8]}" for film in self.trees.frames.get(key, ())]

@@ -14,6 +14,7 @@ from wanpipe import cli, options, preview
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.model import Model, find_model
 from wanpipe.store import Entry, Store, key_of
+from wanpipe.store.disk import replacing
 from wanpipe.store.entry import read_entry
 
 COLUMNS = 5
@@ -44,15 +45,17 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
             latent = step.read("x0")
-            trim = step.made["settings"]["trim_first_frames"]
+            run = next(iter(Store(step.root, store.report).runs.of(step.key)), None)
+            trim = run.settings.trim_first_frames if run else 0
             if model is None:
                 frames = preview.linear_frames(latent)[trim:]
             else:
                 frames = preview.true_frames(latent, model, store)[4 * trim :]
-            rows.append((preview.label(step), frames))
+            rows.append((preview.label(step, run), frames))
             task.advance()
     try:
-        media.contact_sheet(rows, params.columns).save(output, compress_level=1)
+        with replacing(output) as draft:
+            media.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     except OSError as error:
         raise WanpipeError(f"{output} cannot be written: {error.strerror or error}") from error
     return output
@@ -77,10 +80,16 @@ def choose(references: Sequence[str], all_drafts: bool, store: Store) -> list[En
 
 def drafts(store: Store) -> list[str]:
     """The last step of every run that is not finished, oldest first, as stage/key."""
-    steps = [row for row in store.index.read().values() if row.stage == "denoise"]
-    before = {row.parent for row in steps}
-    ends = [row for row in steps if row.readable and not row.finished and row.key not in before]
-    return [row.place for row in sorted(ends, key=lambda row: (row.time, row.seed or 0, row.key))]
+    steps = {row.key: row for row in store.index.read().values() if row.stage == "denoise"}
+    found = {}
+    for run in store.runs.all():
+        there = [steps[key] for key in run.steps if key in steps and steps[key].readable]
+        if there and there[-1].step is not None and there[-1].step + 1 < run.settings.steps:
+            found[there[-1].key] = (there[-1].time, run.seed or 0, there[-1])
+    # the end of one run may be in the middle of another, which goes on
+    before = {row.parent for row in steps.values()}
+    ends = [one for one in found.values() if one[2].key not in before]
+    return [row.place for _, _, row in sorted(ends, key=lambda one: (*one[:2], one[2].key))]
 
 
 @click.command("preview", short_help="drafts at a glance, in one picture")
@@ -107,5 +116,6 @@ def command(
     """
     store = session.store
     steps = choose(references, all_drafts, store)
-    found = find_model(model, steps, store) if vae else None
+    made_by = next(iter(Store(steps[0].root, store.report).runs.of(steps[0].key)), None)
+    found = find_model(model, steps, store, made_by) if vae else None
     click.echo(run(steps, Params(output=output, columns=columns), store, found))

@@ -52,7 +52,8 @@ def run(model: Model, params: Params, store: Store) -> list[Film]:
     Everything is planned first, so that what cannot be right fails before any weight is loaded.
     """
     if not store.dry:
-        make(model, params, PlanStore(store.root, Problems(store.report), force=store.force))
+        planned = PlanStore(store.root, Problems(store.report), store.force, store.memo)
+        make(model, params, planned)
     return make(model, params, store)
 
 
@@ -64,12 +65,13 @@ def make(model: Model, params: Params, store: Store) -> list[Film]:
         frames = params.denoise.num_frames or model.config.defaults.num_frames
         frames += 4 * (params.denoise.trim_first_frames or 0)
         image = encode_image.run(model, replace(params.image, num_frames=frames), store)
-    steps = denoise.run(model, Sources(text=text, image=image), params.denoise, store)
+    steps = denoise.solve(model, Sources(text=text, image=image), params.denoise, store)
     films = []
-    for index, step in enumerate(steps):
+    for index, (step, made_by) in enumerate(steps):
         output = film_path(params, step, index if len(steps) > 1 else None)
         decoding = replace(params.decode, output=output)
-        films.append(Film(output, decode.run(model, Sources(step=step), decoding, store)))
+        given = Sources(step=step, run=made_by)
+        films.append(Film(output, decode.run(model, given, decoding, store)))
     return films
 
 

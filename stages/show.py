@@ -13,11 +13,16 @@ from typing import Any
 import click
 
 from wanpipe import cli
+from wanpipe.documents import DocumentError, decode
+from wanpipe.documents import plain as plain_data
 from wanpipe.errors import CheckpointError, StoreError, UsageError
+from wanpipe.lineage import Lineage
 from wanpipe.model import Model, open_model
 from wanpipe.report import clock
-from wanpipe.store import Entry, Store
-from wanpipe.store.index import record_at
+from wanpipe.store import Entry, Run, Store
+from wanpipe.store.entry import record_at
+from wanpipe.store.index import size_of
+from wanpipe.store.schema import ROLES
 from wanpipe.weights.tensors import listed
 from wanpipe.words import amount, plain
 
@@ -35,10 +40,12 @@ def run(reference: str, store: Store) -> dict[str, Any]:
         return dict(describe_lora(path))
     if path.is_file() or (path.is_dir() and any(path.glob("*.png"))):
         return dict(describe_film(path))
-    entry = store.resolve(reference)
+    if run := store.run_of(reference):
+        return dict(describe_run(run, store))
+    entry = store.look(reference)
     if entry.stage == "convert":
         return dict(describe_model(open_model(entry.path)))
-    return dict(describe_entry(entry, Store(entry.path.parent.parent, store.report)))
+    return dict(describe_entry(entry, Store(entry.root, store.report)))
 
 
 def describe_model(model: Model) -> Rows:
@@ -61,7 +68,7 @@ def describe_model(model: Model) -> Rows:
         size = amount(component.bytes, "B")
         yield f"component {name}", f"{count}{size}{fewer}, {component.hash[:8]}"
     yield "on disk", amount(sum(one.bytes for one in config.components.values()), "B")
-    for name, value in config.defaults.to_json().items():
+    for name, value in plain_data(config.defaults).items():
         if value is not None:
             yield f"default {name}", value
 
@@ -70,7 +77,7 @@ def bits_of(model: Model, name: str) -> int | None:
     """Bits per weight of a component's quantised matrices, as its file tells; None without any."""
     from wanpipe.weights.read import open_tensors
 
-    width = (model.component(name).config or {}).get("dim")
+    width = getattr(model.component(name).config, "dim", None)
     if width is None:
         return None
     with open_tensors(model.file(name)) as file:
@@ -112,8 +119,8 @@ def describe_film(path: Path) -> Rows:
 
     comment = media.read_metadata(path).get("comment", "")
     try:
-        lineage = json.loads(comment)["wanpipe"]
-    except (ValueError, KeyError, TypeError) as error:
+        lineage = decode(comment, Lineage).wanpipe
+    except DocumentError as error:
         raise UsageError(
             f"{path} says nothing of how it was made; give a film that wanpipe wrote"
         ) from error
@@ -121,40 +128,71 @@ def describe_film(path: Path) -> Rows:
     yield from lineage.items()
 
 
+def describe_run(run: Run, store: Store) -> Rows:
+    """Tell what was asked for in a run, how far it is, and its videos."""
+    yield "run", run.key
+    yield from asked(run)
+    there = sum(store.has("denoise", key) for key in run.steps)
+    yield "steps", f"{there} of {len(run.steps)} are there"
+    yield "last step", run.last
+    yield "from text", f"encode-text/{run.text}"
+    if run.image:
+        yield "from image", f"encode-image/{run.image}"
+    if isinstance(run.start, str):
+        yield "branches from", f"denoise/{run.start}"
+    yield "model", run.model.directory
+    for video in run.videos:
+        yield f"video {Path(video.path).name}", f"{video.path}, {video.fps:g} frames per second"
+
+
+def asked(run: Run) -> Rows:
+    """Tell prompts, seed and settings of a run."""
+    fields = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed}
+    yield from ((name, value) for name, value in fields.items() if value is not None)
+    yield "settings", plain_data(run.settings)
+
+
 def describe_entry(entry: Entry, store: Store) -> Rows:
     """Tell what an entry is, what it was made from back to prompt and model, its arrays and how it
     was made.
     """
-    made = entry.made
+    made, material = entry.made, plain_data(entry.material)
     yield "entry", str(entry.path)
     yield "stage", entry.stage
-    if "step" in entry.record:
-        yield "step", f"{entry.record['step'] + 1} of {made['settings']['steps']}"
-    for name in ("prompt", "negative_prompt", "image", "fit", "seed", "settings"):
-        if made.get(name) is not None:
-            yield name, made[name]
-    for name, value in entry.material.items():
+    runs = store.runs.of(entry.key) if entry.stage == "denoise" else []
+    if entry.stage == "denoise":
+        yield "step", f"{entry.step + 1}" + (f" of {runs[0].settings.steps}" if runs else "")
+    if runs:
+        yield "run", ", ".join(run.key for run in runs)
+        yield from asked(runs[0])
+    noted = {
+        "prompt": made.prompt,
+        "negative_prompt": made.negative_prompt,
+        "image": made.image,
+        "fit": made.fit,
+    }
+    yield from ((name, value) for name, value in noted.items() if value is not None)
+    for name, value in material.items():
         if name not in {"schema", "stage", "algorithm", "prompt", "negative"} and value is not None:
             yield f"material {name}", value
-    for name, statistics in made["statistics"].items():
-        numbers = ", ".join(f"{key} {value:.4g}" for key, value in statistics.items())
-        yield f"array {name}", f"{entry.shape(name)}, {numbers}"
-    size = sum(file.stat().st_size for file in entry.path.rglob("*") if file.is_file())
-    yield "on disk", amount(size, "B")
-    yield (
-        "made",
-        f"{made['time']} in {clock(made['seconds'])} ({made['seconds']} s) on {made['device']}",
-    )
+    for name, numbers in made.statistics.items():
+        text = ", ".join(f"{key} {value:.4g}" for key, value in plain_data(numbers).items())
+        yield f"array {name}", f"{entry.shape(name)}, {text}"
+    yield "on disk", amount(size_of(entry.path), "B")
+    yield "made", f"{made.time} in {clock(made.seconds)} ({made.seconds} s) on {made.device}"
     yield (
         "made with",
-        f"wanpipe {made['wanpipe']}, mlx {made['mlx']}, peak {amount(made['peak_bytes'], 'B')}",
+        f"wanpipe {made.wanpipe}, mlx {made.mlx}, peak {amount(made.peak_bytes, 'B')}",
     )
+    if made.bits_by:
+        yield "bits follow from", made.bits_by
     labels = [*store.names.of(f"{entry.stage}/{entry.key}")]
     labels += ["pinned"] if store.pins.get(entry.key) else []
     if labels:
         yield "names", ", ".join(labels)
-    yield "model", made.get("model")
-    if checkpoint := checkpoint_of(made.get("model", "")):
+    model = runs[0].model.directory if runs else made.model
+    yield "model", model
+    if checkpoint := checkpoint_of(model or ""):
         yield "checkpoint", checkpoint
     yield from describe_inputs(entry, store)
 
@@ -162,29 +200,32 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
 def describe_inputs(entry: Entry, store: Store) -> Rows:
     """Tell what an entry was made from, and what that was made from."""
     for role, key in entry.inputs.items():
-        stage = "denoise" if role == "step" else f"encode-{role}"
-        there = store.find(stage, key)
-        yield f"from {role}", f"{stage}/{key}{told(there)}"
+        stage = ROLES[role]
+        try:
+            there = store.peek(stage, key)
+            told = f": {summary(there, store)}" if there else " (gone)"
+        except StoreError:
+            there, told = None, " (damaged)"
+        yield f"from {role}", f"{stage}/{key}{told}"
         if there is not None:
             yield from describe_inputs(there, store)
 
 
-def told(entry: Entry | None) -> str:
+def summary(entry: Entry, store: Store) -> str:
     """An input in a few words."""
-    if entry is None:
-        return " (gone)"
-    made = entry.made
-    if entry.stage == "denoise":
-        step = f"step {entry.record['step'] + 1} of {made['settings']['steps']}"
-        return f": {step}, seed {made['seed']}"
-    return f": {made.get('prompt', made.get('image', ''))}"
+    if entry.stage != "denoise":
+        return entry.made.prompt or entry.made.image or ""
+    runs = store.runs.of(entry.key)
+    if not runs:
+        return f"step {entry.step + 1}"
+    return f"step {entry.step + 1} of {runs[0].settings.steps}, seed {runs[0].seed}"
 
 
 def checkpoint_of(model: str) -> str | None:
     """The checkpoint that a model was converted from, where the model lies in a cache."""
     try:
-        return str(record_at(Path(model))["made"]["checkpoint"])
-    except (StoreError, KeyError, TypeError):
+        return record_at(Path(model)).made.checkpoint
+    except StoreError:
         return None
 
 

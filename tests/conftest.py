@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load
@@ -39,12 +40,14 @@ def relative_error(ours: Any, reference: Any) -> float:
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
 
 
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every tiny checkpoint in the official layout, whole. Read-only by agreement:
-    copy before changing.
-    """
-    root = tmp_path_factory.mktemp("checkpoints")
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let MLX's random numbers be the same in any order of tests; its own seed is the time."""
+    mx.random.seed(7)
+
+
+def unpack_checkpoints(root: Path) -> None:
+    """Unpack every tiny checkpoint in the official layout, whole."""
     for family in DATA.glob("wan2*"):
         for base in (family, DATA / "common"):
             for source in base.rglob("*"):
@@ -54,4 +57,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         high, low = (root / family.name / f"{name}_noise_model" for name in ("high", "low"))
         for source in high.glob("*.json"):  # the two experts' are equal, so they are kept once
             shutil.copyfile(source, low / source.name)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every tiny checkpoint in the official layout, whole. Read-only by agreement:
+    copy before changing.
+    """
+    root = tmp_path_factory.mktemp("checkpoints")
+    unpack_checkpoints(root)
     return root

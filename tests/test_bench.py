@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PARTS = re.findall(r'^  "(\S+) +(?:MLX_\S+ )?(.+)"$', (ROOT / "bench/gpu.sh").read_text(), re.M)
 NEEDS_CUDA = {"trace"}

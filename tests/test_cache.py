@@ -17,7 +17,7 @@ from tests.store.test_archive import edited, members, write
 from tests.workshop import PROMPT, SMALL, Place, inside
 from wanpipe.errors import WanpipeError
 from wanpipe.store import Entry, Store
-from wanpipe.store.archive import export, take_in
+from wanpipe.store.archive import export, import_
 from wanpipe.store.listing import Filter, listed
 from wanpipe.words import age, amount, read_age, read_size, table
 
@@ -57,14 +57,16 @@ def test_ls_tells_stage_what_size_age_and_name(store: Store) -> None:
 @pytest.mark.parametrize(
     ("words", "count"),
     [
-        ((), 17),
+        ((), 6),
+        (("--steps",), 17),
         (("--stage", "denoise"), 14),
-        (("--prompt", "DOG"), 4),
+        (("--prompt", "DOG"), 2),
+        (("--prompt", "DOG", "--steps"), 4),
         (("--stage", "decode", "--prompt", "cat"), 1),
-        (("--model", "tiny"), 17),
+        (("--model", "tiny"), 6),
         (("--model", "other"), 0),
         (("--older-than", "1h"), 0),
-        (("--newer-than", "1h"), 17),
+        (("--newer-than", "1h", "--steps"), 17),
     ],
 )
 def test_ls_filters(words: tuple[str, ...], count: int, store: Store) -> None:
@@ -165,8 +167,15 @@ def test_gc_without_a_limit_removes_rubbish_alone(store: Store) -> None:
     assert len(store.index.read()) == 16
 
 
+def draft_of(store: Store) -> Any:
+    """The last step of seed 2."""
+    run = next(run for run in store.runs.all() if run.seed == 2)
+    path = store.runs.last(run)
+    return store.index.read()[f"denoise/{path.name}"]
+
+
 def test_pinned_entries_stay_until_they_are_unpinned(store: Store) -> None:
-    draft = max(store.index.read().values(), key=lambda row: (row.seed == 2, row.step or 0))
+    draft = draft_of(store)
     wanpipe(store, "cache", "pin", draft.key[:8])
     everything = ("cache", "gc", "--older-than", "0m", "--dry-run")
     time.sleep(0.01)
@@ -212,7 +221,7 @@ def test_a_colleague_finishes_a_draft_on_another_machine(place: Place, tmp_path:
     assert [event["step"] for event in finished.computed()] == [2, 3]
     assert finished.paths == [mine.replace(str(place.root), str(other.root))]
     ours, theirs = place.entry(mine), other.entry(finished.paths[-1])
-    assert ours.record["digest"] == theirs.record["digest"]
+    assert ours.record.digest == theirs.record.digest
 
 
 def test_explain_is_the_commands_own_plan(studio: Place) -> None:
@@ -254,7 +263,7 @@ def test_documents_changed_and_sealed_anew_are_refused_or_can_be_looked_at(
     store: Store, tmp_path: Path
 ) -> None:
     generator = random.Random(4)
-    draft = store.resolve(next(row.key for row in store.index.read().values() if row.seed == 2))
+    draft = store.resolve(draft_of(store).key)
     export([draft], tmp_path / "draft.zip", store)
     good = members(tmp_path / "draft.zip")
     taken = 0
@@ -263,7 +272,7 @@ def test_documents_changed_and_sealed_anew_are_refused_or_can_be_looked_at(
         file = write(tmp_path / "hostile.zip", contents)
         there = Store(tmp_path / f"there-{number}")
         try:
-            take_in(file, there)
+            import_(file, there)
         except WanpipeError as error:
             assert "\n" not in str(error)
             assert not there.index.read()

@@ -1,13 +1,16 @@
 """convert: a checkpoint to a model, once."""
 
+import json
 import lzma
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from tests.conftest import DATA
-from tests.workshop import Place, inside
+from tests.workshop import SMALL, Place, inside
 
 BAD = DATA / "bad"
 MARKER = Path("/tmp/fx_pwned")
@@ -89,7 +92,7 @@ def test_a_dry_run_reads_the_checkpoint_and_writes_nothing(checkpoint: Path, her
         assert [event["status"] for event in plan.events if event["event"] == "planned"] == [
             "to compute"
         ]
-    assert not [path for path in here.root.rglob("*") if path.name not in ("cache", ".hashes.json")]
+    assert not [path for path in here.root.rglob("*") if path.name not in ("cache", ".index")]
 
 
 def test_a_model_stays_when_its_checkpoint_goes(checkpoint: Path, here: Place) -> None:
@@ -113,6 +116,48 @@ def test_a_damaged_component_is_refused_where_it_cannot_be_made_again(
     assert not list(here.cache.glob("encode-text/*"))
     here.do("convert", "--checkpoint-dir", checkpoint, "--output-dir", "model")
     assert here.do("encode-text", "--model", "model", "--prompt", "x").computed()
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every hash that is computed piece by piece, as those of files are."""
+    plain, done = xxhash.xxh3_128, []
+
+    class Noting:
+        """Hashes as the library does, and notes the result."""
+
+        def __init__(self) -> None:
+            self.state = plain()
+
+        def update(self, data: bytes) -> None:
+            self.state.update(data)
+
+        def hexdigest(self) -> str:
+            done.append(self.state.hexdigest())
+            return done[-1]
+
+    monkeypatch.setattr(xxhash, "xxh3_128", Noting)
+    return done
+
+
+@pytest.mark.parametrize("where", [(), ("--output-dir", "model")])
+def test_what_was_just_converted_is_not_read_again_to_be_recognised(
+    where: tuple[str, ...], checkpoint: Path, here: Place, hashed: list[str]
+) -> None:
+    model = here.made("convert", "--checkpoint-dir", checkpoint, *where)
+    config = json.loads((model / "config.json").read_text())
+    every = {one["hash"]: one["file"] for one in config["components"].values()}
+    # the tokenizer is also a file of the checkpoint, which may be hashed again
+    components = {digest: file for digest, file in every.items() if file != "tokenizer.json"}
+    assert {components[one] for one in hashed if one in components} == set(components.values())
+    hashed.clear()
+    film = ("--prompt", "x", *SMALL, "--output", "film.mp4")
+    assert here.do("run", "--model", model, *film).computed("decode")
+    here.do("convert", "--checkpoint-dir", checkpoint, *where)
+    assert not [components[one] for one in hashed if one in components]
+    os.utime(model / "model.safetensors", (1e9, 1e9))
+    here.do("convert", "--checkpoint-dir", checkpoint, *where)
+    assert [components[one] for one in hashed if one in components] == ["model.safetensors"]
 
 
 def cut(file: Path) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.decode import Filming, Params
+from stages.decode import Filming, Params, Source
 from tests.workshop import SMALL, Place, files, inside
 from wanpipe import media
 from wanpipe.media import read_film
 from wanpipe.models.vae import Decoder
+from wanpipe.sources import Sources
 from wanpipe.store import Store
 from wanpipe.store.draft import Sink
 
@@ -307,9 +308,11 @@ def test_what_waits_for_a_film_is_not_written_after_an_interruption(
                 time.sleep(0.01)
 
     monkeypatch.setattr(media, "write_film", slow)
-    film = Filming(Params(output=studio.root / "new.mp4"), Store(studio.cache))
+    store = Store(studio.cache)
+    source = Source.of(None, Sources(frames=entry), store)
+    film = Filming(source, Params(output=studio.root / "new.mp4"), store)
     with pytest.raises(KeyboardInterrupt), film:
-        film.begin(entry)
+        film.begin(entry.key)
         for frames in 5 * [entry.read("frames")]:
             film.take(frames)
         while not written:

@@ -17,12 +17,12 @@ def last(place: Place, *more: object) -> np.ndarray:
 
 def test_every_step_names_the_one_before_it(place: Place) -> None:
     chain = place.chain(place.made("denoise", "--from", place.text(), *SMALL))
-    assert [step.record["step"] for step in chain] == [0, 1, 2, 3]
-    assert chain[0].record["parent"] is None
+    assert [step.step for step in chain] == [0, 1, 2, 3]
+    assert chain[0].parent is None
     for before, step in itertools.pairwise(chain):
-        assert step.record["parent"] == step.material["parent"] == before.key
-        assert step.material["sigma"] == before.material["sigma_next"]
-    assert chain[-1].material["sigma_next"] == 0
+        assert step.parent == step.material.parent == before.key
+        assert step.material.sigma == before.material.sigma_next
+    assert chain[-1].material.sigma_next == 0
     assert chain[-1].shape("latent") == chain[-1].shape("x0") == (16, 2, 4, 4)
 
 
@@ -71,7 +71,7 @@ def test_an_explicit_grid_is_the_even_one_it_equals(place: Place) -> None:
     words = ("denoise", "--from", place.text(), *SMALL[:-2], "--scheduler", "euler")
     grid = place.made(*words, "--timesteps", "1000,750,500,250")
     assert place.made(*words, "--steps", 4) == grid
-    timesteps = [step.material["timestep"] for step in place.chain(grid)]
+    timesteps = [step.material.timestep for step in place.chain(grid)]
     assert timesteps[0] == 1000
     assert len(timesteps) == 4
 
@@ -87,8 +87,8 @@ def test_a_run_takes_the_canvas_of_its_image(name: str, models: Models, place: P
     frames = ("--num-frames", 5) if name == "wan22-ti2v-5b" else ()
     words = ("--from", place.text(), "--from", image, "--steps", 2, *frames)
     step = place.entry(place.made("denoise", *words))
-    settings = step.made["settings"]
-    assert (settings["width"], settings["height"], settings["num_frames"]) == (64, 32, 5)
+    settings = place.run(step.path).settings
+    assert (settings.width, settings.height, settings.num_frames) == (64, 32, 5)
     assert step.inputs == {"text": place.text().name, "image": image.name}
 
 
@@ -109,4 +109,4 @@ def test_timesteps_are_the_official_ones(place: Place) -> None:
     words = ("--width", 48, "--height", 32, "--num-frames", 5, "--steps", 5)
     chain = place.chain(place.made("denoise", "--from", text, *words))
     expected = golden("wan21-t2v/e2e")["timesteps"].tolist()
-    assert [step.material["timestep"] for step in chain] == expected
+    assert [step.material.timestep for step in chain] == expected

@@ -72,7 +72,7 @@ def test_each_fit_is_an_entry_of_its_own_on_the_canvas_asked_for(fit: str, i2v: 
     image[:, :80, 0], image[20:, :, 1] = 255, 200
     Image.fromarray(image).save(i2v.root / "wide.png")
     made = {mode: encode(i2v, "wide.png", *CANVAS, "--fit", mode) for mode in ("cover", fit)}
-    assert i2v.entry(made[fit]).material["width"] == 64
+    assert i2v.entry(made[fit]).material.width == 64
     assert (made[fit] == made["cover"]) == (fit == "cover")
     assert encode(i2v, "wide.png", *CANVAS) == made["cover"]
 

@@ -31,14 +31,14 @@ def test_encoding_alone_or_together_gives_the_same_entry(place: Place, tmp_path:
     words = ("--prompt", "a much longer prompt than the other one", "--prompt", "a dog")
     together = other.entry(other.made("encode-text", "--model", other.model, *words))
     assert together.key == alone.key
-    assert together.record["digest"] == alone.record["digest"]
+    assert together.record.digest == alone.record.digest
 
 
 def test_prompts_of_a_file_are_one_a_line_in_order(place: Place) -> None:
     (place.root / "prompts.txt").write_text("one\n\n  \ntwo\n一只猫\n", encoding="utf-8")
     words = ("encode-text", "--model", place.model)
     made = place.do(*words, "--prompt", "zero", "--prompt-file", "prompts.txt")
-    prompts = [place.entry(path).made["prompt"] for path in made.paths]
+    prompts = [place.entry(path).made.prompt for path in made.paths]
     assert prompts == ["zero", "one", "two", "一只猫"]
 
 
@@ -53,7 +53,7 @@ def test_names_of_several_prompts_are_numbered(place: Place) -> None:
 def negative(place: Place, *more: str) -> tuple[str, str]:
     """The key, and the negative prompt that was taken."""
     entry = place.entry(place.made("encode-text", "--model", place.model, "--prompt", "a", *more))
-    return entry.key, entry.made["negative_prompt"]
+    return entry.key, entry.made.negative_prompt
 
 
 def test_an_empty_negative_prompt_is_the_models_own(place: Place) -> None:

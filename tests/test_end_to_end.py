@@ -11,6 +11,8 @@ import zarr
 from tests.commands import succeed
 from tests.conftest import DATA, golden, relative_error, settings
 
+pytestmark = pytest.mark.slow
+
 RUNS = [
     ("wan21-t2v", "e2e"),
     ("wan21-t2v", "e2e_dpmpp"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages import log
-from tests.store.shelf import chain, fill, frames, recipe, text
+from tests.store.shelf import chain, fill_model, frames, recipe, text
 from tests.workshop import inside
 from wanpipe.errors import UsageError
 from wanpipe.store import Entry, Store
@@ -105,7 +105,7 @@ def test_steps_that_were_removed_do_not_hide_those_that_are_left(store: Store) -
 
 def test_what_has_no_steps_is_refused_in_a_line(store: Store) -> None:
     words = text(store)
-    model = store.obtain(recipe(stage="convert"), fill())
+    model = store.obtain(recipe(stage="convert"), fill_model)
     with pytest.raises(UsageError, match=r"no step in .* belongs to"):
         list(log.run(words.key, store))
     with pytest.raises(UsageError, match="log takes a step"):

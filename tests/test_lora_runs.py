@@ -52,7 +52,7 @@ def denoise(place: Place, *more: object) -> Any:
 
 def loras(place: Place, last: str) -> list[list[list[Any]]]:
     """The LoRAs in the material of every step up to `last`."""
-    return [entry.material["loras"] for entry in place.chain(last)]
+    return [list(map(list, entry.material.loras)) for entry in place.chain(last)]
 
 
 def hashed(place: Place, name: str) -> str:
@@ -86,7 +86,7 @@ def test_strength_0_is_no_lora(gallery: Place) -> None:
     for before, after in zip(
         gallery.chain(plain.paths[0]), gallery.chain(again.paths[0]), strict=True
     ):
-        assert before.record["digest"] == after.record["digest"]
+        assert before.record.digest == after.record.digest
 
 
 def test_a_moved_lora_changes_no_key(gallery: Place) -> None:

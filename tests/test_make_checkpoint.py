@@ -13,6 +13,8 @@ from tests.weights.foreign import (
     converted,
 )
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 

@@ -30,7 +30,7 @@ def test_a_plan_tells_memory_and_arithmetic_of_every_stage(place: Place) -> None
 
 def test_a_plan_tells_time_at_the_pace_of_what_was_made_here(studio: Place) -> None:
     steps = (studio.cache / "denoise").iterdir()
-    seconds = [studio.entry(path).made["seconds"] for path in steps]
+    seconds = [studio.entry(path).made.seconds for path in steps]
     told = forecasts(studio, "--seed", 8, "--steps", 8)["model"]
     assert told["units"] == 8
     assert 8 * min(seconds) - 0.05 <= told["seconds"] <= 8 * max(seconds) + 0.05

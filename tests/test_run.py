@@ -123,7 +123,7 @@ def test_a_longer_film_after_a_trimmed_one_is_whole(studio: Place) -> None:
 def test_trimming_is_recorded_in_entry_and_film(studio: Place) -> None:
     trimmed = studio.film("--trim-first-frames", 2)
     path = trimmed.computed("decode")[0]["path"]
-    assert studio.entry(path).material["trim_first_frames"] == 2
+    assert studio.entry(path).material.trim_first_frames == 2
     assert read_metadata(studio.root / "film.mp4")["comment"].count('"trim_first_frames":2') == 1
 
 
@@ -147,7 +147,7 @@ def test_another_low_guidance_recomputes_only_low_noise_steps(experts: Place) ->
     changed = experts.film(*EXPERTS, "--guide-scale", "2,4")
     assert changed.loaded() == ["low_noise_model", "vae"]
     steps = experts.chain(changed.computed("denoise")[-1]["path"])
-    low = [step.key for step in steps if step.material["timestep"] < 875]
+    low = [step.key for step in steps if step.material.timestep < 875]
     assert 0 < len(low) < 6
     assert [event["key"] for event in changed.computed("denoise")] == low
 

@@ -5,18 +5,18 @@ The weights of the tiny models are random, so that velocities change a lot: the 
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.commands import Result
 from tests.conftest import DATA
+from tests.store.shelf import HASH, step_fields
 from tests.test_resume import after, published, same, start
 from tests.workshop import Models, Place
 from wanpipe.chain import CONDITIONS, since_reset
-from wanpipe.settings import Settings
-from wanpipe.store import Entry
+from wanpipe.documents import plain as as_data
+from wanpipe.store import Entry, material
 
 SIZE = ("--width", 32, "--height", 32, "--num-frames", 5)
 PLAIN = (*SIZE, "--steps", 16, "--guide-scale", 1)
@@ -35,7 +35,7 @@ def remarks(result: Result) -> list[str]:
 
 def sinces(chain: list[Entry]) -> list[int]:
     """The steps since the last reset that the materials name."""
-    return [step.material["step_cache"]["since"] for step in chain]
+    return [step.material.step_cache.since for step in chain]
 
 
 def other(place: Place, tmp_path: Path) -> Place:
@@ -44,6 +44,7 @@ def other(place: Place, tmp_path: Path) -> Place:
     return Place(tmp_path / "other", place.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 def test_a_run_cut_at_every_step_is_the_straight_one(
     solver: str, place: Place, tmp_path: Path
@@ -63,6 +64,7 @@ def test_a_run_cut_at_every_step_is_the_straight_one(
     assert same(on.chain(step), straight)
 
 
+@pytest.mark.slow
 def test_a_kill_between_changes_no_bit(place: Place, tmp_path: Path) -> None:
     text, options = place.text(), (*CACHED, "--steps", 60)
     killed = other(place, tmp_path)
@@ -84,8 +86,8 @@ def test_reused_steps_are_told_and_the_first_fifth_and_the_last_compute(place: P
     assert max(steps) < 15
     assert remarks(result) == [f"step cache: the network ran in {16 - len(steps)} of 16 steps"]
     chain = place.chain(result.paths[-1])
-    assert [step.record["step"] for step in chain if not step.made["network_ran"]] == steps
-    assert chain[5].material["step_cache"] == {
+    assert [step.step for step in chain if step.made.network_ran is False] == steps
+    assert as_data(chain[5].material.step_cache) == {
         "method": "easycache",
         "threshold": 1.0,
         "warm_up": WARM_UP,
@@ -99,18 +101,12 @@ def test_reused_steps_are_told_and_the_first_fifth_and_the_last_compute(place: P
 def test_without_it_nothing_of_it_is_in_an_entry(place: Place) -> None:
     result = place.do("denoise", "--from", place.text(), *PLAIN, "--stop-at", 6)
     for step in place.chain(result.paths[-1]):
-        assert "step_cache" not in step.material
-        assert "network_ran" not in step.made
+        assert "step_cache" not in as_data(step.material)
+        assert step.made.network_ran is None
         assert not [name for name in step.names if "cache" in name]
     assert not remarks(result)
     off = place.do("denoise", "--from", place.text(), *PLAIN, "--step-cache", 0, "--stop-at", 6)
     assert off.paths == result.paths
-
-
-def test_settings_of_older_steps_are_without_it(place: Place) -> None:
-    step = place.entry(place.made("denoise", "--from", place.text(), *PLAIN, "--stop-at", 1))
-    older = {name: value for name, value in step.made["settings"].items() if name != "step_cache"}
-    assert Settings.from_json(older, "settings").step_cache is None
 
 
 def test_a_tiny_threshold_computes_the_very_latents_under_other_keys(place: Place) -> None:
@@ -120,7 +116,7 @@ def test_a_tiny_threshold_computes_the_very_latents_under_other_keys(place: Plac
     assert not skipped(result)
     for one, two in zip(plain, cached, strict=True):
         assert one.key != two.key
-        assert one.record["digest"].items() <= two.record["digest"].items()
+        assert one.record.digest.items() <= two.record.digest.items()
 
 
 def test_a_threshold_reaches_run(place: Place) -> None:
@@ -128,6 +124,7 @@ def test_a_threshold_reaches_run(place: Place) -> None:
     assert skipped(place.do("run", *words))
 
 
+@pytest.mark.slow
 def test_seeds_together_are_each_alone(place: Place, tmp_path: Path) -> None:
     text = place.text()
     alone = other(place, tmp_path)
@@ -142,7 +139,7 @@ def test_the_boundary_of_two_experts_resets(models: Models, tmp_path: Path) -> N
     place = Place(tmp_path, models("wan22-t2v-a14b"))
     result = place.do("denoise", "--from", place.text(), *CACHED, "--steps", 20)
     chain = place.chain(result.paths[-1])
-    experts = [step.material["expert"] for step in chain]
+    experts = [step.material.expert for step in chain]
     high = experts.count(experts[0])
     assert 4 < high < 16
     assert sinces(chain) == [*range(high), *range(20 - high)]
@@ -197,10 +194,13 @@ def test_a_branch_starts_with_an_empty_cache(change: str, place: Place) -> None:
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_whatever_else_a_velocity_depends_on_resets(name: str) -> None:
-    before: dict[str, Any] = dict.fromkeys(CONDITIONS, "a") | {"step_cache": {"since": 6}}
-    step = {**before, "sigma": 0.5}
+    rule = {"method": "easycache", "threshold": 0.1, "warm_up": 2, "since": 6}
+    fields = step_fields(0) | {"parent": HASH(1), "text": HASH(2), "image": HASH(3)}
+    before = material("denoise", **fields, step_cache=rule)
+    step = material("denoise", **fields | {"sigma": 0.5})
+    changed = {"guide_scale": 9.0, "loras": [[HASH(4), 1.0]]}.get(name, HASH(5))
     assert since_reset(step, before) == 7
-    assert since_reset({**step, name: "b"}, before) == 0
+    assert since_reset(material("denoise", **fields | {name: changed}), before) == 0
     assert since_reset(step, None) == 0
 
 
@@ -208,10 +208,12 @@ def test_a_threshold_can_be_given_anew_or_taken_away_on_the_way(place: Place) ->
     chain = place.chain(place.made("denoise", "--from", place.text(), *CACHED))
     words = ("denoise", "--from", chain[7].key, "--step-cache")
     lower = place.chain(place.made(*words, 0.5))[8:]
-    assert [step.material["step_cache"]["threshold"] for step in lower] == [0.5] * 8
+    assert [step.material.step_cache.threshold for step in lower] == [0.5] * 8
     assert sinces(lower) == [*range(8, 16)]
     off = place.do(*words, 0)
-    assert not any("step_cache" in step.material for step in place.chain(off.paths[-1])[8:])
+    assert not any(
+        "step_cache" in as_data(step.material) for step in place.chain(off.paths[-1])[8:]
+    )
     uncached = place.made("denoise", "--from", place.text(), *PLAIN, "--stop-at", 3)
     late = place.chain(place.made("denoise", "--from", uncached, "--step-cache", 1))[3:]
     assert sinces(late) == [*range(13)]

@@ -13,6 +13,8 @@ import pytest
 from tests.workshop import SMALL
 from wanpipe.media import read_film
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 EXTRA = "" if sys.platform == "darwin" else "[cpu]"
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

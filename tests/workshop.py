@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import pytest
 from stages import convert
 from tests.commands import Result
 from wanpipe.cli import main
-from wanpipe.store import Entry, Store
+from wanpipe.store import Entry, Run, Store
 from wanpipe.store.entry import read_entry
 
 Models = Callable[[str], Path]
@@ -34,7 +33,7 @@ def inside(*arguments: object, cwd: Path) -> Result:
     """Run a command in `cwd` as `wanpipe` would, in this process."""
     words = [str(argument) for argument in arguments]
     out, err = io.StringIO(), io.StringIO()
-    before, code = signal.getsignal(signal.SIGTERM), 0
+    code = 0
     with (
         contextlib.chdir(cwd),
         patch.object(sys, "argv", ["wanpipe", *words]),
@@ -45,8 +44,6 @@ def inside(*arguments: object, cwd: Path) -> Result:
             main(words)
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, before)
     lines = [line for line in err.getvalue().splitlines() if line.startswith("{")]
     return Result(
         code, out.getvalue().split(), err.getvalue(), [json.loads(line) for line in lines]
@@ -58,7 +55,7 @@ def files(root: Path) -> dict[str, int]:
     return {
         str(path): path.stat().st_mtime_ns
         for path in root.rglob("*")
-        if path.is_file() and path.name != ".hashes.json"
+        if path.is_file() and path.name not in (".index", ".hashes.json")
     }
 
 
@@ -118,11 +115,15 @@ class Place:
         paths = [event["path"] for event in done if event["stage"] == "decode"]
         return self.entry(paths[-1]).read("frames")
 
+    def run(self, step: Path | str) -> Run:
+        """The latest run of a step."""
+        return Store(self.cache).runs.of(Path(step).name)[0]
+
     def chain(self, last: Path | str) -> list[Entry]:
         """The steps from the noise to `last`."""
         steps = [self.entry(last)]
-        while steps[0].record["parent"]:
-            steps.insert(0, self.entry(self.cache / "denoise" / steps[0].record["parent"]))
+        while steps[0].parent:
+            steps.insert(0, self.entry(self.cache / "denoise" / steps[0].parent))
         return steps
 
 

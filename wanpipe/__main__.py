@@ -1,5 +1,21 @@
-"""`python -m wanpipe` is the command line."""
+"""The command line, for `wanpipe` and for `python -m wanpipe`.
 
-from wanpipe.cli import main
+Hears signals before anything heavy is imported, so that Ctrl-C ends any import with one line.
+"""
 
-main()
+import sys
+
+from wanpipe import interrupt
+from wanpipe.errors import wants_json
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    interrupt.install(as_json=wants_json(sys.argv[1:]))
+    from wanpipe import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

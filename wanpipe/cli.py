@@ -5,8 +5,6 @@ The only place that reads the environment. Loads neither MLX nor Zarr.
 """
 
 import functools
-import json
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +15,17 @@ from typing import Any, NoReturn
 import click
 
 import stages
-from wanpipe.errors import UsageError, WanpipeError
+from wanpipe import interrupt
+from wanpipe.errors import UsageError, WanpipeError, error_line, wants_json
+from wanpipe.interrupt import Interrupted
 from wanpipe.options import Command, group
 from wanpipe.report import make_report
 from wanpipe.store import Store
 from wanpipe.store.labels import check_name
 from wanpipe.store.planning import PlanStore
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130  # the exit code where no handler of ours tells the signal
+KEPT = "every finished step is kept, the same command goes on from there"
 SMALLER = "make width, height or num-frames smaller, or use decode --tiling spatial"
 
 
@@ -46,6 +47,10 @@ class Session:
             click.echo(str(path))
 
 
+class Stopped(Exception):
+    """Take an interruption past click, which would print an empty line."""
+
+
 class Stages(click.Group):
     """The commands of `stages.COMMANDS`, imported when they are needed."""
 
@@ -56,7 +61,15 @@ class Stages(click.Group):
         if name not in stages.COMMANDS:
             return None
         command: click.Command = import_module(stages.COMMANDS[name]).command
+        interrupt.check()
         return command
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command. Raises Stopped where it is interrupted."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:
+            raise Stopped from error
 
 
 def common(function: Command) -> Command:
@@ -128,11 +141,7 @@ def cli() -> None:
 
 def fail(message: str, code: int, as_json: bool) -> NoReturn:
     """Print one line on stderr and leave."""
-    line = " ".join(message.split())
-    if as_json:
-        print(json.dumps({"event": "error", "text": line}, ensure_ascii=False), file=sys.stderr)
-    else:
-        print(f"wanpipe: error: {line}", file=sys.stderr)
+    print(error_line(message, as_json), file=sys.stderr)
     sys.exit(code)
 
 
@@ -147,17 +156,14 @@ def check_stages() -> None:
         )
 
 
-def terminated(number: int, frame: object) -> NoReturn:
-    """Leave on SIGTERM as on Ctrl-C: drafts are removed, finished steps stay."""
-    raise SystemExit(TERMINATED)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Exit code 2 for usage, 1 for other failures, 130 when interrupted."""
-    signal.signal(signal.SIGTERM, terminated)
+    """Run the command line. Exit code 2 for usage, 1 for other failures, 128 and its number for a
+    signal.
+    """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    as_json = any(word.partition("=")[0] == "--events" for word in words)
+    as_json = wants_json(words)
     try:
+        interrupt.check()
         check_stages()
         cli.main(args=words, prog_name="wanpipe", standalone_mode=False)
     except WanpipeError as error:
@@ -169,9 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"; see `{context.command_path} --help`" if context else ""
         fail(error.format_message().rstrip(".") + hint, error.exit_code, as_json)
-    except (KeyboardInterrupt, click.Abort):
-        kept = "every finished step is kept, the same command goes on from there"
-        fail(f"interrupted; {kept}", INTERRUPTED, as_json)
+    except (KeyboardInterrupt, Stopped, click.Abort) as error:
+        cause = error.__cause__ or error
+        code = cause.code if isinstance(cause, Interrupted) else INTERRUPTED
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the terminal has put ^C on this line
+        fail(f"interrupted; {KEPT}", code, as_json)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -1,74 +1,74 @@
 """What a model is: dimensions of its networks, defaults of its family, and the config.json that
 names its components.
 
-Knows nothing of files but config.json, and loads no array library. Unknown keys are errors, never
-ignored.
+Every document says what it takes, and which of its numbers must agree. Knows nothing of files but
+config.json, and loads no array library.
 """
 
-import dataclasses
-import json
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from wanpipe import geometry
+from wanpipe.documents import (
+    Count,
+    Document,
+    DocumentError,
+    FileName,
+    Hash,
+    decode,
+    read_regular,
+)
 from wanpipe.errors import CheckpointError
 
-SCHEMA = 1
-Task = Literal["t2v", "i2v", "ti2v"]
+SCHEMA: Literal[1] = 1
+Patch = tuple[Literal[1], Literal[2], Literal[2]]
+PATCH: Patch = (1, 2, 2)  # frames, rows and columns of a latent that make one token
 EXPERTS = ("model", "low_noise_model", "high_noise_model")
+LARGEST = 1 << 53  # of guidance and shift: up to here a float holds every whole number
+IMAGE_SIDE: Literal[224] = 224  # pixels that an image has for CLIP
+CHANNELS = {"2.1": 16, "2.2": 48}  # of the latents of each VAE
 
-
-class Strict:
-    """Mixin of dataclasses that are read from JSON: every key must be a field, every field without
-    default a key.
-    """
-
-    @classmethod
-    def from_json(cls, data: Any, subject: str) -> Self:
-        """Build from a decoded JSON object. Raises CheckpointError that lists unknown and missing
-        keys.
-        """
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{subject} must be a JSON object, got {type(data).__name__}")
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        missing = [
-            name
-            for name, field in fields.items()
-            if name not in data and field.default is dataclasses.MISSING
-        ]
-        unknown = sorted(set(data) - set(fields))
-        if missing or unknown:
-            raise CheckpointError(f"{subject} has unknown keys {unknown} and lacks keys {missing}")
-        values = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
-        return cls(**values)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plain data that `from_json` reads again."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+Task = Literal["t2v", "i2v", "ti2v"]
+Version = Literal["2.1", "2.2"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+Width = Annotated[int, Meta(gt=0, le=1 << 20)]
+Layers = Annotated[int, Meta(gt=0, le=256)]
+# an integer stays one: what 0.1.0 hashed and wrote stays as it was
+Guidance = (
+    Annotated[int, Meta(ge=-LARGEST, le=LARGEST)] | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+)
+Shift = Annotated[int, Meta(gt=0, le=LARGEST)] | Annotated[float, Meta(gt=0, le=LARGEST)]
 
 
 LONG = 1e12  # operations of a product: 1.4 ms of an H100
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiTConfig(Strict):
+class DiTConfig(Document, frozen=True, kw_only=True):
     """Dimensions of one expert. `clip_dim` is the width of CLIP's tokens (Wan2.1 I2V only)."""
 
-    dim: int
-    ffn_dim: int
-    heads: int
-    layers: int
-    in_dim: int
-    out_dim: int
-    freq_dim: int = 256
-    text_dim: int = 4096
-    text_len: int = 512
-    eps: float = 1e-6
-    clip_dim: int | None = None
-    patch: tuple[int, int, int] = (1, 2, 2)
+    dim: Width
+    ffn_dim: Width
+    heads: Width
+    layers: Layers
+    in_dim: Width
+    out_dim: Width
+    freq_dim: Width = 256
+    text_dim: Width = 4096
+    text_len: Width = 512
+    eps: Annotated[float, Meta(gt=0, le=1)] = 1e-6
+    clip_dim: Width | None = None
+    patch: Patch = PATCH
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ValueError(
+                f"dim {self.dim} must split into heads of even width, got {self.heads} heads"
+            )
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
 
     @staticmethod
     def portion(tokens: int) -> int:
@@ -82,71 +82,91 @@ class DiTConfig(Strict):
         return 1 if 2 * tokens * self.dim**2 > LONG else 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class T5Config(Strict):
+class T5Config(Document, frozen=True, kw_only=True):
     """Dimensions of the umT5 encoder."""
 
-    vocab: int
-    dim: int
-    attention_dim: int
-    ffn_dim: int
-    heads: int
-    layers: int
-    buckets: int = 32
+    vocab: Width
+    dim: Width
+    attention_dim: Width
+    ffn_dim: Width
+    heads: Width
+    layers: Layers
+    buckets: Annotated[int, Meta(ge=4, le=256)] = 32
+
+    def __post_init__(self) -> None:
+        if self.attention_dim % self.heads:
+            raise ValueError(
+                f"attention_dim {self.attention_dim} must split into heads, got {self.heads} heads"
+            )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CLIPConfig(Strict):
+class CLIPConfig(Document, frozen=True, kw_only=True):
     """Dimensions of CLIP's vision tower (ViT-H/14 officially); its last block is never used."""
 
-    dim: int
-    ffn_dim: int
-    heads: int
-    layers: int
-    patch: int = 14
-    size: int = 224
+    dim: Width
+    ffn_dim: Width
+    heads: Width
+    layers: Layers
+    patch: Annotated[int, Meta(gt=0, le=IMAGE_SIDE)] = 14
+    size: Literal[224] = IMAGE_SIDE
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} must split into heads, got {self.heads} heads")
+        if self.size % self.patch:
+            raise ValueError(f"patch must divide {self.size}, got {self.patch}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class VAEConfig(Strict):
+class VAEConfig(Document, frozen=True, kw_only=True):
     """Dimensions of the causal VAE; `version` picks the Wan2.1 or the Wan2.2 architecture."""
 
-    version: Literal["2.1", "2.2"]
-    encoder_dim: int
-    decoder_dim: int
-    z_dim: int
+    version: Version
+    encoder_dim: Width
+    decoder_dim: Width
+    z_dim: Width
+
+    def __post_init__(self) -> None:
+        if self.z_dim != CHANNELS[self.version]:
+            raise ValueError(
+                f"z_dim must be {CHANNELS[self.version]} in version {self.version}, "
+                f"got {self.z_dim}"
+            )
 
     @property
     def stride(self) -> tuple[int, int, int]:
         """Pixels per latent along time, rows and columns."""
         return (4, 8, 8) if self.version == "2.1" else (4, 16, 16)
 
+    @property
+    def side(self) -> int:
+        """Pixels along a side of what the network takes as one position."""
+        return self.stride[1] // 8
 
-@dataclass(frozen=True, kw_only=True)
-class Defaults(Strict):
+
+class Defaults(Document, frozen=True, kw_only=True):
     """What a run of this model uses where the user says nothing. `guide_scale` is (low noise, high
     noise).
     """
 
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    steps: int
-    guide_scale: tuple[float, float]
-    shift: float
-    negative_prompt: str
-    boundary: float | None = None  # fraction of 1000 from which on the high-noise expert acts
+    width: Annotated[int, Meta(gt=0, le=geometry.LARGEST)]
+    height: Annotated[int, Meta(gt=0, le=geometry.LARGEST)]
+    num_frames: Annotated[int, Meta(gt=0, le=geometry.LONGEST)]
+    fps: Annotated[int, Meta(gt=0, le=240)]
+    steps: Annotated[int, Meta(gt=0, le=1000)]
+    guide_scale: tuple[Guidance, Guidance]
+    shift: Shift
+    negative_prompt: Annotated[str, Meta(max_length=1 << 17, pattern=r"^[^\0]*\Z")]
+    # fraction of 1000 from which on the high-noise expert acts
+    boundary: Annotated[float, Meta(gt=0, lt=1)] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
+class Variant(Document, frozen=True, kw_only=True):
     """One member of the Wan family: how it is called, what it takes, its defaults as the official
     configs have them.
     """
 
     name: str
-    version: Literal["2.1", "2.2"]
+    version: Version
     task: Task
     defaults: Defaults
 
@@ -194,40 +214,99 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantization(Strict):
+class Quantization(Document, frozen=True, kw_only=True):
     """How the matrices of the blocks are stored: affine, `bits` per weight, one scale and bias per
     `group_size`.
     """
 
-    bits: int
-    group_size: int
+    bits: Annotated[int, Meta(ge=4, le=8, multiple_of=4)]
+    group_size: Annotated[int, Meta(ge=32, le=128, multiple_of=32)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Component(Strict):
-    """One file of a model: its content hash (xxh3_128 of the file), size and, for a network, its
-    dimensions.
+C = TypeVar("C")  # dimensions of a network; None: there is none in the file
+
+
+class Component(Document, Generic[C], frozen=True, kw_only=True):
+    """One file of a model: its content hash (xxh3_128 of the file), size and, for a network, number
+    of parameters and dimensions.
     """
 
-    file: str
-    hash: str
-    bytes: int
-    parameters: int = 0
-    config: dict[str, Any] | None = None
+    file: FileName
+    hash: Hash
+    bytes: Count
+    parameters: Count = 0
+    config: C
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig(Strict):
+class Components(Document, frozen=True, kw_only=True):
+    """The files of a model, in the order in which config.json lists them."""
+
+    tokenizer: Component[None]
+    t5_encoder: Component[T5Config]
+    vae: Component[VAEConfig]
+    vae_encoder: Component[VAEConfig] | UnsetType = UNSET
+    clip: Component[CLIPConfig] | UnsetType = UNSET
+    model: Component[DiTConfig] | UnsetType = UNSET
+    low_noise_model: Component[DiTConfig] | UnsetType = UNSET
+    high_noise_model: Component[DiTConfig] | UnsetType = UNSET
+
+
+class ModelConfig(Document, frozen=True, kw_only=True):
     """A model's config.json. `key` is the hash of what it was converted from and how."""
 
-    schema: int
-    key: str
+    schema: Literal[1]  # SCHEMA
+    key: Hash
     variant: str
-    dtype: str
+    dtype: Dtype
     quantization: Quantization | None
     defaults: Defaults
-    components: dict[str, Component]
+    files: Components = field(name="components")
+
+    def __post_init__(self) -> None:
+        for contradiction in self.contradictions():
+            raise ValueError(contradiction)
+
+    def contradictions(self) -> Iterator[str]:
+        """Say what does not agree, each in one line."""
+        if self.variant not in VARIANTS:
+            yield f"variant must be one of {', '.join(VARIANTS)}, got {self.variant}"
+            return
+        variant, files = VARIANTS[self.variant], self.files
+        experts = EXPERTS[:1] if variant.defaults.boundary is None else EXPERTS[1:]
+        if self.experts != experts:
+            found = " and ".join(self.experts) or "none"
+            yield f"{self.variant} must have {' and '.join(experts)}, got {found}"
+            return
+        if len(experts) == 2 and self.defaults.boundary is None:
+            yield f"{self.variant} must have a boundary, got null"
+        if any(self.components[name].config != self.dit for name in experts):
+            yield "low_noise_model and high_noise_model must have the same dimensions"
+        if self.task != "t2v" and files.vae_encoder is UNSET:
+            yield f"{self.variant} must have a vae_encoder, got none"
+        if files.vae_encoder is not UNSET and files.vae_encoder.config != self.vae:
+            yield "vae and vae_encoder must have the same dimensions"
+        version = "2.2" if self.task == "ti2v" else "2.1"
+        if self.vae.version != version:
+            yield f"{self.variant} must have the VAE of Wan{version}, got Wan{self.vae.version}"
+        clip = None if files.clip is UNSET else files.clip.config.dim
+        in_dim = condition_channels(self.vae.z_dim) if self.task == "i2v" else 0
+        pairs: tuple[tuple[str, int | None, int | None], ...] = (
+            ("out_dim", self.dit.out_dim, self.vae.z_dim),
+            ("in_dim", self.dit.in_dim, in_dim + self.vae.z_dim),
+            ("text_dim", self.dit.text_dim, self.t5.dim),
+            ("clip_dim", self.dit.clip_dim, clip if self.task == "i2v" else None),
+        )
+        for dimension, ours, theirs in pairs:
+            if ours != theirs:
+                yield f"{dimension} must be that of the files beside it, {theirs}, got {ours}"
+        if self.quantization is not None and self.quantization.group_size == 96:
+            yield "group_size must be 32, 64 or 128, got 96"
+
+    @property
+    def components(self) -> dict[str, Component[Any]]:
+        """Every component that is there, by name."""
+        every = {name: getattr(self.files, name) for name in Components.__struct_fields__}
+        return {name: component for name, component in every.items() if component is not UNSET}
 
     @property
     def task(self) -> Task:
@@ -242,17 +321,35 @@ class ModelConfig(Strict):
     @property
     def dit(self) -> DiTConfig:
         """Dimensions of the experts (two experts have the same)."""
-        return DiTConfig.from_json(self.components[self.experts[0]].config, "DiT config")
+        config: DiTConfig = self.components[self.experts[0]].config
+        return config
+
+    @property
+    def t5(self) -> T5Config:
+        """Dimensions of the text encoder."""
+        return self.files.t5_encoder.config
 
     @property
     def vae(self) -> VAEConfig:
         """Dimensions of the VAE."""
-        return VAEConfig.from_json(self.components["vae"].config, "VAE config")
+        return self.files.vae.config
 
     @property
     def side_multiple(self) -> int:
         """Of what width and height must be multiples: VAE stride times patch, 16 or 32 pixels."""
         return geometry.side_multiple(self.vae.stride, self.dit.patch)
+
+
+def condition_channels(z_dim: int) -> int:
+    """Channels that follow the latent's in image-to-video: a mask of four, and the image's."""
+    return 4 + z_dim
+
+
+class Head(Struct):
+    """What tells whether a config.json is a model's, and of which schema."""
+
+    schema: Any = None
+    components: Any = None
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -261,35 +358,25 @@ def read_model_config(directory: Path) -> ModelConfig:
     """
     path = directory / "config.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_regular(path)
+        head = decode(data, Head)
+        if head.components is not None and head.schema == SCHEMA:
+            return decode(data, ModelConfig)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"no model at {directory}: config.json is missing; make one with `wanpipe convert`"
         ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict) or "components" not in data:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise CheckpointError(
+            f"{path} is not as `wanpipe convert` writes it: {error}; convert the checkpoint again"
+        ) from error
+    if head.components is None:
         raise CheckpointError(
             f"{directory} is not a converted model; convert the checkpoint with `wanpipe convert "
             "--checkpoint-dir`"
         )
-    if data.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {data.get('schema')}, this wanpipe reads {SCHEMA}; convert again"
-        )
-    subject = str(path)
-    data["defaults"] = Defaults.from_json(data.get("defaults"), f"{subject}: defaults")
-    if data.get("quantization") is not None:
-        data["quantization"] = Quantization.from_json(
-            data["quantization"], f"{subject}: quantization"
-        )
-    data["components"] = {
-        name: Component.from_json(value, f"{subject}: components.{name}")
-        for name, value in data["components"].items()
-    }
-    config = ModelConfig.from_json(data, subject)
-    if config.variant not in VARIANTS:
-        raise CheckpointError(
-            f"{path}: variant must be one of {', '.join(VARIANTS)}, got {config.variant}"
-        )
-    return config
+    raise CheckpointError(
+        f"{path} has schema {ascii(head.schema)[:40]}, this wanpipe reads {SCHEMA}; convert again"
+    )

@@ -5,7 +5,6 @@ Holds one expert at a time. Knows nothing of solvers, entries or keys.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -15,6 +14,7 @@ from wanpipe.device import compute_dtype, mlx_dtype, within
 from wanpipe.model import Model
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.sampling.guidance import guided
+from wanpipe.sources import Prompting
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora import Fit
@@ -22,28 +22,6 @@ from wanpipe.weights.merge import merge
 from wanpipe.weights.stream import load_streamed
 
 Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their strengths
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompting:
-    """What a run is conditioned on, float32: text rows (L, D), and where an image takes part its
-    arrays.
-
-    `condition` (20, F, H, W) and `clip` (257, D) are those of I2V, `first_frame` (48, 1, H, W) that
-    of TI2V.
-    """
-
-    prompt: mx.array
-    negative: mx.array
-    condition: mx.array | None = None
-    clip: mx.array | None = None
-    first_frame: mx.array | None = None
-
-    def blend(self, latent: mx.array) -> mx.array:
-        """Put the image's latent in place of the first frame where there is one (TI2V)."""
-        if self.first_frame is None:
-            return latent
-        return mx.concatenate([self.first_frame, latent[:, 1:]], axis=1)
 
 
 class Denoiser:
@@ -121,6 +99,7 @@ class Denoiser:
         with within(need.limit):
             y = self.prompting.condition
             velocities = [one for turn in turns for one in network(latent, times, turn, y)]
-            velocity = velocities[0] if guide_scale == 1.0 else guided(*velocities, guide_scale)
+            negative = None if guide_scale == 1.0 else velocities[1]
+            velocity = guided(velocities[0], negative, guide_scale)
             mx.eval(velocity)
         return velocity

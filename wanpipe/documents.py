@@ -13,13 +13,14 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 LIMIT = 1 << 20  # bytes of a document unless its reader says otherwise
+LINE = 300  # characters of an error, of which a file may have chosen some
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Length = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
-Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Hash = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=1 << 17)]
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}$")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\Z")]
 T = TypeVar("T")
 
 
@@ -86,5 +87,6 @@ def encode(document: Any) -> bytes:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of an error's text, or its type where it has none; short, and fit to print."""
+    line = (str(error).splitlines() or [type(error).__name__])[0][:LINE]
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)

@@ -46,7 +46,9 @@ def move_to_gpu(array: mx.array) -> None:
         return
     context, stream = _beside(library)
     library.cuCtxSetCurrent(context)
-    start = ctypes.c_uint64(ctypes.addressof(ctypes.c_char.from_buffer(array)))
+    # MLX's types do not tell that an array is a buffer
+    first = ctypes.c_char.from_buffer(array)  # type: ignore[arg-type]
+    start = ctypes.c_uint64(ctypes.addressof(first))
     library.cuMemPrefetchAsync(start, ctypes.c_size_t(array.nbytes), GPU, stream)
 
 

@@ -7,7 +7,7 @@ from statistics import median
 from wanpipe.budget import Need
 from wanpipe.errors import StoreError
 from wanpipe.store import Store
-from wanpipe.store.index import record_at
+from wanpipe.store.entry import record_at
 from wanpipe.store.planning import PlanStore
 
 LATEST = 8  # entries whose pace counts
@@ -37,9 +37,9 @@ def pace(stage: str, store: PlanStore) -> float | None:
     rows = [row for row in store.summaries.values() if row.stage == stage and row.seconds]
     for row in sorted(rows, key=lambda row: row.time, reverse=True)[:LATEST]:
         try:
-            made = record_at(store.root / row.place)["made"]
+            made = record_at(store.root / row.place).made
         except StoreError:
             continue
-        if made.get("device") == device and made.get("flops"):
-            paces.append(made["flops"] / made["seconds"])
+        if made.device == device and made.flops and made.seconds:
+            paces.append(made.flops / made.seconds)
     return median(paces) if paces else None

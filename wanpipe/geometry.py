@@ -56,7 +56,8 @@ def stretched_canvas(
 ) -> tuple[int, int]:
     """Width and height of `area` pixels at the image's aspect, each rounded down to a multiple.
 
-    Raises UsageError where a side would vanish. Source: wan/image2video.py, WanI2V.generate.
+    Raises UsageError where a side would vanish or be too long. Source: wan/image2video.py,
+    WanI2V.generate.
     """
     aspect = image_height / image_width
     height = _floor(math.sqrt(area * aspect), multiple)
@@ -71,7 +72,7 @@ def covered_canvas(
     """Width and height of at most `area` pixels, in multiples, nearest to the image's aspect.
 
     Rounds down the width first or the height first, and takes what keeps the aspect better (the
-    latter where both do). Raises UsageError where a side would vanish.
+    latter where both do). Raises UsageError where a side would vanish or be too long.
     Source: wan/utils/utils.py, best_output_size.
     """
     aspect = image_width / image_height
@@ -81,7 +82,9 @@ def covered_canvas(
     _check_canvas(width, height, (image_width, image_height), area)
     wide = (width, _floor(area / width, multiple))
     high = (_floor(area / height, multiple), height)
-    return wide if _distortion(wide, aspect) < _distortion(high, aspect) else high
+    canvas = wide if _distortion(wide, aspect) < _distortion(high, aspect) else high
+    _check_canvas(*canvas, (image_width, image_height), area)
+    return canvas
 
 
 def _distortion(size: tuple[int, int], aspect: float) -> float:
@@ -94,7 +97,7 @@ def _floor(side: float, multiple: int) -> int:
 
 
 def _check_canvas(width: int, height: int, image: tuple[int, int], area: int) -> None:
-    if width < 1 or height < 1:
+    if min(width, height) < 1 or max(width, height) > LARGEST:
         raise UsageError(
             f"image of {image[0]}x{image[1]} has no canvas of its aspect within {area} pixels; "
             "give --width and --height"

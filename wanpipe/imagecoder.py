@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 
-from wanpipe.config import CLIPConfig
 from wanpipe.device import mlx_dtype
 from wanpipe.model import Model
 from wanpipe.models import vae
@@ -62,7 +61,7 @@ def encoder(model: Model, dtype: str, store: Store) -> vae.Encoder:
 
 def clip_features(model: Model, pixels: np.ndarray, dtype: str, store: Store) -> mx.array:
     """Encode prepared pixels (224, 224, 3) to CLIP's tokens (257, D)."""
-    network = CLIP(CLIPConfig.from_json(model.component("clip").config, "CLIP config"))
+    network = CLIP(model.component("clip").config)
     load_network(network, model.checked("clip", store), mlx_dtype(dtype))
     store.report.event("loaded", component="clip")
     return network(mx.array(pixels))

@@ -1,4 +1,4 @@
-"""Which LoRAs a run takes: those given, else those that the step gone on from remembers.
+"""Which LoRAs a run takes: those given, else those of the run that is continued.
 
 Decides by names and hashes; a LoRA that takes no part is not looked at. Reads no numbers.
 """
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from wanpipe.chain import HIGH, LOW
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.model import Model
-from wanpipe.settings import Lora, Params, Settings
-from wanpipe.store import Entry, Store
+from wanpipe.settings import Params
+from wanpipe.store import Run, Store
+from wanpipe.store.runs import Lora
 
 if TYPE_CHECKING:
     from wanpipe.weights.lora import Fit
@@ -30,17 +31,16 @@ class Choice:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def choose(model: Model, step: Entry | None, params: Params, store: Store) -> Choice:
-    """Choose the LoRAs of every option that is given, and for the others the remembered ones.
+def choose(model: Model, run: Run | None, params: Params, store: Store) -> Choice:
+    """Choose the LoRAs of every option that is given, and for the others those of the run.
 
     Strength 0 leaves a LoRA out. Raises UsageError for a file that is not there, a strength that
     is no number, or an expert that the model does not have.
     """
     remembered: tuple[Lora, ...] = ()
     files: dict[str, str] = {}
-    if step is not None:
-        remembered = Settings.from_json(step.made["settings"], f"step {step.key[:8]}").loras
-        files = dict(step.made.get("lora_files", {}))
+    if run is not None:
+        remembered, files = run.settings.loras, dict(run.loras)
     chosen: list[Lora] = []
     for expert, name in FIELDS.items():
         given: tuple[tuple[Path, float], ...] = getattr(params, name)
@@ -56,9 +56,11 @@ def choose(model: Model, step: Entry | None, params: Params, store: Store) -> Ch
             if strength:
                 digest = store.memo.hash(path)
                 files[digest] = str(path.resolve())
-                lora = Lora(name=path.name, hash=digest, strength=strength, expert=expert)
+                lora = Lora(name=path.name, hash=digest, strength=float(strength), expert=expert)
                 chosen.append(lora)
-    return Choice(tuple(chosen), {lora.hash: files[lora.hash] for lora in chosen})
+    return Choice(
+        tuple(chosen), {lora.hash: files[lora.hash] for lora in chosen if lora.hash in files}
+    )
 
 
 def check(path: Path, strength: float) -> None:
@@ -97,7 +99,7 @@ def fitted(
 
 def locate(lora: Lora, choice: Choice, store: Store) -> Path:
     """Path of a LoRA's file. Raises CheckpointError where it is gone or has changed."""
-    path = Path(choice.files[lora.hash])
+    path = Path(choice.files.get(lora.hash, lora.name))
     option = f"--{FIELDS[lora.expert].replace('_', '-')}"
     if not path.is_file():
         raise CheckpointError(
@@ -105,6 +107,6 @@ def locate(lora: Lora, choice: Choice, store: Store) -> Path:
         )
     if store.memo.hash(path) != lora.hash:
         raise CheckpointError(
-            f"LoRA {path} has changed since the step was made; say which to use with {option}"
+            f"LoRA {path} has changed since the run was begun; say which to use with {option}"
         )
     return path

@@ -10,12 +10,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wanpipe import interrupt
 from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.store.disk import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,9 @@ BT709 = (
     "format=yuv420p,setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
 TAGS = "-color_range tv -color_primaries bt709 -color_trc bt709 -colorspace bt709"
+# Ctrl-C goes to the whole foreground group: ffmpeg would end its film early, and the work fail
+OWN_GROUP = 0
+POLL = 0.02  # seconds between two looks for a signal while ffmpeg ends
 # by default x264 holds back 40 frames, half a film, and would encode them after the last is given
 ENCODERS = {
     "mp4": f"-vf {BT709} {TAGS} -c:v libx264 -crf 16 -rc-lookahead 10 -movflags +faststart",
@@ -80,20 +84,14 @@ def write_film(
     `path` is replaced at the end. Raises WanpipeError, with ffmpeg's own words where it fails.
     """
     kind, target = film_format(path), Path(path).absolute()
-    # the suffix stays: ffmpeg chooses the container by it
-    partial = target.with_name(f".wanpipe-{uuid.uuid4().hex[:8]}{target.suffix}")
     metadata = metadata or {}
-    try:
+    with _reported(target), replacing(target) as partial:
         if kind == FRAMES:
             _save_frames(partial, slices, {"fps": f"{fps:g}", **metadata})
-        else:
+        else:  # by the suffix, which is that of `path`, ffmpeg chooses the container
             _encode(partial, kind, slices, fps, metadata)
-        with _reported(target):
-            if kind == "gif" and metadata.get("comment"):
-                _comment_gif(partial, metadata["comment"])
-            _replace(partial, target)
-    finally:
-        _remove(partial)
+        if kind == "gif" and metadata.get("comment"):
+            _comment_gif(partial, metadata["comment"])
     return Path(path)
 
 
@@ -170,6 +168,7 @@ def _save_frames(folder: Path, slices: Iterable["np.ndarray"], metadata: Mapping
     with _reported(folder.parent):
         folder.mkdir()
     for number, frame in enumerate(itertools.chain.from_iterable(slices)):
+        interrupt.check()
         with _reported(folder.parent):
             Image.fromarray(frame).save(folder / f"{number:05d}.png", pnginfo=info)
 
@@ -204,10 +203,12 @@ def _encode(
             command = [_ffmpeg(), "-loglevel", "error", "-y", *raw.split(), "-f", "ffmetadata"]
             command += ["-i", str(notes), "-map", "0:v", "-map_metadata", "1"]
             command += [*ENCODERS[kind].split(), str(target)]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=stderr)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stderr=stderr, process_group=OWN_GROUP
+            )
         try:
             complete = _feed(process, itertools.chain([first], slices))
-            if process.wait() or not complete:
+            if _ended(process) or not complete:
                 reason = _last_line(log.read_text(encoding="utf-8", errors="replace"))
                 raise WanpipeError(f"film cannot be written in {target.parent}: {reason}")
         finally:
@@ -222,11 +223,21 @@ def _feed(process: "subprocess.Popen[bytes]", slices: Iterable["np.ndarray"]) ->
 
     assert process.stdin is not None
     for frames in slices:
+        interrupt.check()
         try:
             process.stdin.write(np.ascontiguousarray(frames).data)
         except BrokenPipeError:
             return False
     return _close(process)
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for ffmpeg to end; its exit code. Raises Interrupted where a signal comes."""
+    while True:
+        try:
+            return process.wait(POLL)
+        except subprocess.TimeoutExpired:
+            interrupt.check()
 
 
 def _close(process: "subprocess.Popen[bytes]") -> bool:
@@ -236,24 +247,6 @@ def _close(process: "subprocess.Popen[bytes]") -> bool:
     except BrokenPipeError:
         return False
     return True
-
-
-def _replace(partial: Path, target: Path) -> None:
-    if not target.is_dir():
-        partial.replace(target)
-        return
-    # a folder with entries cannot be replaced in one step: move the old one aside first
-    aside = partial.with_name(partial.name + ".old")
-    target.rename(aside)
-    partial.rename(target)
-    shutil.rmtree(aside)
-
-
-def _remove(partial: Path) -> None:
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        partial.unlink(missing_ok=True)
 
 
 def _comment_gif(path: Path, comment: str) -> None:
@@ -267,13 +260,14 @@ def _comment_gif(path: Path, comment: str) -> None:
 
 
 def _ffmpeg() -> str:
-    import imageio_ffmpeg  # type: ignore[import-untyped]
+    import imageio_ffmpeg
 
     try:
         program = str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
         program = ""
     if shutil.which(program) is None:
+        interrupt.check()  # imageio tries the program, and Ctrl-C ends it
         raise WanpipeError(f"no ffmpeg at '{program}'; install imageio-ffmpeg again")
     return program
 
@@ -282,7 +276,12 @@ def _run(path: str | Path, arguments: list[str]) -> tuple[bytes, str]:
     """Run ffmpeg on a film to read; returns what it wrote to stdout and to stderr."""
     if not Path(path).is_file():
         raise UsageError(f"no film at {path}")
-    done = subprocess.run([_ffmpeg(), *arguments], stdin=subprocess.DEVNULL, capture_output=True)
+    done = subprocess.run(
+        [_ffmpeg(), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        process_group=OWN_GROUP,
+    )
     log = done.stderr.decode(errors="replace")
     if done.returncode:
         raise WanpipeError(f"{path} cannot be read as a film: {_last_line(log)}")
@@ -307,8 +306,10 @@ def _probe(path: str | Path) -> tuple[dict[str, str], str]:
 
 def _ffmetadata(metadata: Mapping[str, str]) -> str:
     """Metadata as ffmpeg's own text format, in which = ; # \\ and line ends are escaped."""
-    special = re.compile(r"[=;#\\\n]")
+    special = re.compile(r"[=;#\\\n\r]")
     lines = [name + "=" + special.sub(r"\\\g<0>", value) for name, value in metadata.items()]
+    # behind a backslash, itself escaped or not, ffmpeg takes a line end for escaped; a NUL is none
+    lines = [line + "\0" if line.endswith("\\") else line for line in lines]
     return "\n".join([";FFMETADATA1", *lines, ""])
 
 

@@ -2,13 +2,15 @@
 weights.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from wanpipe.config import Component, ModelConfig, read_model_config
 from wanpipe.errors import CheckpointError, StoreError, UsageError
-from wanpipe.store import Entry, Store
+from wanpipe.store import Entry, Run, Store
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Model:
     directory: Path
     config: ModelConfig
 
-    def component(self, name: str) -> Component:
+    def component(self, name: str) -> Component[Any]:
         """The component of that name. Raises CheckpointError where this model has none."""
         if name not in self.config.components:
             raise CheckpointError(
@@ -54,9 +56,11 @@ class Model:
 
 
 def open_model(directory: Path | str) -> Model:
-    """Open a model directory. Raises CheckpointError where config.json or a component is missing or
-    of another size.
+    """Open a model directory. Raises CheckpointError where config.json is missing or cannot be, or
+    a component is missing, of another size, or of other dimensions by its header.
     """
+    from wanpipe.weights.expected import check_shapes
+
     model = Model(Path(directory), read_model_config(Path(directory)))
     for name, component in model.config.components.items():
         path = model.directory / component.file
@@ -68,25 +72,63 @@ def open_model(directory: Path | str) -> Model:
                 f"{path} must have {component.bytes} bytes, got {size}; {name} is damaged, convert "
                 "the checkpoint again"
             )
+        if component.config is not None:
+            check_shapes(name, path, component.config)
     return model
 
 
-def find_model(reference: str | None, entries: list[Entry], store: Store) -> Model:
-    """Open the model that --model names (a directory, a convert entry or a name), else the one that
-    `entries` remember.
+def find_model(
+    reference: str | None, entries: list[Entry], store: Store, run: Run | None = None
+) -> Model:
+    """Open the model that --model names (a directory, a convert entry or a name), else that of the
+    run, else the latest used one that fits the entries. Raises UsageError or CheckpointError.
     """
     if reference is not None:
         return open_model(locate_model(reference, store))
-    remembered = [entry.made["model"] for entry in entries if "model" in entry.made]
-    if not remembered:
+    if run is not None:
+        if not Path(run.model.directory, "config.json").is_file():
+            raise CheckpointError(
+                f"the model was at {run.model.directory} and is gone; say where it is with --model"
+            )
+        return open_model(run.model.directory)
+    models = fitting(entries, store)
+    if not models:
         raise UsageError(
             "no model is given; use --model DIR, a directory that `wanpipe convert` wrote"
         )
-    if not Path(remembered[0], "config.json").is_file():
-        raise CheckpointError(
-            f"the model was at {remembered[0]} and is gone; say where it is with --model"
+    if len(models) > 1:
+        store.report.remark(
+            f"{len(models)} models fit; taking the latest used, {models[0].directory}. Use --model "
+            "to take another"
         )
-    return open_model(remembered[0])
+    return models[0]
+
+
+def fitting(entries: list[Entry], store: Store) -> list[Model]:
+    """The known models that made the entries, by content hashes, the latest used first: those used
+    with this cache, and where the entries' own notes say that one was.
+    """
+    places = [model.directory for model in store.models.all()] if entries else []
+    places += [entry.made.model for entry in entries if entry.made.model]
+    found: dict[str, Model] = {}
+    for place in dict.fromkeys(places):
+        with suppress(CheckpointError):  # a model that is gone or damaged fits nothing
+            model = open_model(place)
+            if all(fits(model, entry) for entry in entries):
+                found.setdefault(model.config.key, model)
+    return list(found.values())
+
+
+def fits(model: Model, entry: Entry) -> bool:
+    """Whether the networks of a model are those that made an entry."""
+    hashes = {name: component.hash for name, component in model.config.components.items()}
+    made_by = {"t5": "t5_encoder", "tokenizer": "tokenizer", "vae": "vae_encoder", "clip": "clip"}
+    if entry.stage == "decode":
+        made_by = {"vae": "vae"}
+    if entry.stage == "denoise":
+        return entry.material.expert in (hashes[name] for name in model.config.experts)
+    asked = {name: getattr(entry.material, name, None) for name in made_by}
+    return all(hashes.get(made_by[name]) == value for name, value in asked.items() if value)
 
 
 def locate_model(reference: str, store: Store) -> Path:

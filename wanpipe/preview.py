@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wanpipe.errors import UsageError
 from wanpipe.latent_rgb import MAPS
 from wanpipe.model import Model
-from wanpipe.store import Entry, Store
+from wanpipe.store import Entry, Run, Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,8 @@ def linear_frames(latent: "np.ndarray") -> "np.ndarray":
     # the product over (C, F*H*W): channels last would first copy the whole latent
     colours = factors.T @ latent.reshape(len(latent), -1) + bias[:, None]  # (3, F*H*W)
     frames = colours.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
-    return np.rint(np.clip((frames + 1) * 127.5, 0, 255)).astype(np.uint8)
+    rounded: np.ndarray = np.rint(np.clip((frames + 1) * 127.5, 0, 255))
+    return rounded.astype(np.uint8)
 
 
 def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":
@@ -44,9 +45,8 @@ def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray
     return vae.joined(network.frames(mx.array(latent)))
 
 
-def label(step: Entry) -> str:
+def label(step: Entry, run: Run | None) -> str:
     """What stands above a row of frames: seed, step and key."""
-    made = step.made
-    seed = "noise given" if made.get("seed") is None else f"seed {made['seed']}"
-    taken, steps = step.record["step"] + 1, made["settings"]["steps"]
-    return f"{seed}   step {taken} of {steps}   {step.key[:8]}"
+    seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
+    of = f" of {run.settings.steps}" if run else ""
+    return f"{seed}   step {step.step + 1}{of}   {step.key[:8]}"

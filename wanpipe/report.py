@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from wanpipe import interrupt
 from wanpipe.words import amount
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
@@ -27,11 +28,12 @@ class Task:
         self.started = time.monotonic()
 
     def advance(self, units: int = 1) -> None:
-        """Count `units` more as done and show it."""
+        """Count `units` more as done and show it. Raises Interrupted where a signal came."""
         self.done += units
         elapsed = time.monotonic() - self.started
         left = elapsed / self.done * (self.total - self.done) if self.done else 0.0
         self.report.progress(self, elapsed, left)
+        interrupt.check()
 
 
 class Report:

@@ -3,21 +3,25 @@
 Refuses what cannot be right before any weight is loaded.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from msgspec import structs
 
 from wanpipe import geometry
-from wanpipe.config import ModelConfig, Strict
+from wanpipe.config import ModelConfig
+from wanpipe.documents import DocumentError, convert, plain
 from wanpipe.errors import UsageError
 from wanpipe.model import Model
 from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.schedule import Schedule
 from wanpipe.sampling.step_cache import LEAST_STEPS
 from wanpipe.sources import Sources
-from wanpipe.store import Entry
+from wanpipe.store import Entry, Settings
 
 CHANGING = ("guide_scale", "loras", "step_cache")  # what may differ from one step to the next
+FIELDS = tuple(field.name for field in structs.fields(Settings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,108 +52,84 @@ class Params:
     lora_low: tuple[tuple[Path, float], ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lora(Strict):
-    """A LoRA in use: name and content hash of its file, and the expert it is for; None: all."""
-
-    name: str
-    hash: str
-    strength: float
-    expert: str | None = None
+def schedule_of(settings: Settings) -> Schedule:
+    """The timesteps and sigmas of a run. Raises UsageError where steps or shift cannot be right."""
+    solver = SOLVERS[settings.scheduler]
+    schedule: Schedule = solver.schedule(settings.steps, settings.shift, settings.timesteps)
+    return schedule
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(Strict):
-    """What a run is. Every step remembers it under `made`, so that a run can be finished from any
-    of its steps.
-
-    `guide_scale` is (low noise, high noise); `num_frames` is what the film will have, without the
-    trimmed ones. Where the files of the LoRAs lie is noted apart, under `lora_files`.
-    """
-
-    width: int
-    height: int
-    num_frames: int
-    steps: int
-    guide_scale: tuple[float, float]
-    shift: float
-    scheduler: str
-    timesteps: tuple[float, ...] | None = None
-    trim_first_frames: int = 0
-    step_cache: float | None = None
-    loras: tuple[Lora, ...] = ()
-
-    @classmethod
-    def from_json(cls, data: Any, subject: str) -> Self:
-        """Build from a decoded JSON object. Raises CheckpointError for unknown or missing keys."""
-        settings = super().from_json(data, subject)
-        loras = tuple(Lora.from_json(one, f"{subject}: loras") for one in settings.loras)
-        return replace(settings, loras=loras)
-
-    def acting(self, expert: str) -> list[Lora]:
-        """The LoRAs that an expert gets, in the order in which they are added."""
-        return [lora for lora in self.loras if lora.expert in (None, expert)]
-
-    def latent_shape(self, stride: geometry.Triple) -> geometry.Triple:
-        """Latent frames, rows and columns (F, H, W), those to be trimmed included."""
-        frames = self.num_frames + 4 * self.trim_first_frames
-        return geometry.latent_shape(self.width, self.height, frames, stride)
-
-    def schedule(self) -> Schedule:
-        """The timesteps and sigmas of this run."""
-        solver = SOLVERS[self.scheduler]
-        schedule: Schedule = solver.schedule(self.steps, self.shift, self.timesteps)
-        return schedule
+def latent_shape(settings: Settings, stride: geometry.Triple) -> geometry.Triple:
+    """Latent frames, rows and columns (F, H, W) of a run, those to be trimmed included."""
+    frames = settings.num_frames + 4 * settings.trim_first_frames
+    return geometry.latent_shape(settings.width, settings.height, frames, stride)
 
 
 def settle(model: Model, given: Sources, params: Params) -> Settings:
-    """Settle every setting, from the step gone on from or else from the image and the model.
+    """Settle every setting, from the run that is continued or else from the image and the model.
 
-    Raises UsageError for a setting that cannot be right, or that the step settled otherwise.
+    Raises UsageError for a setting that cannot be right, or that the run settled otherwise.
     """
     asked = {
-        field.name: getattr(params, field.name)
-        for field in fields(Settings)
-        if field.name not in CHANGING and getattr(params, field.name) is not None
+        name: getattr(params, name)
+        for name in FIELDS
+        if name not in CHANGING and getattr(params, name) is not None
     }
-    if given.step is not None:
-        settings = continued(given.step, asked)
+    if given.run is not None:
+        settings = continued(given, asked)
     else:
         settings = begun(model, given.image, asked)
     if params.guide_scale is not None:
-        settings = replace(settings, guide_scale=guide_pair(params.guide_scale, model.config))
+        pair = guide_pair(params.guide_scale, model.config)
+        settings = structs.replace(settings, guide_scale=pair)
     if params.step_cache is not None:
-        settings = replace(settings, step_cache=float(params.step_cache) or None)
+        settings = structs.replace(settings, step_cache=float(params.step_cache) or None)
+    if settings.scheduler not in SOLVERS:
+        raise UsageError(f"scheduler must be {', '.join(SOLVERS)}, got {settings.scheduler}")
     check_step_cache(settings)
     check(model, given.image, settings)
-    return settings
+    return cast(plain(settings))
 
 
-def continued(step: Entry, asked: dict[str, Any]) -> Settings:
-    """What a step remembers; grid and size cannot change under way, so asking for others fails."""
-    settings = Settings.from_json(step.made["settings"], f"settings of step {step.key[:8]}")
+def cast(values: dict[str, Any]) -> Settings:
+    """Build settings with every number in its declared type: 5 and 5.0 are one guidance. Raises
+    UsageError for what cannot be a setting.
+    """
+    try:
+        return convert(values, Settings)
+    except DocumentError as error:
+        raise UsageError(f"a setting cannot be right: {error}") from error
+
+
+def continued(given: Sources, asked: dict[str, Any]) -> Settings:
+    """The settings of a run; grid and size cannot change under way, so asking for others fails."""
+    run, step = given.run, given.step
+    assert run is not None
+    assert step is not None
     for name, value in asked.items():
-        there = getattr(settings, name)
+        there = getattr(run.settings, name)
         if value != there:
             raise UsageError(
                 f"{name.replace('_', '-')} of the run that step {step.key[:8]} belongs to is "
                 f"{there}, got {value}; leave it out, or start from noise"
             )
-    return settings
+    return run.settings
 
 
 def begun(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
     """What a run from noise takes: what is asked, else the image's canvas, else the defaults."""
-    defaults = model.config.defaults.to_json()
-    names = {field.name for field in fields(Settings)}
-    values = {name: value for name, value in defaults.items() if name in names}
+    defaults = plain(model.config.defaults)
+    values = {name: value for name, value in defaults.items() if name in FIELDS}
     values["scheduler"] = "unipc"
     if image is not None:
         made = image.material
-        values |= {"width": made["width"], "height": made["height"]}
-        if made["mode"] == "i2v":
-            values["num_frames"] = made["num_frames"] - 4 * asked.get("trim_first_frames", 0)
+        values |= {"width": made.width, "height": made.height}
+        if made.mode == "i2v":
+            values["num_frames"] = made.num_frames - 4 * asked.get("trim_first_frames", 0)
     values |= asked
+    geometry.check_frames(values["num_frames"])
+    geometry.check_size(values["width"], values["height"], model.config.side_multiple)
+    check_trim(values.get("trim_first_frames", 0))
     if values.get("timesteps"):
         values["steps"] = len(values["timesteps"])
         if asked.get("steps") not in (None, values["steps"]):
@@ -157,28 +137,37 @@ def begun(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
                 f"steps must be the number of timesteps where these are given, {values['steps']}, "
                 f"got {asked['steps']}; leave --steps out"
             )
-    return Settings.from_json(values, "settings")
+    # raises the exact reason for steps, shift and timesteps that cannot be
+    SOLVERS[values["scheduler"]].schedule(values["steps"], values["shift"], values.get("timesteps"))
+    return cast(values)
+
+
+def check_trim(trim: int) -> None:
+    """Raise UsageError for frames to trim that cannot be."""
+    if trim < 0:
+        raise UsageError(f"trim-first-frames must not be negative, got {trim}; use 0 or more")
+    if trim > geometry.LONGEST:
+        raise UsageError(
+            f"trim-first-frames must be at most {geometry.LONGEST}, got {trim}; use 1 or 2"
+        )
 
 
 def check(model: Model, image: Entry | None, settings: Settings) -> None:
     """Raise UsageError for a size that the model cannot make or the image was not encoded for."""
     geometry.check_frames(settings.num_frames)
     geometry.check_size(settings.width, settings.height, model.config.side_multiple)
-    if settings.trim_first_frames < 0:
-        trim = settings.trim_first_frames
-        raise UsageError(f"trim-first-frames must not be negative, got {trim}; use 0 or more")
     if image is None:
         return
     made, size = image.material, (settings.width, settings.height)
     frames = settings.num_frames + 4 * settings.trim_first_frames
-    if (made["width"], made["height"]) != size:
+    if (made.width, made.height) != size:
         raise UsageError(
-            f"image entry {image.key[:8]} is {made['width']}x{made['height']}, the video "
+            f"image entry {image.key[:8]} is {made.width}x{made.height}, the video "
             f"{size[0]}x{size[1]}; encode the image at that size"
         )
-    if made["mode"] == "i2v" and made["num_frames"] != frames:
+    if made.mode == "i2v" and made.num_frames != frames:
         raise UsageError(
-            f"image entry {image.key[:8]} is for {made['num_frames']} frames, the video has "
+            f"image entry {image.key[:8]} is for {made.num_frames} frames, the video has "
             f"{frames}; encode the image with --num-frames {frames}"
         )
 

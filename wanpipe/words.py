@@ -9,6 +9,7 @@ from wanpipe.errors import UsageError
 
 SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+ROUNDS_UP = 999.5  # what three digits show as 1000
 AGES = {"m": 60, "h": 3600, "d": 86400, "w": 604800}  # seconds
 SIZE_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 AGE_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])")
@@ -17,21 +18,23 @@ AGE_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])")
 def amount(count: int, unit: str) -> str:
     """Format a count with a decimal prefix: 1.42 B, 512 kB, 2.84 GB."""
     size = float(count)
-    prefixes = ["", "k", "M", "G"] if unit else ["", " k", " M", " B"]
-    for prefix in prefixes[:-1]:
-        if size < 1000:
-            return f"{size:.3g} {prefix}{unit}".replace("  ", " ").strip()
-        size /= 1000
-    return f"{size:.3g} {prefixes[-1]}{unit}".replace("  ", " ").strip()
+    prefixes = ["", "k", "M", "G", "T"] if unit else ["", "k", "M", "B"]
+    place = 0
+    while size >= ROUNDS_UP and place < len(prefixes) - 1:
+        size, place = size / 1000, place + 1
+    number = f"{size:.3g}" if size < ROUNDS_UP else f"{size:.0f}"
+    return f"{number} {prefixes[place]}{unit}".rstrip()
 
 
 def read_size(text: str) -> int:
     """Read a size such as 50GB, 1.5T or 64GiB as bytes. Raises UsageError."""
+    from fractions import Fraction
+
     form = SIZE_FORM.fullmatch(text.strip())
     if form is None or (form[3] and not form[2]):
         raise UsageError(f"a size must be like 50GB or 500M, got {text!r}")
     units = BINARY if form[3] else SIZES
-    return int(float(form[1]) * units[form[2].upper()])
+    return int(Fraction(form[1]) * units[form[2].upper()])
 
 
 def read_age(text: str) -> float:

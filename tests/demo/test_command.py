@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.workshop import Place
@@ -14,6 +15,7 @@ def remarks(place: Place, prompt: str) -> list[str]:
     return [event["text"] for event in result.events if event["event"] == "remark"]
 
 
+@pytest.mark.slow
 def test_demo_in_an_empty_folder_makes_film_and_sheet_and_again_nothing(tmp_path: Path) -> None:
     place = Place(tmp_path, demo.T2V)
     first = place.do("demo", "a red circle moves right on a white background", "--seed", 3)

@@ -12,6 +12,8 @@ from wanpipe import demo
 from wanpipe.demo import judge
 from wanpipe.store import Store
 
+pytestmark = pytest.mark.slow
+
 STEPS = 10
 CHOSEN = bench.cases(6)
 

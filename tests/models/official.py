@@ -1,8 +1,11 @@
 """Networks of the tiny official checkpoints, by the way that users go: converted, then loaded."""
 
+import gc
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from wanpipe.config import ModelConfig, read_model_config
@@ -15,10 +18,20 @@ TOLERANCE = 2e-5 if is_gpu() else 5e-6
 on_the_cpu = pytest.mark.skipif(is_gpu(), reason="counts what MLX allocates on the CPU")
 
 
+def allocated(work: Callable[[], object]) -> int:
+    """Bytes at most that MLX allocates during `work`, beside what was there before."""
+    mx.synchronize()
+    gc.collect()  # else what earlier tests left would go meanwhile
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    work()
+    return mx.get_peak_memory() - before
+
+
 @cache
 def converted(checkpoints: Path, family: str, dtype: str = "float32") -> tuple[Path, ModelConfig]:
     """Convert a checkpoint once per session: the model's directory and config."""
     directory = checkpoints.parent / f"{checkpoints.name}-models" / f"{family}-{dtype}"
     checkpoint = detect(checkpoints / family)
-    convert(checkpoint, directory, family, Options(dtype=dtype), lambda *_: None)
+    convert(checkpoint, directory, "0" * 32, Options(dtype=dtype), lambda *_: None)
     return directory, read_model_config(directory)

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import relative_error
 from wanpipe.config import VAEConfig
 from wanpipe.models import causal_conv, vae22
-from wanpipe.models.causal_conv import CausalConv, Conv, Past
+from wanpipe.models.causal_conv import CausalConv, Kernel, Past
 from wanpipe.models.causal_vae import ResidualBlock, Upsample
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae import Encoder, decoder, encoder
@@ -46,14 +46,9 @@ def upsampling(inputs: int, outputs: int, dtype: mx.Dtype = mx.float32) -> Upsam
 def randomised(network: Network) -> Network:
     """Give convolutions and products weights."""
     for layer in network.modules():
-        if isinstance(layer, Conv | Linear):
+        if isinstance(layer, Kernel | Linear):
             layer.weight = mx.random.normal(layer.weight.shape) * 0.2
     return network
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    mx.random.seed(7)
 
 
 @pytest.mark.parametrize("gpu", [False, True])

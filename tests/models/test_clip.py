@@ -8,7 +8,6 @@ from mlx.utils import tree_flatten
 
 from tests.conftest import DATA, golden, relative_error
 from tests.models.official import converted
-from wanpipe.config import CLIPConfig
 from wanpipe.device import mlx_dtype
 from wanpipe.image import clip_pixels, open_image
 from wanpipe.models.clip import CLIP
@@ -18,7 +17,7 @@ from wanpipe.weights.load import load_network
 def network(checkpoints: Path, dtype: str) -> CLIP:
     directory, model = converted(checkpoints, "wan21-i2v", dtype)
     component = model.components["clip"]
-    config = CLIPConfig.from_json(component.config, "CLIP config")
+    config = component.config
     return load_network(CLIP(config), directory / component.file, mlx_dtype(dtype))
 
 

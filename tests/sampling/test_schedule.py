@@ -79,8 +79,9 @@ def test_schedule_is_plain_float32_numbers(solver: str) -> None:
     [
         (0, 5.0, None, "steps must be 1 to 1000, got 0"),
         (1001, 5.0, None, "steps must be 1 to 1000, got 1001"),
-        (4, 0.0, None, "shift must be a number above 0, got 0"),
-        (4, float("nan"), None, "shift must be a number above 0, got nan"),
+        (4, 0.0, None, "shift must be a number above 0 (1e-06 or more), got 0"),
+        (4, 1e-20, None, "shift must be a number above 0 (1e-06 or more), got 1e-20"),
+        (4, float("nan"), None, "shift must be a number above 0 (1e-06 or more), got nan"),
         (4, 1e9, None, "noise levels must fall at every step"),
         (2, 5.0, (), "got none"),
         (2, 5.0, (500.0, 750.0), "got 500,750"),

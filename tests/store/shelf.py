@@ -1,13 +1,15 @@
 """Small entries for tests of the store: recipes, and what fills them, without models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wanpipe.documents import convert, plain
 from wanpipe.report import Report
-from wanpipe.store import Draft, Entry, Recipe, Store
+from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
+from wanpipe.store.runs import named
 
 SHAPE = (4, 2, 3, 5)
 SETTINGS = {
@@ -18,9 +20,8 @@ SETTINGS = {
     "guide_scale": [5.0, 5.0],
     "shift": 5.0,
     "scheduler": "unipc",
-    "timesteps": None,
-    "trim_first_frames": 0,
 }
+HASH = "{:032x}".format
 
 
 class Heard(Report):
@@ -40,8 +41,30 @@ class Heard(Report):
         return sum(event["event"] == kind for event in self.events)
 
 
-def recipe(number: int = 0, stage: str = "decode", **more: Any) -> Recipe:
-    return Recipe(stage=stage, algorithm=1, material={"number": number}, **more)
+def recipe(number: int = 0, stage: str = "denoise", **more: Any) -> Recipe:
+    """A first step of seed `number`, which is made from a text that nobody made; or a model."""
+    if stage == "convert":
+        sources = {"config.json": HASH(number)}
+        model = {"variant": "tiny", "dtype": "float32", "quantization": None}
+        return Recipe(material=material("convert", source=sources, **model), **more)
+    noise = {"algorithm": "n", "seed": number, "shape": list(SHAPE)}
+    made = material("denoise", noise=noise, text=HASH(1), **step_fields(0))
+    return Recipe(material=made, **{"inputs": {"text": HASH(1)}, "step": 0, **more})
+
+
+def step_fields(step: int, **changes: Any) -> dict[str, Any]:
+    """What the material of step number `step` of eight has beside its start and its text."""
+    return {
+        "expert": "e" * 32,
+        "loras": [],
+        "image": None,
+        "guide_scale": 5.0,
+        "timestep": 999.0 - 100 * step,
+        "sigma": 1.0 - step / 8,
+        "sigma_next": 1.0 - (step + 1) / 8,
+        "solver": {"name": "unipc", "order": 1},
+        "dtype": "float32",
+    } | changes
 
 
 MADE = {"device": "none", "wanpipe": "0", "mlx": "0", "peak_bytes": 0}
@@ -49,16 +72,16 @@ MADE = {"device": "none", "wanpipe": "0", "mlx": "0", "peak_bytes": 0}
 
 def fill(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Callable[[Draft], dict[str, Any]]:
     """Fills a draft with the arrays of a step, which follow from the seed."""
-    return filler(("latent", "x0", "solver/sample"), shape, "CFHW"[-len(shape) :], seed)
+    return filler(("latent", "x0", "solver/sample"), shape, seed)
 
 
 def filler(
-    names: tuple[str, ...], shape: tuple[int, ...], axes: str, seed: int
+    names: tuple[str, ...], shape: tuple[int, ...], seed: int
 ) -> Callable[[Draft], dict[str, Any]]:
     def write(draft: Draft) -> dict[str, Any]:
         generator = np.random.default_rng(seed)
         for name in names:
-            draft.write(name, generator.standard_normal(shape, dtype=np.float32), axes)
+            draft.write(name, generator.standard_normal(shape, dtype=np.float32))
         return dict(MADE)
 
     return write
@@ -66,8 +89,14 @@ def filler(
 
 def fill_frames(draft: Draft) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 4, 3), dtype=np.uint8)
-    with draft.stream("frames", pixels.shape, "uint8", ("T", "Y", "X", "C"), 4) as sink:
+    with draft.stream("frames", pixels.shape) as sink:
         sink.append(pixels)
+    return dict(MADE)
+
+
+def fill_model(draft: Draft) -> dict[str, Any]:
+    (draft.path / "config.json").write_text("{}")
+    draft.attach("config.json")
     return dict(MADE)
 
 
@@ -81,14 +110,16 @@ def arrays(entry: Entry) -> dict[str, bytes]:
 
 def text(store: Store, prompt: str = "a cat") -> Entry:
     made = {"prompt": prompt, "negative_prompt": "", "model": "/models/tiny"}
-    material = {
-        "t5": "t",
+    fields = {
+        "t5": HASH(2),
+        "tokenizer": HASH(3),
         "prompt": [len(prompt), *prompt.encode()],
         "negative": [1],
+        "text_len": 512,
         "dtype": "float32",
     }
-    entry = Recipe(stage="encode-text", algorithm=1, material=material, made=made)
-    return store.obtain(entry, filler(("prompt", "negative"), (3, 5), "LD", len(prompt)))
+    entry = Recipe(material=material("encode-text", **fields), made=made)
+    return store.obtain(entry, filler(("prompt", "negative"), (3, 5), len(prompt)))
 
 
 def step_recipe(
@@ -96,29 +127,40 @@ def step_recipe(
 ) -> Recipe:
     """A step of a run of eight; `changes` may have guide_scale, shift and so on."""
     settings = SETTINGS | {name: changes[name] for name in changes if name in SETTINGS}
-    guide = changes.get("guide_scale", [5.0, 5.0])[0]
-    start = {"noise": {"algorithm": "n", "seed": seed, "shape": list(SHAPE)}}
-    material = {
-        **({"parent": parent} if parent else start),
-        "expert": "e" * 32,
-        "loras": [],
-        "text": words.key,
-        "image": None,
-        "guide_scale": guide,
-        "timestep": 999.0 - 100 * step - settings["shift"],
-        "sigma": 1.0 - step / 8,
-        "sigma_next": 1.0 - (step + 1) / 8,
-        "solver": {"name": settings["scheduler"], "order": 1},
-        "dtype": "float32",
-    }
-    return Recipe(
-        stage="denoise",
-        algorithm=1,
-        material=material,
-        inputs={"text": words.key},
-        extra={"step": step, "parent": parent},
-        made={"settings": settings, "seed": seed, "model": "/models/tiny", "vae": "v"},
+    noise = {"algorithm": "n", "seed": seed, "shape": list(SHAPE)}
+    made = material(
+        "denoise",
+        **({"parent": parent} if parent else {"noise": noise}),
+        text=words.key,
+        **step_fields(
+            step,
+            guide_scale=changes.get("guide_scale", [5.0])[0],
+            timestep=999.0 - 100 * step - settings["shift"],
+            solver={"name": settings["scheduler"], "order": 1},
+        ),
     )
+    return Recipe(material=made, inputs={"text": words.key}, step=step, parent=parent)
+
+
+def run_of(words: Entry, recipes: Sequence[Recipe], seed: int = 1, **changes: Any) -> Run:
+    """The run of these steps."""
+    first = recipes[0]
+    start = first.parent or plain(first.material.noise)
+    settings = SETTINGS | {name: changes[name] for name in changes if name in SETTINGS}
+    fields = {
+        "key": HASH(0),
+        "start": start,
+        "first": first.step,
+        "steps": [recipe.key for recipe in recipes],
+        "text": words.key,
+        "settings": settings,
+        "dtype": "float32",
+        "model": {"key": HASH(9), "directory": "/models/tiny"},
+        "seed": seed,
+        "prompt": words.made.prompt,
+        "fps": 16.0,
+    }
+    return named(convert(fields, Run))
 
 
 def chain(
@@ -129,27 +171,26 @@ def chain(
     seed: int = 1,
     **changes: Any,
 ) -> list[Entry]:
-    """Make the steps of a run from the noise, or from `after` on, up to step number `steps`."""
-    first = 0 if after is None else after.record["step"] + 1
-    parent, made = (after.key if after else None), []
-    for step in range(first, steps):
-        entry = store.obtain(
-            step_recipe(words, step, parent, seed, **changes), fill(step + 100 * seed)
-        )
-        made.append(entry)
-        parent = entry.key
-    return made
+    """Make the steps of a run from the noise, or from `after` on, up to step number `steps`, and
+    record the run with all eight.
+    """
+    first = 0 if after is None else after.step + 1
+    parent, recipes = (after.key if after else None), []
+    for step in range(first, 8):
+        recipes.append(step_recipe(words, step, parent, seed, **changes))
+        parent = recipes[-1].key
+    store.keep_run(run_of(words, recipes, seed, **changes))
+    return [
+        store.obtain(recipe, fill(first + index + 100 * seed))
+        for index, recipe in enumerate(recipes[: steps - first])
+    ]
 
 
 def frames(store: Store, step: Entry) -> Entry:
-    made = {"fps": 16, "model": "/models/tiny", "lineage": {**SETTINGS, "seed": 1}}
-    decoding = Recipe(
-        stage="decode",
-        algorithm=1,
-        material={"vae": "v", "step": step.key},
-        inputs={"step": step.key},
-        made=made,
+    named = material(
+        "decode", vae=HASH(4), step=step.key, tiling=None, trim_first_frames=0, dtype="float32"
     )
+    decoding = Recipe(material=named, inputs={"step": step.key}, made={"model": "/models/tiny"})
     return store.obtain(decoding, fill_frames)
 
 

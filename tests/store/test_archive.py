@@ -16,6 +16,7 @@ from tests.store.shelf import (
     arrays,
     chain,
     fill,
+    fill_model,
     forbidden,
     frames,
     recipe,
@@ -25,7 +26,7 @@ from tests.store.shelf import (
 )
 from wanpipe.errors import StoreError, UsageError, WanpipeError
 from wanpipe.store import Entry, Store
-from wanpipe.store.archive import export, take_in
+from wanpipe.store.archive import export, import_
 from wanpipe.store.entry import read_entry, seal_of
 
 MUTATIONS = 500
@@ -64,7 +65,7 @@ def write(file: Path, contents: Members) -> Path:
 def test_a_colleague_finishes_a_draft(store: Store, draft: Entry, archive: Path) -> None:
     words = store.root / "encode-text" / draft.inputs["text"]
     there = Store(store.root.parent / "there")
-    paths = take_in(archive, there)
+    paths = import_(archive, there)
     assert {(path.parent.name, path.name) for path in paths} == {
         ("denoise", draft.key),
         ("encode-text", words.name),
@@ -86,12 +87,12 @@ def test_the_same_entries_make_the_same_file(store: Store, draft: Entry, archive
 
 def test_what_is_there_already_stays(store: Store, archive: Path) -> None:
     before = tree(store.root)
-    assert len(take_in(archive, store)) == 2
+    assert len(import_(archive, store)) == 2
     assert tree(store.root) == before
 
 
 def test_a_model_does_not_travel(store: Store, tmp_path: Path) -> None:
-    model = store.obtain(recipe(stage="convert"), fill())
+    model = store.obtain(recipe(stage="convert"), fill_model)
     with pytest.raises(UsageError, match="a converted model, which does not travel"):
         export([model], tmp_path / "model.zip", store)
 
@@ -163,6 +164,18 @@ def codec(name: str) -> Callable[[Members], Members]:
     return array(lambda document: document["codecs"].insert(1, {"name": name}))
 
 
+def run(change: Callable[[dict], None]) -> Callable[[Members], Members]:
+    """Change the record of the run."""
+
+    def edit(contents: Members) -> Members:
+        name = next(name for name in contents if name.startswith(".runs/"))
+        document = json.loads(contents[name])
+        change(document)
+        return {**contents, name: json.dumps(document).encode()}
+
+    return edit
+
+
 HOSTILE: dict[str, Callable[[Members], Members]] = {
     "escapes upwards": lambda contents: {**contents, "../evil": b"x"},
     "escapes through a stage": lambda contents: {**contents, "denoise/../../evil": b"x"},
@@ -198,9 +211,10 @@ HOSTILE: dict[str, Callable[[Members], Members]] = {
     "objects": array(lambda document: document.update(data_type="string")),
     "attributes of an array": array(lambda document: document.update(attributes={"x": 1})),
     "a number for a truth": array(lambda document: document.update(zarr_format=3.0)),
-    "no settings": record(lambda record: record["made"].pop("settings")),
     "settings of another type": record(lambda record: record["made"].update(settings=[1])),
-    "steps in words": record(lambda record: record["made"]["settings"].update(steps="all")),
+    "a run of another key": run(lambda run: run.update(text="f" * 32)),
+    "a run of another type": run(lambda run: run.update(seed="$(id)")),
+    "a run with more fields": run(lambda run: run.update(more=1)),
     "a seed in words": record(lambda record: record["made"].update(seed="$(id)")),
     "a step outside the run": record(lambda record: record.update(step=99)),
     "another parent": record(lambda record: record.update(parent="f" * 32)),
@@ -222,7 +236,7 @@ def check_refused(file: Path, root: Path) -> None:
     there.obtain(recipe(), fill())
     before = tree(root)
     with pytest.raises(WanpipeError) as caught:
-        take_in(file, there)
+        import_(file, there)
     assert "\n" not in str(caught.value)
     assert tree(root) == before
     assert {path.name for path in root.parent.iterdir()} <= ALLOWED
@@ -242,7 +256,7 @@ def test_the_attacks_are_refused_for_what_they_are(archive: Path, tmp_path: Path
     for harmless in (record(lambda record: None), array(lambda document: None)):
         file = write(tmp_path / "hostile.zip", harmless(members(archive)))
         there = Store(tmp_path / "there")
-        assert len(take_in(file, there)) == 2
+        assert len(import_(file, there)) == 2
         shutil.rmtree(there.root)
 
 
@@ -282,7 +296,7 @@ def test_what_is_no_archive_is_refused(data: bytes, tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_named(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no file"):
-        take_in(tmp_path / "nothing.zip", store)
+        import_(tmp_path / "nothing.zip", store)
 
 
 def mutated(data: bytes, generator: random.Random) -> bytes:
@@ -326,7 +340,7 @@ def test_five_hundred_mutations_are_refused_or_right(
         file = tmp_path / "hostile.zip"
         file.write_bytes(mutated(original, generator))
         try:
-            paths = take_in(file, there)
+            paths = import_(file, there)
         except WanpipeError as error:
             assert "\n" not in str(error), number
         else:
@@ -335,6 +349,7 @@ def test_five_hundred_mutations_are_refused_or_right(
                 for name, data in tree(path).items():
                     assert data == good[f"{path.parent.name}/{path.name}/{name}"], number
                 shutil.rmtree(path)
+            shutil.rmtree(there.root / ".runs", ignore_errors=True)
         assert tree(there.root) == before, number
     assert not list((there.root / ".tmp").iterdir())
     assert taken < MUTATIONS / 4
@@ -355,7 +370,7 @@ def test_an_import_that_finds_no_room_leaves_nothing(
 
     monkeypatch.setattr(io, "open", full)
     with pytest.raises(StoreError, match="no space left"):
-        take_in(archive, there)
+        import_(archive, there)
     monkeypatch.undo()
     assert tree(there.root) == before
     assert there.obtain(recipe(), forbidden)

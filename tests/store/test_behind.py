@@ -8,7 +8,7 @@ import pytest
 
 from tests.store.shelf import Heard, arrays, fill, recipe
 from wanpipe.errors import WanpipeError
-from wanpipe.store import Draft, Store
+from wanpipe.store import Draft, Publisher, Store
 from wanpipe.store import store as module
 from wanpipe.store.publish import WAITING
 
@@ -18,9 +18,10 @@ COUNT = 5
 def test_what_is_published_behind_is_what_is_published_at_once(tmp_path: Path) -> None:
     late, now = Store(tmp_path / "late", Heard()), Store(tmp_path / "now", Heard())
     expected = [now.obtain(recipe(number), fill(number)) for number in range(COUNT)]
-    with late.behind() as behind:
-        promised = [behind.obtain(recipe(number), fill(number)) for number in range(COUNT)]
-        made = [behind.whole(entry) for entry in promised]
+    with Publisher(late) as behind:
+        for number in range(COUNT):
+            behind.obtain(recipe(number), fill(number))
+    made = [late.result(recipe(number)) for number in range(COUNT)]
     assert [arrays(entry) for entry in made] == [arrays(entry) for entry in expected]
     events = [[event["key"] for event in store.report.events] for store in (late, now)]
     assert events[0] == events[1] == [entry.key for entry in made]
@@ -42,19 +43,19 @@ def test_the_next_computation_does_not_wait_for_the_disk(
         return fill(1)(draft)
 
     monkeypatch.setattr(module, "settle", slow)
-    with Store(tmp_path).behind() as behind:
+    with Publisher(Store(tmp_path)) as behind:
         behind.obtain(recipe(0), fill(0))
         behind.obtain(recipe(1), second)
-    assert Store(tmp_path).has("decode", recipe(1).key)
+    assert Store(tmp_path).has("denoise", recipe(1).key)
 
 
 def test_memory_holds_few_waiting_entries(tmp_path: Path) -> None:
-    with Store(tmp_path).behind() as behind:
+    with Publisher(Store(tmp_path)) as behind:
         for number in range(COUNT):
             behind.obtain(recipe(number), fill(number))
             assert len(behind.later.jobs) <= WAITING < COUNT - 1
             there = range(number - WAITING + 1)
-            assert all(Store(tmp_path).has("decode", recipe(n).key) for n in there)
+            assert all(Store(tmp_path).has("denoise", recipe(n).key) for n in there)
 
 
 def test_a_busy_disk_holds_nothing_up_for_a_while(
@@ -68,7 +69,7 @@ def test_a_busy_disk_holds_nothing_up_for_a_while(
 
     monkeypatch.setattr(module, "settle", busy)
     store = Store(tmp_path, Heard())
-    with store.behind() as behind:
+    with Publisher(store) as behind:
         for number in range(WAITING):
             behind.obtain(recipe(number), fill(number))
         assert store.report.count("computed") == 0
@@ -78,7 +79,7 @@ def test_a_busy_disk_holds_nothing_up_for_a_while(
 
 def test_what_is_on_the_disk_is_told_without_a_wait(tmp_path: Path) -> None:
     store = Store(tmp_path, Heard())
-    with store.behind() as behind:
+    with Publisher(store) as behind:
         behind.obtain(recipe(0), fill(0))
         behind.later.jobs[0].exception(10)  # waits for it
         behind.collect(keep=WAITING)
@@ -86,25 +87,25 @@ def test_what_is_on_the_disk_is_told_without_a_wait(tmp_path: Path) -> None:
 
 
 def broken(draft: Draft) -> dict:
-    draft.write("latent", np.array([1.0, np.nan], np.float32), "L")
+    draft.write("latent", np.full((1, 1, 1, 2), np.nan, np.float32))
     return {}
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_failure_is_raised_and_what_was_before_it_is_kept(after: int, tmp_path: Path) -> None:
+def test_a_failure_is_raised_and_nothing_behind_it_is_published(after: int, tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def compute() -> None:
-        with store.behind() as behind:
+        with Publisher(store) as behind:
             behind.obtain(recipe(0), fill(0))
             behind.obtain(recipe(1), broken)
             for number in range(after):
-                behind.obtain(recipe(2 + number), broken)
+                behind.obtain(recipe(2 + number), fill(2 + number))
 
     with pytest.raises(WanpipeError, match="NaN"):
         compute()
-    assert store.has("decode", recipe(0).key)
-    assert len(list((tmp_path / "decode").iterdir())) == 1
+    assert store.has("denoise", recipe(0).key)
+    assert len(list((tmp_path / "denoise").iterdir())) == 1
     assert not list((tmp_path / ".tmp").iterdir())
     assert store.obtain(recipe(1), fill(1)), "the lock was not let go"
 
@@ -119,13 +120,13 @@ def test_an_interruption_keeps_every_finished_step(
     store = Store(tmp_path, Heard())
 
     def compute() -> None:
-        with store.behind() as behind:
+        with Publisher(store) as behind:
             for number in range(3):
                 behind.obtain(recipe(number), fill(number))
             behind.obtain(recipe(3), interrupted)
 
     with pytest.raises(error):
         compute()
-    assert [store.has("decode", recipe(number).key) for number in range(4)] == [True] * 3 + [False]
+    assert [store.has("denoise", recipe(number).key) for number in range(4)] == [True] * 3 + [False]
     assert store.report.count("computed") == 3
     assert not list((tmp_path / ".tmp").iterdir())

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.store.shelf import Heard, arrays, fill, recipe
-from wanpipe.store import Draft, Entry, Store
+from wanpipe.store import Draft, Entry, Publisher, Store
 from wanpipe.store.entry import read_entry
+
+pytestmark = pytest.mark.slow
 
 PROCESSES = 8
 # forks from a clean process that has loaded what the work needs: quick to start, and no threads
@@ -109,7 +111,7 @@ def test_a_process_killed_in_its_work_leaves_no_lock(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     store = Store(tmp_path, Heard())
-    assert not store.has("decode", recipe().key)
+    assert not store.has("denoise", recipe().key)
     assert store.obtain(recipe(), fill())
     assert not store.report.remarks, "waited for a dead process"
     check_clean(tmp_path)
@@ -132,7 +134,7 @@ def test_forced_and_plain_makers_never_see_half_an_entry(tmp_path: Path) -> None
         process.join()
         assert process.exitcode == 0
     assert not (tmp_path / ".damaged").exists()
-    assert Store(tmp_path).find("decode", recipe().key)
+    assert Store(tmp_path).find("denoise", recipe().key)
 
 
 @pytest.mark.parametrize("kills", [20])
@@ -145,8 +147,8 @@ def test_kills_at_any_moment_lose_nothing(kills: int, tmp_path: Path) -> None:
         time.sleep(0.01 + 0.013 * turn % 0.1)
         process.kill()
         process.join()
-        there = {path.name for path in (tmp_path / "decode").glob("*")}
-        assert all(sound(tmp_path / "decode" / key) for key in there)
+        there = {path.name for path in (tmp_path / "denoise").glob("*")}
+        assert all(sound(tmp_path / "denoise" / key) for key in there)
         assert set(seen) <= there
         seen.update(there)
     Store(tmp_path).obtain(recipe(999), fill())
@@ -154,7 +156,7 @@ def test_kills_at_any_moment_lose_nothing(kills: int, tmp_path: Path) -> None:
 
 
 def publish_many(root: Path, count: int) -> None:
-    with Store(root).behind() as behind:
+    with Publisher(Store(root)) as behind:
         for number in range(count):
             behind.obtain(recipe(number), fill(number))
 

@@ -1,19 +1,21 @@
 """Entries on disk: what they look like to others, and that no changed byte goes unnoticed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xxhash
 import zarr
 
-from tests.store.shelf import arrays, fill, recipe
-from wanpipe.errors import WanpipeError
+from tests.store.shelf import arrays, fill, frames, recipe
+from wanpipe.errors import StoreError, WanpipeError
 from wanpipe.store import DamageError, Draft, Entry, Store
-from wanpipe.store.draft import LateDraft
-from wanpipe.store.entry import read_entry
+from wanpipe.store.entry import read_entry, seal_of
+from wanpipe.store.schema import STAGES
 
 
 @pytest.fixture
@@ -21,8 +23,12 @@ def entry(tmp_path: Path) -> Entry:
     return Store(tmp_path / "cache").obtain(recipe(), fill())
 
 
+def draft_of(path: Path, stage: str = "denoise") -> Draft:
+    return Draft(path, STAGES[stage])
+
+
 def seal(draft: Draft) -> None:
-    draft.seal({"stage": "decode", "key": "0", "material": {}, "inputs": {}, "made": {}})
+    draft.seal({"stage": "x", "key": "0", "material": {}, "inputs": {}, "made": {}})
 
 
 def test_zarr_alone_shows_everything(entry: Entry) -> None:
@@ -32,8 +38,8 @@ def test_zarr_alone_shows_everything(entry: Entry) -> None:
     assert latent.metadata.dimension_names == ("C", "F", "H", "W")
     assert latent.dtype == np.float32
     assert latent.chunks == latent.shape
-    assert (record["stage"], record["key"]) == ("decode", entry.key)
-    assert record["material"] == {"schema": 1, "stage": "decode", "algorithm": 1, "number": 0}
+    assert (record["stage"], record["key"]) == ("denoise", entry.key)
+    assert record["material"] == recipe().whole
     digest = xxhash.xxh3_128_hexdigest(latent[...].tobytes())
     assert record["digest"]["latent"] == digest
     assert set(record["digest"]) == {"latent", "x0", "solver/sample"}
@@ -131,24 +137,28 @@ def test_an_entry_under_another_key_is_noticed(entry: Entry) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_array_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
-    array = np.arange(6, dtype=np.float32)
+    array = np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1)
     array[3] = value
+    draft = draft_of(tmp_path / "draft")
+    draft.write("latent", array)
     with pytest.raises(WanpipeError, match="NaN or infinite"):
-        Draft(tmp_path / "draft").write("latent", array, "L")
+        seal(draft)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_a_constant_array_is_refused(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "name"), [("denoise", "x0"), ("decode", "frames")])
+def test_a_constant_array_is_refused(stage: str, name: str, tmp_path: Path) -> None:
+    draft = draft_of(tmp_path / "draft", stage)
+    draft.write(name, np.full((4, 5, 2, 3), 3, STAGES[stage].array(name).dtype))
     with pytest.raises(WanpipeError, match="is 3 everywhere"):
-        Draft(tmp_path / "draft").write("frames", np.full((4, 5), 3, dtype), "TY")
+        seal(draft)
 
 
 def test_blocks_that_come_in_any_size_make_the_same_array(tmp_path: Path) -> None:
-    array = np.random.default_rng(0).integers(0, 256, (11, 3, 2), dtype=np.uint8)
+    array = np.random.default_rng(0).integers(0, 256, (11, 3, 2, 3), dtype=np.uint8)
     digests = []
     for number, cuts in enumerate(([], [1], [4, 8], [3, 4, 5, 10])):
-        draft = Draft(tmp_path / str(number))
-        with draft.stream("frames", array.shape, "uint8", "TYX", rows=4) as sink:
+        draft = draft_of(tmp_path / str(number), "decode")
+        with draft.stream("frames", array.shape) as sink:
             for block in np.split(array, cuts):
                 sink.append(block)
         seal(draft)
@@ -157,33 +167,69 @@ def test_blocks_that_come_in_any_size_make_the_same_array(tmp_path: Path) -> Non
     assert set(digests) == {xxhash.xxh3_128_hexdigest(array.tobytes())}
 
 
-def test_a_late_draft_writes_what_an_early_one_writes(tmp_path: Path) -> None:
-    drafts = [Draft(tmp_path / "early"), LateDraft(tmp_path / "late")]
-    for draft in drafts:
-        fill()(draft)
-    assert not (tmp_path / "late" / "latent").exists()
-    for draft in drafts:
-        seal(draft)
-    early, late = (
-        {path.relative_to(draft.path): path.read_bytes() for path in draft.path.rglob("c.*")}
-        for draft in drafts
-    )
-    assert early == late
-    assert drafts[0].statistics == drafts[1].statistics
+def test_whole_arrays_wait_in_memory_until_the_draft_is_sealed(tmp_path: Path) -> None:
+    draft = draft_of(tmp_path / "draft")
+    fill()(draft)
+    assert not list(draft.path.iterdir())
+    seal(draft)
+    assert not draft.waiting
+    assert {path.name for path in draft.path.iterdir()} == {"latent", "x0", "solver", "zarr.json"}
 
 
 def test_blocks_are_read_a_chunk_at_a_time(tmp_path: Path) -> None:
-    array = np.random.default_rng(0).integers(0, 256, (10, 3, 2), dtype=np.uint8)
+    store = Store(tmp_path)
+    entry = frames(store, store.obtain(recipe(), fill()))
+    assert [len(block) for block in entry.blocks("frames")] == [4, 4, 1]
+    assert entry.read("frames").shape == entry.shape("frames") == (9, 6, 4, 3)
 
-    def write(draft: Draft) -> dict:
-        with draft.stream("frames", array.shape, "uint8", "TYX", rows=4) as sink:
-            sink.append(array)
-        return {}
 
-    entry = Store(tmp_path).obtain(recipe(), write)
-    assert [len(block) for block in entry.blocks("frames")] == [4, 4, 2]
-    assert np.array_equal(entry.read("frames"), array)
-    assert entry.shape("frames") == array.shape
+@pytest.mark.parametrize("error", [5, 13])
+def test_a_disk_that_does_not_give_an_entry_is_no_damage(
+    error: int, entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def refused(path: Path, *rest: Any, **options: Any) -> Any:
+        if path.name.startswith("c."):
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(StoreError, match="it was left as it is") as caught:
+        Store(entry.root).find(entry.stage, entry.key)
+    assert not isinstance(caught.value, DamageError)
+    monkeypatch.undo()
+    assert Store(entry.root).find(entry.stage, entry.key)
+
+
+LINKS = [
+    {"inputs": {"text": "../../victim"}},
+    {"inputs": {"text": "f" * 32}},
+    {"inputs": {"victim": "f" * 32}},
+    {"parent": "f" * 32},
+    {"step": 5},
+    {"step": -1},
+    {"step": "0"},
+    {"stage": "decode"},
+    {"files": {"../outside": "f" * 32}},
+    {"digest": {"../outside": "f" * 32}},
+    {"made": {}},
+    {"more": 1},
+]
+
+
+@pytest.mark.parametrize("change", LINKS)
+def test_a_record_that_lies_is_damage_whatever_its_seal(
+    change: dict[str, Any], entry: Entry
+) -> None:
+    file = entry.path / "zarr.json"
+    file.chmod(0o644)
+    group = json.loads(file.read_bytes())
+    group["attributes"]["wanpipe"].update(change)
+    group["attributes"]["wanpipe"]["seal"] = seal_of(entry.path, group)
+    file.write_text(json.dumps(group))
+    with pytest.raises(DamageError):
+        read_entry(entry.path)
 
 
 def test_a_plain_file_is_part_of_an_entry(tmp_path: Path) -> None:

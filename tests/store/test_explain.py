@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.store.shelf import Heard, chain, fill, forbidden, recipe, step_recipe, text
+from tests.store.shelf import Heard, chain, fill, forbidden, recipe, run_of, step_recipe, text
+from wanpipe.documents import plain
 from wanpipe.report import describe
-from wanpipe.store import Entry, Recipe, Store
+from wanpipe.store import Entry, Publisher, Recipe, Store, material
+from wanpipe.store.entry import read_entry
 from wanpipe.store.planning import PlanStore
 
 
@@ -16,10 +18,18 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cache")
 
 
-def plan(store: Store, recipes: list[Recipe], **options: Any) -> list[dict[str, Any]]:
-    """The misses that a plan of these recipes tells of."""
-    planned = PlanStore(store.root, Heard(), **options)
-    with planned.behind() as behind, planned.report.task("denoise", len(recipes)) as task:
+def plan(
+    store: Store,
+    recipes: list[Recipe],
+    words: Entry | None = None,
+    force: bool = False,
+    **changes: Any,
+) -> list[dict[str, Any]]:
+    """The misses that a plan of these recipes, of a run with these changes, tells of."""
+    planned = PlanStore(store.root, Heard(), force=force)
+    if words is not None:
+        planned.keep_run(run_of(words, recipes[-8:], **changes))
+    with Publisher(planned) as behind, planned.report.task("denoise", len(recipes)) as task:
         for one in recipes:
             behind.obtain(one, forbidden)
             task.advance()
@@ -56,7 +66,7 @@ def test_every_field_that_differs_is_told(
 ) -> None:
     words = text(store)
     first = chain(store, words, 8)[0]
-    misses = plan(store, run(words, **changes))
+    misses = plan(store, run(words, **changes), words, **changes)
     assert [(miss["steps"], miss["nearest"]) for miss in misses] == [(8, first.key)]
     assert misses[0]["reason"] == reason
     assert describe("missing", misses[0]).endswith(f"{reason}; so all 8 steps are new")
@@ -72,8 +82,10 @@ def test_prompts_are_told_in_place_of_keys(store: Store) -> None:
 def test_a_planned_prompt_is_told_too(store: Store) -> None:
     chain(store, text(store), 8)
     made = {"prompt": "a bird", "negative_prompt": ""}
-    bird = Recipe(stage="encode-text", algorithm=1, material={"prompt": [1]}, made=made)
-    planned = Entry(store.root / "encode-text" / bird.key, {"key": bird.key})
+    there = next(store.root.glob("encode-text/*"))
+    fields = plain(read_entry(there).material) | {"prompt": [1]}
+    bird = Recipe(material=material(**fields), made=made)
+    planned = PlanStore(store.root).result(bird)
     misses = plan(store, [bird, *run(planned)])
     assert misses[0]["reason"].startswith("prompt “a cat” → “a bird”")
     assert "text “a cat” → “a bird”" in misses[1]["reason"]
@@ -112,7 +124,7 @@ def test_a_run_that_stopped_is_said_to_go_on(store: Store) -> None:
 
 def test_an_empty_cache_has_nothing_to_compare_with(tmp_path: Path) -> None:
     (miss,) = plan(Store(tmp_path / "none"), [recipe()])
-    assert miss["reason"] == "no decode entry yet"
+    assert miss["reason"] == "no denoise entry yet"
     assert not (tmp_path / "none").exists()
 
 

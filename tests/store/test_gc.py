@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.shelf import chain, fill, forbidden, frames, recipe, step_recipe, text
+from tests.store.shelf import chain, fill, fill_model, forbidden, frames, recipe, step_recipe, text
 from wanpipe.errors import UsageError
 from wanpipe.store import Draft, Entry, Store
+from wanpipe.store.entry import read_entry
 from wanpipe.store.gc import Limits, Plan, read_keep_steps, remove, rubbish, sweep
 
 DAY = 86400.0
@@ -48,7 +49,7 @@ def test_no_more_goes_than_is_asked(store: Store) -> None:
         used(entry, 10 - number)
     rows = store.index.read()
     total = sum(row.bytes for row in rows.values())
-    half = sum(rows[f"decode/{entry.key}"].bytes for entry in made[3:])
+    half = sum(rows[f"denoise/{entry.key}"].bytes for entry in made[3:])
     plan = Plan(store, Limits(max_bytes=half))
     assert keys(plan) == [entry.key for entry in made[:3]]
     assert plan.bytes_left == half
@@ -59,14 +60,14 @@ def test_an_entry_that_was_found_again_goes_last(store: Store) -> None:
     made = [store.obtain(recipe(number), fill(number)) for number in range(3)]
     for number, entry in enumerate(made):
         used(entry, 10 - number)
-    store.find("decode", made[0].key)
+    store.find("denoise", made[0].key)
     assert keys(Plan(store, Limits(older_than=DAY))) == [entry.key for entry in made[1:]]
 
 
 def test_names_and_pins_are_kept(store: Store) -> None:
     made = [store.obtain(recipe(number), fill(number)) for number in range(3)]
     store.name("cat", made[0].path)
-    store.pins.set(made[1].key, f"decode/{made[1].key}")
+    store.pins.set(made[1].key, f"denoise/{made[1].key}")
     assert keys(Plan(store, Limits(max_bytes=0))) == [made[2].key]
 
 
@@ -74,7 +75,7 @@ def test_a_text_stays_while_a_step_needs_it(store: Store) -> None:
     words, other = text(store), text(store, "a dog")
     last = chain(store, words, 2)[-1]
     chain(store, other, 2, seed=2)
-    for entry in [words, other, *(Entry(path, {}) for path in store.root.glob("denoise/*"))]:
+    for entry in [words, other, *map(read_entry, store.root.glob("denoise/*"))]:
         used(entry, 50)
     store.name("cat", last.path)
     plan = Plan(store, Limits(older_than=30 * DAY))
@@ -123,7 +124,7 @@ def test_other_words_for_steps_to_keep_are_refused(words: str) -> None:
 
 
 def test_models_stay_unless_asked_for(store: Store) -> None:
-    model = store.obtain(recipe(stage="convert"), fill())
+    model = store.obtain(recipe(stage="convert"), fill_model)
     assert keys(Plan(store, Limits(max_bytes=0))) == []
     assert keys(Plan(store, Limits(max_bytes=0, models=True))) == [model.key]
 
@@ -158,13 +159,13 @@ def test_an_entry_that_came_into_use_after_the_plan_is_put_back(store: Store) ->
     gone = []
 
     def meanwhile(draft: Draft) -> dict:
-        assert Store(store.root).find("decode", made[0].key)
+        assert Store(store.root).find("denoise", made[0].key)
         gone.extend(remove(Store(store.root), plan.removed))
         return fill(9)(draft)
 
     Store(store.root).obtain(recipe(5), meanwhile)
     assert [row.key for row in gone] == [made[1].key]
-    assert Store(store.root).find("decode", made[0].key)
+    assert Store(store.root).find("denoise", made[0].key)
 
 
 def killed_at_work(root: Path) -> None:
@@ -188,7 +189,7 @@ def test_what_dead_processes_left_is_rubbish(store: Store) -> None:
     sweep(store, rubbish(store, older_than=0))
     for folder in (".tmp", ".damaged", ".locks"):
         assert not list((store.root / folder).iterdir())
-    assert store.find("decode", entry.key)
+    assert store.find("denoise", entry.key)
 
 
 def test_a_gc_that_is_killed_loses_only_what_it_removes(store: Store) -> None:
@@ -201,7 +202,7 @@ def test_a_gc_that_is_killed_loses_only_what_it_removes(store: Store) -> None:
         (store.root / row.place).rename(scratch / row.key)
     scratch.with_suffix(".lock").touch()
     again = Store(store.root)
-    left = [entry for entry in made if again.find("decode", entry.key)]
+    left = [entry for entry in made if again.find("denoise", entry.key)]
     assert len(left) == 2
     again.obtain(recipe(9), fill(9))
     assert not list((store.root / ".tmp").iterdir())

@@ -116,7 +116,7 @@ def disks(recorder: Recorder, folder: Path) -> Iterator[tuple[int, Path]]:
 def broken(cache: Path) -> list[Path]:
     """Entries that can be seen and are not whole."""
     found = []
-    for path in cache.glob("decode/*"):
+    for path in cache.glob("denoise/*"):
         try:
             read_entry(path).verify()
         except DamageError:
@@ -139,16 +139,16 @@ def test_power_loss_leaves_entries_whole_or_absent(
     done: list[int] = []
     with recorder.recording(monkeypatch):
         for number in range(2):
-            store.obtain(recipe(number), fill(number, (3, 5)))
+            store.obtain(recipe(number), fill(number))
             done.append(len(recorder.moments))
-        store.name("cat", store.path("decode", recipe(0).key))
+        store.name("cat", store.path("denoise", recipe(0).key))
         named = len(recorder.moments)
     tried = 0
     for moment, disk in disks(recorder, tmp_path / "disks"):
         tried += 1
         assert not broken(disk / "cache"), moment
         for number, last in enumerate(done):
-            assert moment < last or (disk / "cache" / "decode" / recipe(number).key).is_dir(), (
+            assert moment < last or (disk / "cache" / "denoise" / recipe(number).key).is_dir(), (
                 moment
             )
         assert moment < named or Store(disk / "cache").names.get("cat")
@@ -164,19 +164,20 @@ def test_a_torn_file_and_unsynced_folder_are_in_the_rebuilt_disks(
     store = Store(top / "cache")
     monkeypatch_calls = pytest.MonkeyPatch()
     with recorder.recording(monkeypatch_calls):
-        store.obtain(recipe(), fill(0, (3, 5)))
+        store.obtain(recipe(), fill(0))
     assert any(broken(disk / "cache") for _, disk in disks(recorder, tmp_path / "disks"))
 
 
+@pytest.mark.slow
 def test_a_cache_goes_on_after_a_power_loss(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(top)
     with recorder.recording(monkeypatch):
-        Store(top / "cache").obtain(recipe(), fill(0, (3, 5)))
+        Store(top / "cache").obtain(recipe(), fill(0))
     for moment, disk in disks(recorder, tmp_path / "disks"):
         if moment % 5 == 0:
             for number in range(2):
-                Store(disk / "cache").obtain(recipe(number), fill(number, (3, 5)))
+                Store(disk / "cache").obtain(recipe(number), fill(number))
             assert not broken(disk / "cache")
             assert not list((disk / "cache" / ".tmp").iterdir()), moment

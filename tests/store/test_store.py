@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.store.shelf import Heard, arrays, fill, forbidden, recipe, tree
+from tests.store.shelf import Heard, arrays, fill, fill_model, forbidden, recipe, tree
 from wanpipe.errors import StoreError, UsageError, WanpipeError
 from wanpipe.store import Draft, Store
 
@@ -28,7 +28,7 @@ def test_a_second_asking_computes_nothing(tmp_path: Path) -> None:
 
 def test_reading_a_cache_creates_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "cache")
-    assert store.find("decode", "0" * 32) is None
+    assert store.find("denoise", "0" * 32) is None
     assert store.index.read() == {}
     with pytest.raises(StoreError, match="no entry cat"):
         store.resolve("cat")
@@ -44,19 +44,19 @@ def test_interrupted_publish_leaves_no_entry(error: type[BaseException], tmp_pat
     store = Store(tmp_path)
     with pytest.raises(error):
         store.obtain(recipe(), interrupted)
-    assert not store.has("decode", recipe().key)
+    assert not store.has("denoise", recipe().key)
     assert not list((tmp_path / ".tmp").iterdir())
     assert store.obtain(recipe(), fill())
 
 
 def test_what_cannot_be_right_leaves_no_entry(tmp_path: Path) -> None:
     def broken(draft: Draft) -> dict:
-        draft.write("latent", np.array([1.0, np.nan], np.float32), "L")
+        draft.write("latent", np.full((1, 1, 1, 2), np.nan, np.float32))
         return {}
 
     with pytest.raises(WanpipeError, match="NaN"):
         Store(tmp_path).obtain(recipe(), broken)
-    assert tree(tmp_path) == {f".locks/decode-{recipe().key}": b""}
+    assert tree(tmp_path) == {f".locks/denoise-{recipe().key}": b""}
 
 
 def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_failing_force_keeps_the_old_one(tmp_path: Path) -> None:
     entry = Store(tmp_path).obtain(recipe(), fill(1))
     with pytest.raises(AssertionError):
         Store(tmp_path, force=True).obtain(recipe(), forbidden)
-    assert Store(tmp_path).find("decode", entry.key)
+    assert Store(tmp_path).find("denoise", entry.key)
 
 
 def test_a_reference_is_a_path_a_name_or_a_unique_prefix(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_resumable_draft_goes_on_where_it_was(tmp_path: Path) -> None:
 
     def second(draft: Draft) -> dict:
         assert (draft.path / "part").read_text() == "half"
-        return fill()(draft)
+        return fill_model(draft)
 
     with pytest.raises(KeyboardInterrupt):
         Store(tmp_path).obtain(model, first)
@@ -220,8 +220,8 @@ def test_a_disk_that_refuses_is_one_line_and_leaves_nothing(
             assert "\n" not in str(error)
         finally:
             monkeypatch.undo()
-        there = (root / "decode" / recipe().key).exists()
-        assert not there or Store(root).find("decode", recipe().key)
+        there = (root / "denoise" / recipe().key).exists()
+        assert not there or Store(root).find("denoise", recipe().key)
         if not disk.refused:
             break
     assert there

@@ -19,7 +19,7 @@ from tests.weights.test_detect import NAMES, change
 from wanpipe.config import read_model_config
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.dit import DiT
-from wanpipe.store.memo import Memo
+from wanpipe.store.shortcuts import HashCache, Shortcuts
 from wanpipe.weights.components import plan_components
 from wanpipe.weights.convert import Options, convert, material
 from wanpipe.weights.detect import detect
@@ -49,6 +49,7 @@ def copy(checkpoints: Path, tmp_path: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", WIDTHS)
 @pytest.mark.parametrize("family", NAMES)
 def test_every_checkpoint_converts(
@@ -137,6 +138,7 @@ convert(detect(Path(sys.argv[1])), Path(sys.argv[2]), "0" * 32, Options(), progr
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["t5_encoder", "vae", "high_noise_model"])
 def test_a_killed_conversion_goes_on_with_what_is_not_done(
     checkpoints: Path, tmp_path: Path, moment: str
@@ -154,6 +156,69 @@ def test_a_killed_conversion_goes_on_with_what_is_not_done(
     assert list(dict.fromkeys(called)) == order[order.index(moment) :]
     convert(detect(source), tmp_path / "straight", KEY, Options(), silent)
     assert content(target) == content(tmp_path / "straight")
+
+
+def test_only_what_this_call_has_written_is_told(checkpoints: Path, tmp_path: Path) -> None:
+    checkpoint, told = detect(checkpoints / "wan21-t2v"), {}
+
+    def wrote(path: Path, digest: str) -> None:
+        assert path.parent == tmp_path
+        told[path.name] = digest
+
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "model":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, tmp_path, KEY, Options(), stop, wrote=wrote)
+    told.clear()  # what an earlier run has written may have changed since
+    convert(checkpoint, tmp_path, KEY, Options(), silent, wrote=wrote)
+    assert set(told) == {"tokenizer.json", "model.safetensors"}
+    assert told.items() <= content(tmp_path).items()
+    told.clear()
+    convert(checkpoint, tmp_path, KEY, Options(), silent, wrote=wrote)
+    assert not told
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"", b"[]", b"{}", b'{"key": "' + b"0" * 32 + b'"}', b"[" * 99999,
+        b'{"key":"%s","hash":"%s","bytes":8,"file":"../x","config":null}' % (b"0" * 32, b"1" * 32),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_means_that_a_component_is_not_done(
+    record: bytes, checkpoints: Path, tmp_path: Path
+) -> None:
+    checkpoint = detect(checkpoints / "wan21-t2v")
+    (tmp_path / "x").write_bytes(b"8 bytes.")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "vae.safetensors").write_bytes(b"8 bytes.")
+    (tmp_path / "model" / "vae.safetensors.json").write_bytes(record)
+    convert(checkpoint, tmp_path / "model", KEY, Options(), silent)
+    convert(checkpoint, tmp_path / "straight", KEY, Options(), silent)
+    assert content(tmp_path / "model") == content(tmp_path / "straight")
+    assert (tmp_path / "x").read_bytes() == b"8 bytes."
+
+
+def test_a_record_of_0_1_0_is_taken_over(checkpoints: Path, tmp_path: Path) -> None:
+    checkpoint = detect(checkpoints / "wan21-t2v")
+
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "vae":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, tmp_path, KEY, Options(), stop)
+    (tmp_path / "t5_encoder.safetensors.json").write_text(
+        f'{{"key": "{KEY}", "file": "t5_encoder.safetensors", '
+        '"hash": "fd535d7810c49351be3f2ba916cfb429", "bytes": 340288, "parameters": 167808, '
+        '"config": {"vocab": 401, "dim": 64, "attention_dim": 64, "ffn_dim": 160, "heads": 4, '
+        '"layers": 3, "buckets": 32}}'
+    )
+    called: list[str] = []
+    convert(checkpoint, tmp_path, KEY, Options(), lambda name, *_: called.append(name))
+    assert set(called) == {"vae", "model"}
 
 
 def test_a_component_of_another_conversion_is_not_taken_over(
@@ -249,7 +314,7 @@ def test_a_moved_checkpoint_has_the_same_material(copy: Path, tmp_path: Path) ->
 
 
 def test_an_unchanged_checkpoint_is_not_read_again(copy: Path, tmp_path: Path) -> None:
-    memo, read = Memo(tmp_path / "memo.json"), []
+    memo, read = HashCache(Shortcuts(tmp_path)), []
     for path in detect(copy).sources.values():
         os.utime(path, (1e9, 1e9))
     first = source_hashes(detect(copy), memo, lambda name, *_: read.append(name))

@@ -106,7 +106,7 @@ def test_a_wrong_dimension_names_both_values(copy: Any) -> None:
         ("num_layers", 3, "says num_layers 3, but the weights have 2"),
         ("in_dim", 36, "says in_dim 36, but the weights have 16"),
         ("text_dim", "64", "says text_dim 64"),
-        ("num_heads", 3, "must split into num_heads"),
+        ("num_heads", 3, "must split into heads of even width, got 3"),
         ("num_heads", None, "num_heads must be a number, got None"),
         ("eps", "x", "eps must be a number"),
         ("text_len", True, "text_len must be a number"),
@@ -116,9 +116,9 @@ def test_a_wrong_dimension_names_both_values(copy: Any) -> None:
         ("model_type", "vace", "model_type must be t2v, i2v or ti2v, got vace"),
         ("model_type", "i2v", "says model_type i2v, but the weights are those of wan2.1-t2v-1.3b"),
         ("wanpipe", 3, "wanpipe must be a JSON object"),
-        ("wanpipe", {"frames": 5}, "unknown keys"),
-        ("wanpipe", {"steps": "5"}, "wanpipe.steps has the wrong type"),
-        ("wanpipe", {"guide_scale": 5}, "wanpipe.guide_scale has the wrong type"),
+        ("wanpipe", {"frames": 5}, "unknown field `frames`"),
+        ("wanpipe", {"steps": "5"}, r"wanpipe .*`int`, got `str` - at `\$\.steps`"),
+        ("wanpipe", {"guide_scale": 5}, r"wanpipe .*got `int` - at `\$\.guide_scale`"),
     ],
 )
 def test_a_wrong_setting_is_refused(copy: Any, key: str, value: Any, why: str) -> None:

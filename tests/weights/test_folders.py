@@ -1,6 +1,7 @@
 """Checkpoints in folders of diffusers and ComfyUI: what is found, and what is named as missing."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_the_transformer_of_diffusers_has_the_high_noise(
 def test_another_pipeline_is_refused(diffusers: Path) -> None:
     change(diffusers / "model_index.json", _class_name="WanVACEPipeline")
     refused(diffusers, "_class_name must be one of WanPipeline.* got WanVACEPipeline")
+
+
+def test_settings_that_are_no_file_or_too_large_are_refused(comfy: Path) -> None:
+    path = comfy / "config.json"
+    path.write_bytes(b" " * (1 << 24) + b"{}")
+    refused(comfy, "config.json is not a JSON object: it is larger than 16777216 bytes")
+    path.write_text("[]")
+    refused(comfy, "config.json is not a JSON object: Expected `object`, got `array`")
+
+
+@pytest.mark.parametrize("file", ["high_noise_model/config.json", "low_noise_model/config.json"])
+def test_a_named_pipe_is_not_waited_for(checkpoints: Path, tmp_path: Path, file: str) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints / "wan22-t2v-a14b", checkpoint, copy_function=os.link)
+    (checkpoint / file).unlink()
+    os.mkfifo(checkpoint / file)  # nobody writes
+    refused(checkpoint, "config.json is not a JSON object: it is not a regular file")
 
 
 def test_two_files_for_one_network_are_refused(comfy: Path) -> None:

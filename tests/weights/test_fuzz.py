@@ -29,14 +29,18 @@ from wanpipe import cli
 from wanpipe.errors import WanpipeError
 from wanpipe.text import Tokenizer
 
-SECONDS = 10  # for one file
+pytestmark = pytest.mark.slow
+
+SECONDS = 10  # of this process's time, for one file
+PATIENCE = 3600  # for one kind of file: only what hangs outside Python comes near
 MEMORY = 1 << 30  # bytes
 LORAS = DATA / "expected" / "wan21-t2v" / "lora_files"
 
 
 @dataclass
 class Outcome:
-    """How many files came to what; what went wrong; peak growth in bytes; slowest in seconds."""
+    """How many files came to what; what went wrong; peak growth in bytes; slowest in seconds
+    of processor time."""
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -204,8 +208,8 @@ def fuzz(source: Path, case: Case) -> Outcome:
         spoilt = checkpoint / case.file
         replaced(spoilt, case.mutation(random.Random(seed), data))
         left = listing(checkpoint)
-        started = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        started = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             lora = case.target is apply_lora
             outcome.counts[case.target(spoilt if lora else checkpoint, work / "model")] += 1
@@ -214,8 +218,8 @@ def fuzz(source: Path, case: Case) -> Outcome:
         except BaseException as error:  # whatever happens is to be told; Rust panics are no less
             outcome.wrong.append(f"seed {seed}: {type(error).__name__}: {error}"[:500])
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        outcome.slowest = max(outcome.slowest, time.monotonic() - started)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        outcome.slowest = max(outcome.slowest, time.process_time() - started)
     outcome.growth = peak() - before
     return outcome
 
@@ -225,7 +229,7 @@ def contain() -> None:
     if sys.platform == "linux":
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
-    signal.signal(signal.SIGALRM, alarm)
+    signal.signal(signal.SIGPROF, alarm)
     os.fsync = lambda descriptor: None
 
 
@@ -255,7 +259,7 @@ def sources(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_spoilt_file_is_refused_in_one_line_or_read_right(
     sources: Path, worker: ProcessPoolExecutor, case: Case
 ) -> None:
-    outcome = worker.submit(fuzz, sources / case.source, case).result(timeout=120)
+    outcome = worker.submit(fuzz, sources / case.source, case).result(timeout=PATIENCE)
     assert not outcome.wrong, "\n".join(outcome.wrong)
     assert sum(outcome.counts.values()) == case.times
     assert outcome.counts["refused"] > case.times // 4, "the mutations do no harm"

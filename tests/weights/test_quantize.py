@@ -14,7 +14,7 @@ from tests.conftest import golden, relative_error
 from tests.models.official import converted
 from tests.weights.test_lora import files as files  # a fixture
 from tests.weights.test_lora import fits, network, pair, write
-from wanpipe.config import ModelConfig, Quantization, T5Config, read_model_config
+from wanpipe.config import ModelConfig, Quantization, read_model_config
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models import umt5
 from wanpipe.models.dit import DiT
@@ -52,7 +52,7 @@ def made(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         directory = tmp_path_factory.mktemp("quantised")
         options = Options(dtype=dtype, quantization=quantization, text_encoder=text_encoder)
         checkpoint = detect(checkpoints / family)
-        return directory, convert(checkpoint, directory, "key", options, silent)
+        return directory, convert(checkpoint, directory, "0" * 32, options, silent)
 
     return convert_quantised
 
@@ -179,8 +179,8 @@ def test_the_text_encoder_stays_near_the_unquantised_one(checkpoints: Path, made
         converted(checkpoints, "wan21-t2v"),
         made("wan21-t2v", None, spec),
     ):
-        t5 = T5Config.from_json(config.components["t5_encoder"].config, "T5")
-        rows.append(umt5.encode(directory / "t5_encoder.safetensors", t5, ids, mx.float32))
+        path = directory / "t5_encoder.safetensors"
+        rows.append(umt5.encode(path, config.t5, ids, mx.float32))
     for plain, fewer in zip(*rows, strict=True):
         error = relative_error(fewer, plain)
         print(f"8 bits, groups of 32, T5, {len(plain)} tokens: {100 * error:.2f} %")
@@ -289,7 +289,7 @@ def test_a_converted_model_is_quantised_as_its_checkpoint_would_be(
     config = requantize(
         directory,
         tmp_path,
-        "key",
+        "0" * 32,
         options,
         silent,
         lambda component, kind, error: told.update({f"{component} {kind}": error}),
@@ -310,7 +310,7 @@ def test_a_quantised_model_gets_its_text_encoder_quantised_later(
     spec = Quantization(bits=8, group_size=32)
     directory, first = made("wan21-t2v", FOUR)
     options = Options(dtype="float32", text_encoder=spec)
-    config = requantize(directory, tmp_path, "key", options, silent)
+    config = requantize(directory, tmp_path, "0" * 32, options, silent)
     _, direct = made("wan21-t2v", FOUR, spec)
     assert config == direct
     assert config.quantization == FOUR
@@ -320,7 +320,7 @@ def test_a_quantised_model_gets_its_text_encoder_quantised_later(
 def test_quantising_twice_is_refused(made: Made, tmp_path: Path) -> None:
     directory, _ = made("wan21-t2v", EIGHT)
     with pytest.raises(UsageError, match="quantised already"):
-        requantize(directory, tmp_path / "twice", "key", Options(quantization=FOUR), silent)
+        requantize(directory, tmp_path / "twice", "0" * 32, Options(quantization=FOUR), silent)
     assert not (tmp_path / "twice").exists()
 
 
@@ -338,11 +338,11 @@ def test_what_mlx_does_not_have_or_does_not_fit_is_refused(
 ) -> None:
     checkpoint = detect(checkpoints / "wan21-t2v")
     with pytest.raises(UsageError, match=says):
-        convert(checkpoint, tmp_path / "model", "key", Options(**options), silent)
+        convert(checkpoint, tmp_path / "model", "0" * 32, Options(**options), silent)
     assert not (tmp_path / "model").exists()
 
 
 def test_a_quantised_file_is_pinned(checkpoints: Path, tmp_path: Path) -> None:
     options = Options(quantization=FOUR)
-    config = convert(detect(checkpoints / "wan21-t2v"), tmp_path, "key", options, silent)
+    config = convert(detect(checkpoints / "wan21-t2v"), tmp_path, "0" * 32, options, silent)
     assert config.components["model"].hash == "b5ab14b4616c5fd235312d0b67e5e8c6"

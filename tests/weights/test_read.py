@@ -11,6 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.weights.torchfile import (
+    Raw,
+    call,
+    encode,
+    name,
     pickled,
     plain,
     save,
@@ -129,6 +133,23 @@ def test_a_wrapping_dict_is_opened(tmp_path: Path, wrapper: str) -> None:
         np.testing.assert_array_equal(file.read("weight"), array)
 
 
+def test_what_torch_saves_beside_the_numbers_is_left_out(tmp_path: Path) -> None:
+    """An OrderedDict with the versions of its modules, parameters, and an optimizer's settings."""
+    array = np.arange(4, dtype="<f4")
+    ordered, versions = name("collections", "OrderedDict"), {"_metadata": {"": {"version": 1}}}
+    rebuild = name("torch._utils", "_rebuild_tensor_v2")
+    newer = call(rebuild, storage("0", 4), 2, (2,), (1,), False, call(ordered), None)
+    parameter = call(name("torch._utils", "_rebuild_parameter"), plain("0", array), True, {})
+    items = encode("weight") + parameter.code + encode("tail") + newer.code
+    state = Raw(call(ordered).code + b"(" + items + b"u" + encode(versions) + b"b")
+    betas = Raw(encode((1, (2, 3))) + b"q\x07")
+    wrapped = {"optimizer": {0: betas, 1: Raw(b"h\x07")}, "model": {"state_dict": state}}
+    with open_tensors(write(tmp_path / "a.pth", pickled(wrapped), {"0": array.tobytes()})) as file:
+        np.testing.assert_array_equal(file.read("weight"), array)
+        np.testing.assert_array_equal(file.read("tail"), array[2:])
+        assert len(file.tensors) == 2
+
+
 def test_one_name_in_two_shards_is_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for path in paths:
@@ -156,27 +177,34 @@ A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}
 
 
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [16, 16]}
+DAMAGED = "is no safetensors file, damaged or cut short"
+
+
 @pytest.mark.parametrize(
     ("header", "why"),
     [
-        ({"a": A, "b": {**B, "data_offsets": [4, 12]}}, "overlap"),
-        ({"a": A, "b": {**B, "data_offsets": [12, 20]}}, "cut short|gaps"),
-        ({"a": A}, "gaps"),
-        ({"a": A, "b": {**B, "data_offsets": [8, 1 << 40], "shape": [(1 << 38) - 2]}}, "cut short"),
-        ({"a": A, "b": {**B, "shape": [3]}}, "does not fill"),
-        ({"a": A, "b": {**B, "shape": [-2]}}, "not counts"),
-        ({"a": A, "b": {**B, "shape": [1 << 62, 1 << 62]}}, "not counts"),
-        ({"a": A, "b": {**B, "shape": [2.0]}}, "not counts"),
-        ({"a": A, "b": {**B, "shape": [True, 2]}}, "not counts"),
-        ({"a": A, "b": {**B, "shape": [1] * 9}}, "does not fill"),
-        ({"a": A, "b": {**B, "dtype": "F31"}}, "unknown dtype"),
-        ({"a": A, "b": {"dtype": "F32"}}, "must have dtype"),
-        ({"a": A, "b": 3}, "must have dtype"),
-        ({"a": A, "b": B, "__metadata__": {"x": 1}}, "__metadata__"),
-        ([A, B], "JSON object"),
-        ('{"a": 1, "a": 1}', "occurs twice"),
-        ("[" * 100_000, "damaged header"),
-        ("{", "damaged header"),
+        ({"a": A, "b": {**B, "data_offsets": [4, 12]}}, DAMAGED),
+        ({"a": A, "b": {**B, "data_offsets": [12, 20]}}, DAMAGED),
+        ({"a": A}, DAMAGED),
+        ({"a": A, "b": {**B, "data_offsets": [8, 1 << 40], "shape": [(1 << 38) - 2]}}, DAMAGED),
+        ({"a": A, "b": {**B, "shape": [3]}}, DAMAGED),
+        ({"a": A, "b": {**B, "shape": [-2]}}, DAMAGED),
+        ({"a": A, "b": {**B, "shape": [1 << 62, 1 << 62]}}, DAMAGED),
+        ({"a": A, "b": {**B, "shape": [2.0]}}, DAMAGED),
+        ({"a": A, "b": {**B, "shape": [True, 2]}}, DAMAGED),
+        ({"a": A, "b": {**B, "shape": [*[1] * 8, 2]}}, "a shape of 9 axes"),
+        ({"a": A, "b": B, "c": {**EMPTY, "shape": [0, 1 << 62]}}, "that no network has"),
+        ({"a": A, "b": {**B, "dtype": "F31"}}, DAMAGED),
+        ({"a": A, "b": {**B, "dtype": "C64", "shape": [1]}}, "unknown dtype C64"),
+        ({"a": A, "b": {**B, "dtype": "F4", "shape": [16]}}, "unknown dtype F4"),
+        ({"a": A, "b": {"dtype": "F32"}}, DAMAGED),
+        ({"a": A, "b": 3}, DAMAGED),
+        ({"a": A, "b": B, "__metadata__": {"x": 1}}, DAMAGED),
+        ([A, B], DAMAGED),
+        ('{"a": 1, "a": 1}', DAMAGED),
+        ("[" * 100_000, DAMAGED),
+        ("{", DAMAGED),
     ],
 )
 def test_a_malformed_safetensors_header_is_refused(
@@ -186,6 +214,27 @@ def test_a_malformed_safetensors_header_is_refused(
     path = tmp_path / "bad.safetensors"
     path.write_bytes(struct.pack("<Q", len(data)) + data + bytes(16))
     refused(path, why)
+
+
+def test_tensors_are_found_by_their_offsets(tmp_path: Path) -> None:
+    """The library gives names and shapes, but not where the numbers are."""
+    header = {
+        "__metadata__": None,  # MLX writes this for none
+        "late": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [12, 20]},
+        "empty": {"dtype": "F32", "shape": [0, 3], "data_offsets": [12, 12]},
+        "early": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+        "scalar": {"dtype": "I64", "shape": [], "data_offsets": [4, 12]},
+    }
+    data = json.dumps(header).encode()
+    path = tmp_path / "order.safetensors"
+    path.write_bytes(struct.pack("<Q", len(data)) + data + bytes(range(20)))
+    with open_tensors(path) as file:
+        assert file.metadata == {}
+        assert file.read("early").tolist() == [0, 1, 2, 3]
+        assert file.read("scalar").tobytes() == bytes(range(4, 12))
+        assert file.read("late").tobytes() == bytes(range(12, 20))
+        assert file.rows("late", [1]).tobytes() == bytes(range(16, 20))
+        assert file.read("empty").shape == (0, 3)
 
 
 def test_an_absurd_header_length_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Blocks read from the disk whenever they are gone through: the same bits in less memory."""
 
-import dataclasses
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from msgspec import structs
 
 from stages import convert
 from tests.conftest import golden
@@ -117,7 +117,7 @@ def test_streamed_quantised_blocks_get_their_loras(
 
 def test_no_more_than_two_blocks_are_made(checkpoints: Path, tmp_path: Path) -> None:
     _, model = converted(checkpoints, "wan21-t2v")
-    config = dataclasses.replace(model.dit, layers=6)
+    config = structs.replace(model.dit, layers=6)
     network, path = DiT(config), tmp_path / "model.safetensors"
     mx.save_safetensors(str(path), dict(tree_flatten(network.parameters())))
     seen: list[weakref.ref[Block]] = []

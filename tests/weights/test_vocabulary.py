@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wanpipe.errors import CheckpointError
-from wanpipe.weights.vocabulary import parts, read_tokenizer
+from wanpipe.weights.vocabulary import read_tokenizer
 
 Table = dict[str, Any]
 
@@ -22,7 +22,16 @@ def table(checkpoints: Path) -> Table:
 
 
 def part(table: Table, kind: str) -> Table:
-    return next(part for part in parts(table) if part.get("type") == kind)
+    """The object of this type, at any depth of normalizer and post-processor."""
+    left: list[Any] = [table["normalizer"], table["post_processor"]]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict) and value.get("type") == kind:
+            return value
+        left += (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        )
+    raise LookupError(kind)
 
 
 def with_map(change: Callable[[bytes], bytes]) -> Callable[[Table], object]:
@@ -34,35 +43,52 @@ def with_map(change: Callable[[bytes], bytes]) -> Callable[[Table], object]:
     return spoil
 
 
-@pytest.mark.parametrize(
-    ("spoil", "why"),
-    [
-        (lambda table: part(table, "Precompiled").clear(), "is no tokenizer"),
-        (lambda table: part(table, "Precompiled").pop("precompiled_charsmap"), "without its map"),
-        (
-            lambda table: part(table, "Precompiled").update(precompiled_charsmap="é."),
-            "without its map",
-        ),
-        (with_map(lambda data: b""), "without its map"),
-        (with_map(lambda data: data[:100]), "without its map"),
-        (with_map(lambda data: b"\xff" * 4 + data[4:]), "without its map"),
-        (with_map(lambda data: data + b"\xff"), "without its map"),
-        (
-            lambda table: part(table, "TemplateProcessing").update(special_tokens={}),
-            "a token that is not defined",
-        ),
-        (lambda table: table.pop("model"), "no model in it"),
-        (lambda table: table["model"].update(vocab=3), "is no tokenizer"),
-        (lambda table: table["model"].update(unk_id=1 << 40), "is no tokenizer"),
-    ],
-)
-def test_a_tokenizer_that_cannot_be_used_is_refused(
-    table: Table, tmp_path: Path, spoil: Callable[[Table], object], why: str
-) -> None:
-    spoil(table)
+def with_steps(table: Table) -> None:
+    """Let every a become 1000, six times over."""
+    longer = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    table["normalizer"] = {"type": "Sequence", "normalizers": [longer] * 6}
+
+
+def shifted(data: bytes) -> bytes:
+    """Let the replacements of a map begin inside a character: only some characters tell."""
+    start = 4 + int.from_bytes(data[:4], "little")
+    return data[:start] + b"zz" + data[start:]
+
+
+SPOILT: dict[str, Callable[[Table], object]] = {
+    "an empty map": lambda table: part(table, "Precompiled").clear(),
+    "no map": lambda table: part(table, "Precompiled").pop("precompiled_charsmap"),
+    "no base64": lambda table: part(table, "Precompiled").update(precompiled_charsmap="é."),
+    "a map of nothing": with_map(lambda data: b""),
+    "a map cut short": with_map(lambda data: data[:100]),
+    "a map of no size": with_map(lambda data: b"\xff" * 4 + data[4:]),
+    "a map of no text": with_map(lambda data: data + b"\xff"),
+    "a map of less text": with_map(lambda data: data[:-2000]),
+    "a map that misses its text": with_map(shifted),
+    "an undefined token": lambda table: part(table, "TemplateProcessing").update(special_tokens={}),
+    "no model": lambda table: table.pop("model"),
+    "no vocabulary": lambda table: table["model"].update(vocab=3),
+    "an unknown piece that is none": lambda table: table["model"].update(unk_id=1 << 40),
+    "text that grows": with_steps,
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_tokenizer_that_cannot_be_used_is_refused(table: Table, tmp_path: Path, how: str) -> None:
+    SPOILT[how](table)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(table), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=why) as caught:
+    with pytest.raises(CheckpointError, match=r"is no tokenizer: .*; download it again") as caught:
+        read_tokenizer(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff", b"3"])
+def test_what_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is no tokenizer: ") as caught:
         read_tokenizer(path)
     assert len(str(caught.value).splitlines()) == 1
 

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from wanpipe import interrupt
+
 Block = TypeVar("Block")
 Pace = Callable[..., None]
 
@@ -21,7 +23,7 @@ class Paced:
 
     So the device works on one while the next are prepared, and what lies in memory is what a few of
     them make, however long the graph is. Where stretches are short more must be under way: a host
-    that has slept takes longer to wake than the device for one.
+    that has slept takes longer to wake than the device for one. A signal ends the work between two.
     """
 
     def __init__(self, ahead: int = 1) -> None:
@@ -29,6 +31,7 @@ class Paced:
         self.running: deque[tuple[mx.array, ...]] = deque()
 
     def __call__(self, *arrays: mx.array) -> None:
+        interrupt.check()
         mx.async_eval(*arrays)
         self.running.append(arrays)
         while len(self.running) > self.ahead:

@@ -185,8 +185,8 @@ class Norm(nn.Module):
         return joined, parts[-1] if len(parts[-1]) == 2 else joined[-2:]
 
 
-class Conv(nn.Module):
-    """A convolution with bias; kernel, stride and padding for rows and columns, or for time too."""
+class Kernel(nn.Module):
+    """A kernel with bias, its stride and padding, for rows and columns, or for time too."""
 
     def __init__(
         self,
@@ -201,22 +201,26 @@ class Conv(nn.Module):
         self.bias = mx.zeros((outputs,))
         self.stride, self.padding = stride, padding
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return summed(self.products(x), self.bias, dtype=x.dtype)
-
     def products(self, x: mx.array) -> mx.array:
         """Convolve without the bias, which the caller adds with what else there is to add."""
         return convolve(x, self.weight, self.stride, self.padding)
 
 
-class CausalConv(Conv):
+class Conv(Kernel):
+    """A convolution with bias."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return summed(self.products(x), self.bias, dtype=x.dtype)
+
+
+class CausalConv(Kernel):
     """A 3x3x3 convolution that sees two frames before each frame, none after (`CausalConv3d`)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (3, 3, 3), (1, 1, 1), ((0, 0), *SAME))
         self._stacked = Derived(stacked)  # the underscore keeps it out of the parameters
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         x: mx.array,
         past: Past,

@@ -77,7 +77,7 @@ def phases(weight: mx.array) -> mx.array:
 
     def halves(kernel: mx.array, axis: int) -> list[mx.array]:
         before, at, after = mx.split(kernel, 3, axis)
-        pairs = ((before, at + after), (before + at, after))
+        pairs = ([before, at + after], [before + at, after])
         return [mx.concatenate(pair, axis) for pair in pairs]
 
     upper_and_lower = halves(weight.astype(mx.float32), 1)

@@ -6,6 +6,7 @@ One image at a time. Follows wan/modules/clip.py (VisionTransformer) of the offi
 import mlx.core as mx
 import mlx.nn as nn
 
+from wanpipe import interrupt
 from wanpipe.config import CLIPConfig
 from wanpipe.models.layers import (
     MLP,
@@ -72,6 +73,7 @@ class CLIP(nn.Module):
         x = mx.concatenate([self.cls_embedding[None], x]) + self.pos_embedding
         x = layer_norm(x, self.pre_norm, mx.float32)
         for block in self.blocks:
+            interrupt.check()
             x = block(x)
             mx.eval(x)
         return x

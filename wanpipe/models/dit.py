@@ -35,6 +35,8 @@ from wanpipe.models.layers import (
 
 # keys and values (L, D) of the text, then those of the image
 KeysValues = tuple[mx.array, ...]
+# queries, keys and values (1, N, L, D / N) of the video's tokens
+Heads = tuple[mx.array, mx.array, mx.array]
 
 
 @dataclass
@@ -63,7 +65,7 @@ class SelfAttention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
 
-    def heads_of(self, x: mx.array, table: rope.Tables, pace: Pace) -> tuple[mx.array, ...]:
+    def heads_of(self, x: mx.array, table: rope.Tables, pace: Pace) -> Heads:
         """Queries, keys and values (1, N, L, D / N) of tokens x."""
         q = split_heads(self._turned(self.q(x), self.norm_q, table), self.heads)
         pace(q)
@@ -114,7 +116,8 @@ class CrossAttention(nn.Module):
         k, v, *image = (split_heads(one, self.heads) for one in rows)
         y = attend(q, k, v)
         if image:
-            y = y + attend(q, *image)
+            k_img, v_img = image
+            y = y + attend(q, k_img, v_img)
         return self.o(y.reshape(x.shape))
 
 
@@ -146,8 +149,9 @@ class Stream:
         if not self.parts:
             assert plus_one  # the first norm of all is a modulated one
             return norm_modulate(self.x, shift, scale, eps=eps, dtype=dtype)
-        like = {"plus_one": plus_one, "eps": eps, "dtype": dtype}
-        self.x, y = add_norm(self.x, self.parts, self.gate, shift, scale, **like)
+        self.x, y = add_norm(
+            self.x, self.parts, self.gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype
+        )
         self.parts, self.gate = [], None
         return y
 
@@ -301,7 +305,7 @@ class DiT(nn.Module):
         """
         rows = self.config.text_len - text.shape[0]
         assert rows >= 0 and (clip is None) == (self.config.clip_dim is None)
-        zero = ((0, min(rows, 1)), (0, 0))
+        zero = [(0, min(rows, 1)), (0, 0)]
         padded = mx.pad(text.astype(matmul_dtype(self.text_embedding.fc1)), zero)
         return Condition(self.text_embedding(padded), None if clip is None else self.img_emb(clip))
 

@@ -27,7 +27,7 @@ HEAVIEST = 5e12
 class Activation(Protocol):
     """A function of one array, elementwise, that gives `dtype`."""
 
-    def __call__(self, x: mx.array, *, dtype: mx.Dtype) -> mx.array: ...
+    def __call__(self, x: mx.array, /, *, dtype: mx.Dtype) -> mx.array: ...
 
 
 class Fused(Protocol):
@@ -109,7 +109,7 @@ def norm_modulate(
 
 def add_norm(
     x: mx.array,
-    parts: Sequence[mx.array],
+    parts: list[mx.array],
     gate: mx.array | None,
     shift: mx.array,
     scale: mx.array,
@@ -126,8 +126,9 @@ def add_norm(
     own bias and weight (D).
     """
     if is_cuda():
-        like = {"plus_one": plus_one, "eps": eps, "dtype": dtype}
-        return kernels.add_norm(x, parts, gate, shift, scale, **like)
+        return kernels.add_norm(
+            x, parts, gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype
+        )
     y = (mx.concatenate(parts) if len(parts) > 1 else parts[0]).reshape(x.shape)
     x = add(x, y, dtype=x.dtype) if gate is None else add_gated(x, y, gate, dtype=x.dtype)
     if plus_one:
@@ -137,7 +138,8 @@ def add_norm(
 
 def matmul_dtype(linear: nn.Module) -> mx.Dtype:
     """The dtype in which a linear layer, quantised or not, wants its input."""
-    return (linear.scales if "scales" in linear else linear.weight).dtype
+    stored: mx.array = linear.scales if "scales" in linear else linear.weight
+    return stored.dtype
 
 
 def layer_norm(x: mx.array, norm: nn.LayerNorm, dtype: mx.Dtype) -> mx.array:

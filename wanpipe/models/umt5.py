@@ -53,7 +53,7 @@ def buckets(length: int, count: int) -> npt.NDArray[np.int32]:
     span = np.float32(math.log(MAX_DISTANCE / exact))
     beyond = np.log(distance / np.float32(exact)) / span * np.float32(half - exact)
     far = np.minimum(exact + beyond.astype(np.int32), half - 1)
-    bucket = np.where(distance < exact, np.abs(offset), far)
+    bucket: npt.NDArray[np.int64] = np.where(distance < exact, np.abs(offset), far)
     return (bucket + half * (offset > 0)).astype(np.int32)
 
 
@@ -138,7 +138,7 @@ class T5(nn.Module):
 
     def __call__(self, ids: Sequence[int]) -> mx.array:
         """Encode token ids: rows (L, D), float32."""
-        x = self.token_embedding(mx.array(ids)).astype(mx.float32)
+        x = self.token_embedding(mx.array(list(ids))).astype(mx.float32)
         place = places(len(ids), self.config.buckets)
         for block in self.blocks:
             x = block(x, place)

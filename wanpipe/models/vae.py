@@ -13,8 +13,8 @@ import numpy as np
 
 from wanpipe.config import VAEConfig
 from wanpipe.models import vae21, vae22
-from wanpipe.models.causal_conv import CausalConv, Past
-from wanpipe.models.causal_vae import Middle, Norm
+from wanpipe.models.causal_conv import CausalConv, Norm, Past
+from wanpipe.models.causal_vae import Middle
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae_sizes import PATCH, WIDTHS
 
@@ -55,6 +55,8 @@ STD = {
 class Half(nn.Module):
     """What both halves have: the latent's mean and deviation, and the pixels of one position."""
 
+    input: CausalConv
+
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         # underscores keep them out of the parameters
@@ -65,7 +67,7 @@ class Half(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The dtype that this half computes in."""
-        return self.input.weight.dtype  # type: ignore[no-any-return]
+        return self.input.weight.dtype
 
 
 class Decoder(Half):

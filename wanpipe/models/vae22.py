@@ -80,7 +80,8 @@ class UpStage(nn.Module):
         surplus = self.time - 1 if past.first else 0
         shortcut = duplicates(x, self.outputs, self.time)[:, surplus:]
         *blocks, upsample = self.blocks
-        return upsample(past.run(blocks, x), past, shortcut)
+        grown: mx.array = upsample(past.run(blocks, x), past, shortcut)
+        return grown
 
 
 def down_path(base: int) -> list[nn.Module]:

@@ -3,8 +3,33 @@
 Loads no MLX: the keys of a run are planned from schedules and orders alone.
 """
 
-from types import ModuleType
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from wanpipe.sampling import dpmpp, euler, unipc
+from wanpipe.sampling.schedule import Schedule
 
-SOLVERS: dict[str, ModuleType] = {"unipc": unipc, "dpm++": dpmpp, "euler": euler}
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+class Solver(Protocol):
+    """What the module of a solver has."""
+
+    def schedule(
+        self, steps: int, shift: float, grid: Sequence[float] | None = None
+    ) -> Schedule: ...
+
+    def order(self, schedule: Schedule, step: int) -> int: ...
+
+    def advance(
+        self,
+        latent: "mx.array",
+        velocity: "mx.array",
+        schedule: Schedule,
+        step: int,
+        state: dict[str, "mx.array"],
+    ) -> tuple["mx.array", "mx.array", dict[str, "mx.array"]]: ...
+
+
+SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp, "euler": euler}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from wanpipe.errors import UsageError
 
 TRAIN_TIMESTEPS = 1000
+LEAST_SHIFT = 1e-6  # far below it float64 loses the level 1, which would become infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,9 @@ def build(
     """
     import numpy as np
 
-    if not 0 < shift < math.inf:
-        raise UsageError(f"shift must be a number above 0, got {shift:g}; use 3, 5, 8 or 12")
+    if not LEAST_SHIFT <= shift < math.inf:
+        least = f"a number above 0 ({LEAST_SHIFT:g} or more)"
+        raise UsageError(f"shift must be {least}, got {shift:g}; use 3, 5, 8 or 12")
     if grid is None:
         if not 1 <= steps <= TRAIN_TIMESTEPS:
             raise UsageError(f"steps must be 1 to {TRAIN_TIMESTEPS}, got {steps}; use 40 or 50")

@@ -1,4 +1,5 @@
-"""Puts entries with what they were made from into one file, and takes such a file in.
+"""Puts entries with what they were made from, and their runs, into one file, and imports such a
+file.
 
 What comes in is data: every name, document and digest is checked before anything is published, and
 nothing of it is run. Converted models do not travel.
@@ -6,25 +7,32 @@ nothing of it is run. Converted models do not travel.
 
 import re
 import shutil
-import uuid
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from msgspec import structs
+
+from wanpipe import interrupt
+from wanpipe.documents import encode
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.store.admit import AdmitError, admit
-from wanpipe.store.disk import NO_SPACE, READ_ONLY, settle, translated
-from wanpipe.store.entry import DamageError, Entry
+from wanpipe.store.disk import NO_SPACE, READ_ONLY, replacing, settle, translated
+from wanpipe.store.entry import Entry
+from wanpipe.store.runs import RUNS, Run, Runs
+from wanpipe.store.schema import ROLES, STAGES
 from wanpipe.store.store import Store
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same entries make the same file
 PIECE = 1 << 20  # bytes copied at a time
+TRAVELING = "|".join(stage.name for stage in STAGES.values() if stage.travels)
 MEMBER = re.compile(
-    r"(?P<stage>encode-text|encode-image|denoise|decode)/(?P<key>[0-9a-f]{32})/"
+    rf"(?P<stage>{TRAVELING})/(?P<key>[0-9a-f]{{32}})/"
     r"(?P<file>(?:[a-z0-9_]{1,32}/){0,2}(?:zarr\.json|c(?:\.\d{1,6}){1,5}))"
 )
+RUN = re.compile(r"\.runs/(?P<key>[0-9a-f]{32})\.json")
 BROKEN = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError, EOFError)
 
 
@@ -36,7 +44,7 @@ def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
     waiting = list(entries)
     while waiting:
         entry = waiting.pop()
-        if entry.stage == "convert":
+        if not STAGES[entry.stage].travels:
             raise UsageError(
                 f"{entry.key[:8]} is a converted model, which does not travel; convert the "
                 "checkpoint where it is needed"
@@ -44,10 +52,10 @@ def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
         if entry.key in found:
             continue
         found[entry.key] = entry
-        home = Store(entry.path.parent.parent, store.report)
+        home = Store(entry.root, store.report)
         for role, key in entry.inputs.items():
-            stage = "denoise" if role == "step" else f"encode-{role}"
-            source = home.find(stage, key)
+            stage = ROLES[role]
+            source = home.peek(stage, key)
             if source is None:
                 raise StoreError(
                     f"{entry.key[:8]} was made from {stage}/{key[:8]}, which is gone; make it again"
@@ -56,31 +64,52 @@ def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
     return sorted(found.values(), key=lambda entry: (entry.stage, entry.key))
 
 
+def runs_of(entries: Sequence[Entry], store: Store) -> list[Run]:
+    """The runs of steps among `entries`: the latest of each."""
+    found: dict[str, Run] = {}
+    for entry in entries:
+        runs = (
+            Store(entry.root, store.report).runs.of(entry.key) if entry.stage == "denoise" else []
+        )
+        # paths of videos mean nothing elsewhere
+        found |= {run.key: structs.replace(run, videos=[]) for run in runs[:1]}
+    return sorted(found.values(), key=lambda run: run.key)
+
+
 def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
     """Write entries and what they were made from to a .zip file; return all that went in."""
     if target.suffix.lower() != ".zip":
         raise UsageError(f"an export must end in .zip, got {target.name}")
     together = closure(entries, store)
-    draft = target.with_name(f".{uuid.uuid4().hex}.zip")
     try:
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            replacing(target) as draft,
+            zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
+        ):
             for entry in together:
                 for file in sorted(path for path in entry.path.rglob("*") if path.is_file()):
                     name = f"{entry.stage}/{entry.key}/{file.relative_to(entry.path).as_posix()}"
-                    member = zipfile.ZipInfo(name, EPOCH)
-                    member.external_attr = 0o444 << 16
-                    member.file_size = file.stat().st_size
+                    member = member_of(name, file.stat().st_size)
+                    interrupt.check()
                     with file.open("rb") as source, archive.open(member, "w") as sink:
                         shutil.copyfileobj(source, sink, PIECE)
-        draft.replace(target)
+            for run in runs_of(together, store):
+                data = encode(run)
+                archive.writestr(member_of(f"{RUNS}/{run.key}.json", len(data)), data)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return together
 
 
-def take_in(file: Path, store: Store) -> list[Path]:
+def member_of(name: str, size: int) -> zipfile.ZipInfo:
+    """A member of an export, read-only and without a date."""
+    member = zipfile.ZipInfo(name, EPOCH)
+    member.external_attr = 0o444 << 16
+    member.file_size = size
+    return member
+
+
+def import_(file: Path, store: Store) -> list[Path]:
     """Publish every entry of an export that is not there yet; return the paths of all.
 
     Raises StoreError for a file that is not sound throughout; the cache is then as it was.
@@ -91,14 +120,34 @@ def take_in(file: Path, store: Store) -> list[Path]:
         with refused(file):
             places = unpack(file, scratch)
             entries = [admit(scratch / place) for place in places]
-        for entry, place in zip(entries, places, strict=True):
-            target = store.root / place
-            if target.is_dir():
-                continue
-            settle(entry.path)
-            store.place(entry.path, target)
-            store.index.add(target, entry.record)
+            runs = Runs(scratch)
+            records = [runs.get(key) for key in runs.names()]
+            check_numbers(entries, records)
+        # what others are made from first: whatever stops this, no entry lacks its inputs
+        for entry in sorted(entries, key=order):
+            target = store.path(entry.stage, entry.key)
+            if not target.is_dir():
+                settle(entry.path)
+                store.place(entry.path, target)
+                store.index.add(target, entry.record)
+        for run in records:
+            if not store.runs.path(run.key).exists():
+                store.runs.keep(run)
     return [store.root / place for place in places]
+
+
+def check_numbers(entries: Sequence[Entry], runs: Sequence[Run]) -> None:
+    """Raise AdmitError for a step that does not have the number that its run gives it."""
+    steps = {entry.key: entry.step for entry in entries if entry.stage == "denoise"}
+    for run in runs:
+        for number, key in enumerate(run.steps, run.first):
+            if steps.get(key, number) != number:
+                raise AdmitError(f"step {key[:8]} is not number {number + 1} of its run")
+
+
+def order(entry: Entry) -> tuple[int, int]:
+    """When an entry is published: after what it is made from."""
+    return -STAGES[entry.stage].rank, entry.record.step or 0
 
 
 @contextmanager
@@ -106,7 +155,7 @@ def refused(file: Path) -> Iterator[None]:
     """Turn whatever a malformed file causes into one line."""
     try:
         yield
-    except (AdmitError, DamageError, *BROKEN) as error:
+    except (StoreError, *BROKEN) as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE | READ_ONLY:
             raise  # the disk of the cache, not the file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -125,8 +174,9 @@ def unpack(file: Path, folder: Path) -> list[str]:
         found: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
         for member in members:
             form = MEMBER.fullmatch(member.filename)
-            assert form is not None
-            found[f"{form['stage']}/{form['key']}"].append(member)
+            if form is not None:
+                found[f"{form['stage']}/{form['key']}"].append(member)
+            interrupt.check()
             target = folder / member.filename
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source, target.open("xb") as sink:
@@ -144,7 +194,8 @@ def check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
     if len(set(names)) != len(names):
         raise AdmitError("it has a name twice")
     for member in members:
-        if member.orig_filename != member.filename or not MEMBER.fullmatch(member.filename):
+        known = MEMBER.fullmatch(member.filename) or RUN.fullmatch(member.filename)
+        if member.orig_filename != member.filename or not known:
             raise AdmitError(f"{member.orig_filename[:80]!r} is no name of an entry's file")
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
             raise AdmitError(f"{member.filename} is compressed or encrypted")

@@ -3,88 +3,90 @@
 Refuses arrays that cannot be right. Knows nothing of where entries lie or how they become visible.
 """
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from wanpipe.errors import WanpipeError
+from wanpipe.store.arrays import METADATA, create_array, create_group, read_document
 from wanpipe.store.entry import ATTRIBUTE, seal_of
 from wanpipe.store.keys import hash_file
-from wanpipe.store.layout import GROUP, Form, encode, groups_above, write_document
+from wanpipe.store.schema import Stage, check_arrays
 
 if TYPE_CHECKING:
     import numpy as np
+    import zarr
 
 
 class Draft:
-    """An entry being written, in a directory of its own, until `seal` makes it whole."""
+    """An entry of `stage` being written, in a folder of its own, until `seal` makes it whole.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Whole arrays stay in memory until then, so that another thread can write them.
+    """
+
+    def __init__(self, path: Path, stage: Stage) -> None:
+        self.path, self.stage = path, stage
         path.mkdir(exist_ok=True)
+        self.made: dict[str, Any] = {}  # what to note of its making
+        self.waiting: dict[str, np.ndarray] = {}
+        self.opened: zarr.Group | None = None
         self.digest: dict[str, str] = {}
         self.files: dict[str, str] = {}
         self.statistics: dict[str, dict[str, float]] = {}
 
-    def write(self, name: str, array: "np.ndarray", axes: Sequence[str]) -> None:
-        """Write one array as one chunk; `axes` names its dimensions. Raises WanpipeError for NaN,
-        infinity or a constant.
-        """
-        with self.stream(name, array.shape, array.dtype, axes, rows=array.shape[0]) as sink:
-            sink.append(array)
+    @property
+    def group(self) -> "zarr.Group":
+        """The Zarr group, created when it is first needed."""
+        if self.opened is None:
+            (self.path / METADATA).unlink(missing_ok=True)  # of a resumed draft
+            self.opened = create_group(self.path)
+        return self.opened
 
-    def stream(
-        self, name: str, shape: tuple[int, ...], dtype: Any, axes: Sequence[str], rows: int
-    ) -> "Sink":
-        """Open an array that grows along its first axis, in chunks of `rows`."""
-        form = Form(shape=tuple(shape), rows=rows, axes=tuple(axes), dtype=str(dtype))
-        (self.path / name).mkdir(parents=True, exist_ok=True)
-        for group in groups_above(name):
-            write_document(self.path / group, GROUP)
-        write_document(self.path / name, form.to_json())
-        return Sink(self, name, form)
+    def write(self, name: str, array: "np.ndarray") -> None:
+        """Have `seal` write one array as one chunk. `seal` raises WanpipeError for NaN, infinity or
+        a constant.
+        """
+        self.waiting[name] = array
+
+    def stream(self, name: str, shape: tuple[int, ...]) -> "Sink":
+        """Open an array that grows along its first axis, in the chunks that its stage declares."""
+        declared = self.stage.array(name)
+        assert len(shape) == len(declared.axes), (name, shape, declared)
+        array = create_array(self.group, name, declared, shape)
+        return Sink(self, name, array, declared.rows or shape[0])
 
     def attach(self, name: str, digest: str | None = None) -> None:
         """Make a file that was written into the draft part of the entry, by its content hash."""
         self.files[name] = digest or hash_file(self.path / name)
 
     def seal(self, record: Mapping[str, Any]) -> None:
-        """Write the record with digests and seal; the entry is complete after it."""
+        """Write the arrays, then the record with digests and seal; the entry is complete then."""
+        while self.waiting:
+            name = next(iter(self.waiting))
+            array = self.waiting.pop(name)
+            with self.stream(name, array.shape) as sink:
+                sink.append(array)
+        assert not check_arrays(self.stage, set(self.digest)), (self.stage.name, self.digest)
         made = {**record["made"], "statistics": self.statistics}
         whole = {**record, "digest": self.digest, "files": self.files, "made": made}
-        group = {**GROUP, "attributes": {ATTRIBUTE: whole}}
+        assert self.group is not None  # its document is there from now on
+        group = {**read_document(self.path), "attributes": {ATTRIBUTE: whole}}
         sealed = {**whole, "seal": seal_of(self.path, group)}
-        write_document(self.path, {**GROUP, "attributes": {ATTRIBUTE: sealed}})
-
-
-class LateDraft(Draft):
-    """A draft that keeps its arrays in memory until it is sealed, maybe by another thread."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.waiting: list[tuple[str, np.ndarray, Sequence[str]]] = []
-
-    def write(self, name: str, array: "np.ndarray", axes: Sequence[str]) -> None:
-        """Keep one array for `seal`, which raises what `Draft.write` would."""
-        self.waiting.append((name, array, axes))
-
-    def seal(self, record: Mapping[str, Any]) -> None:
-        """Write the arrays, then the record with digests and seal."""
-        for name, array, axes in self.waiting:
-            super().write(name, array, axes)
-        self.waiting.clear()
-        super().seal(record)
+        group["attributes"] = {ATTRIBUTE: sealed}
+        # by hand: zarr would leave every letter beyond ASCII as an escape, unreadable for people
+        text = json.dumps(group, indent=2, ensure_ascii=False, allow_nan=False)
+        (self.path / METADATA).write_text(text, encoding="utf-8")
 
 
 class Sink:
     """Appends blocks to one array of a draft; keeps digest and statistics as they pass."""
 
-    def __init__(self, draft: Draft, name: str, form: Form) -> None:
-        self.draft, self.name, self.form = draft, name, form
-        self.chunks = iter(form.files)
+    def __init__(self, draft: Draft, name: str, array: "zarr.Array[Any]", rows: int) -> None:
+        self.draft, self.name, self.array, self.rows = draft, name, array, rows
         self.state = xxhash.xxh3_128()
         self.pending: list[np.ndarray] = []
         self.written = 0
@@ -110,19 +112,18 @@ class Sink:
         self.maximum = max(self.maximum, float(block.max()))
         self.total += float(block.sum(dtype=np.float64))
         self.squares += float(np.square(block, dtype=np.float64).sum())
-        self.pending.append(np.ascontiguousarray(block, dtype=self.form.dtype))
-        self.flush(self.form.rows)
+        self.pending.append(np.ascontiguousarray(block, dtype=self.array.dtype))
+        self.flush(self.rows)
 
     def flush(self, rows: int) -> None:
         """Write pending rows, `rows` at a time, as long as there are that many."""
         import numpy as np
 
         while sum(len(block) for block in self.pending) >= rows > 0:
-            joined = np.concatenate(self.pending)
+            joined = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending)
             chunk, rest = joined[:rows], joined[rows:]
             self.pending = [rest] if len(rest) else []
-            file = self.draft.path / self.name / next(self.chunks)
-            file.write_bytes(encode(chunk, self.form))
+            self.array[self.written : self.written + rows] = chunk
             self.state.update(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
             self.written += rows
 
@@ -131,8 +132,8 @@ class Sink:
         array.
         """
         self.flush(sum(len(block) for block in self.pending))
-        size = math.prod(self.form.shape)
-        assert self.written == self.form.shape[0], (self.name, self.written, self.form)
+        size = math.prod(self.array.shape)
+        assert self.written == self.array.shape[0], (self.name, self.written, self.array.shape)
         if size > 1 and self.minimum == self.maximum:
             raise WanpipeError(
                 f"{self.name} is {self.minimum:g} everywhere, so it was not kept; the model or its "

@@ -1,8 +1,8 @@
 """One immutable result on disk: a Zarr v3 group whose attributes say what it is and how it was
 made.
 
-Reads the directory of one entry; `draft` writes it. Knows nothing of where entries lie, of models
-or of stages.
+Reads the folder of one entry; `draft` writes it. Knows nothing of where entries lie, of models or
+of stages.
 """
 
 from collections.abc import Iterator
@@ -12,65 +12,86 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from wanpipe import interrupt
+from wanpipe.documents import DocumentError, convert, first_line
 from wanpipe.errors import StoreError
+from wanpipe.store.arrays import (
+    METADATA,
+    DamageError,
+    read_blocks,
+    read_document,
+    read_metadata,
+    reading,
+)
 from wanpipe.store.keys import canonical, key_of
-from wanpipe.store.layout import METADATA, Form, decode, read_document
+from wanpipe.store.schema import Made, Record, check_links
 
 if TYPE_CHECKING:
     import numpy as np
 
 ATTRIBUTE = "wanpipe"
 
-
-# what reading a document that is none may raise
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-
-
-class DamageError(StoreError):
-    """Raise for an entry whose bytes are not those that were published."""
+__all__ = ["ATTRIBUTE", "DamageError", "Entry", "read_entry", "record_at", "seal_of"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A published entry: its directory and its record (`attrs["wanpipe"]`)."""
+    """A published entry: its folder and its record (`attrs["wanpipe"]`)."""
 
     path: Path
-    record: dict[str, Any]
+    record: Record
 
     @property
     def stage(self) -> str:
         """The command that made it."""
-        return str(self.record["stage"])
+        return self.record.stage
 
     @property
     def key(self) -> str:
         """Its key, 32 hex digits."""
-        return str(self.record["key"])
+        return self.record.key
 
     @property
-    def material(self) -> dict[str, Any]:
-        """What was hashed to the key."""
-        return dict(self.record["material"])
+    def root(self) -> Path:
+        """The cache that it lies in."""
+        return self.path.parent.parent
+
+    @property
+    def material(self) -> Any:
+        """What was hashed to the key, as its stage declares it."""
+        return self.record.material
 
     @property
     def inputs(self) -> dict[str, str]:
         """Role to key of each entry it was made from."""
-        return dict(self.record["inputs"])
+        return self.record.inputs
 
     @property
-    def made(self) -> dict[str, Any]:
-        """How it was made: versions, device, times, statistics, settings; never part of the key."""
-        return dict(self.record["made"])
+    def made(self) -> Made:
+        """How it was made: notes for people, which decide nothing."""
+        return self.record.made
 
     @property
     def files(self) -> dict[str, str]:
         """Plain files it holds beside arrays (a converted model's), with their content hashes."""
-        return dict(self.record["files"])
+        return self.record.files
 
     @property
     def names(self) -> list[str]:
         """Names of its arrays, `solver/...` included."""
-        return list(self.record["digest"])
+        return list(self.record.digest)
+
+    @property
+    def step(self) -> int:
+        """Number of a denoising step, from 0."""
+        assert isinstance(self.record.step, int), f"{self.stage} has no steps"
+        return self.record.step
+
+    @property
+    def parent(self) -> str | None:
+        """Key of the step before, None for the first."""
+        parent = self.record.parent
+        return parent if isinstance(parent, str) else None
 
     def read(self, name: str) -> "np.ndarray":
         """Read one array whole. Raises DamageError where its bytes are not the published ones."""
@@ -86,44 +107,21 @@ class Entry:
         import numpy as np
 
         state = xxhash.xxh3_128()
-        try:
-            form = self.form(name)
-            left = form.shape[0]
-            for file in form.files:
-                block = decode((self.path / name / file).read_bytes(), form)[:left]
-                left -= len(block)
-                state.update(block.reshape(-1).view(np.uint8).data)
-                yield block
-        except (OSError, ValueError, RuntimeError) as error:  # what files and zstd raise
-            raise DamageError(
-                f"{self.path}: {name} cannot be read ({first_line(error)})"
-            ) from error
-        if state.hexdigest() != self.record["digest"][name]:
+        for block in read_blocks(self.path / name):
+            state.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+            yield block
+        if state.hexdigest() != self.record.digest[name]:
             raise DamageError(f"{self.path}: {name} does not have the digest it was published with")
-
-    def form(self, name: str) -> Form:
-        """Shape, chunks and type of one array, from its metadata. Raises LayoutError."""
-        return Form.from_json(read_document(self.path / name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one array. Raises DamageError where its metadata cannot be read."""
-        try:
-            return self.form(name).shape
-        except (OSError, ValueError) as error:
-            raise DamageError(
-                f"{self.path}: {name} cannot be read ({first_line(error)})"
-            ) from error
+        return tuple(read_metadata(self.path / name).shape)
 
     def verify(self) -> None:
         """Read every array and check its digest in bounded memory. Raises DamageError."""
         for name in self.names:
             for _ in self.blocks(name):
-                pass
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+                interrupt.check()
 
 
 def seal_of(path: Path, group: dict[str, Any]) -> str:
@@ -142,17 +140,28 @@ def seal_of(path: Path, group: dict[str, Any]) -> str:
 
 def read_entry(path: Path) -> Entry:
     """Read an entry's record, not its arrays. Raises DamageError where metadata are not the
-    published ones.
+    published ones, StoreError where the disk does not give them.
 
     The key must be that of the material, the seal that of the metadata documents.
     """
-    try:
+    with reading(path):
         group = read_document(path)
-        record = group["attributes"][ATTRIBUTE]
-        seal = seal_of(path, group)
-        sound = seal == record["seal"] and record["key"] == key_of(record["material"]) == path.name
-    except (OSError, *MALFORMED) as error:
-        raise DamageError(f"{path}: metadata cannot be read ({first_line(error)})") from error
-    if not sound:
+        raw = group["attributes"][ATTRIBUTE]
+        sound = seal_of(path, group) == raw["seal"]
+        sound = sound and raw["key"] == key_of(raw["material"]) == path.name
+        record = convert(raw, Record) if sound else None
+    if record is None:
         raise DamageError(f"{path}: metadata are not those it was published with")
+    if wrong := check_links(record):
+        raise DamageError(f"{path}: {wrong}")
     return Entry(path, record)
+
+
+def record_at(path: Path) -> Record:
+    """Read an entry's record unchecked: for looking, never for computing. Raises StoreError."""
+    try:
+        return convert(read_document(path)["attributes"][ATTRIBUTE], Record)
+    except (OSError, DocumentError, LookupError, TypeError) as error:
+        raise StoreError(
+            f"{path} has no readable record ({first_line(error)}); run `wanpipe cache verify`"
+        ) from error

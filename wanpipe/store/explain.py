@@ -1,6 +1,6 @@
 """Says in words why an entry is not there: the nearest one that is, and every field that differs.
 
-Reads records only. Knows the materials of the stages by the words for their fields.
+Reads records and runs only. The words for fields are those of the stage's declaration.
 """
 
 import json
@@ -9,63 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wanpipe.documents import plain
 from wanpipe.errors import StoreError
-from wanpipe.store.index import Summary, record_at
+from wanpipe.store.entry import record_at
+from wanpipe.store.index import Summary
 from wanpipe.store.recipe import Recipe
+from wanpipe.store.runs import Settings
+from wanpipe.store.schema import Record, metas
 from wanpipe.words import quoted
 
 CANDIDATES = 1000  # records that are compared, the likeliest and latest of them
-HEAD = {"schema": "form of entries", "stage": "stage", "algorithm": "algorithm"}
-WORDS: dict[str, dict[str, str]] = {
-    "convert": {
-        "source": "checkpoint files",
-        "variant": "variant",
-        "dtype": "dtype",
-        "quantization": "quantisation",
-    },
-    "encode-text": {
-        "prompt": "prompt",
-        "negative": "negative prompt",
-        "t5": "T5",
-        "tokenizer": "tokenizer",
-        "text_len": "text length",
-        "dtype": "compute dtype",
-    },
-    "encode-image": {
-        "pixels": "picture",
-        "clip_pixels": "picture for CLIP",
-        "vae": "VAE",
-        "clip": "CLIP",
-        "width": "width",
-        "height": "height",
-        "num_frames": "frames",
-        "mode": "mode",
-        "dtype": "compute dtype",
-    },
-    "denoise": {
-        "text": "text",
-        "image": "image",
-        "noise": "noise",
-        "parent": "step before",
-        "expert": "transformer",
-        "loras": "LoRAs",
-        "guide_scale": "guidance",
-        "timestep": "timestep",
-        "sigma": "noise level",
-        "sigma_next": "next noise level",
-        "solver": "solver",
-        "step_cache": "step cache",
-        "dtype": "compute dtype",
-    },
-    "decode": {
-        "step": "step",
-        "vae": "VAE",
-        "tiling": "tiling",
-        "trim_first_frames": "trimmed frames",
-        "dtype": "compute dtype",
-    },
-}
-GRID = ("timestep", "sigma", "sigma_next", "solver")  # what the settings in STEPS settle
+# what the grid of a run follows from, and its size: fields of the settings with their labels
 STEPS = {"steps": "steps", "shift": "shift", "scheduler": "solver", "timesteps": "timesteps"}
 SIZE = {
     "width": "width",
@@ -73,7 +27,6 @@ SIZE = {
     "num_frames": "frames",
     "trim_first_frames": "trimmed frames",
 }
-MAIN = {"text": "text", "image": "image", "noise": "seed", "expert": "model"}
 
 
 @dataclass(frozen=True)
@@ -105,31 +58,42 @@ class Explanation:
         return known + ", ".join(map(str, self.differences))
 
 
-Prompts = Callable[[str], str | None]  # the prompt of a text entry, by key
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the records: prompts of texts and settings of steps by key, and the
+    settings that are planned.
+    """
+
+    root: Path
+    prompts: Callable[[str], str | None]
+    settings: Callable[[str], Settings | None]
+    planned: Settings | None
 
 
-def explain(recipe: Recipe, rows: Iterable[Summary], root: Path, prompts: Prompts) -> Explanation:
-    """Compare what would be computed with the nearest of the entries under `root` in `rows`."""
-    best: tuple[dict[str, Any], list[Difference]] | None = None
+def explain(recipe: Recipe, rows: Iterable[Summary], known: Known) -> Explanation:
+    """Compare what would be computed with the nearest of the entries in `rows`."""
+    best: tuple[Record, list[Difference]] | None = None
     for summary in candidates(recipe, rows):
         try:
-            record = record_at(root / summary.place)
-            found = differences(recipe, record, prompts)
-        except (StoreError, KeyError, TypeError, AttributeError):
+            record = record_at(known.root / summary.place)
+        except StoreError:
             continue  # damaged or just being removed: whoever needs it will be told
+        found = differences(recipe, record, known)
         if best is None or len(found) < len(best[1]):
             best = record, found
     if best is None:
         return Explanation(None)
     record, found = best
-    return Explanation(str(record["key"]), same(recipe.whole, record["material"]), tuple(found))
+    return Explanation(record.key, same(recipe, plain(record.material)), tuple(found))
 
 
-def same(wanted: dict[str, Any], there: dict[str, Any]) -> tuple[str, ...]:
+def same(recipe: Recipe, there: dict[str, Any]) -> tuple[str, ...]:
     """What a person would ask first and need not look for, in words."""
+    wanted = recipe.whole
     return tuple(
-        label
-        for name, label in MAIN.items()
+        meta.extra["same"]
+        for name, meta in metas(recipe.declared.material).items()
+        if meta.extra and "same" in meta.extra
         if wanted.get(name) is not None and wanted.get(name) == there.get(name)
     )
 
@@ -138,43 +102,47 @@ def candidates(recipe: Recipe, rows: Iterable[Summary]) -> list[Summary]:
     """Entries worth comparing with: of the stage, and of the same step after the same one; those
     with the same inputs first, then the latest.
     """
-    step, parent = recipe.extra.get("step"), recipe.extra.get("parent")
-    fitting = [
-        row for row in rows if (row.stage, row.step, row.parent) == (recipe.stage, step, parent)
-    ]
+    wanted = (recipe.stage, recipe.step, recipe.parent)
+    fitting = [row for row in rows if (row.stage, row.step, row.parent) == wanted]
     fitting.sort(key=lambda row: (row.inputs == recipe.inputs, row.time), reverse=True)
     return fitting[:CANDIDATES]
 
 
-def differences(recipe: Recipe, record: dict[str, Any], prompts: Prompts) -> list[Difference]:
+def differences(recipe: Recipe, record: Record, known: Known) -> list[Difference]:
     """Every field in which an entry differs from the recipe, the telling ones first."""
-    wanted, there = recipe.whole, record["material"]
-    words = WORDS.get(recipe.stage, {}) | HEAD
-    order = [*words, *(name for name in [*wanted, *there] if name not in words)]
-    names = [name for name in dict.fromkeys(order) if wanted.get(name) != there.get(name)]
-    made = (record["made"], recipe.made)
+    wanted, there = recipe.whole, plain(record.material)
+    fields = metas(recipe.declared.material)
+    pair = (known.settings(record.key), known.planned)
     found: list[Difference] = []
-    for name in names:
+    for name, meta in fields.items():
+        if wanted.get(name) == there.get(name):
+            continue
+        grid = bool(meta.extra and meta.extra.get("grid"))
         if name == "noise" and isinstance(there.get(name), dict) and name in wanted:
-            found += noise_words(there[name], wanted[name], settings_words(SIZE, *made))
-        elif name not in GRID or not (steps := settings_words(STEPS, *made)):
-            old = word(name, there.get(name), made[0], prompts)
-            new = word(name, wanted.get(name), made[1], prompts)
-            found.append(Difference(words.get(name, name), old, new))
+            found += noise_words(there[name], wanted[name], settings_words(SIZE, *pair))
+        elif not grid or not (steps := settings_words(STEPS, *pair)):
+            values = there.get(name), wanted.get(name)
+            if name == "text":  # at guidance 1 the material has the key of the prompt alone
+                values = record.inputs.get(name, values[0]), recipe.inputs.get(name, values[1])
+            old = word(name, values[0], plain(record.made), pair[0], known)
+            new = word(name, values[1], recipe.made, pair[1], known)
+            found.append(Difference(meta.title or name, old, new))
         else:
             found += [one for one in steps if one not in found]
     return found
 
 
 def settings_words(
-    names: dict[str, str], there: dict[str, Any], wanted: dict[str, Any]
+    names: dict[str, str], there: Settings | None, wanted: Settings | None
 ) -> list[Difference]:
-    """Those of the named settings in which two runs differ."""
-    before, after = there.get("settings", {}), wanted.get("settings", {})
+    """Those of the named settings in which two runs differ; none where one is not known."""
+    if there is None or wanted is None:
+        return []
+    before, after = plain(there), plain(wanted)
     return [
-        Difference(label, brief(before.get(name)), brief(after.get(name)))
+        Difference(label, brief(before[name]), brief(after[name]))
         for name, label in names.items()
-        if before.get(name) != after.get(name)
+        if before[name] != after[name]
     ]
 
 
@@ -194,16 +162,18 @@ def noise_words(
     ]
 
 
-def word(name: str, value: Any, made: dict[str, Any], prompts: Prompts) -> str:
+def word(
+    name: str, value: Any, made: dict[str, Any], settings: Settings | None, known: Known
+) -> str:
     """A value of the material in words: prompts in place of token ids and keys of texts."""
     if name == "text" and isinstance(value, str):
-        prompt = prompts(value)
+        prompt = known.prompts(value)
         return value[:8] if prompt is None else quoted(prompt)
     noted = {"prompt": "prompt", "negative": "negative_prompt"}.get(name)
     if noted in made:
         return quoted(made[noted])
     if name == "loras" and isinstance(value, list):
-        names = {lora["hash"]: lora["name"] for lora in made.get("settings", {}).get("loras", ())}
+        names = {lora.hash: lora.name for lora in settings.loras} if settings else {}
         told = [f"{names.get(digest, brief(digest))} {strength}" for digest, strength in value]
         return " + ".join(told) or "none"
     if name == "step_cache" and isinstance(value, dict):

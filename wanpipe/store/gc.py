@@ -19,10 +19,11 @@ from wanpipe.errors import UsageError
 from wanpipe.store.disk import translated
 from wanpipe.store.index import Summary
 from wanpipe.store.keys import is_key
-from wanpipe.store.store import Store, is_free, remove_scratch
+from wanpipe.store.schema import INTERIOR_RANK, STAGES
+from wanpipe.store.scratch import is_free, remove_scratch
+from wanpipe.store.store import Store
 
 CLOCK_SKEW = 60.0  # seconds by which the clocks of two machines on one folder may differ
-RANKS = ("decode", "interior", "denoise", "encode-image", "encode-text", "convert")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,11 @@ class Plan:
         self.models = limits.models
         parents = {row.parent for row in self.left.values()}
         self.interior = {row.place for row in self.left.values() if row.key in parents}
-        self.needed = Counter(key for row in self.left.values() for key in needs(row))
+        self.asked: dict[str, set[str]] = {}  # texts and images of the runs of each step
+        for run in store.runs.all():
+            for key in run.steps:
+                self.asked.setdefault(key, set()).update(filter(None, (run.text, run.image)))
+        self.needed = Counter(key for row in self.left.values() for key in self.needs(row))
         self.removed: list[Summary] = []
         if limits.every is not None:
             self.thin(limits.every)
@@ -107,17 +112,31 @@ class Plan:
         """Choose one entry to remove."""
         del self.left[row.place]
         self.removed.append(row)
-        self.needed.subtract(needs(row))
+        self.needed.subtract(self.needs(row))
+
+    def needs(self, row: Summary) -> Iterable[str]:
+        """Keys without which a step could not be continued in any of its runs."""
+        if row.stage != "denoise":
+            return ()
+        return self.asked.get(row.key, set()) | set(row.inputs.values())
 
     def order(self, row: Summary) -> tuple[int, float, int, str]:
         """How soon an entry goes: by rank, by last use, later steps before earlier ones."""
-        kind = "interior" if row.place in self.interior else row.stage
-        return RANKS.index(kind), self.used[row.place], -(row.step or 0), row.key
+        rank = INTERIOR_RANK if row.place in self.interior else STAGES[row.stage].rank
+        return rank, self.used[row.place], -(row.step or 0), row.key
 
 
-def needs(row: Summary) -> Iterable[str]:
-    """Keys without which a step could not be gone on with: its text and its image."""
-    return row.inputs.values() if row.stage == "denoise" else ()
+def forgotten(store: Store, left: Iterable[Summary]) -> list[str]:
+    """Keys of the runs of which no step and no frames are left, and that no process at work may
+    have just begun.
+    """
+    keys = {row.key for row in left} | {key for row in left for key in row.inputs.values()}
+    since, found = in_use_since(store.root), []
+    for run in store.runs.recorded():
+        path = store.runs.path(run.key)
+        if keys.isdisjoint(run.steps) and last_use(path) < min(since, time.time() - CLOCK_SKEW):
+            found.append(run.key)
+    return found
 
 
 def protected(store: Store, used: dict[str, float]) -> set[str]:
@@ -186,7 +205,7 @@ def sweep(store: Store, paths: Iterable[Path]) -> None:
     """Remove rubbish, and lock files that nobody holds."""
     with translated(store.root):
         for path in paths:
-            remove_scratch(path) if is_key(path.name) else shutil.rmtree(path)
+            remove_scratch(path, store.root) if is_key(path.name) else shutil.rmtree(path)
         for lock in (store.root / ".locks").glob("*"):
             with suppress(Timeout), FileLock(lock, timeout=0):
                 lock.unlink(missing_ok=True)  # while it is held, as whoever waits for it expects

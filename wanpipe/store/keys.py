@@ -6,16 +6,20 @@ it.
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
+
+from wanpipe import interrupt
 
 if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = 1  # raised when the form of entries or of materials changes for all stages at once
 KEY = re.compile("[0-9a-f]{32}")
+CHUNK = 1 << 22  # bytes of a file at once; more falls out of the cache of a core
 PREFIX = re.compile("[0-9a-f]{4,32}")  # what is shorter is a name
 
 
@@ -50,10 +54,15 @@ def hash_array(array: "np.ndarray") -> str:
     return xxhash.xxh3_128_hexdigest(little.reshape(-1).view(np.uint8).data)
 
 
-def hash_file(path: Path, chunk: int = 1 << 24) -> str:
-    """Hash a file's bytes without reading it whole."""
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(chunk):
-            state.update(block)
+def hash_file(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Hash a file's bytes without reading it whole; `progress` is told bytes done and in all."""
+    state, done, total = xxhash.xxh3_128(), 0, path.stat().st_size
+    buffer = memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            interrupt.check()
+            state.update(buffer[:count])
+            done += count
+            if progress is not None:
+                progress(done, total)
     return state.hexdigest()

@@ -43,7 +43,7 @@ class Labels:
 
     def set(self, label: str, target: str) -> None:
         """Let a label stand for `target` from now on."""
-        put(self.folder / label, target + "\n")
+        put(self.folder / label, f"{target}\n".encode())
 
     def remove(self, label: str) -> None:
         """Forget a label; one that is not there is forgotten already."""

@@ -1,10 +1,16 @@
-"""Work that another thread does behind the next computation: in order, one job at a time."""
+"""Work that another thread does behind the next computation: in order, one job at a time.
+
+Waiting for it ends where a signal comes.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, Self, TypeVar
 
+from wanpipe import interrupt
+
+POLL = 0.1  # seconds between two looks for a signal
 Result = TypeVar("Result")
 
 
@@ -27,10 +33,13 @@ class Later(Generic[Result]):
 
     def results(self, keep: int) -> Iterator[Result]:
         """Wait until no more than `keep` jobs are under way, and give what those that are done
-        returned, in order. Raises what a job raised.
+        returned, in order. Raises what a job raised, or Interrupted.
         """
         while self.jobs and (len(self.jobs) > keep or self.jobs[0].done()):
-            result = self.jobs[0].result()  # an interrupted wait leaves it first
+            while not wait([self.jobs[0]], POLL).done:
+                interrupt.check()
+            interrupt.check()  # first: the signal may be why a job failed
+            result = self.jobs[0].result()  # an interrupted wait leaves it in its place
             self.jobs.popleft()
             yield result
 

@@ -1,12 +1,14 @@
-"""What a cache holds, at a glance: its entries with prompt and names, and its bytes."""
+"""What a cache holds, at a glance: its entries and runs with prompt and names, and its bytes."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from wanpipe import words
-from wanpipe.store.index import STAGES, Summary, size_of
+from wanpipe.store.index import Summary, size_of
+from wanpipe.store.runs import Run
+from wanpipe.store.schema import STAGES
 from wanpipe.store.store import Store
 
 INTERIOR = "denoise, interior steps among them"
@@ -15,27 +17,52 @@ REST = (".damaged", ".tmp")  # what is no entry
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What to list; None is no condition. Texts are looked for in any case, ages are in seconds."""
+    """What to list; None is no condition. Texts are looked for in any case, ages are in seconds.
+
+    With `steps` every step has a row; otherwise the steps of a run share one.
+    """
 
     stage: str | None = None
     model: str | None = None
     prompt: str | None = None
     older_than: float | None = None
     newer_than: float | None = None
+    steps: bool = False
 
 
-class Listed(NamedTuple):
-    """An entry with its prompt and labels."""
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """An entry, or the steps of a run by the last one that is there, with prompt and labels.
+
+    `done` are the steps of the run that are there, `bytes` those of all that the row stands for.
+    """
 
     row: Summary
+    what: str
     prompt: str | None
     names: Sequence[str]
     pinned: bool
+    bytes: int
+    run: Run | None = None
+    done: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it as one object."""
+        run = self.run
+        about = {
+            "run": run and run.key,
+            "seed": run and run.seed,
+            "steps": run and run.settings.steps,
+            "done": self.done,
+            "videos": [video.path for video in run.videos] if run else [],
+        }
+        row = {name: getattr(self.row, name) for name in self.row.__struct_fields__}
+        del row["noted"]
         return {
-            **self.row._asdict(),
+            **row,
+            **about,
+            "what": self.what,
+            "bytes": self.bytes,
             "prompt": self.prompt,
             "names": list(self.names),
             "pinned": self.pinned,
@@ -45,32 +72,77 @@ class Listed(NamedTuple):
 def listed(store: Store, chosen: Filter) -> list[Listed]:
     """Entries that meet the conditions, oldest first, each with its prompt, names and pin."""
     rows = store.index.read()
+    runs = store.runs.all()
+    owner = {step: run for run in reversed(runs) for step in run.steps}
     names: dict[str, list[str]] = {}
     for name, place in store.names.all().items():
         names.setdefault(place, []).append(name)
     pins = set(store.pins.all().values())
     models = {row.key: row.what for row in rows.values() if row.stage == "convert"}
     prompt_of = prompter(rows)
-    now, anything = time.time(), Filter(stage=chosen.stage)
-    found = []
+    folded = {} if chosen.steps or chosen.stage == "denoise" else fold(runs, rows)
+    inner = {step.place for steps in folded.values() for step in steps}
+    now, found = time.time(), []
+
+    def add(row: Summary, run: Run | None, steps: Sequence[Summary]) -> None:
+        prompt = prompt_of(row)
+        if run is not None and prompt is None:
+            prompt = run.prompt
+        model = f"{run.model.directory} {run.model.variant}" if run else row.model
+        model = f"{model} {models.get(model.split(' ')[0].rpartition('/')[2], '')}"
+        if fits(chosen, row, prompt, model, now):
+            found.append(
+                Listed(
+                    row=row,
+                    what=said(row, run),
+                    prompt=prompt,
+                    names=[name for step in steps for name in names.get(step.place, ())],
+                    pinned=any(step.place in pins for step in steps),
+                    bytes=sum(step.bytes for step in steps),
+                    run=run,
+                    done=len(steps) if row.place in inner else None,
+                )
+            )
+
     for place, row in rows.items():
-        if chosen.stage in (None, row.stage):
-            prompt = prompt_of(row)
-            if chosen == anything or fits(chosen, row, prompt, models, now):
-                found.append(Listed(row, prompt, names.get(place, ()), place in pins))
+        if chosen.stage in (None, row.stage) and place not in inner:
+            step = row.inputs.get("step", row.key)
+            add(row, owner.get(step), [row])
+    for key, steps in folded.items():
+        if chosen.stage is None:
+            add(steps[-1], next(run for run in runs if run.key == key), steps)
     return sorted(found, key=lambda one: (one.row.time, one.row.step or 0, one.row.key))
 
 
-def fits(
-    chosen: Filter, row: Summary, prompt: str | None, models: Mapping[str, str], now: float
-) -> bool:
+def fold(runs: Sequence[Run], rows: Mapping[str, Summary]) -> dict[str, list[Summary]]:
+    """The steps of each run that are there, in order, by the key of the run."""
+    folded = {}
+    for run in runs:
+        steps = [rows[f"denoise/{key}"] for key in run.steps if f"denoise/{key}" in rows]
+        if any(step.readable for step in steps):
+            folded[run.key] = [step for step in steps if step.readable]
+    return folded
+
+
+def said(row: Summary, run: Run | None) -> str:
+    """What an entry holds, in words, beside prompt, seed and step."""
+    if run is None:
+        return row.what
+    settings = run.settings
+    parts = [f"{settings.width}x{settings.height}", f"{settings.num_frames} frames"]
+    parts += [row.what] if row.what else []
+    strengths = dict(row.loras)
+    acting = [lora for lora in settings.loras if lora.hash in strengths]
+    parts += [f"{lora.name} {strengths[lora.hash]}" for lora in acting]
+    return ", ".join(parts)
+
+
+def fits(chosen: Filter, row: Summary, prompt: str | None, model: str, now: float) -> bool:
     """Whether an entry meets the conditions but that of the stage."""
     if chosen.prompt is not None and chosen.prompt.lower() not in (prompt or "").lower():
         return False
-    if chosen.model is not None:
-        model = f"{row.model} {models.get(row.model.rpartition('/')[2], '')}"
-        if chosen.model.lower() not in model.lower():
-            return False
+    if chosen.model is not None and chosen.model.lower() not in model.lower():
+        return False
     if chosen.older_than is None and chosen.newer_than is None:
         return True
     age = now - words.seconds_of(row.time)

@@ -9,12 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from wanpipe.documents import convert
 from wanpipe.report import Report, Task
-from wanpipe.store.draft import Draft
 from wanpipe.store.entry import Entry
-from wanpipe.store.explain import Explanation, explain
+from wanpipe.store.explain import Explanation, Known, explain
 from wanpipe.store.index import Summary
 from wanpipe.store.recipe import Recipe, record_of
+from wanpipe.store.runs import Run, Settings
+from wanpipe.store.schema import Record
+from wanpipe.store.shortcuts import HashCache
 from wanpipe.store.store import Store
 
 
@@ -29,7 +32,7 @@ class Miss:
     @property
     def reason(self) -> str:
         """Why it is not there, in words."""
-        step = self.recipe.extra.get("step")
+        step = self.recipe.step
         if self.explanation.nearest is not None:
             return str(self.explanation)
         return f"never taken beyond step {step}" if step else f"no {self.recipe.stage} entry yet"
@@ -70,22 +73,29 @@ class PlanStore(Store):
 
     dry = True
 
-    def __init__(self, root: Path | str, report: Report | None = None, force: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        report: Report | None = None,
+        force: bool = False,
+        memo: HashCache | None = None,
+    ) -> None:
         super().__init__(root, PlanReport(report or Report(), self.tell_misses), force)
+        self.memo = memo or self.memo  # of the store that will compute, so that it need not hash
         self.misses: dict[str, Miss] = {}  # by key, of all that follows too
         self.untold: list[Miss] = []
         self.texts: dict[str, str] = {}
+        self.planned: Settings | None = None  # of the run whose steps are planned now
 
-    def start(self, recipe: Recipe, fill: object, kind: type[Draft]) -> Entry:
+    def begin(self, recipe: Recipe, fill: object, held: object) -> None:
         """Tell whether the entry is there; if not, how it differs from the nearest one that is."""
         path = self.path(recipe.stage, recipe.key)
         event = {**recipe.event(), "path": str(path)}
         if "prompt" in recipe.made:
             self.texts[recipe.key] = recipe.made["prompt"]
         if self.wants(recipe):
-            parent = recipe.extra.get("parent")
-            follows = any(key in self.misses for key in (parent, *recipe.inputs.values()))
-            miss = self.miss(recipe, self.misses.get(parent or ""), follows)
+            follows = any(key in self.misses for key in (recipe.parent, *recipe.inputs.values()))
+            miss = self.miss(recipe, self.misses.get(recipe.parent or ""), follows)
             reason = miss.reason if miss.recipe is recipe else ""
             fields = {"status": "to compute", "reason": reason, "follows": follows}
             self.report.event("planned", **event, **fields)
@@ -93,7 +103,12 @@ class PlanStore(Store):
             self.report.event("planned", **event, status="already there")
         if recipe.stage != "denoise":
             self.tell_misses()
-        return Entry(path, record_of(recipe, {}))
+
+    def result(self, recipe: Recipe) -> Entry:
+        """Return what the entry of `recipe` would be."""
+        unknown = {"digest": {}, "files": {}, "seal": "0" * 32}
+        record = convert({**record_of(recipe, {}), **unknown}, Record)
+        return Entry(self.path(recipe.stage, recipe.key), record)
 
     def miss(self, recipe: Recipe, before: Miss | None, follows: bool) -> Miss:
         """Note a miss: as one more step of the one before, or with an explanation of its own."""
@@ -102,8 +117,8 @@ class PlanStore(Store):
             compared = recipe.stage == "denoise" or not follows
             miss = Miss(recipe, Explanation(None))
             if compared:
-                rows = self.summaries.values()
-                miss.explanation = explain(recipe, rows, self.root, self.text_of)
+                known = Known(self.root, self.text_of, self.settings_of, self.planned)
+                miss.explanation = explain(recipe, self.summaries.values(), known)
                 self.untold.append(miss)
         else:
             miss.steps += 1
@@ -114,6 +129,19 @@ class PlanStore(Store):
     def summaries(self) -> dict[str, Summary]:
         """All that is there, read when the first miss is to be explained."""
         return self.index.read()
+
+    @cached_property
+    def settings(self) -> dict[str, Settings]:
+        """The settings that each step was made with, by its key; of several, the latest."""
+        return {step: run.settings for run in reversed(self.runs.all()) for step in run.steps}
+
+    def settings_of(self, step: str) -> Settings | None:
+        """The settings of the latest run that a step belongs to."""
+        return self.settings.get(step)
+
+    def keep_run(self, run: Run) -> None:
+        """Note what is planned, for explanations."""
+        self.planned = run.settings
 
     def tell_misses(self) -> None:
         """Tell of misses, when it is known how many steps each stands for."""

@@ -14,19 +14,39 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from wanpipe import interrupt
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.report import Report
-from wanpipe.store.disk import READ_ONLY, make_folder, settle, sync, translated
+from wanpipe.store.arrays import METADATA, DamageError
+from wanpipe.store.disk import (
+    READ_ONLY,
+    aside_of,
+    make_folder,
+    replace_folder,
+    settle,
+    sync,
+    translated,
+)
 from wanpipe.store.draft import Draft
-from wanpipe.store.entry import DamageError, Entry, read_entry
-from wanpipe.store.index import STAGES, Index
+from wanpipe.store.entry import Entry, read_entry
+from wanpipe.store.index import Index
 from wanpipe.store.keys import is_key, is_prefix
 from wanpipe.store.labels import Labels, check_name
-from wanpipe.store.memo import Memo
-from wanpipe.store.publish import Behind, Making
-from wanpipe.store.recipe import Recipe
+from wanpipe.store.recipe import Recipe, record_of
+from wanpipe.store.runs import (
+    MODELS,
+    ModelReference,
+    Records,
+    Run,
+    Runs,
+    Video,
+)
+from wanpipe.store.schema import STAGES
+from wanpipe.store.scratch import is_free, remove_scratch
+from wanpipe.store.shortcuts import HashCache, Shortcuts
 
 Fill = Callable[[Draft], dict[str, Any]]
+POLL = 0.2  # seconds between two looks at an interrupt while another process is waited for
 
 
 class Store:
@@ -40,8 +60,11 @@ class Store:
         self.root = Path(root)
         self.report = report or Report()
         self.force = force
-        self.memo = Memo(self.root / ".hashes.json", writes=not self.dry)
-        self.index = Index(self.root, writes=not self.dry)
+        shortcuts = Shortcuts(self.root, writes=not self.dry)
+        self.memo = HashCache(shortcuts)
+        self.index = Index(self.root, shortcuts)
+        self.runs = Runs(self.root, self.index)
+        self.models = Records(self.root, MODELS, ModelReference)
         self.names = Labels(self.root / ".names")
         self.pins = Labels(self.root / ".pins")
         self.opened = time.time()
@@ -60,8 +83,8 @@ class Store:
         return self.force or not self.has(recipe.stage, recipe.key)
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """Return the entry with every digest checked, or None; a damaged one is set aside and
-        counts as absent.
+        """Return the entry with every digest checked, to compute with it, or None; a damaged one is
+        set aside and counts as absent.
         """
         path = self.path(stage, key)
         if not path.is_dir():
@@ -77,6 +100,13 @@ class Store:
         except DamageError as error:
             self.set_aside(path, error)
             return None
+
+    def peek(self, stage: str, key: str) -> Entry | None:
+        """Return the entry with every digest checked, to look at it, or None; changes nothing.
+        Raises DamageError.
+        """
+        path = self.path(stage, key)
+        return self.checked(path) if path.is_dir() else None
 
     def checked(self, path: Path) -> Entry:
         """Read an entry with every digest. Raises DamageError."""
@@ -117,36 +147,40 @@ class Store:
         at a time, others wait and read. A store with `force` makes it again and puts it in the old
         one's place.
         """
-        started = self.start(recipe, fill, Draft)
-        return started if isinstance(started, Entry) else self.tell(started.finish())
+        with ExitStack() as held:
+            draft = self.begin(recipe, fill, held)
+            if draft is not None:
+                return self.tell(self.publish(draft, recipe))
+        return self.result(recipe)
 
-    def start(self, recipe: Recipe, fill: Fill, kind: type[Draft]) -> Entry | Making:
-        """Return the published entry, or what is left to do when `fill` has filled a draft."""
-        if found := self.reuse(recipe):
-            return found
-        with ExitStack() as stack:
-            stack.enter_context(self.lock(recipe.stage, recipe.key))
-            if found := self.reuse(recipe):
-                return found
+    def begin(self, recipe: Recipe, fill: Fill, held: ExitStack) -> Draft | None:
+        """Return a filled draft to publish, its lock and folder in `held`, or None where the entry
+        is there already.
+        """
+        if self.reuse(recipe):
+            return None
+        with ExitStack() as holding:
+            holding.enter_context(self.lock(recipe.stage, recipe.key))
+            if self.reuse(recipe):
+                return None
             started = time.monotonic()
-            draft = stack.enter_context(self.draft(recipe, kind))
-            made = fill(draft)
-            made["seconds"] = round(time.monotonic() - started, 3)
-            return Making(self.publish, recipe, draft, made, stack.pop_all())
+            draft = holding.enter_context(self.draft(recipe))
+            draft.made = fill(draft)
+            draft.made["seconds"] = round(time.monotonic() - started, 3)
+            held.push(holding.pop_all())
+        return draft
+
+    def result(self, recipe: Recipe) -> Entry:
+        """Return the entry of `recipe` as it was published. Raises DamageError."""
+        return read_entry(self.path(recipe.stage, recipe.key))
 
     def tell(self, entry: Entry) -> Entry:
         """Report an entry that was just published."""
-        fields = {"stage": entry.stage, "key": entry.key, "step": entry.record.get("step")}
-        seconds = entry.made["seconds"]
+        step = entry.step if entry.stage == "denoise" else None
+        fields = {"stage": entry.stage, "key": entry.key, "step": step}
+        seconds = entry.made.seconds
         self.report.event("computed", **fields, path=str(entry.path), seconds=seconds)
         return entry
-
-    def behind(self) -> "Behind":
-        """Give a context whose `obtain` publishes in another thread, behind the next computation.
-
-        All is published when the context ends.
-        """
-        return Behind(self)
 
     def reuse(self, recipe: Recipe) -> Entry | None:
         """Return the published entry of `recipe`, and tell so, unless this store makes everything
@@ -171,7 +205,10 @@ class Store:
                 lock.acquire(timeout=0)
             except Timeout:
                 self.report.remark(f"another process is making {stage}/{key[:8]}; waiting for it")
-                lock.acquire()
+        while not lock.is_locked:
+            interrupt.check()
+            with suppress(Timeout):
+                lock.acquire(timeout=POLL)
         try:
             yield
             # whoever waits on this file looks for the entry again, so a published one needs no lock
@@ -182,7 +219,7 @@ class Store:
             lock.release()
 
     @contextmanager
-    def draft(self, recipe: Recipe, kind: type[Draft] = Draft) -> Iterator[Draft]:
+    def draft(self, recipe: Recipe) -> Iterator[Draft]:
         """Open a draft in .tmp/; whatever ends the block, nothing of it stays there unless the
         recipe is resumable.
         """
@@ -190,10 +227,10 @@ class Store:
             folder = self.root / ".tmp"
             if recipe.resumable:
                 make_folder(folder)
-                yield kind(folder / f"{recipe.stage}-{recipe.key}")
+                yield Draft(folder / f"{recipe.stage}-{recipe.key}", recipe.declared)
                 return
             with self.scratch() as path:
-                yield kind(path)
+                yield Draft(path, recipe.declared)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -210,7 +247,7 @@ class Store:
                 since.write_text(f"{self.opened}\n")  # gc leaves alone what was used since then
                 yield path
             finally:
-                remove_scratch(path)
+                remove_scratch(path, self.root)
 
     def sweep(self) -> None:
         """Remove drafts of processes that are dead: their lock is free, or was lost with the power.
@@ -221,62 +258,121 @@ class Store:
             for path in {file.with_suffix("") for file in (self.root / ".tmp").iterdir()}:
                 lock = path.with_suffix(".lock")
                 if is_key(path.name) and (not lock.exists() or is_free(lock)):
-                    remove_scratch(path)
+                    remove_scratch(path, self.root)
 
     def publish(self, draft: Draft, recipe: Recipe) -> Entry:
-        """Make the sealed draft durable and visible. Where the key is there already, the first one
-        stands.
+        """Seal the draft, make it durable and visible. Where the key is there already, the first
+        one stands.
         """
         target = self.path(recipe.stage, recipe.key)
-        settle(draft.path)
-        self.place(draft.path, target)
+        with translated(self.root):
+            draft.seal(record_of(recipe, draft.made))
+            settle(draft.path)
+            self.place(draft.path, target)
         entry = read_entry(target)
         self.index.add(target, entry.record)
         return entry
 
     def place(self, path: Path, target: Path) -> None:
-        """Rename a settled draft to where its entry belongs."""
+        """Rename a settled draft to where its entry belongs; with `force` in the place of the old
+        one, which is there until then.
+        """
         make_folder(target.parent)
-        old = path.with_suffix(".old")
-        if self.force:
-            with suppress(FileNotFoundError):
-                target.rename(old)
-        try:
-            path.rename(target)
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise
+        if self.force and target.is_dir():
+            replace_folder(path, target)
+        else:
+            try:
+                path.rename(target)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
         sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(aside_of(path), ignore_errors=True)
 
     def resolve(self, reference: str) -> Entry:
-        """Return the entry that a path, a name or a unique key prefix means. Raises StoreError or
-        UsageError.
+        """Return the entry that a path, a name or a unique key prefix means, to compute with it.
+        Raises StoreError or UsageError.
         """
         path = self.locate(reference)
-        home = Store(path.parent.parent, self.report)
-        entry = home.find(path.parent.name, path.name) if path.parent.name in STAGES else None
-        if entry is None:
-            raise StoreError(
-                f"{reference} is not an entry of a wanpipe cache, or was damaged; make it again"
-            )
-        return entry
+        if path.parent.parent == self.root and path.parent.name in STAGES:
+            entry = self.find(path.parent.name, path.name)
+            if entry is not None:
+                return entry
+            raise StoreError(f"{reference} was damaged; make it again")
+        return self.look(reference)
+
+    def look(self, reference: str) -> Entry:
+        """Return the entry that a reference means, to look at it; changes nothing. Raises
+        StoreError or UsageError.
+        """
+        path = self.locate(reference)
+        try:
+            if path.parent.name in STAGES:
+                return Store(path.parent.parent, self.report).checked(path)
+            reason = f"it does not lie in a folder of {', '.join(STAGES)}"
+        except DamageError as error:
+            reason = str(error)
+        raise StoreError(
+            f"{reference} is not an entry of a wanpipe cache, or is damaged ({reason}); make it "
+            "again"
+        )
+
+    def run_of(self, reference: str) -> Run | None:
+        """Return the run that a key prefix means, None where it means none. Raises UsageError where
+        it means several, or an entry too.
+        """
+        keys = self.runs.starting_with(reference)
+        entries = list(self.starting_with(reference)) if keys else []
+        if len(keys) + len(entries) > 1:
+            listed = ", ".join([*(f"run {key[:12]}" for key in keys), *map(str, entries)][:4])
+            raise UsageError(f"{reference} means several ({listed}); give more digits")
+        return self.runs.get(keys[0]) if keys else None
+
+    def keep_run(self, run: Run) -> None:
+        """Record a run and the use of its model."""
+        self.keep(self.runs, run)
+        self.keep_model(run.model)
+
+    def keep_model(self, model: ModelReference) -> None:
+        """Record the use of a model."""
+        self.keep(self.models, model)
+
+    def keep_video(self, run: Run, video: Video) -> None:
+        """Record a video of a run, and the run where it has no record yet."""
+        if self.keep(self.runs, run):
+            with self.lock("run", run.key):
+                self.runs.add_video(run.key, video)
+
+    def keep(self, records: Any, record: Any) -> bool:
+        """Record something; say whether, since a cache that cannot be written keeps no records."""
+        with translated(self.root):
+            try:
+                if not self.dry:
+                    records.keep(record)
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                return False
+        return not self.dry
 
     def locate(self, reference: str) -> Path:
         """Return the directory that a reference means, without reading it."""
         path = Path(reference)
-        if path.is_dir() and (path / "zarr.json").exists():
+        if path.is_dir() and (path / METADATA).exists():
             whole = path.resolve()  # as this store names it, where it is one of its own
             own = whole.parent.parent == self.root.resolve()
             return self.path(whole.parent.name, whole.name) if own else whole
         if named := self.names.get(reference):
             return self.root / named
+        if run := self.run_of(reference):
+            return self.runs.last(run)
         found = list(self.starting_with(reference))
         if len(found) > 1:
             listed = ", ".join(f"{child.parent.name}/{child.name[:12]}" for child in found[:4])
             raise UsageError(f"{reference} means {len(found)} entries ({listed}); give more digits")
         if not found:
-            stages = ", ".join(STAGES[1:])
+            stages = ", ".join(list(STAGES)[1:])
             raise StoreError(
                 f"no entry {reference} in {self.root}; make it with one of the commands {stages}"
             )
@@ -302,22 +398,3 @@ class Store:
             raise UsageError(f"a name is for an entry of the cache, got {path}; leave --name out")
         with translated(self.root):
             self.names.set(name, f"{path.parent.name}/{path.name}")
-
-
-def is_free(lock: Path) -> bool:
-    """Whether no living process holds a lock file."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(lock, timeout=0):
-            return True
-    except Timeout:
-        return False
-
-
-def remove_scratch(path: Path) -> None:
-    """Remove a draft and what belongs to it; the lock last, so that nothing of it is overlooked."""
-    for folder in (path, path.with_suffix(".old")):
-        shutil.rmtree(folder, ignore_errors=True)
-    for suffix in (".since", ".lock"):
-        path.with_suffix(suffix).unlink(missing_ok=True)

@@ -44,7 +44,11 @@ class Forest:
 
         def order(follower: str) -> tuple[bool, str]:
             row = self.steps[follower]
-            same = there is None or (row.inputs, row.what) == (there.inputs, there.what)
+            same = there is None or (row.inputs, row.what, row.loras) == (
+                there.inputs,
+                there.what,
+                there.loras,
+            )
             return not same, row.time
 
         return sorted(self.after.get(key, ()), key=order)

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from wanpipe.store.entry import DamageError, Entry, read_entry
+from wanpipe.errors import StoreError
+from wanpipe.store.arrays import DamageError, reading
+from wanpipe.store.entry import Entry, read_entry
 from wanpipe.store.keys import hash_file
 from wanpipe.store.store import Store
 
 
 def damaged(store: Store) -> Iterator[tuple[Path, DamageError]]:
-    """Give every entry that is not as it was published, with the reason."""
+    """Give every entry and every record of a run that is not as it was written, with the reason."""
     places = sorted(store.index.listing())
     with store.report.task("verify", len(places)) as task:
         for place in places:
@@ -20,6 +22,11 @@ def damaged(store: Store) -> Iterator[tuple[Path, DamageError]]:
                 if path.is_dir():  # else it was removed while it was read
                     yield path, error
             task.advance()
+    for key in store.runs.names():
+        try:
+            store.runs.get(key)
+        except StoreError as error:
+            yield store.runs.path(key), DamageError(str(error))
 
 
 def check(entry: Entry) -> None:
@@ -29,9 +36,7 @@ def check(entry: Entry) -> None:
     entry.verify()
     for name, digest in entry.files.items():
         file = entry.path / name
-        try:
+        with reading(file):
             sound = hash_file(file) == digest
-        except OSError as error:
-            raise DamageError(f"{file} cannot be read ({error.strerror})") from error
         if not sound:
             raise DamageError(f"{file} does not have the content hash it was published with")

@@ -5,15 +5,15 @@ for the shapes of their parameters and never evaluated.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import mlx.nn as nn
 
 from wanpipe.config import ModelConfig, Quantization
+from wanpipe.documents import Document
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models import vae
 from wanpipe.models.clip import CLIP
@@ -45,7 +45,7 @@ class Job:
 
     name: str
     sources: tuple[Path, ...]
-    config: dict[str, Any]
+    config: Document  # dimensions of the network
     slots: tuple[Slot, ...]  # as they are before quantisation
     moves: dict[str, Move] = field(repr=False)
     quantization: Quantization | None = None
@@ -103,7 +103,7 @@ def plan_components(checkpoint: Checkpoint, dtype: str) -> list[Job]:
 def _job(
     checkpoint: Checkpoint, name: str, network: nn.Module, rows: Sequence[Row], dtype: str
 ) -> Job:
-    configs: dict[str, Any] = {
+    configs: dict[str, Document | None] = {
         "t5_encoder": checkpoint.t5,
         "vae": checkpoint.vae,
         "vae_encoder": checkpoint.vae,
@@ -119,7 +119,7 @@ def _job(
                     f"got {found}"
                 )
     slots = arranged(Slot(move.target, "F32" if move.full else dtype, move.shape) for move in moves)
-    config = asdict(configs.get(name, checkpoint.dit))
+    config = configs.get(name) or checkpoint.dit
     return Job(name, sources, config, tuple(slots), {move.target: move for move in moves})
 
 

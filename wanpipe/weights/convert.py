@@ -4,32 +4,34 @@ Memory holds one block of one tensor at a time, whatever the size of the model. 
 cache nor the command line.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xxhash
+from msgspec import structs
 
 from wanpipe.config import (
     EXPERTS,
     SCHEMA,
     Component,
+    Components,
     Defaults,
     DiTConfig,
+    Dtype,
     ModelConfig,
     Quantization,
     T5Config,
     read_model_config,
 )
+from wanpipe.documents import DocumentError, Hash, encode, load, plain
 from wanpipe.errors import CheckpointError, StoreError, UsageError
+from wanpipe.store.disk import put
 from wanpipe.weights.components import Job, plan_components, plan_copy, quantized
 from wanpipe.weights.detect import Checkpoint
-from wanpipe.weights.dimensions import read_json
 from wanpipe.weights.dtypes import NAMES, Array, recast
 from wanpipe.weights.layouts import Network, open_network
 from wanpipe.weights.quantize import Packer, check, check_fit
@@ -37,11 +39,12 @@ from wanpipe.weights.rename import apply_transform
 from wanpipe.weights.sources import Progress
 from wanpipe.weights.tensors import shown
 from wanpipe.weights.vocabulary import read_tokenizer
-from wanpipe.weights.write import Slot, replace_file, write_tensors
+from wanpipe.weights.write import Slot, write_tensors
 
 ALGORITHM = 1  # raised when the same checkpoint and options give other files
 TOKENIZER = "tokenizer.json"
 Tell = Callable[[str, str, float], None]  # component, kind of layer, relative error
+Wrote = Callable[[Path, str], None]  # a file that is finished, its content hash
 MARGIN = 1 << 20  # bytes for config.json and the file system's own
 
 
@@ -76,8 +79,14 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """What of them gives a model its meaning."""
         specs = {"experts": self.quantization, "text_encoder": self.text_encoder}
-        plain = {name: spec and spec.to_json() for name, spec in specs.items()}
-        return {"dtype": self.dtype, "quantization": plain if any(plain.values()) else None}
+        given = {name: spec and plain(spec) for name, spec in specs.items()}
+        return {"dtype": self.dtype, "quantization": given if any(given.values()) else None}
+
+
+class Record(Component[Any], frozen=True, kw_only=True):
+    """What lies beside a finished component until its model is whole; `key` is the model's."""
+
+    key: Hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +113,13 @@ def convert(
     options: Options,
     progress: Progress,
     tell: Tell = lambda *_: None,
+    wrote: Wrote = lambda *_: None,
 ) -> ModelConfig:
     """Write the model `key` into `target`, going on where a killed conversion stopped.
 
     A component is done when its file and the record beside it are there; config.json comes last.
-    `tell` is called with component, kind of layer and relative error of what was quantised.
+    `tell` is called with component, kind of layer and relative error of what was quantised, `wrote`
+    with every component that this call has written and its content hash.
     Raises CheckpointError where the checkpoint does not fit, StoreError where `target` holds
     something else or has too little room; finished components stay.
     """
@@ -124,7 +135,7 @@ def convert(
             jobs=options.applied(plan_components(checkpoint, options.dtype)),
         )
 
-    return _produce(outline, target, key, progress, tell)
+    return _produce(outline, target, key, progress, tell, wrote)
 
 
 def rehearse(checkpoint: Checkpoint, options: Options) -> None:
@@ -139,7 +150,7 @@ def rehearse(checkpoint: Checkpoint, options: Options) -> None:
 def material_of_model(config: ModelConfig, options: Options) -> dict[str, Any]:
     """What gives a model its meaning that is quantised from a converted one."""
     hashes = {name: component.hash for name, component in config.components.items()}
-    defaults = config.defaults.to_json()
+    defaults = plain(config.defaults)
     return {"source": hashes, "variant": config.variant, "defaults": defaults, **options.to_json()}
 
 
@@ -148,8 +159,7 @@ def plan_requantized(directory: Path, config: ModelConfig, options: Options) -> 
 
     Raises UsageError where it is quantised already, or a group size does not fit.
     """
-    t5 = T5Config.from_json(config.components["t5_encoder"].config, "T5 config")
-    options.check_fit(config.dit, t5)
+    options.check_fit(config.dit, config.t5)
     return options.applied(plan_copy(directory, config))
 
 
@@ -160,6 +170,7 @@ def requantize(
     options: Options,
     progress: Progress,
     tell: Tell = lambda *_: None,
+    wrote: Wrote = lambda *_: None,
 ) -> ModelConfig:
     """Write the model in `directory` again into `target`, quantised; otherwise as `convert`."""
     config = read_model_config(directory)
@@ -174,11 +185,16 @@ def requantize(
             jobs=plan_requantized(directory, config, options),
         )
 
-    return _produce(outline, target, key, progress, tell)
+    return _produce(outline, target, key, progress, tell, wrote)
 
 
 def _produce(
-    outline: Callable[[], Outline], target: Path, key: str, progress: Progress, tell: Tell
+    outline: Callable[[], Outline],
+    target: Path,
+    key: str,
+    progress: Progress,
+    tell: Tell,
+    wrote: Wrote,
 ) -> ModelConfig:
     """Write what is outlined, unless it is there."""
     finished = _finished(target, key)
@@ -188,24 +204,26 @@ def _produce(
     plan = outline()
     jobs = plan.jobs
     tokenizer = read_tokenizer(plan.tokenizer)
-    done = {job.file: _recorded(target, job.file, key) for job in jobs}
-    check_room(target, sum((job.bytes for job in jobs if done[job.file] is None), len(tokenizer)))
+    done = {job.name: _recorded(target, job, key) for job in jobs}
+    check_room(target, sum((job.bytes for job in jobs if done[job.name] is None), len(tokenizer)))
     try:
         target.mkdir(parents=True, exist_ok=True)
         components = {"tokenizer": _write_tokenizer(tokenizer, target)}
         for job in jobs:
-            components[job.name] = done[job.file] or _write(job, target, key, progress, tell)
+            components[job.name] = done[job.name] or _write(job, target, key, progress, tell)
+        for name, component in components.items():
+            if not done.get(name):
+                wrote(target / component.file, component.hash)
         config = ModelConfig(
             schema=SCHEMA,
             key=key,
             variant=plan.variant,
-            dtype=plan.dtype,
+            dtype=cast(Dtype, plan.dtype),  # Options lets no other pass
             quantization=plan.quantization,
             defaults=plan.defaults,
-            components=components,
+            files=Components(**components),
         )
-        text = json.dumps(config.to_json(), indent=2, ensure_ascii=False) + "\n"
-        replace_file(target / "config.json", text.encode("utf-8"))
+        put(target / "config.json", encode(config))
         _remove_records(target, config)
         return read_model_config(target)
     except OSError as error:
@@ -254,16 +272,24 @@ def _record(target: Path, file: str) -> Path:
     return target / f"{file}.json"
 
 
-def _recorded(target: Path, file: str, key: str) -> Component | None:
+def _recorded(target: Path, job: Job, key: str) -> Component[Any] | None:
     """Give the component that an earlier run of this conversion finished."""
-    with suppress(CheckpointError):  # a missing or damaged record means: not done
-        data = read_json(_record(target, file))
-        if data.pop("key", None) == key:
-            component = Component.from_json(data, file)
-            path = target / component.file
-            if path.is_file() and path.stat().st_size == component.bytes:
-                return component
-    return None
+    try:
+        record = load(_record(target, job.file), Record)
+    except (OSError, DocumentError):  # a missing or damaged record means: not done
+        return None
+    path = target / job.file
+    size = path.stat().st_size if path.is_file() else None
+    if (record.key, record.file, record.bytes) != (key, job.file, size):
+        return None
+    return described(job, record.hash, record.bytes)
+
+
+def described(job: Job, digest: str, size: int) -> Component[Any]:
+    """Say of a component that was written what config.json says."""
+    return Component(
+        file=job.file, hash=digest, bytes=size, parameters=job.parameters, config=job.config
+    )
 
 
 def _remove_records(target: Path, config: ModelConfig) -> None:
@@ -271,7 +297,7 @@ def _remove_records(target: Path, config: ModelConfig) -> None:
         _record(target, component.file).unlink(missing_ok=True)
 
 
-def _write(job: Job, target: Path, key: str, progress: Progress, tell: Tell) -> Component:
+def _write(job: Job, target: Path, key: str, progress: Progress, tell: Tell) -> Component[Any]:
     """Write one component file, then the record that says it is done."""
     total, done = sum(slot.nbytes for slot in job.stored), 0
     packer = Packer(job.quantization, job.slots) if job.quantization else None
@@ -293,15 +319,9 @@ def _write(job: Job, target: Path, key: str, progress: Progress, tell: Tell) -> 
         )
     for kind, error in (packer.errors if packer else {}).items():
         tell(job.name, kind, error)
-    component = Component(
-        file=job.file,
-        hash=written.hash,
-        bytes=written.bytes,
-        parameters=job.parameters,
-        config=job.config,
-    )
-    record = json.dumps({"key": key, **component.to_json()})
-    replace_file(_record(target, job.file), record.encode("utf-8"))
+    component = described(job, written.hash, written.bytes)
+    record = Record(key=key, **structs.asdict(component))
+    put(_record(target, job.file), encode(record))
     return component
 
 
@@ -313,6 +333,7 @@ def _blocks(file: Network, job: Job, slot: Slot) -> Iterator[Array]:
         yield recast(apply_transform(block, move.transform), source, slot.dtype, subject)
 
 
-def _write_tokenizer(data: bytes, target: Path) -> Component:
-    replace_file(target / TOKENIZER, data)
-    return Component(file=TOKENIZER, hash=xxhash.xxh3_128_hexdigest(data), bytes=len(data))
+def _write_tokenizer(data: bytes, target: Path) -> Component[Any]:
+    put(target / TOKENIZER, data)
+    digest = xxhash.xxh3_128_hexdigest(data)
+    return Component(file=TOKENIZER, hash=digest, bytes=len(data), config=None)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from wanpipe.config import (
     EXPERTS,
     VARIANTS,
@@ -17,7 +19,9 @@ from wanpipe.config import (
     T5Config,
     VAEConfig,
     Variant,
+    condition_channels,
 )
+from wanpipe.documents import DocumentError, convert, plain
 from wanpipe.errors import CheckpointError
 from wanpipe.weights.dimensions import (
     axis,
@@ -30,11 +34,9 @@ from wanpipe.weights.dimensions import (
     read_vae,
 )
 from wanpipe.weights.folders import Folder, find
-from wanpipe.weights.tensors import shown
 
 LARGE = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
 WIDE_LATENT = 48  # channels of the Wan2.2 VAE
-LARGEST = 1 << 53  # of a number among the defaults
 HEAD_WIDTH = 128  # of every official transformer
 
 
@@ -164,9 +166,13 @@ def check_fit(checkpoint: Checkpoint, wide: bool) -> None:
     path, text = checkpoint.files["vae"][0], checkpoint.files["t5_encoder"][0]
     if vae.version != ("2.2" if wide else "2.1"):
         raise CheckpointError(f"{path} holds the VAE of Wan{vae.version}; download the right one")
+    channels = vae.z_dim
+    if checkpoint.variant.task == "i2v":
+        channels += condition_channels(vae.z_dim)
     pairs = [
         (f"the width in {text.name}", checkpoint.t5.dim, "text_dim", dit.text_dim),
         (f"the latent channels in {path.name}", vae.z_dim, "out_dim", dit.out_dim),
+        ("the latent and condition channels", channels, "in_dim", dit.in_dim),
     ]
     if clip is not None and dit.clip_dim is not None:
         image = checkpoint.files["clip"][0]
@@ -194,22 +200,12 @@ def overridden(variant: Variant, folder: Folder, settings: list[dict[str, Any]])
 
 
 def changed(variant: Variant, changes: Any, subject: str) -> Variant:
-    """Replace defaults. Raises CheckpointError for unknown ones and wrong types."""
+    """Replace defaults. Raises CheckpointError for unknown ones, wrong types and ranges."""
     if not isinstance(changes, dict):
         kind = type(changes).__name__
         raise CheckpointError(f"{subject} must be a JSON object, got {kind}")
-    defaults = Defaults.from_json({**variant.defaults.to_json(), **changes}, subject)
-    for name, value in changes.items():
-        if not fits(value, getattr(variant.defaults, name)):
-            raise CheckpointError(f"{subject}.{name} has the wrong type: {shown(str(value))}")
-    return replace(variant, defaults=defaults)
-
-
-def fits(value: Any, like: Any) -> bool:
-    """Tell whether a decoded JSON value can stand where `like` does; None: a number not given."""
-    if isinstance(like, tuple):
-        return isinstance(value, list) and len(value) == len(like) and all(map(fits, value, like))
-    if like is None or isinstance(like, float):
-        number = type(value) in (int, float) and abs(value) < LARGEST  # false for NaN
-        return number or (like is None and value is None)
-    return type(value) is type(like)
+    try:
+        defaults = convert({**plain(variant.defaults), **changes}, Defaults)
+    except DocumentError as error:
+        raise CheckpointError(f"{subject} cannot be right: {error}") from error
+    return structs.replace(variant, defaults=defaults)

@@ -4,12 +4,15 @@ config.json adds what no shape tells; a dimension that both give differently is 
 headers only.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from wanpipe.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
+from msgspec import structs
+
+from wanpipe.config import PATCH, CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.documents import Document, DocumentError, convert, load
 from wanpipe.errors import CheckpointError
 from wanpipe.weights.layouts import open_network
 from wanpipe.weights.rules import diffusers
@@ -22,33 +25,31 @@ LONGEST = (
 DEEPEST = 256  # layers
 
 Shapes = Mapping[str, TensorInfo]
+Dimensions = TypeVar("Dimensions", bound=Document)
 # what config.json may say beside the dimensions, and the one value that is implemented
 FIXED: dict[str, Any] = {
-    "patch_size": list(DiTConfig.patch),
+    "patch_size": list(PATCH),
     "window_size": [-1, -1],
     "qk_norm": True,
     "cross_attn_norm": True,
 }
 IGNORED = {"_class_name", "_diffusers_version", "model_type", "wanpipe", *FIXED}
 OFFICIAL = {"heads": "num_heads", "layers": "num_layers"}  # ours: theirs, where they differ
+USUAL = {field.name: field.default for field in structs.fields(DiTConfig)}
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read a JSON object of at most `limit` bytes. Raises CheckpointError where there is none."""
     try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(limit).decode("utf-8"))
+        return load(path, dict[str, Any], limit)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.parent} lacks {path.name}; download it from the model's page"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {shown(str(error))}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
+    except DocumentError as error:
+        raise CheckpointError(f"{path} is not a JSON object: {error}; download it again") from error
 
 
 def read_shapes(paths: Path | Sequence[Path]) -> Shapes:
@@ -110,11 +111,10 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
     for name, only in FIXED.items():
         if config.get(name, only) != only:
             raise CheckpointError(f"{path}: {name} must be {only}, got {shown(str(config[name]))}")
-    patch = DiTConfig.patch
     found = {
         "dim": axis(shapes, weights, "patch_embedding.weight"),
         "in_dim": axis(shapes, weights, "patch_embedding.weight", 1),
-        "out_dim": axis(shapes, weights, "head.head.weight") // (patch[0] * patch[1] * patch[2]),
+        "out_dim": axis(shapes, weights, "head.head.weight") // prod(PATCH),
         "ffn_dim": axis(shapes, weights, "blocks.0.ffn.0.weight"),
         "freq_dim": axis(shapes, weights, "time_embedding.0.weight", 1),
         "text_dim": axis(shapes, weights, "text_embedding.0.weight", 1),
@@ -127,7 +127,7 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
 
 def merge_dit(config: dict[str, Any], path: Path, found: dict[str, int]) -> DiTConfig:
     """Join config.json with what the weights say. Raises CheckpointError where they disagree."""
-    alone = {"heads": None, "text_len": DiTConfig.text_len, "eps": DiTConfig.eps}
+    alone = {"heads": None, "text_len": USUAL["text_len"], "eps": USUAL["eps"]}
     unknown = set(config) - IGNORED - {OFFICIAL.get(name, name) for name in (*found, *alone)}
     if unknown:
         raise CheckpointError(f"{path} has unknown keys: {listed(sorted(unknown))}")
@@ -147,45 +147,46 @@ def merge_dit(config: dict[str, Any], path: Path, found: dict[str, int]) -> DiTC
                 f"{path} says {theirs} {shown(str(given))}, but the weights have {length}; "
                 "use the config.json that belongs to them"
             )
-    if found["dim"] % values["heads"] or found["dim"] // values["heads"] % 2:
+    return possible(DiTConfig, path, values)
+
+
+def possible(kind: type[Dimensions], path: Path, values: dict[str, Any]) -> Dimensions:
+    """Build dimensions from what `path` says. Raises CheckpointError where they cannot be right."""
+    try:
+        return convert(values, kind)
+    except DocumentError as error:
         raise CheckpointError(
-            f"{path}: dim {found['dim']} must split into num_heads of even width, "
-            f"got {values['heads']}"
-        )
-    return DiTConfig(**values)
+            f"{path} has impossible dimensions: {error}; download it again"
+        ) from error
 
 
 def read_t5(files: tuple[Path, ...]) -> T5Config:
     """Read the dimensions of the umT5 encoder; the official file has one bias table per layer."""
     path, shapes = files[0], read_shapes(files)
     table = "blocks.0.pos_embedding.embedding.weight"
-    config = T5Config(
-        vocab=axis(shapes, path, "token_embedding.weight"),
-        dim=axis(shapes, path, "token_embedding.weight", 1),
-        attention_dim=axis(shapes, path, "blocks.0.attn.q.weight"),
-        ffn_dim=axis(shapes, path, "blocks.0.ffn.gate.0.weight"),
-        heads=axis(shapes, path, table, 1),
-        layers=depth(shapes, path, "blocks."),
-        buckets=axis(shapes, path, table),
-    )
-    if config.attention_dim % config.heads:
-        raise CheckpointError(
-            f"{path}: attention width {config.attention_dim} must split into heads, "
-            f"got {config.heads}"
-        )
-    return config
+    values = {
+        "vocab": axis(shapes, path, "token_embedding.weight"),
+        "dim": axis(shapes, path, "token_embedding.weight", 1),
+        "attention_dim": axis(shapes, path, "blocks.0.attn.q.weight"),
+        "ffn_dim": axis(shapes, path, "blocks.0.ffn.gate.0.weight"),
+        "heads": axis(shapes, path, table, 1),
+        "layers": depth(shapes, path, "blocks."),
+        "buckets": axis(shapes, path, table),
+    }
+    return possible(T5Config, path, values)
 
 
 def read_vae(files: tuple[Path, ...]) -> VAEConfig:
     """Read version and dimensions of a VAE; Wan2.2 nests its stages."""
     path, shapes = files[0], read_shapes(files)
     nested = "encoder.downsamples.0.downsamples.0.residual.0.gamma" in shapes
-    return VAEConfig(
-        version="2.2" if nested else "2.1",
-        encoder_dim=axis(shapes, path, "encoder.conv1.weight"),
-        decoder_dim=axis(shapes, path, "decoder.head.0.gamma"),
-        z_dim=axis(shapes, path, "conv2.weight"),
-    )
+    values = {
+        "version": "2.2" if nested else "2.1",
+        "encoder_dim": axis(shapes, path, "encoder.conv1.weight"),
+        "decoder_dim": axis(shapes, path, "decoder.head.0.gamma"),
+        "z_dim": axis(shapes, path, "conv2.weight"),
+    }
+    return possible(VAEConfig, path, values)
 
 
 def read_clip(files: tuple[Path, ...]) -> CLIPConfig:
@@ -194,11 +195,13 @@ def read_clip(files: tuple[Path, ...]) -> CLIPConfig:
     dim = axis(shapes, path, "visual.patch_embedding.weight")
     patch = axis(shapes, path, "visual.patch_embedding.weight", 2)
     tokens = axis(shapes, path, "visual.pos_embedding", -2)  # one more than patches
-    return CLIPConfig(
-        dim=dim,
-        ffn_dim=axis(shapes, path, "visual.transformer.0.mlp.0.weight"),
-        heads=dim // 80 if dim % 80 == 0 else dim // 16,  # no shape tells; ViT-H has 16 heads of 80
-        layers=depth(shapes, path, "visual.transformer."),
-        patch=patch,
-        size=round((tokens - 1) ** 0.5) * patch,
-    )
+    values = {
+        "dim": dim,
+        "ffn_dim": axis(shapes, path, "visual.transformer.0.mlp.0.weight"),
+        # no shape tells; ViT-H has 16 heads of 80
+        "heads": dim // 80 if dim % 80 == 0 else dim // 16,
+        "layers": depth(shapes, path, "visual.transformer."),
+        "patch": patch,
+        "size": round((tokens - 1) ** 0.5) * patch,
+    }
+    return possible(CLIPConfig, path, values)

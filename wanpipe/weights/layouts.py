@@ -5,16 +5,16 @@ names, so that the strict engine in `rename` reports them. Scaled 8-bit weights 
 float32 values.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from wanpipe.documents import DocumentError, decode
 from wanpipe.errors import CheckpointError
 from wanpipe.weights.dtypes import EIGHT_BIT, FLOATS, STORED, Array, Floats, widen
 from wanpipe.weights.read import BLOCK, Closing, TensorFile, open_tensors
@@ -236,10 +236,9 @@ def check_format(file: TensorFile, key: str, info: TensorInfo) -> None:
     """Check that a weight is quantised in a way that is known."""
     data = file.read(key).tobytes() if info.nbytes <= JSON_LIMIT else b""
     try:
-        table = json.loads(data)
-    except (ValueError, RecursionError):
-        table = None
-    found = table.get("format") if isinstance(table, dict) else None
+        found = decode(data, dict[str, Any]).get("format")
+    except DocumentError:  # refused below
+        found = None
     if found not in FORMATS:
         raise CheckpointError(
             f"{file.paths[0]}: {shown(key)} must be one of {', '.join(FORMATS)}, got "

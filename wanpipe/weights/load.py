@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from wanpipe import interrupt
 from wanpipe.device import hand_over, reader
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
@@ -71,7 +72,8 @@ class Weights:
         """Read a tensor to the end. Raises CheckpointError where the file lacks it."""
         if name not in self._arrays:
             raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
-        array = self._arrays.pop(name)
+        interrupt.check()
+        array: mx.array = self._arrays.pop(name)
         mx.eval(array)  # else a GPU would wait for it, see `reader`
         hand_over(array)
         if name not in self._kept and array.dtype != self.dtype:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from wanpipe import interrupt
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import Linear, LowRank, QuantizedLinear
 from wanpipe.weights.dtypes import FLOATS, Array, widen
@@ -97,6 +98,7 @@ def merge(network: nn.Module, loras: Sequence[tuple[Fit, float]], prefix: str = 
                     place = target.removeprefix(prefix)
                     terms.setdefault(place, []).append(Term(file, change, strength))
         for target, parts in terms.items():
+            interrupt.check()
             path, _, leaf = target.rpartition(".")
             if path not in modules:
                 continue

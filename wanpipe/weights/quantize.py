@@ -93,10 +93,10 @@ class Packer:
             for word in (SCALES, BIASES)
         )
         for block in plain(replace(slot, dtype="F32")):
-            codes, *groups = quantize(block, self.spec, slot.dtype, slot.name)
-            scales.append(groups[0])
-            biases.append(groups[1])
-            self._note(slot.name, block, dequantize(codes, *groups, self.spec, slot.dtype))
+            codes, scale, bias = quantize(block, self.spec, slot.dtype, slot.name)
+            scales.append(scale)
+            biases.append(bias)
+            self._note(slot.name, block, dequantize(codes, scale, bias, self.spec, slot.dtype))
             yield codes
 
     def _note(self, name: str, values: Floats, restored: Floats) -> None:

@@ -2,27 +2,27 @@
 
 Numbers are read when asked for, in blocks: memory stays bounded by what the caller keeps. BF16 is
 given as uint16 bit patterns (NumPy has no such format), 8-bit floats as uint8; the `float32`
-variants give values.
+variants give values. The libraries read headers; the bytes are read here, because the slices of
+safetensors refuse those formats and map the file, whose pages then count as memory.
 """
 
-import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from wanpipe.errors import CheckpointError
 from wanpipe.weights import pth
 from wanpipe.weights.dtypes import STORED, Array, Floats, widen
 from wanpipe.weights.tensors import MAX_AXES, Place, TensorInfo, shown
 
-HEADER_LIMIT = 1 << 24  # bytes; the header of a quantised 14B model has 500 kB
+HEADER_LIMIT = 1 << 24  # bytes; the header of a quantized 14B model has 500 kB
+LONGEST = 1 << 48  # numbers along an axis
 BLOCK = 1 << 22  # bytes per block: large enough to stream, small enough for the cache of a core
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
@@ -196,74 +196,38 @@ def open_tensors(path: Path | Sequence[Path]) -> TensorFile:
 def list_safetensors(
     file: BinaryIO, path: Path
 ) -> tuple[dict[str, tuple[TensorInfo, Place]], dict[str, str]]:
-    """Parse a safetensors header: what and where each tensor is, and the metadata."""
+    """Read a safetensors header: what and where each tensor is, and the metadata.
+
+    The library checks that the tensors follow each other without gap or overlap to the file's end.
+    """
     size = file.seek(0, 2)
     file.seek(0)
-    start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-    if length > size - 8:
-        raise CheckpointError(f"{path} is no safetensors file or is cut short; download it again")
-    if length > HEADER_LIMIT:
+    length = int.from_bytes(file.read(8), "little")
+    if HEADER_LIMIT < length <= size:
         raise CheckpointError(f"{path} has a header of {length} bytes, more than {HEADER_LIMIT}")
+    infos: dict[str, TensorInfo] = {}
     try:
-        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged header: {shown(str(error))}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a damaged header: it must be a JSON object")
-    metadata = header.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata  # MLX writes null for none
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
+        with safe_open(path, framework="numpy") as header:
+            for name in header.offset_keys():
+                entry = header.get_slice(name)
+                infos[name] = _info(f"{path}: {shown(name)}", entry.get_dtype(), entry.get_shape())
+            metadata = header.metadata() or {}
+    except SafetensorError as error:
+        reason = shown(str(error).removeprefix("Error while deserializing header: "))
         raise CheckpointError(
-            f"{path} has a damaged header: __metadata__ must map names to strings"
-        )
-    found = {name: _entry(name, value, path, 8 + length) for name, value in header.items()}
-    _check_layout(found, path, 8 + length, size)
+            f"{path} is no safetensors file, damaged or cut short ({reason}); download it again"
+        ) from error
+    found, offset = {}, size - sum(info.nbytes for info in infos.values())
+    for name, info in infos.items():
+        found[name] = info, Place(0, offset)
+        offset += info.nbytes
     return found, metadata
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
-
-
-def _entry(name: str, value: Any, path: Path, base: int) -> tuple[TensorInfo, Place]:
-    """Check one entry of a header: its format is known, and shape and offsets agree."""
-    subject = f"{path}: {shown(name)}"
-    match value:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
-            numbers = [*shape, begin, end]
-        case _:
-            raise CheckpointError(f"{subject} must have dtype, shape and data_offsets")
-    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
-        raise CheckpointError(f"{subject} has a shape or offsets that are not counts")
+def _info(subject: str, dtype: str, shape: Sequence[int]) -> TensorInfo:
+    """Describe a tensor. Raises CheckpointError for formats and shapes that NumPy cannot hold."""
     if dtype not in STORED:
-        raise CheckpointError(f"{subject} has the unknown dtype {shown(dtype)}")
-    if len(shape) > MAX_AXES or prod(shape) * STORED[dtype].itemsize != end - begin:
-        raise CheckpointError(
-            f"{subject} has {end - begin} bytes, which {dtype} of shape "
-            f"{tuple(shape[:9])} does not fill"
-        )
-    return TensorInfo(tuple(shape), dtype, end - begin), Place(0, base + begin)
-
-
-def _check_layout(
-    found: dict[str, tuple[TensorInfo, Place]], path: Path, base: int, size: int
-) -> None:
-    """Check that the tensors follow each other without gap or overlap, to the file's end."""
-    spans = sorted((place.offset, place.offset + info.nbytes) for info, place in found.values())
-    end = max((stop for _, stop in spans), default=base)
-    if end > size:
-        raise CheckpointError(
-            f"{path} is cut short: it has {size} of {end} bytes; download it again"
-        )
-    for (_, stop), (start, _) in pairwise([(base, base), *spans, (size, size)]):
-        if start != stop:
-            wrong = "overlap" if start < stop else "leave gaps"
-            raise CheckpointError(
-                f"{path} is damaged: its tensors {wrong} at byte {min(start, stop)}"
-            )
+        raise CheckpointError(f"{subject} has the unknown dtype {dtype}; use F32, F16 or BF16")
+    if len(shape) > MAX_AXES or max(shape, default=0) >= LONGEST:
+        raise CheckpointError(f"{subject} has a shape of {len(shape)} axes that no network has")
+    return TensorInfo(tuple(shape), dtype, prod(shape) * STORED[dtype].itemsize)

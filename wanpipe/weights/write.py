@@ -1,20 +1,20 @@
 """Writes safetensors files tensor by tensor, hashing on the way; equal input gives equal bytes.
 
-Knows nothing of networks. A file appears under its name only when it is whole.
+Own code, because the safetensors library writes only what is all in memory at once. Knows nothing
+of networks. A file appears under its name only when it is whole.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
+from wanpipe.store.disk import replacing
 from wanpipe.weights.dtypes import STORED, Array
 
 
@@ -73,55 +73,22 @@ def write_tensors(
 ) -> Written:
     """Write `slots` in this order; `blocks` gives each one's numbers in turn, in C order.
 
-    `advance` is told the bytes of each block. The file is flushed to the disk as `path`.part and
-    then renamed; after an error there is neither.
+    `advance` is told the bytes of each block. After an error there is no file.
     """
-    part = path.with_name(path.name + ".part")
     state = xxhash.xxh3_128()
-    try:
-        with part.open("wb") as file:
-            start = header(slots, metadata)
-            state.update(start)
-            file.write(start)
-            for slot in slots:
-                written = 0
-                for block in blocks(slot):
-                    view = block.reshape(-1).view(np.uint8).data
-                    state.update(view)
-                    file.write(view)
-                    written += len(view)
-                    advance(len(view))
-                assert written == slot.nbytes, (slot, written)
-            size = file.tell()
-            _flush(file)
-        _settle(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    # a name of its own: the part that a killed process left is written anew, not left behind
+    part = path.with_name(f"{path.name}.part")
+    with replacing(path, part) as draft, draft.open("wb") as file:
+        start = header(slots, metadata)
+        state.update(start)
+        file.write(start)
+        size = len(start)
+        for slot in slots:
+            size += slot.nbytes
+            for block in blocks(slot):
+                view = block.reshape(-1).view(np.uint8).data
+                state.update(view)
+                file.write(view)
+                advance(len(view))
+            assert file.tell() == size, (slot, size)
     return Written(state.hexdigest(), size)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            _flush(file)
-        _settle(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _settle(part: Path, path: Path) -> None:
-    """Rename, and make sure that the directory remembers it."""
-    part.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -1,0 +1,35 @@
+"""Tiles of any size: they cover the film, and their weights add up to one."""
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.properties import repeatable
+from wanpipe import tiling
+
+
+@repeatable
+@given(st.integers(1, 300), st.integers(1, 40), st.data())
+def test_spans_cover_all_rows_in_order(size: int, tile: int, data: st.DataObject) -> None:
+    step = data.draw(st.integers(1, tile))
+    spans = tiling.spans(size, tile, step)
+    assert spans[0].start == 0 and spans[-1].stop == size
+    assert all(span.stop - span.start == min(tile, size) for span in spans)
+    for before, after in itertools.pairwise(spans):
+        assert before.start < after.start <= min(before.stop, before.start + step)
+
+
+@repeatable
+@given(st.integers(1, 150), st.sampled_from([8, 16]), st.integers(2, 40), st.data())
+def test_weights_add_up_to_one_and_never_fall_below_nothing(
+    size: int, stride: int, tile: int, data: st.DataObject
+) -> None:
+    overlap = data.draw(st.integers(1, tile // 2))
+    total = np.zeros(size * stride)
+    for place, weights in tiling.ramps(size, stride, tile * stride, overlap * stride):
+        assert len(weights) == (place.stop - place.start) * stride
+        assert (weights >= 0).all()
+        total[place.start * stride : place.stop * stride] += weights
+    np.testing.assert_allclose(total, 1, rtol=0, atol=1e-6)

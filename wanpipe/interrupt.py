@@ -1,0 +1,118 @@
+"""Lets SIGINT, SIGTERM and SIGHUP end a command between two pieces of its work.
+
+The first signal only sets a flag, and `check` raises. A handler that raises can leave a lock held,
+and C code that calls Python can drop what it raised. The second signal ends the process at once.
+Without `install`, as in library use, nothing here has an effect. Imports nothing heavy.
+"""
+
+import atexit
+import os
+import select
+import signal
+import threading
+import time
+from types import FrameType
+
+from wanpipe.errors import error_line
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
+AT_ONCE = "interrupted twice; ended at once, what was not on the disk yet is lost"
+STDOUT, STDERR = 1, 2
+PIPE = 1 << 16  # bytes that a pipe can hold
+SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raise where a signal asked the command to end; `code` is its exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+class _Flag:
+    """The first signal since `install`, 0 before it, and whether `check` raised for it."""
+
+    number = 0
+    raised = False
+    wakeup = -1  # the end of a pipe that the running handlers write to
+    terminals: tuple[int, ...] = ()  # which of stdout and stderr were terminals
+
+
+def install(as_json: bool = False) -> None:
+    """Have signals set the flag, which starts unset; one that the parent ignores stays ignored.
+
+    Call it on the main thread. `as_json` is the form of the line that a second signal prints.
+    """
+    _Flag.number, _Flag.raised = 0, False
+    _Flag.terminals = tuple(filter(os.isatty, (STDOUT, STDERR)))
+    # Python's own handlers wait for the main thread, which may be in C code for minutes: a second
+    # signal reaches the thread at the other end of this pipe
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _note)
+    signal.set_wakeup_fd(writer)
+    if _Flag.wakeup >= 0:
+        os.close(_Flag.wakeup)
+    else:
+        atexit.register(_ignore)
+    _Flag.wakeup = writer
+    threading.Thread(target=_watch, args=(reader, as_json), name="signals", daemon=True).start()
+
+
+def check() -> None:
+    """Raise Interrupted if a signal came, once, and on the main thread alone.
+
+    Call it where work can stop: outside of thread locks, between pieces of a second or less.
+    """
+    if not _Flag.number or _Flag.raised:
+        return
+    if threading.current_thread() is threading.main_thread():
+        _Flag.raised = True  # what cleans up must not be interrupted
+        raise Interrupted(_Flag.number)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """Set the flag; the signals after the first are `_watch`'s."""
+    _Flag.number = _Flag.number or number
+    gone = [one for one in _Flag.terminals if number == signal.SIGHUP and not os.isatty(one)]
+    for descriptor in gone:  # a closed terminal: what is printed from here must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def _watch(reader: int, as_json: bool) -> None:
+    """End the process at the second signal, whatever the other threads do."""
+    if _next_signal(reader):
+        time.sleep(TOGETHER)
+        if select.select([reader], [], [], 0)[0]:
+            os.read(reader, PIPE)  # what came together with the first
+        if number := _next_signal(reader):
+            try:
+                _say(error_line(AT_ONCE, as_json))
+            finally:
+                os._exit(128 + number)
+    os.close(reader)
+
+
+def _next_signal(reader: int) -> int:
+    """Wait for a signal; 0 where the other end of the pipe is closed."""
+    while read := os.read(reader, 1):
+        if read[0] in SIGNALS:
+            return read[0]
+    return 0
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr, past Python's own buffers and their locks."""
+    if select.select([], [STDERR], [], 0)[1]:  # a pipe that nobody reads would hold up the end
+        cursor = SHOW_CURSOR if os.isatty(STDERR) else ""
+        os.write(STDERR, f"{cursor}{line}\n".encode())
+
+
+def _ignore() -> None:
+    """Ignore signals while the interpreter ends, when they could only spoil the exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

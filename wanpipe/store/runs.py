@@ -1,0 +1,312 @@
+"""Runs: what a user asked for, as small mutable records beside the immutable entries, as git keeps
+refs beside objects.
+
+A step is shared by all runs that would compute the same, so what only a run knows (its settings,
+model, prompts, LoRA files, videos) is kept here and found from any of its steps.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
+
+from msgspec import Meta, UnsetType, field, structs
+
+from wanpipe.documents import (
+    Count,
+    Document,
+    DocumentError,
+    Finite,
+    Hash,
+    Length,
+    Text,
+    convert,
+    encode,
+    first_line,
+    load,
+    plain,
+)
+from wanpipe.errors import StoreError
+from wanpipe.store.disk import put
+from wanpipe.store.entry import record_at
+from wanpipe.store.index import Index, Summary
+from wanpipe.store.keys import is_key, is_prefix, key_of
+from wanpipe.store.schema import Noise, Step
+
+RUNS, MODELS = ".runs", ".models"
+Steps = Annotated[int, Meta(ge=1, le=100_000)]
+
+
+class Lora(Document, frozen=True, kw_only=True):
+    """A LoRA in use: name and content hash of its file, and the expert it is for; None: all."""
+
+    name: Text
+    hash: Hash
+    strength: Finite
+    expert: Text | None = None
+
+
+class Settings(Document, frozen=True, kw_only=True):
+    """What a run is, whatever it starts from.
+
+    `guide_scale` is (low noise, high noise); `num_frames` is what the video will have, without the
+    trimmed ones; `timesteps` is an explicit grid before the shift.
+    """
+
+    width: Length
+    height: Length
+    num_frames: Length
+    steps: Steps
+    guide_scale: tuple[Finite, Finite]
+    shift: Finite
+    scheduler: Text
+    timesteps: tuple[Finite, ...] | None = None
+    trim_first_frames: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    step_cache: Finite | None = None
+    loras: tuple[Lora, ...] = ()
+
+    def acting(self, expert: str) -> list[Lora]:
+        """The LoRAs that an expert gets, in the order in which they are added."""
+        return [lora for lora in self.loras if lora.expert in (None, expert)]
+
+
+class ModelReference(Document, frozen=True, kw_only=True):
+    """The model of a run: its key, and where it was last used."""
+
+    key: Hash | None
+    directory: Text
+    variant: Text = ""
+    dtype: Text = ""
+    experts: dict[str, Hash] = field(default_factory=dict)
+
+
+class Video(Document, frozen=True, kw_only=True):
+    """A video that was written of a run: its path, the entry of its frames, frames per second."""
+
+    path: Text
+    frames: Hash
+    fps: Finite
+
+
+class Run(Document, frozen=True, kw_only=True):
+    """One run. Its key follows from `start`, `text`, `image`, `settings`, `dtype` and the model.
+
+    `start` is the noise, or the step that the run branches from; `steps` are the keys of all its
+    steps, computed or not, of which the first has number `first`. `loras` tells where the file of
+    each content hash lies.
+    """
+
+    schema: Literal[1] = 1
+    key: Hash
+    start: Noise | Hash
+    first: Count = 0
+    steps: Annotated[list[Hash], Meta(min_length=1, max_length=100_000)]
+    text: Hash
+    image: Hash | None = None
+    settings: Settings
+    dtype: Text
+    model: ModelReference
+    seed: Count | None = None
+    prompt: Text | None = None
+    negative_prompt: Text | None = None
+    fps: Finite | None = None
+    loras: dict[Hash, Text] = field(default_factory=dict)
+    videos: list[Video] = field(default_factory=list)
+    created: Text = ""
+
+    @property
+    def last(self) -> str:
+        """Key of the last step."""
+        return self.steps[-1]
+
+    def number(self, step: str) -> int:
+        """Number of one of its steps, from 0."""
+        return self.first + self.steps.index(step)
+
+
+def named(run: Run) -> Run:
+    """Give a run the key that follows from what it is."""
+    identity = {
+        name: plain(getattr(run, name)) for name in ("start", "text", "image", "settings", "dtype")
+    }
+    key = key_of({"schema": 1, "run": identity, "model": run.model.key})
+    return structs.replace(run, key=key)
+
+
+Kind = TypeVar("Kind", Run, ModelReference)
+
+
+@dataclass(frozen=True)
+class Records(Generic[Kind]):
+    """Mutable records of one kind in the cache at `root`, each a JSON file named by its key. The
+    time of a file is that of the last use.
+    """
+
+    root: Path
+    folder: str
+    kind: type[Kind]
+
+    def path(self, key: str) -> Path:
+        """Where a record lies, or would lie."""
+        return self.root / self.folder / f"{key}.json"
+
+    def names(self) -> list[str]:
+        """Keys of all records, sound or not."""
+        folder = self.root / self.folder
+        names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (ten thousands)
+        keys = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return sorted(key for key in keys if is_key(key))
+
+    def get(self, key: str) -> Kind:
+        """Read one record. Raises StoreError where it is not there or not sound."""
+        try:
+            record = load(self.path(key), self.kind)
+        except (OSError, DocumentError) as error:
+            raise StoreError(f"{self.path(key)} cannot be read ({first_line(error)})") from error
+        if record.key != key or (isinstance(record, Run) and named(record).key != key):
+            raise StoreError(f"{self.path(key)} does not have the key of what it says")
+        return record
+
+    def all(self, holding: str = "") -> list[Kind]:
+        """All sound records whose text holds `holding`, the latest used first. What is not sound is
+        left out; `wanpipe cache verify` reports it.
+        """
+        found = []
+        for key in self.names():
+            with suppress(StoreError, FileNotFoundError):
+                path = self.path(key)
+                if not holding or holding.encode() in path.read_bytes():
+                    found.append((path.stat().st_mtime, key, self.get(key)))
+        return [record for _, _, record in sorted(found, key=lambda one: one[:2], reverse=True)]
+
+    def keep(self, record: Kind) -> None:
+        """Write a record, or mark it as used where it says so already."""
+        assert record.key is not None
+        path = self.path(record.key)
+        if path.is_file():
+            try:
+                if self.get(record.key) == record:
+                    os.utime(path)
+                    return
+            except StoreError:
+                pass  # what cannot be read is written anew
+        put(path, encode(record))
+
+
+class Runs(Records[Run]):
+    """The runs of the cache at `root`; with its `index`, those of wanpipe 0.1.0 too, whose steps
+    noted their settings themselves.
+    """
+
+    def __init__(self, root: Path, index: Index | None = None) -> None:
+        super().__init__(root, RUNS, Run)
+        self.index = index
+
+    def recorded(self, holding: str = "") -> list[Run]:
+        """The runs that have a record of their own, the latest used first."""
+        return super().all(holding)
+
+    def all(self, holding: str = "") -> list[Run]:
+        """Every run, the latest used first, those without a record last."""
+        runs = self.recorded()
+        rows = self.index.read() if self.index else {}
+        return runs + adopted(rows, runs, self.root)
+
+    def of(self, step: str) -> list[Run]:
+        """The runs that a step belongs to, the latest used first."""
+        runs = self.recorded(holding=step)
+        return [run for run in runs or self.all() if step in run.steps]
+
+    def last(self, run: Run) -> Path:
+        """Where the last step of a run lies that is there. Raises StoreError where none is."""
+        for key in reversed(run.steps):
+            path = self.root / "denoise" / key
+            if path.is_dir():
+                return path
+        raise StoreError(f"run {run.key[:8]} has no step in {self.root}; start it again")
+
+    def starting_with(self, prefix: str) -> list[str]:
+        """Keys of the records whose key starts with `prefix`."""
+        return [key for key in self.names() if key.startswith(prefix)] if is_prefix(prefix) else []
+
+    def keep(self, record: Run) -> None:
+        """Write a record, or mark it as used. When it was created and its videos stay."""
+        with suppress(StoreError):
+            there = self.get(record.key)
+            record = structs.replace(record, created=there.created, videos=there.videos)
+        super().keep(record)
+
+    def add_video(self, key: str, video: Video) -> None:
+        """Note a video that was written of a run, in place of one at the same path."""
+        run = self.get(key)
+        if run.videos[-1:] != [video]:
+            others = [one for one in run.videos if one.path != video.path]
+            put(self.path(key), encode(structs.replace(run, videos=[*others, video])))
+
+
+def now() -> str:
+    """The present moment as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def adopted(rows: Mapping[str, Summary], known: Iterable[Run], root: Path) -> list[Run]:
+    """Runs of steps that noted their settings themselves, as wanpipe 0.1.0 did, and that no record
+    holds; the latest first.
+    """
+    recorded = {step for run in known for step in run.steps}
+    steps = {row.key: row for row in rows.values() if row.stage == "denoise" and row.noted}
+    left = {key: row for key, row in steps.items() if key not in recorded}
+    followed = {row.parent for row in left.values()}
+    taken: set[str] = set()
+    found = []
+    for end in sorted(left.values(), key=lambda row: (row.key in followed, -(row.step or 0))):
+        if end.key in taken:
+            continue
+        chain = [end]
+        while (row := left.get(chain[-1].parent or "")) is not None:
+            if row.key in taken or (row.noted, row.inputs) != (end.noted, end.inputs):
+                break
+            chain.append(row)
+        taken |= {row.key for row in chain}
+        try:
+            found.append((end.time, adopt(chain[::-1], rows, root)))
+        except (StoreError, DocumentError):
+            continue  # whoever reads the step itself is told
+    return [run for _, run in sorted(found, key=lambda one: (one[0], one[1].key), reverse=True)]
+
+
+def adopt(chain: Sequence[Summary], rows: Mapping[str, Summary], root: Path) -> Run:
+    """The run of consecutive steps with the same notes. Raises StoreError or DocumentError."""
+    end, first = chain[-1], chain[0]
+    record = record_at(root / first.place)
+    material = record.material
+    assert isinstance(material, Step)
+    assert end.noted is not None
+    text = rows.get(f"encode-text/{end.inputs.get('text')}")
+    keys = [row.key for row in chain]
+    frames = (row for row in rows.values() if row.stage == "decode" and row.noted)
+    rates = [row.noted["fps"] for row in frames if row.noted and row.inputs["step"] in keys]
+    noise = material.noise
+    run = convert(
+        {
+            "key": "0" * 32,
+            "start": first.parent if isinstance(noise, UnsetType) else plain(noise),
+            "first": first.step or 0,
+            "steps": keys,
+            "text": end.inputs.get("text"),
+            "image": end.inputs.get("image"),
+            "settings": end.noted["settings"],
+            "dtype": material.dtype,
+            "model": {"key": None, "directory": end.noted["model"] or ""},
+            "seed": end.noted["seed"],
+            "prompt": text.prompt if text else None,
+            "loras": end.noted["lora_files"],
+            "fps": rates[0] if rates else None,
+            "created": end.time,
+        },
+        Run,
+    )
+    return named(run)

@@ -1,0 +1,365 @@
+"""Declares every stage once: its material with types, ranges and labels, its arrays, its inputs,
+and how its entries are named, summed up and collected.
+
+Keys, records, explanations, listings, gc and import all read these declarations. To add a stage,
+add one `Material` and one `Stage` here, and its module in `stages/`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from wanpipe.documents import Count, Document, FileName, Finite, Hash, Length, Text
+
+SCHEMA: Literal[1] = 1  # raised when entries or materials change their form for all stages
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="compute dtype")]
+Tokens = list[Annotated[int, Meta(ge=0, lt=1 << 31)]]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Json = Any  # of a note that decides nothing
+
+
+class Material(Document, frozen=True, kw_only=True):
+    """What gives an entry its meaning. Its canonical JSON is hashed to the key.
+
+    `title` of a field is its label for people. `extra` may say `same`: the words for it in a list
+    of what two entries have in common; `grid`: that it follows from the settings of a run.
+    """
+
+    schema: Annotated[Literal[1], Meta(title="form of entries")] = SCHEMA
+    algorithm: Annotated[int, Meta(ge=1, lt=1 << 31, title="algorithm")] = 1
+
+
+class Quantized(Document, frozen=True, kw_only=True):
+    """Bits per weight and weights per scale of a quantized network."""
+
+    bits: Literal[4, 8]
+    group_size: Literal[32, 64, 128]
+
+
+class QuantizedNetworks(Document, frozen=True, kw_only=True):
+    """Which networks of a model are quantized, and how."""
+
+    experts: Quantized | None
+    text_encoder: Quantized | None
+
+
+class Conversion(Material, frozen=True, kw_only=True, tag_field="stage", tag="convert"):
+    """A converted model: the content of its source files, and how they are converted."""
+
+    source: Annotated[dict[str, Hash], Meta(title="checkpoint files")]
+    variant: Annotated[Text, Meta(title="variant")]
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="dtype")]
+    quantization: Annotated[QuantizedNetworks | None, Meta(title="quantization")]
+    defaults: Annotated[dict[str, Json] | UnsetType, Meta(title="defaults")] = UNSET
+
+
+class TextEmbedding(Material, frozen=True, kw_only=True, tag_field="stage", tag="encode-text"):
+    """The embeddings of a prompt and a negative prompt, by their token ids."""
+
+    prompt: Annotated[Tokens, Meta(title="prompt")]
+    negative: Annotated[Tokens, Meta(title="negative prompt")]
+    t5: Annotated[Hash, Meta(title="T5")]
+    tokenizer: Annotated[Hash, Meta(title="tokenizer")]
+    text_len: Annotated[Length, Meta(title="text length")]
+    dtype: Dtype
+
+
+class ImageEncoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="encode-image"):
+    """What image-to-video is conditioned on, by the pixels after fitting."""
+
+    pixels: Annotated[Hash, Meta(title="picture")]
+    clip_pixels: Annotated[Hash | None, Meta(title="picture for CLIP")]
+    vae: Annotated[Hash, Meta(title="VAE")]
+    clip: Annotated[Hash | None, Meta(title="CLIP")]
+    width: Annotated[Length, Meta(title="width")]
+    height: Annotated[Length, Meta(title="height")]
+    num_frames: Annotated[Length, Meta(title="frames")]
+    mode: Annotated[Literal["i2v", "ti2v"], Meta(title="mode")]
+    dtype: Dtype
+
+
+class Noise(Document, frozen=True, kw_only=True):
+    """The start noise: drawn by an algorithm from a seed, or given as an array by its digest."""
+
+    algorithm: Text
+    shape: Annotated[list[Length], Meta(min_length=1, max_length=8)]
+    seed: Count | UnsetType = UNSET
+    digest: Hash | UnsetType = UNSET
+    trim_first_frames: Count | UnsetType = UNSET
+
+
+class Solver(Document, frozen=True, kw_only=True):
+    """The solver of a step and the order it is used with."""
+
+    name: Text
+    order: Annotated[int, Meta(ge=1, le=9)]
+
+
+class StepCacheRule(Document, frozen=True, kw_only=True):
+    """What decides whether a step may reuse a velocity (`sampling.step_cache.rule`)."""
+
+    method: Text
+    threshold: Fraction
+    warm_up: Count
+    since: Count
+
+
+class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"):
+    """One denoising step: the step before it or the noise, and all that acts in it.
+
+    `text` is the key of the text entry; at guidance 1 the key of its material without `negative`.
+    """
+
+    text: Annotated[Hash, Meta(title="text", extra={"same": "text"})]
+    image: Annotated[Hash | None, Meta(title="image", extra={"same": "image"})]
+    noise: Annotated[Noise | UnsetType, Meta(title="noise", extra={"same": "seed"})] = UNSET
+    parent: Annotated[Hash | UnsetType, Meta(title="step before")] = UNSET
+    expert: Annotated[Hash, Meta(title="transformer", extra={"same": "model"})]
+    loras: Annotated[list[tuple[Hash, Finite]], Meta(title="LoRAs")]
+    guide_scale: Annotated[Finite, Meta(title="guidance")]
+    timestep: Annotated[Finite, Meta(title="timestep", extra={"grid": True})]
+    sigma: Annotated[Fraction, Meta(title="noise level", extra={"grid": True})]
+    sigma_next: Annotated[Fraction, Meta(title="next noise level", extra={"grid": True})]
+    solver: Annotated[Solver, Meta(title="solver", extra={"grid": True})]
+    dtype: Dtype
+    step_cache: Annotated[StepCacheRule | UnsetType, Meta(title="step cache")] = UNSET
+
+    def __post_init__(self) -> None:
+        if (self.noise is UNSET) == (self.parent is UNSET):
+            raise ValueError("a step follows another step or the noise, exactly one of the two")
+
+
+class Tiles(Document, frozen=True, kw_only=True):
+    """Tiles of a spatial decode, in pixels."""
+
+    tile: Length
+    overlap: Length
+    margin: Count
+
+
+class Decoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="decode"):
+    """The frames of a step, decoded by a VAE."""
+
+    step: Annotated[Hash, Meta(title="step")]
+    vae: Annotated[Hash, Meta(title="VAE")]
+    tiling: Annotated[Tiles | None, Meta(title="tiling")]
+    trim_first_frames: Annotated[Count, Meta(title="trimmed frames")]
+    dtype: Dtype
+
+
+AnyMaterial = Conversion | TextEmbedding | ImageEncoding | Step | Decoding
+
+
+class Statistics(Document, frozen=True, kw_only=True):
+    """Statistics of an array as it was published."""
+
+    min: Finite
+    max: Finite
+    mean: Finite
+    std: Finite
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an entry was made: notes for people, which decide nothing. So unknown ones are no error.
+
+    `bits_by` names what changes bits and is in no key by policy. The fields below it were noted
+    before runs had records of their own; `runs.adopted` alone reads them.
+    """
+
+    time: Text
+    seconds: Finite = 0.0
+    wanpipe: Text = ""
+    mlx: Text = ""
+    device: Text = ""
+    peak_bytes: Count = 0
+    flops: Finite | None = None
+    network_ran: bool | None = None
+    model: Text | None = None
+    prompt: Text | None = None
+    negative_prompt: Text | None = None
+    image: Text | None = None
+    fit: Text | None = None
+    checkpoint: Text | None = None
+    from_model: Text | None = None
+    statistics: dict[str, Statistics] = {}
+    bits_by: dict[str, str | int | bool | None] | None = None
+    settings: dict[str, Json] | None = None
+    seed: Count | None = None
+    lora_files: dict[Hash, Text] | None = None
+    fps: Finite | None = None
+
+
+ArrayName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}(/[a-z][a-z0-9_]{0,31})?$")]
+
+
+class Record(Document, frozen=True, kw_only=True):
+    """What an entry says of itself: `attrs["wanpipe"]` of its Zarr group."""
+
+    schema: Literal[1]
+    stage: Text
+    key: Hash
+    material: AnyMaterial
+    inputs: dict[str, Hash]
+    digest: dict[ArrayName, Hash]
+    files: dict[FileName, Hash]
+    made: Made
+    seal: Hash
+    step: Annotated[int, Meta(ge=0, lt=100_000)] | UnsetType = UNSET
+    parent: Hash | UnsetType | None = UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """An array of a stage: `axes` names its dimensions; `rows` are those of a chunk, None: all."""
+
+    axes: str
+    dtype: Literal["float32", "uint8"] = "float32"
+    rows: int | None = None
+    needed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: what its entries hold and how other parts treat them.
+
+    `role` is what an entry is to those made from it; `inputs` are roles; `arrays` by name, where
+    "solver/*" stands for any below solver/; `rank` is its place in gc, the least useful first;
+    `what` sums a record up in words; `needed_by` are the steps that keep it from gc.
+    """
+
+    name: str
+    material: type[Material]
+    role: str
+    rank: int
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    what: Callable[[Any], str] = lambda record: ""
+    travels: bool = True  # whether export takes it
+
+    def array(self, name: str) -> Array:
+        """Declaration of an array. Raises KeyError for a name that the stage does not have."""
+        return self.arrays[name if name in self.arrays else f"{name.split('/')[0]}/*"]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Label of every field of the material, in the order in which differences are told."""
+        return {name: meta.title or name for name, meta in metas(self.material).items()}
+
+
+def metas(kind: type[Material]) -> dict[str, Meta]:
+    """The Meta of every field of a material."""
+    hints = get_type_hints(kind, include_extras=True)
+    own = [item.name for item in msgspec.structs.fields(kind)]
+    found = {}
+    for name in sorted(own, key=("schema", "algorithm").__contains__):
+        titled = [meta for meta in getattr(hints[name], "__metadata__", ()) if meta.title]
+        found[name] = titled[-1] if titled else Meta(title=name)
+    return found
+
+
+def _said_of_image(record: Record) -> str:
+    material = record.material
+    return f"{record.made.image}, {material.width}x{material.height}"  # type: ignore[union-attr]
+
+
+def _said_of_step(record: Record) -> str:
+    return f"guidance {record.material.guide_scale}"  # type: ignore[union-attr]
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="convert",
+            material=Conversion,
+            role="model",
+            rank=5,
+            what=lambda record: f"{record.material.variant}, {record.material.dtype}",
+            travels=False,
+        ),
+        Stage(
+            name="encode-text",
+            material=TextEmbedding,
+            role="text",
+            rank=4,
+            arrays={"prompt": Array(axes="LD"), "negative": Array(axes="LD")},
+        ),
+        Stage(
+            name="encode-image",
+            material=ImageEncoding,
+            role="image",
+            rank=3,
+            arrays={
+                "condition": Array(axes="CFHW", needed=False),
+                "clip": Array(axes="LD", needed=False),
+                "latent": Array(axes="CFHW", needed=False),
+            },
+            what=_said_of_image,
+        ),
+        Stage(
+            name="denoise",
+            material=Step,
+            role="step",
+            rank=2,
+            arrays={
+                "latent": Array(axes="CFHW"),
+                "x0": Array(axes="CFHW"),
+                "solver/*": Array(axes="CFHW", needed=False),
+            },
+            inputs=("text", "image"),
+            what=_said_of_step,
+        ),
+        Stage(
+            name="decode",
+            material=Decoding,
+            role="frames",
+            rank=0,
+            arrays={"frames": Array(axes="TYXC", dtype="uint8", rows=4)},
+            inputs=("step",),
+        ),
+    )
+}
+ROLES = {stage.role: stage.name for stage in STAGES.values()}
+INTERIOR_RANK = 1  # of steps that other steps follow
+
+
+def check_arrays(stage: Stage, names: set[str]) -> str:
+    """Say what is wrong with the names of an entry's arrays; nothing where they fit the stage."""
+    unknown = sorted(name for name in names if not _declared(stage, name))
+    missing = sorted(name for name, one in stage.arrays.items() if one.needed and name not in names)
+    if unknown or missing or (stage.arrays and not names):
+        return f"{stage.name} has unknown arrays {unknown} and lacks {missing}"
+    return ""
+
+
+def _declared(stage: Stage, name: str) -> bool:
+    try:
+        stage.array(name)
+    except KeyError:
+        return False
+    return True
+
+
+def check_links(record: Record) -> str:
+    """Say what is wrong with what a record names beside its material; nothing where it agrees."""
+    stage, material = STAGES.get(record.stage), record.material
+    if stage is None or not isinstance(material, stage.material):
+        return "the material is of another stage"
+    wrong = set(record.inputs) - set(stage.inputs)
+    for role in set(record.inputs) - wrong:
+        # at guidance 1 a step's text is not the key of the whole text entry
+        skipped = role == "text" and getattr(material, "guide_scale", None) == 1.0
+        if not skipped and getattr(material, role) != record.inputs[role]:
+            wrong.add(role)
+    if wrong:
+        return f"inputs {sorted(wrong)} are not those of the material"
+    if isinstance(material, Step):
+        parent = None if material.parent is UNSET else material.parent
+        if record.step is UNSET or record.parent != parent or (record.step == 0) != (not parent):
+            return "number and parent of the step are not those of the material"
+    elif record.step is not UNSET or record.parent is not UNSET:
+        return "only steps have a number and a parent"
+    return check_arrays(stage, set(record.digest))

@@ -1,0 +1,71 @@
+"""Runs a program of ours over a stranger's data in a child process with little time and memory.
+
+For what may hang, abort or take all memory over damaged data. This file is the child's start too,
+so it imports the standard library alone. macOS has no limit of memory that holds: there the time
+is limited alone.
+"""
+
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+PATIENCE = 300.0  # seconds by the clock, for what waits and computes nothing
+# every thread of a library reserves address space; a backtrace takes seconds
+ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
+
+
+class Failed(Exception):
+    """Says in one line why the child did not end well."""
+
+
+@lru_cache(maxsize=8)  # a conversion opens its files several times
+def attempt(program: Path, data: bytes, seconds: int, memory: int) -> bytes:
+    """Give what the Python file `program` writes to stdout when it reads `data` from stdin.
+
+    It may take `seconds` of processor time and `memory` bytes of address space. Raises Failed with
+    what it says on stderr, or with the limit that it met.
+    """
+    words = (str(program), str(seconds), str(memory))
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-W", "ignore", __file__, *words],
+            input=data,
+            capture_output=True,
+            timeout=PATIENCE,
+            env=os.environ | ENVIRONMENT,
+            start_new_session=True,  # a Ctrl-C is for its parent, which then ends it
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"it took more than {PATIENCE:.0f} s") from error
+    if child.returncode == -signal.SIGXCPU:
+        raise Failed(f"it took more than {seconds} s of processor time")
+    if child.returncode:
+        raise Failed(_reason(child.returncode, child.stderr.decode("utf-8", "replace")))
+    return child.stdout
+
+
+def _reason(code: int, text: str) -> str:
+    """Tell in one line why a process ended: Python says so last, what aborts says so first."""
+    lines = [line for line in map(" ".join, map(str.split, text.split("\n"))) if line]
+    ended = f"it ended with signal {-code}" if code < 0 else "it ended with an error"
+    return (lines or [ended])[0 if code < 0 else -1][:300]
+
+
+def limit(kind: int, value: int) -> None:
+    """Lower a limit of this process."""
+    hard = resource.getrlimit(kind)[1]
+    lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (lower, hard))
+
+
+if __name__ == "__main__":
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CPU, int(sys.argv[2]))
+    if sys.platform == "linux":
+        limit(resource.RLIMIT_AS, int(sys.argv[3]))
+    runpy.run_path(sys.argv[1], run_name="__main__")
