@@ -49,7 +49,7 @@ class Size:
 TINY = Size(dim=64, text=64, vae=4, width=32, height=32, num_frames=5, words=1)
 SMALL = Size(dim=64, text=64, vae=4, width=288, height=288, num_frames=9, words=2)
 LARGE = Size(dim=256, text=1024, vae=8, width=640, height=480, num_frames=13, words=40)
-# glibc keeps freed arrays of up to 32 MB for itself, at times a fifth of the peak, and OpenBLAS has
+# glibc keeps freed arrays of up to 32 MB for itself, up to a sixth of the peak, and OpenBLAS has
 # a buffer for each thread. With these settings what is measured is what the program holds.
 SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
@@ -89,15 +89,18 @@ def write_model(folder: Path, size: Size) -> None:
 
     from bench.run import component
     from wanpipe import demo
-    from wanpipe.config import SCHEMA, VARIANTS, Component, ModelConfig
+    from wanpipe.config import SCHEMA, VARIANTS, Component, Components, ModelConfig
+    from wanpipe.documents import encode
 
     folder.mkdir()
     with demo.checkpoint("t2v") as source:
         words = (source / "google" / "umt5-xxl" / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(words)
     digest = xxhash.xxh3_128_hexdigest(words)
-    parts = {"tokenizer": Component(file="tokenizer.json", hash=digest, bytes=len(words))}
-    parts |= {name: component(folder, name, *rest) for name, *rest in networks(size)}
+    tokenizer = Component(file="tokenizer.json", hash=digest, bytes=len(words), config=None)
+    parts = {"tokenizer": tokenizer} | {
+        name: component(folder, name, *rest) for name, *rest in networks(size)
+    }
     variant = VARIANTS["wan2.2-i2v-a14b"]
     config = ModelConfig(
         schema=SCHEMA,
@@ -106,9 +109,9 @@ def write_model(folder: Path, size: Size) -> None:
         dtype="bfloat16",
         quantization=None,
         defaults=variant.defaults,
-        components=parts,
+        files=Components(**parts),
     )
-    (folder / "config.json").write_text(json.dumps(config.to_json()))
+    (folder / "config.json").write_bytes(encode(config))
     noise = Image.effect_noise((size.width, size.height), 100)
     noise.convert("RGB").save(folder / "image.png")
 

@@ -20,7 +20,7 @@ from wanpipe.config import DiTConfig, VAEConfig
 from wanpipe.device import within
 from wanpipe.errors import UsageError
 from wanpipe.geometry import Triple
-from wanpipe.models import rope
+from wanpipe.models import rope, vae
 from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.report import Report
 from wanpipe.store.publish import WAITING
@@ -126,6 +126,16 @@ def test_a_step_makes_what_its_plan_tells() -> None:
     # on the CPU, where GELU is not one kernel, up to two hidden layers more
     planned = one.passes * one.stream + one.work
     assert 0.8 * planned < made < 1.1 * planned + 2 * one.hidden
+
+
+def test_building_a_network_draws_nothing() -> None:
+    """Every drawing would be kept as the origin of the next random key."""
+    before = mx.random.state[0]
+    sizes = {"dim": 12, "ffn_dim": 8, "heads": 1, "layers": 2, "in_dim": 4, "out_dim": 4}
+    DiT(DiTConfig(**sizes, clip_dim=8))
+    vae.decoder(VAE_21)
+    vae.encoder(VAE_22)
+    assert mx.random.state[0] is before
 
 
 def test_text_encoder_needs_three_of_its_blocks() -> None:
