@@ -74,10 +74,12 @@ def run(model: Model | None, given: Sources, params: Params, store: Store) -> En
 
 @dataclass(frozen=True)
 class Source:
-    """The step to decode, None where only its frames are there, the run it is decoded for, and the
-    model where one is given.
+    """The step to decode by its key, its entry where it is there, the run it is decoded for, and
+    the model where one is given.
     """
 
+    key: str
+    home: Store
     step: Entry | None
     run: Run | None
     model: Model | None
@@ -88,13 +90,12 @@ class Source:
         entry = given.frames or given.step
         assert entry is not None
         home, run, step = Store(entry.root, store.report), given.run, given.step
-        if given.frames is not None:
-            step = home.find("denoise", entry.inputs["step"])
+        key = entry.key if given.frames is None else entry.inputs["step"]
         if run is None:
-            runs = home.runs.of(step.key if step else entry.inputs["step"])
+            runs = home.runs.of(key)
             fitting = [one for one in runs if model and one.model.key == model.config.key]
             run = next(iter([*fitting, *runs]), None)
-        return Source(step, run, model)
+        return Source(key, home, step, run, model)
 
     @property
     def fps(self) -> float:
@@ -108,19 +109,16 @@ class Source:
 
     @property
     def trim(self) -> int:
-        """Latent frames to trim. A run without a record is known by its noise alone."""
+        """Latent frames to trim. A step of no known run is known by its noise alone."""
         if self.run is not None:
             return self.run.settings.trim_first_frames
         noise = self.step.material.noise if self.step else UNSET
         trim = UNSET if isinstance(noise, UnsetType) else noise.trim_first_frames
         return 0 if isinstance(trim, UnsetType) else trim
 
-    def lineage(self, store: Store) -> dict[str, Any]:
+    def lineage(self) -> dict[str, Any]:
         """How the step came to be."""
-        if self.step is None:
-            return {} if self.run is None else {"seed": self.run.seed, "prompt": self.run.prompt}
-        home = Store(self.step.root, store.report)
-        return lineage_of(self.step, self.run, self.model, home)
+        return lineage_of(self.key, self.run, self.model, self.home)
 
 
 def frames_of(model: Model, source: Source, params: Params, store: Store, film: "Filming") -> Entry:
@@ -302,7 +300,7 @@ class Filming(Later[bool]):
 
         rate = self.params.fps or self.source.fps
         rate = int(rate) if rate == int(rate) else rate
-        lineage = {**self.source.lineage(self.store), "decode": key, "fps": rate}
+        lineage = {**self.source.lineage(), "decode": key, "fps": rate}
         comment = canonical({"wanpipe": lineage}).decode()
         if output.exists() and not self.store.force and says(output, comment):
             return False

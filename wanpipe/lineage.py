@@ -8,9 +8,8 @@ import msgspec
 
 from wanpipe.documents import plain
 from wanpipe.model import Model
-from wanpipe.store import Entry, Run, Store
+from wanpipe.store import Run, Store
 from wanpipe.store.runs import ModelReference
-from wanpipe.store.schema import ROLES
 
 LIMIT = 1 << 20  # bytes of a video's comment
 
@@ -21,9 +20,9 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     wanpipe: dict[str, Any]
 
 
-def lineage_of(step: Entry, run: Run | None, model: Model | None, store: Store) -> dict[str, Any]:
-    """Tell how a step came to be: settings, seed, prompt, keys of its inputs, variant and hashes of
-    the model.
+def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) -> dict[str, Any]:
+    """Tell how the step of a key came to be: settings, seed, prompts and keys of its inputs, as its
+    run has them, and variant and hashes of the model.
     """
     made_by = run.model if run else ModelReference(key=None, directory="")
     if model is not None:
@@ -32,19 +31,19 @@ def lineage_of(step: Entry, run: Run | None, model: Model | None, store: Store) 
         "variant": made_by.variant,
         "dtype": made_by.dtype,
         "experts": made_by.experts,
-        "denoise": step.key,
-        "step": step.step,
-        "seed": run.seed if run else None,
-        **(plain(run.settings) if run else {}),
-        **{ROLES[role]: key for role, key in step.inputs.items()},
+        "denoise": step,
     }
-    if run is not None:
-        texts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
-        lineage |= {name: text for name, text in texts.items() if text is not None}
-        lineage["encode-text"] = run.text
-    image = store.find("encode-image", step.inputs["image"]) if "image" in step.inputs else None
-    if image is not None and image.made.image is not None:
-        lineage["image"] = image.made.image
+    if run is None:
+        return lineage
+    lineage |= {"step": run.number(step), "seed": run.seed, **plain(run.settings)}
+    lineage["encode-text"] = run.text
+    texts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
+    lineage |= {name: text for name, text in texts.items() if text is not None}
+    if run.image is not None:
+        lineage["encode-image"] = run.image
+        image = store.find("encode-image", run.image)
+        if image is not None and image.made.image is not None:
+            lineage["image"] = image.made.image
     return lineage
 
 
