@@ -20,17 +20,20 @@ import mlx.core as mx
 import numpy as np
 
 from stages import decode
+from wanpipe.documents import convert, encode, plain
 from wanpipe.geometry import latent_shape
-from wanpipe.store import Draft, Recipe, Store
-from wanpipe.store.draft import ATTRIBUTE
-from wanpipe.store.entry import seal_of
-from wanpipe.store.keys import key_of
+from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material
+from wanpipe.store.entry import ATTRIBUTE, seal_of
+from wanpipe.store.runs import named
 
 SHAPE = (16, 21, 60, 104)  # the latent of 832x480, 81 frames
 ARRAYS = ("latent", "x0", "solver/sample", "solver/x0_before")  # of a UniPC step
 STEP = 1.0  # seconds: the goal for a step of 1.3B on one H100
 PIECES, PIECE = 21, 0.043  # of a film, and seconds of each: 0.9 s a film on one H100
-SETTINGS = {"width": 832, "height": 480, "num_frames": 81, "steps": 50, "trim_first_frames": 0}
+STEPS = 50
+SETTINGS = {"width": 832, "height": 480, "num_frames": 81, "steps": STEPS}
+SETTINGS |= {"guide_scale": [5.0, 5.0], "shift": 5.0, "scheduler": "unipc"}
+HASH = "{:032x}".format
 MODELS = {  # channels, stride, width, height, frames
     "Wan2.1 T2V 1.3B, I2V 480P": (16, (4, 8, 8), 832, 480, 81, 50),
     "Wan2.1 14B, Wan2.2 A14B": (16, (4, 8, 8), 1280, 720, 81, 40),
@@ -53,18 +56,46 @@ def filler(arrays: dict[str, np.ndarray], seconds: float) -> Callable[[Draft], d
     def fill(draft: Draft) -> dict[str, Any]:
         time.sleep(seconds)
         for name, array in arrays.items():
-            draft.write(name, array.copy(), "CFHW"[-array.ndim :])  # copied as from a device
+            draft.write(name, array.copy())  # copied as from a device
         return {"wanpipe": "0", "mlx": "0", "device": "none", "peak_bytes": 0}
 
     return fill
 
 
-def recipe(number: int, step: int = 7) -> Recipe:
-    """A step of a run of its own."""
-    made = {"settings": SETTINGS, "seed": number, "model": "", "vae": ""}
-    material = {"number": number, "text": "0" * 32, "guide_scale": 5.0}
-    extra = {"step": step, "parent": None}
-    return Recipe(stage="denoise", algorithm=1, material=material, extra=extra, made=made)
+def recipe(number: int, step: int = 0, parent: str | None = None) -> Recipe:
+    """A step of the run of a seed."""
+    noise = {"algorithm": "none", "seed": number, "shape": list(SHAPE)}
+    made = material(
+        "denoise",
+        **({"parent": parent} if parent else {"noise": noise}),
+        text=HASH(1),
+        image=None,
+        expert=HASH(2),
+        loras=[],
+        guide_scale=5.0,
+        timestep=999.0 - step,
+        sigma=1 - step / STEPS,
+        sigma_next=1 - (step + 1) / STEPS,
+        solver={"name": "unipc", "order": 2},
+        dtype="bfloat16",
+    )
+    return Recipe(material=made, inputs={"text": HASH(1)}, step=step, parent=parent)
+
+
+def run_of(number: int, steps: list[Recipe]) -> Run:
+    """The record of a run of these steps."""
+    fields = {
+        "key": HASH(0),
+        "start": plain(steps[0].material.noise),
+        "steps": [one.key for one in steps],
+        "text": HASH(1),
+        "settings": SETTINGS,
+        "dtype": "bfloat16",
+        "model": {"key": HASH(3), "directory": "/models/tiny"},
+        "seed": number,
+        "prompt": "a red circle moves right on a white background",
+    }
+    return named(convert(fields, Run))
 
 
 def seconds_of(work: Callable[[], object], times: int = 5) -> float:
@@ -99,7 +130,7 @@ def publishing(root: Path, steps: int = 10) -> Iterator[tuple[str, str]]:
     at_once = seconds_of(lambda: store.obtain(recipe(next(numbers)), filler(arrays, 0.0)))
     yield f"publish a step ({size:.1f} MB), at once", f"{told(at_once)}, {size / at_once:.0f} MB/s"
     started = time.perf_counter()
-    with store.behind() as behind:
+    with Publisher(store) as behind:
         for number in range(100, 100 + steps):
             behind.obtain(recipe(number), filler(arrays, STEP))
         added = (time.perf_counter() - started) / steps - STEP
@@ -128,12 +159,13 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
                 yield pixels
 
         def fill(draft: Draft) -> dict[str, Any]:
-            axes = ("T", "Y", "X", "C")
-            with draft.stream("frames", shape, "uint8", axes, decode.SLICE) as sink:
+            with draft.stream("frames", shape) as sink:
                 decode.keep(pieces(), 0, sink.append, lambda: None)
             return {"wanpipe": "0", "mlx": "0", "device": "none", "peak_bytes": 0}
 
-        Store(root).obtain(recipe(next(numbers)), fill)
+        vae = {"vae": HASH(4), "tiling": None, "trim_first_frames": 0, "dtype": "bfloat16"}
+        made = material("decode", step=HASH(next(numbers)), **vae)
+        Store(root).obtain(Recipe(material=made), fill)
 
     numbers = iter(range(1000, 1100))
     alone = seconds_of(lambda: film(0.0), 3)
@@ -147,31 +179,33 @@ def previews(root: Path) -> Iterator[tuple[str, str]]:
     store = Store(root / "cache")
     for number in range(10):
         store.obtain(recipe(number), filler(latents(number), 0.0))
+        store.keep_run(run_of(number, [recipe(number), recipe(number, 1)]))
     taken = process("preview", "--all-drafts", "--output", "sheet.png", cwd=root)
     yield "preview of ten drafts, whole process", f"{taken:.2f} s"
 
 
 def crowd(root: Path, count: int) -> list[str]:
-    """Write `count` entries without arrays, each with a sound record; their keys."""
-    made = {"prompt": "a red circle moves right on a white background", "negative_prompt": ""}
-    words = Recipe(stage="encode-text", algorithm=1, material={}, made=made)
-    arrays = {"prompt": np.arange(8, dtype=np.float32)}
-    text = Store(root).obtain(words, filler(arrays, 0.0)).key
-    keys: list[str] = []
-    for number in range(count):
-        material = {"schema": 1, "stage": "denoise", "algorithm": 1, "number": number}
-        key = key_of(material)
-        step = number % 50
-        parent = keys[-1] if step else None
-        made = {"time": "2026-01-01T00:00:00+00:00", "settings": SETTINGS, "seed": number // 50}
-        record = {"stage": "denoise", "key": key, "material": material, "inputs": {"text": text}}
-        record |= {"step": step, "parent": parent, "digest": {}, "files": {}, "made": made}
-        group = {"attributes": {ATTRIBUTE: record}, "zarr_format": 3, "node_type": "group"}
-        folder = root / "denoise" / key
-        folder.mkdir(parents=True)
-        record["seal"] = seal_of(folder, group)
-        (folder / "zarr.json").write_text(json.dumps(group))
-        keys.append(key)
+    """Write the records of `count` steps without arrays, and of their runs; their keys."""
+    store, keys = Store(root), []
+    for number in range(count // STEPS):
+        parent, steps = None, []
+        for step in range(STEPS):
+            one = recipe(number, step, parent)
+            made = {"time": "2026-01-01T00:00:00+00:00", "seconds": 1.0}
+            record = {"schema": 1, "stage": "denoise", "key": one.key, "material": one.whole}
+            record |= {"inputs": one.inputs, "step": step, "parent": parent}
+            record |= {"digest": {}, "files": {}, "made": made}
+            group = {"attributes": {ATTRIBUTE: record}, "zarr_format": 3, "node_type": "group"}
+            folder = root / "denoise" / one.key
+            folder.mkdir(parents=True)
+            record["seal"] = seal_of(folder, group)
+            (folder / "zarr.json").write_text(json.dumps(group))
+            steps.append(one)
+            parent = one.key
+        run = run_of(number, steps)
+        store.runs.path(run.key).parent.mkdir(exist_ok=True)
+        store.runs.path(run.key).write_bytes(encode(run))
+        keys += [one.key for one in steps]
     return keys
 
 
@@ -186,6 +220,7 @@ def crowded(root: Path, count: int) -> Iterator[tuple[str, str]]:
         "find one with four small arrays": lambda: store.find("denoise", key),
         "locate by whole key": lambda: store.locate(keys[9]),
         "locate by prefix": lambda: store.locate(keys[9][:12]),
+        "the run of a step": lambda: store.runs.of(keys[9]),
     }
     for name, work in works.items():
         yield name, told(seconds_of(work, times=9))

@@ -239,7 +239,7 @@ def tiles(chosen: list[Case], store: Store) -> None:
     whole = np.stack([joined(decoder.frames(latent)) for latent in latents])
     for tile, overlap in TILES:
         pieces = (tiling.frames(decoder, latent, 8, tile, overlap) for latent in latents)
-        tiled = np.stack([joined(one) for one in pieces])
+        tiled = np.stack([np.concatenate(list(one)) for one in pieces])
         worst = np.abs(tiled.astype(int) - whole).max()
         told = f"{len(scenes)} | {psnr(tiled, whole):.1f} dB | {worst}"
         print(f"| {tile}, {overlap} | {told} |", flush=True)

@@ -27,7 +27,6 @@ from wanpipe.store.later import Later
 from wanpipe.store.runs import Video
 
 if TYPE_CHECKING:
-    import mlx.core as mx
     import numpy as np
 
 LARGEST_FPS = 240
@@ -92,7 +91,7 @@ class Source:
         if given.frames is not None:
             step = home.find("denoise", entry.inputs["step"])
         if run is None:
-            runs = home.runs_of(step.key if step else entry.inputs["step"])
+            runs = home.runs.of(step.key if step else entry.inputs["step"])
             fitting = [one for one in runs if model and one.model.key == model.config.key]
             run = next(iter([*fitting, *runs]), None)
         return Source(step, run, model)
@@ -191,6 +190,7 @@ def filler(
 
     def fill(draft: Draft) -> dict[str, Any]:
         import mlx.core as mx
+        import numpy as np
 
         from wanpipe import tiling
         from wanpipe.device import made, mlx_dtype, within
@@ -207,7 +207,8 @@ def filler(
         if way.tiled:
             pieces = tiling.frames(network, mx.array(latent), stride[1])
         else:
-            pieces = network.frames(mx.array(latent), way.at_once)
+            whole = network.frames(mx.array(latent), way.at_once)
+            pieces = (np.array(vae.as_bytes(piece)) for piece in whole)
         frames = 4 * (latent.shape[1] - 1) + 1 - trim
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
         film.begin(recipe.key)
@@ -228,18 +229,13 @@ def filler(
 
 
 def keep(
-    pieces: Iterable["mx.array"], trim: int, take: Take, advance: Callable[[], object]
+    pieces: "Iterable[np.ndarray]", trim: int, take: Take, advance: Callable[[], object]
 ) -> None:
-    """Have pieces (T, Y, X, 3) in [-1, 1] taken as bytes, without the first `trim` frames: each in
-    another thread, behind the computation of the next one.
+    """Have pieces (T, Y, X, 3) of bytes taken, without the first `trim` frames: each in another
+    thread, behind the computation of the next one.
     """
-    import numpy as np
-
-    from wanpipe.models.vae import as_bytes
-
     with Later[None]("frames") as later:
-        for piece in pieces:
-            pixels = np.array(as_bytes(piece))
+        for pixels in pieces:
             dropped = min(trim, len(pixels))
             trim -= dropped
             if len(pixels) > dropped:

@@ -18,6 +18,7 @@ from wanpipe import cli, demo, options
 from wanpipe.errors import UsageError
 from wanpipe.model import open_model
 from wanpipe.store import Store
+from wanpipe.store.disk import replacing
 
 PROMPT = "a red circle moves right on a white background"
 SHOWN = 6  # frames of a film on the sheet
@@ -81,7 +82,8 @@ def write_sheet(params: Params, films: Sequence[composed.Film], stem: str) -> Pa
     labels[0] = f"{prompt} ({labels[0]})"
     rows = [(label, film.frames.read("frames")) for label, film in zip(labels, films, strict=True)]
     path = params.output_dir / f"{stem}.png"
-    media.contact_sheet(rows, columns=SHOWN, width=96).save(path)
+    with replacing(path) as draft:
+        media.contact_sheet(rows, columns=SHOWN, width=96).save(draft)
     return path
 
 

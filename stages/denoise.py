@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec import UnsetType, structs
+from msgspec import UNSET, UnsetType, structs
 
 from wanpipe import chain, cli, forecast, loras, options, sources
 from wanpipe.budget import ITEMSIZE, Expert, ExpertNeed, Need, choose
@@ -106,6 +106,7 @@ class Context:
             computed=computed,
             texts=tuple(len(getattr(text.material, side)) for side in sides),
             latent=latent_shape(self.settings, config.vae.stride),
+            arrays=6 if material.step_cache is not UNSET else 4,
         )
 
 
@@ -231,8 +232,9 @@ def planned(
     if step is not None and before is not None:
         taken = before.steps[: before.steps.index(step.key) + 1]
         whole = structs.replace(new, start=before.start, first=before.first, steps=taken + steps)
-        # wanpipe 0.1.0 did not note the model's key
-        known = whole.model if before.model.key else structs.replace(whole.model, key=None)
+        # wanpipe 0.1.0 noted where the model lies, and no more
+        known = structs.replace(whole.model, key=None, experts={})
+        known = whole.model if before.model.key else known
         if runs.named(structs.replace(whole, model=known)).key == before.key or not steps:
             new = whole  # nothing is changed: the run goes on
     return Trajectory(runs.named(new), recipes, draw, step)

@@ -36,7 +36,7 @@ def run(reference: str, store: Store) -> Iterator[str]:
         roots = [trees.root(step)] if step in trees.steps else []
     if not roots:
         raise UsageError(f"no step in {home.root} belongs to {reference}")
-    owners = {step: run for run in reversed(home.all_runs()) for step in run.steps}
+    owners = {step: run for run in reversed(home.runs.all()) for step in run.steps}
     known = Known(rows, trees, owners, labels(home))
     for index, root in enumerate(roots):
         if index:

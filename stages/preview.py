@@ -14,6 +14,7 @@ from wanpipe import cli, options, preview
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.model import Model, find_model
 from wanpipe.store import Entry, Store, key_of
+from wanpipe.store.disk import replacing
 from wanpipe.store.entry import read_entry
 
 COLUMNS = 5
@@ -44,7 +45,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
             latent = step.read("x0")
-            run = next(iter(Store(step.root, store.report).runs_of(step.key)), None)
+            run = next(iter(Store(step.root, store.report).runs.of(step.key)), None)
             trim = run.settings.trim_first_frames if run else 0
             if model is None:
                 frames = preview.linear_frames(latent)[trim:]
@@ -53,7 +54,8 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
             rows.append((preview.label(step, run), frames))
             task.advance()
     try:
-        media.contact_sheet(rows, params.columns).save(output, compress_level=1)
+        with replacing(output) as draft:
+            media.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     except OSError as error:
         raise WanpipeError(f"{output} cannot be written: {error.strerror or error}") from error
     return output
@@ -80,7 +82,7 @@ def drafts(store: Store) -> list[str]:
     """The last step of every run that is not finished, oldest first, as stage/key."""
     steps = {row.key: row for row in store.index.read().values() if row.stage == "denoise"}
     found = {}
-    for run in store.all_runs():
+    for run in store.runs.all():
         there = [steps[key] for key in run.steps if key in steps and steps[key].readable]
         if there and there[-1].step is not None and there[-1].step + 1 < run.settings.steps:
             found[there[-1].key] = (there[-1].time, run.seed or 0, there[-1])
@@ -114,6 +116,6 @@ def command(
     """
     store = session.store
     steps = choose(references, all_drafts, store)
-    made_by = next(iter(Store(steps[0].root, store.report).runs_of(steps[0].key)), None)
+    made_by = next(iter(Store(steps[0].root, store.report).runs.of(steps[0].key)), None)
     found = find_model(model, steps, store, made_by) if vae else None
     click.echo(run(steps, Params(output=output, columns=columns), store, found))

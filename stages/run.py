@@ -52,7 +52,8 @@ def run(model: Model, params: Params, store: Store) -> list[Film]:
     Everything is planned first, so that what cannot be right fails before any weight is loaded.
     """
     if not store.dry:
-        make(model, params, PlanStore(store.root, Problems(store.report), force=store.force))
+        planned = PlanStore(store.root, Problems(store.report), store.force, store.memo)
+        make(model, params, planned)
     return make(model, params, store)
 
 

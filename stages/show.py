@@ -159,7 +159,7 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
     made, material = entry.made, plain_data(entry.material)
     yield "entry", str(entry.path)
     yield "stage", entry.stage
-    runs = store.runs_of(entry.key) if entry.stage == "denoise" else []
+    runs = store.runs.of(entry.key) if entry.stage == "denoise" else []
     if entry.stage == "denoise":
         yield "step", f"{entry.step + 1}" + (f" of {runs[0].settings.steps}" if runs else "")
     if runs:
@@ -215,7 +215,7 @@ def summary(entry: Entry, store: Store) -> str:
     """An input in a few words."""
     if entry.stage != "denoise":
         return entry.made.prompt or entry.made.image or ""
-    runs = store.runs_of(entry.key)
+    runs = store.runs.of(entry.key)
     if not runs:
         return f"step {entry.step + 1}"
     return f"step {entry.step + 1} of {runs[0].settings.steps}, seed {runs[0].seed}"

@@ -145,6 +145,7 @@ def inner_run(place: Path, number: int | None, seconds: float) -> Ended:
             timer.cancel()
             if number is not None:
                 timer.join()
+            interrupt.install()  # a signal that came too late is for nobody
     faulthandler.cancel_dump_traceback_later()
     return Ended(code, out.getvalue(), err.getvalue())
 

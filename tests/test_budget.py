@@ -14,7 +14,7 @@ from bench.weights import Random
 from tests import graphs
 from tests.graphs import gpu
 from tests.models.official import on_the_cpu
-from wanpipe import budget, device
+from wanpipe import budget, device, tiling
 from wanpipe.budget import Expert, Need
 from wanpipe.config import DiTConfig, VAEConfig
 from wanpipe.device import within
@@ -23,6 +23,7 @@ from wanpipe.geometry import Triple
 from wanpipe.models import rope
 from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.report import Report
+from wanpipe.store.publish import WAITING
 from wanpipe.weights.rename import Row, matches
 from wanpipe.weights.rules import dit as dit_rules
 from wanpipe.words import amount
@@ -181,13 +182,14 @@ def test_a_device_that_recommends_less_is_tried_and_told(
 def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
     one = expert("14b", 28_950_000_000)
     for need in one.ways():
-        assert need.limit == need.peak - one.stream  # float32, 671 MB
+        assert need.limit == need.peak - need.host - one.stream  # float32, 671 MB
     one = dataclasses.replace(expert("1.3b", 2_870_000_000), latent=(1, 60, 104))
     for need in one.ways():
-        assert need.limit == need.peak - one.hidden  # whole, where tokens are few: 28 MB
+        # whole, where tokens are few: 28 MB
+        assert need.limit == need.peak - need.host - one.hidden
     two, single, tiles = budget.film(VAE_21, WIDE, 2, True)
     # two frames, and three of them as channels: 96 of each
-    assert two.peak - two.limit == 2 * 480 * 832 * 3 * 96 * 2
+    assert two.peak - two.host - two.limit == 2 * 480 * 832 * 3 * 96 * 2
     assert two.limit > single.limit > tiles.limit > 0
 
 
@@ -239,7 +241,9 @@ def test_mlx_waits_before_it_exceeds_a_limit() -> None:
         mx.eval([(x + number).sum() for number in range(128)])
         return mx.get_peak_memory() - before
 
-    default, free = mx.get_memory_limit(), peak()
+    gc.collect()  # what earlier tests left is not to be freed in between
+    # the highest of several: where others use the processor, what is begun is done too soon
+    default, free = mx.get_memory_limit(), max(peak() for _ in range(5))
     with within(mx.get_active_memory() + x.nbytes):
         limited = peak()
     # the CPU waits for ten operations at a time, so for twenty of its arrays
@@ -247,7 +251,47 @@ def test_mlx_waits_before_it_exceeds_a_limit() -> None:
     assert mx.get_memory_limit() == default
 
 
-def test_the_readme_tells_these_peaks() -> None:
+def needs() -> list[Need]:
+    """What all stages take at full size."""
+    films = budget.film(VAE_21, HD, 2, True)
+    image, text = budget.image(VAE_21, HD, 2, True, 0), budget.text(T5_XXL, 10**10, LONGEST)
+    return [*expert("14b").ways(), *films, image, text]
+
+
+def test_host_arrays_count_where_memory_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_unified", lambda: False)
+    apart = needs()
+    monkeypatch.setattr(device, "is_unified", lambda: True)
+    one = needs()
+    assert [need.host for need in apart] == [0] * len(apart)
+    for with_host, without in zip(one, apart, strict=True):
+        assert with_host.host > 0
+        assert with_host.peak == without.peak + with_host.host
+        assert with_host.limit == without.limit  # which is of MLX's arrays alone
+
+
+def test_memory_is_one_but_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda in (False, True):
+        monkeypatch.setattr(device, "is_cuda", lambda cuda=cuda: cuda)
+        assert device.is_unified() is not cuda
+
+
+def test_steps_that_wait_for_the_disk_count() -> None:
+    one = expert("14b-720p")
+    latent = 16 * 21 * 90 * 160 * 4
+    assert one.beside >= (WAITING + 1) * 4 * latent  # latent, x0, and two of UniPC
+    more = dataclasses.replace(one, arrays=6)
+    assert more.beside - one.beside == (WAITING + 2) * 2 * latent
+
+
+def test_a_film_in_tiles_counts_what_is_kept_of_it() -> None:
+    *_, tiles = budget.film(VAE_21, HD, 2, True)
+    film = 81 * 720 * 1280 * 3
+    assert film < tiling.kept(HD, 8) < tiles.host < 2.5 * film
+
+
+def test_the_readme_tells_these_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_unified", lambda: False)
     readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
     files = {"1.3b": (2.87,), "14b": (28.95, 8.75), "14b-720p": (28.95,), "ti2v-5b": (10.14,)}
     for name, sizes in files.items():

@@ -169,8 +169,8 @@ def test_gc_without_a_limit_removes_rubbish_alone(store: Store) -> None:
 
 def draft_of(store: Store) -> Any:
     """The last step of seed 2."""
-    run = next(run for run in store.all_runs() if run.seed == 2)
-    path = store.last_step(run)
+    run = next(run for run in store.runs.all() if run.seed == 2)
+    path = store.runs.last(run)
     return store.index.read()[f"denoise/{path.name}"]
 
 

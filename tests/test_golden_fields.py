@@ -261,7 +261,11 @@ def set_fps(config: dict[str, Any]) -> None:
 
 
 def set_task(config: dict[str, Any]) -> None:
+    """Make of the high-noise expert the one expert of a model that takes an image or none."""
     config["variant"] = "wan2.2-ti2v-5b"
+    del config["components"]["low_noise_model"]
+    expert = config["components"].pop("high_noise_model")
+    config["components"]["model"] = expert
 
 
 def variants(kind: str, checkpoint: Path, model: Path, root: Path) -> Iterator[tuple[str, Path]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from stages import convert
 from tests.workshop import PROMPT, SMALL, Place, inside
@@ -33,6 +34,19 @@ def test_a_plan_tells_time_at_the_pace_of_what_was_made_here(studio: Place) -> N
     told = forecasts(studio, "--seed", 8, "--steps", 8)["model"]
     assert told["units"] == 8
     assert 8 * min(seconds) - 0.05 <= told["seconds"] <= 8 * max(seconds) + 0.05
+
+
+@pytest.mark.parametrize("cache", [(), ("--step-cache", 0.5)])
+def test_a_step_has_no_more_arrays_than_its_plan_counts(
+    cache: tuple[object, ...], studio: Place
+) -> None:
+    words = ("--model", studio.model, "--from", studio.text(), *SMALL, "--steps", 12)
+    last = studio.made("denoise", *words, "--seed", 9, *cache)
+    most = 0.0
+    for step in studio.chain(last):
+        arrays = [step.read(name) for name in step.names]
+        most = max(most, sum(array.size for array in arrays) / step.read("latent").size)
+    assert round(most, 2) == (6 if cache else 4)
 
 
 def test_what_is_there_already_is_not_forecast(studio: Place) -> None:

@@ -151,7 +151,6 @@ def test_a_signal_keeps_computed_steps_and_leaves_no_draft(
     said = after(process, 2, 0.01)
     for _ in range(times):  # two at once are one wish
         process.send_signal(number)
-        time.sleep(0.02)
     assert process.stdout is not None and process.stderr is not None
     said += process.stderr.readlines()  # not `communicate`, which misses what `after` buffered
     assert process.wait() == code

@@ -149,7 +149,7 @@ def test_a_step_without_a_run_says_so(studio: Place) -> None:
 
 def test_a_record_that_lies_is_no_run_and_verify_tells(store: Store) -> None:
     steps = chain(store, text(store), 2)
-    (run,) = store.runs_of(steps[0].key)
+    (run,) = store.runs.of(steps[0].key)
     path = store.runs.path(run.key)
     good = path.read_text()
     for bad in (good.replace('"shift": 5.0', '"shift": 6.0'), good[:-9], "[]", '{"key": "x"}'):
@@ -159,12 +159,12 @@ def test_a_record_that_lies_is_no_run_and_verify_tells(store: Store) -> None:
             store.runs.get(run.key)
         assert [place for place, _ in damaged(store)] == [path]
     path.write_text(good)
-    assert store.runs_of(steps[0].key) == [run]
+    assert store.runs.of(steps[0].key) == [run]
 
 
 def test_using_a_run_again_keeps_its_videos(store: Store) -> None:
     steps = chain(store, text(store), 2)
-    (run,) = store.runs_of(steps[0].key)
+    (run,) = store.runs.of(steps[0].key)
     store.keep_video(run, Video(path="/a.mp4", frames="f" * 32, fps=16.0))
     store.keep_run(run)
     assert [video.path for video in store.runs.get(run.key).videos] == ["/a.mp4"]
@@ -173,7 +173,7 @@ def test_using_a_run_again_keeps_its_videos(store: Store) -> None:
 def test_gc_forgets_a_run_when_nothing_of_it_is_left(store: Store) -> None:
     steps = chain(store, text(store), 3)
     frames(store, steps[-1])
-    (run,) = store.runs_of(steps[0].key)
+    (run,) = store.runs.of(steps[0].key)
     import os
 
     os.utime(store.runs.path(run.key), (1, 1))

@@ -117,7 +117,7 @@ class Place:
 
     def run(self, step: Path | str) -> Run:
         """The latest run of a step."""
-        return Store(self.cache).runs_of(Path(step).name)[0]
+        return Store(self.cache).runs.of(Path(step).name)[0]
 
     def chain(self, last: Path | str) -> list[Entry]:
         """The steps from the noise to `last`."""

@@ -1,7 +1,9 @@
 """What a stage needs, in memory and in arithmetic, and how it is run within a limit of memory.
 
-Numbers that follow from dimensions and sizes of files; only `choose` asks the device. Bytes and
-floating point operations throughout; a multiplication and an addition are two.
+Numbers that follow from dimensions and sizes of files; the device is asked what it recommends, and
+whether its memory is the host's: then the host's arrays count too. Bytes and floating point
+operations throughout; a multiplication and an addition are two. Interpreter, libraries and what an
+allocator keeps of freed memory do not count.
 """
 
 from collections.abc import Sequence
@@ -14,11 +16,14 @@ from wanpipe.errors import UsageError
 from wanpipe.geometry import OVERLAP, TILE, Triple
 from wanpipe.models import vae_sizes
 from wanpipe.report import Report
+from wanpipe.store.publish import WAITING
+from wanpipe.tiling import kept
 from wanpipe.words import amount
 
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMAGE_TOKENS = 257  # of CLIP
+SQUARE = 8  # bytes of a float64: the squares of what is written are summed in it
 FILLING = 500_000  # positions of one frame with which the last layers of a VAE fill a GPU
 STREAMED = "its blocks are read from the disk at every step"
 APART = "its two passes go one after the other"
@@ -30,18 +35,20 @@ class Need:
     unit of work, which is a step, a prompt or a film.
 
     `largest` are those of the largest array. `way` says in words what this way does to need less;
-    empty for the plain one.
+    empty for the plain one. `host` are the bytes of `peak` that are beside the network: arrays of
+    the host, where memory is unified, else none.
     """
 
     peak: int
     flops: float
     largest: int
     way: str = ""
+    host: int = 0
 
     @property
     def limit(self) -> int:
         """Where MLX is to wait for what is under way: the array that it makes then comes on top."""
-        return self.peak - self.largest
+        return self.peak - self.host - self.largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,8 @@ Kind = TypeVar("Kind", bound=Need)
 class Expert:
     """A transformer as it is to be run: `bytes` of its file, bytes of a number in its products as
     `stored` and as `computed`, the tokens of `texts`, which are the prompt and with guidance the
-    negative prompt, and the latent's size (F, H, W).
+    negative prompt, and the latent's size (F, H, W). `arrays` are those of a step's entry at most:
+    with UniPC latent, x0 and two of the solver; the step cache adds two.
     """
 
     config: DiTConfig
@@ -80,6 +88,7 @@ class Expert:
     computed: int
     texts: tuple[int, ...]
     latent: Triple
+    arrays: int = 4
 
     @property
     def passes(self) -> int:
@@ -142,6 +151,16 @@ class Expert:
         return self.tokens * self.config.dim // self.config.heads // 2 * 3 * FULL
 
     @property
+    def beside(self) -> int:
+        """What is in memory beside the network: the start noise, the state before the step, steps
+        that wait to be published and the one that is written, and an image's channels.
+        """
+        c, size = self.config, prod(self.latent)
+        steps = 1 + self.arrays + (1 + WAITING) * self.arrays
+        writing = SQUARE + FULL  # and a chunk's compressed bytes, of the array at work
+        return size * (c.out_dim * (steps * FULL + writing) + (c.in_dim - c.out_dim) * FULL)
+
+    @property
     def flops(self) -> float:
         """Arithmetic of one step: linear layers and attention of all blocks, of all passes."""
         c, tokens = self.config, self.tokens
@@ -166,7 +185,7 @@ class Expert:
         if streamed:  # of the text only what the block at work needs
             blocks = -(-(self.kept + 3 * self.blocks) // self.config.layers)
         words = [word for word, chosen in ((STREAMED, streamed), (APART, apart)) if chosen]
-        return ExpertNeed(
+        need = ExpertNeed(
             peak=self.stem + self.tables + streams + blocks,
             flops=self.flops,
             largest=max(self.stream, self.hidden),
@@ -174,6 +193,7 @@ class Expert:
             streamed=streamed,
             apart=apart,
         )
+        return _with_host(need, self.beside)
 
 
 def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
@@ -185,7 +205,8 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
     gated = 3 * longest * config.ffn_dim * FULL
     weights = config.layers * config.dim * (4 * config.attention_dim + 3 * config.ffn_dim)
     peak = -(-3 * blocks // config.layers) + 2 * rows + max(scores, gated)
-    return Need(peak=peak, flops=2.0 * weights * sum(lengths), largest=max(scores, gated // 3))
+    need = Need(peak=peak, flops=2.0 * weights * sum(lengths), largest=max(scores, gated // 3))
+    return _with_host(need, rows)
 
 
 def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[FilmNeed]:
@@ -195,11 +216,18 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
     sides = [side // config.stride[1] for side in (TILE, TILE - OVERLAP)]
     tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
     rows, columns = (1 + -(-max(side - sides[0], 0) // sides[1]) for side in latent[1:])
+    latents = 3 * config.z_dim * prod(latent) * FULL  # as read, on the device, and scaled
+    frame = 3 * prod(latent[1:]) * config.stride[1] ** 2
+    # fours of frames: one computed, one that waits, and one that is written, with its squares
+    written = 4 * frame * (3 + SQUARE)
+    blended = 4 * 3 * prod(tile[1:]) * config.stride[1] ** 2 * 2 * FULL  # as decoded, and weighed
+    summed = kept(latent, config.stride[1]) + blended
+    whole_film = (4 * (latent[0] - 1) + 1) * frame
 
     def half(size: Triple, at_once: int, way: str, tiles: int = 0) -> FilmNeed:
         plan = vae_sizes.plan(config, "decoder", size, computed, at_once, stacks)
-        need = _vae(plan, way, tiles or 1)
-        return FilmNeed(**asdict(need), at_once=at_once, tiled=tiles > 0)
+        need = FilmNeed(**asdict(_vae(plan, way, tiles or 1)), at_once=at_once, tiled=tiles > 0)
+        return _with_host(need, latents + (max(summed, whole_film + written) if tiles else written))
 
     one = half(latent, 1, "its last layers take frame by frame")
     if prod(latent[1:]) * prod(config.stride[1:]) // vae_sizes.PATCH[config.version] ** 2 > FILLING:
@@ -212,13 +240,23 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
 def image(config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int) -> Need:
     """What encoding a clip to latents (F, H, W) takes, and CLIP of so many bytes after it."""
     need = _vae(vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks), "", 1)
-    return replace(need, peak=max(need.peak, clip))
+    pixels = 3 * prod(latent[1:]) * config.stride[1] ** 2 * (1 + FULL)  # bytes, and float32
+    # the condition: mask and latent, in parts, joined, and as written
+    joined = 3 * (4 + config.z_dim) * prod(latent) * FULL
+    return _with_host(replace(need, peak=max(need.peak, clip)), pixels + joined)
 
 
 def _vae(plan: vae_sizes.Plan, way: str, times: int) -> Need:
     """What one half of a VAE takes; a fifth of the work on top is what an H100 took."""
     peak = plan.weights + plan.past + 6 * plan.work // 5
     return Need(peak=peak, flops=plan.flops * times, largest=plan.largest, way=way)
+
+
+def _with_host(need: Kind, host: int) -> Kind:
+    """Count bytes that are beside a network too, where the host's memory is the device's."""
+    from wanpipe.device import is_unified
+
+    return replace(need, peak=need.peak + host, host=host) if is_unified() else need
 
 
 def choose(stage: str, ways: Sequence[Kind], memory: int | None, report: Report) -> Kind:

@@ -2,6 +2,7 @@
 it here.
 """
 
+import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -37,6 +38,11 @@ def is_cuda() -> bool:
 def is_metal() -> bool:
     """Whether that GPU is a Mac's."""
     return is_gpu() and mx.metal.is_available()
+
+
+def is_unified() -> bool:
+    """Whether MLX computes in the host's memory, as on a Mac and on the CPU."""
+    return not is_cuda()
 
 
 @cache
@@ -109,4 +115,23 @@ def made() -> dict[str, Any]:
         "mlx": mx.__version__,  # type: ignore[attr-defined]  # not among MLX's types
         "device": describe(),
         "peak_bytes": peak,
+        **({"bits_by": bits_by()} if is_cuda() else {}),
     }
+
+
+def bits_by() -> dict[str, Any]:
+    """What may change the bits of a result on CUDA and is in no key by policy: all stay close."""
+    return {
+        "tf32": os.environ["MLX_ENABLE_TF32"] != "0",
+        "cudnn": _cudnn_version(),
+        "grouped_keys": True,  # means beside the keys of long attention, `models.layers.evened`
+    }
+
+
+@cache
+def _cudnn_version() -> int | None:
+    """The version of the cuDNN that MLX has loaded, such as 92801; None where it has none."""
+    try:
+        return int(ctypes.CDLL("libcudnn.so.9").cudnnGetVersion())
+    except (OSError, AttributeError):
+        return None

@@ -10,13 +10,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanpipe import interrupt
 from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.store.disk import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,20 +84,14 @@ def write_film(
     `path` is replaced at the end. Raises WanpipeError, with ffmpeg's own words where it fails.
     """
     kind, target = film_format(path), Path(path).absolute()
-    # the suffix stays: ffmpeg chooses the container by it
-    partial = target.with_name(f".wanpipe-{uuid.uuid4().hex[:8]}{target.suffix}")
     metadata = metadata or {}
-    try:
+    with _reported(target), replacing(target) as partial:
         if kind == FRAMES:
             _save_frames(partial, slices, {"fps": f"{fps:g}", **metadata})
-        else:
+        else:  # by the suffix, which is that of `path`, ffmpeg chooses the container
             _encode(partial, kind, slices, fps, metadata)
-        with _reported(target):
-            if kind == "gif" and metadata.get("comment"):
-                _comment_gif(partial, metadata["comment"])
-            _replace(partial, target)
-    finally:
-        _remove(partial)
+        if kind == "gif" and metadata.get("comment"):
+            _comment_gif(partial, metadata["comment"])
     return Path(path)
 
 
@@ -253,24 +247,6 @@ def _close(process: "subprocess.Popen[bytes]") -> bool:
     except BrokenPipeError:
         return False
     return True
-
-
-def _replace(partial: Path, target: Path) -> None:
-    if not target.is_dir():
-        partial.replace(target)
-        return
-    # a folder with entries cannot be replaced in one step: move the old one aside first
-    aside = partial.with_name(partial.name + ".old")
-    target.rename(aside)
-    partial.rename(target)
-    shutil.rmtree(aside)
-
-
-def _remove(partial: Path) -> None:
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        partial.unlink(missing_ok=True)
 
 
 def _comment_gif(path: Path, comment: str) -> None:

@@ -65,7 +65,7 @@ def collect(references: Sequence[str], accepted: Sequence[str], store: Store) ->
             )
         found[role] = entry
     if run is not None and "step" not in found and "frames" not in found:
-        found["step"] = store.resolve(str(store.last_step(run)))
+        found["step"] = store.resolve(str(store.runs.last(run)))
     sources = Sources(**found, run=run)
     return sources if sources.step is None else with_run(sources, store)
 
@@ -82,7 +82,7 @@ def with_run(sources: Sources, store: Store) -> Sources:
                 f"step {step.key[:8]} is not one of run {run.key[:8]}; give one of the two"
             )
         return sources
-    runs = Store(step.root, store.report).runs_of(step.key)
+    runs = Store(step.root, store.report).runs.of(step.key)
     if len(runs) > 1:
         others = ", ".join(other.key[:8] for other in runs[1:4])
         store.report.remark(

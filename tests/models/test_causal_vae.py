@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from tests.conftest import relative_error
@@ -11,7 +12,8 @@ from wanpipe.config import VAEConfig
 from wanpipe.models import causal_conv, vae22
 from wanpipe.models.causal_conv import CausalConv, Kernel, Past
 from wanpipe.models.causal_vae import ResidualBlock, Upsample
-from wanpipe.models.vae import Decoder, Encoder, decoder, encoder
+from wanpipe.models.layers import Linear
+from wanpipe.models.vae import Encoder, decoder, encoder
 
 SIZES = [(1, 3, 5), (4, 2, 2), (2, 6, 1)]
 CONFIGS = {
@@ -19,7 +21,7 @@ CONFIGS = {
     "2.2": VAEConfig(version="2.2", encoder_dim=4, decoder_dim=4, z_dim=48),
 }
 
-Half = TypeVar("Half", Decoder, Encoder)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def doubled(x: mx.array) -> mx.array:
@@ -41,10 +43,10 @@ def upsampling(inputs: int, outputs: int, dtype: mx.Dtype = mx.float32) -> Upsam
     return layer
 
 
-def randomised(network: Half) -> Half:
-    """Give convolutions weights; all else is random already."""
+def randomised(network: Network) -> Network:
+    """Give convolutions and products weights."""
     for layer in network.modules():
-        if isinstance(layer, Kernel):
+        if isinstance(layer, Kernel | Linear):
             layer.weight = mx.random.normal(layer.weight.shape) * 0.2
     return network
 
@@ -98,7 +100,7 @@ def test_the_first_frame_is_convolved_as_if_zeros_were_before_it() -> None:
 
 
 def test_a_chunk_in_pieces_gives_what_it_gives_whole() -> None:
-    block, x = ResidualBlock(4, 6), mx.random.normal((9, 3, 5, 4))
+    block, x = randomised(ResidualBlock(4, 6)), mx.random.normal((9, 3, 5, 4))
     wholes, pieces = Past(), Past()
     results = []
     for past, ends in ((wholes, (1, 5, 9)), (pieces, (1, 2, 4, 5, 8, 9))):

@@ -37,7 +37,7 @@ def test_a_summary_tells_what_an_entry_is(store: Store) -> None:
     rows = store.index.read()
     last = max(rows.values(), key=lambda row: row.step or 0)
     assert last.step == 2
-    assert last.what == "guidance 5"
+    assert last.what == "guidance 5.0"
     files = [path for path in (store.root / last.place).rglob("*") if path.is_file()]
     assert last.bytes == sum(file.stat().st_size for file in files)
     words = next(row for row in rows.values() if row.stage == "encode-text")

@@ -10,9 +10,10 @@ import xxhash
 from safetensors.numpy import load_file
 
 from tests.weights.test_read import sparse
+from wanpipe.store.disk import put
 from wanpipe.weights.dtypes import Array, recast
 from wanpipe.weights.read import open_tensors
-from wanpipe.weights.write import Slot, arranged, replace_file, write_tensors
+from wanpipe.weights.write import Slot, arranged, write_tensors
 
 ARRAYS = {
     "blocks.10.weight": np.arange(6, dtype=np.float16).reshape(2, 3),
@@ -60,8 +61,8 @@ def test_an_error_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
-    replace_file(tmp_path / "config.json", b"old")
-    replace_file(tmp_path / "config.json", b"new")
+    put(tmp_path / "config.json", b"old")
+    put(tmp_path / "config.json", b"new")
     assert (tmp_path / "config.json").read_bytes() == b"new"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -242,6 +242,14 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
 class Linear(nn.Linear):
     """MLX's linear layer, with the product that suits the backend."""
 
+    def __init__(self, width: int, out: int, bias: bool = True) -> None:
+        # zeros, since weights come from a file: MLX's own layer draws them, and as long as nobody
+        # draws on, every drawing is kept as the origin of the next random key, 120 kB a network
+        nn.Module.__init__(self)
+        self.weight = mx.zeros((out, width))
+        if bias:
+            self.bias = mx.zeros((out,))
+
     def __call__(self, x: mx.array) -> mx.array:
         return linear(x, self.weight, self.get("bias"))
 

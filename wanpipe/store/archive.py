@@ -7,7 +7,6 @@ nothing of it is run. Converted models do not travel.
 
 import re
 import shutil
-import uuid
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 
 from msgspec import structs
 
+from wanpipe import interrupt
 from wanpipe.documents import encode
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.store.admit import AdmitError, admit
-from wanpipe.store.disk import NO_SPACE, READ_ONLY, settle, translated
+from wanpipe.store.disk import NO_SPACE, READ_ONLY, replacing, settle, translated
 from wanpipe.store.entry import Entry
 from wanpipe.store.runs import RUNS, Run, Runs
 from wanpipe.store.schema import ROLES, STAGES
@@ -69,7 +69,7 @@ def runs_of(entries: Sequence[Entry], store: Store) -> list[Run]:
     found: dict[str, Run] = {}
     for entry in entries:
         runs = (
-            Store(entry.root, store.report).runs_of(entry.key) if entry.stage == "denoise" else []
+            Store(entry.root, store.report).runs.of(entry.key) if entry.stage == "denoise" else []
         )
         # paths of videos mean nothing elsewhere
         found |= {run.key: structs.replace(run, videos=[]) for run in runs[:1]}
@@ -81,23 +81,23 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
     if target.suffix.lower() != ".zip":
         raise UsageError(f"an export must end in .zip, got {target.name}")
     together = closure(entries, store)
-    draft = target.with_name(f".{uuid.uuid4().hex}.zip")
     try:
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            replacing(target) as draft,
+            zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
+        ):
             for entry in together:
                 for file in sorted(path for path in entry.path.rglob("*") if path.is_file()):
                     name = f"{entry.stage}/{entry.key}/{file.relative_to(entry.path).as_posix()}"
                     member = member_of(name, file.stat().st_size)
+                    interrupt.check()
                     with file.open("rb") as source, archive.open(member, "w") as sink:
                         shutil.copyfileobj(source, sink, PIECE)
             for run in runs_of(together, store):
                 data = encode(run)
                 archive.writestr(member_of(f"{RUNS}/{run.key}.json", len(data)), data)
-        draft.replace(target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return together
 
 
@@ -176,6 +176,7 @@ def unpack(file: Path, folder: Path) -> list[str]:
             form = MEMBER.fullmatch(member.filename)
             if form is not None:
                 found[f"{form['stage']}/{form['key']}"].append(member)
+            interrupt.check()
             target = folder / member.filename
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source, target.open("xb") as sink:

@@ -6,6 +6,7 @@ Knows bytes and folders, not what an entry is.
 import ctypes
 import errno
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
@@ -64,17 +65,49 @@ def make_folder(path: Path) -> None:
     sync(path.parent)
 
 
+@contextmanager
+def replacing(path: Path, draft: Path | None = None) -> Iterator[Path]:
+    """Give a path beside `path`, of the same suffix, to write a file or a folder to. It takes the
+    place of `path` when the block ends, whole and durable, or goes after an error.
+    """
+    draft = draft or path.with_name(f".wanpipe-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield draft
+        for folder, _, files in os.walk(draft, topdown=False):
+            for name in [*files, "."]:
+                sync(Path(folder, name))
+        if path.is_dir():
+            replace_folder(draft, path)
+        else:
+            sync(draft)
+            draft.replace(path)
+        sync(path.parent)
+    finally:
+        for left in (draft, aside_of(draft)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+
+
 def put(path: Path, data: bytes) -> None:
     """Write a small file so that it is the old one or the new one at any moment, and durable."""
     make_folder(path.parent)
-    draft = path.with_name(f".{uuid.uuid4().hex}")
-    try:
+    with replacing(path) as draft:
         draft.write_bytes(data)
-        sync(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync(path.parent)
+
+
+def aside_of(path: Path) -> Path:
+    """Where a folder waits whose place another takes in two steps."""
+    return path.with_name(f"{path.name}.old")
+
+
+def replace_folder(path: Path, target: Path) -> None:
+    """Put a folder in the place of another, which then lies at `path` or aside of it."""
+    try:
+        exchange(path, target)
+    except OSError as error:
+        if error.errno not in NO_EXCHANGE:
+            raise
+        target.rename(aside_of(path))
+        path.rename(target)
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from wanpipe import interrupt
 from wanpipe.documents import DocumentError, convert, first_line
 from wanpipe.errors import StoreError
 from wanpipe.store.arrays import (
@@ -120,7 +121,7 @@ class Entry:
         """Read every array and check its digest in bounded memory. Raises DamageError."""
         for name in self.names:
             for _ in self.blocks(name):
-                pass
+                interrupt.check()
 
 
 def seal_of(path: Path, group: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ class Plan:
         parents = {row.parent for row in self.left.values()}
         self.interior = {row.place for row in self.left.values() if row.key in parents}
         self.asked: dict[str, set[str]] = {}  # texts and images of the runs of each step
-        for run in store.all_runs():
+        for run in store.runs.all():
             for key in run.steps:
                 self.asked.setdefault(key, set()).update(filter(None, (run.text, run.image)))
         self.needed = Counter(key for row in self.left.values() for key in self.needs(row))
@@ -132,7 +132,7 @@ def forgotten(store: Store, left: Iterable[Summary]) -> list[str]:
     """
     keys = {row.key for row in left} | {key for row in left for key in row.inputs.values()}
     since, found = in_use_since(store.root), []
-    for run in store.runs.all():
+    for run in store.runs.recorded():
         path = store.runs.path(run.key)
         if keys.isdisjoint(run.steps) and last_use(path) < min(since, time.time() - CLOCK_SKEW):
             found.append(run.key)

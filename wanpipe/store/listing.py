@@ -72,7 +72,7 @@ class Listed:
 def listed(store: Store, chosen: Filter) -> list[Listed]:
     """Entries that meet the conditions, oldest first, each with its prompt, names and pin."""
     rows = store.index.read()
-    runs = store.all_runs()
+    runs = store.runs.all()
     owner = {step: run for run in reversed(runs) for step in run.steps}
     names: dict[str, list[str]] = {}
     for name, place in store.names.all().items():

@@ -15,8 +15,9 @@ from wanpipe.store.entry import Entry
 from wanpipe.store.explain import Explanation, Known, explain
 from wanpipe.store.index import Summary
 from wanpipe.store.recipe import Recipe, record_of
-from wanpipe.store.runs import Run, Settings, adopted
+from wanpipe.store.runs import Run, Settings
 from wanpipe.store.schema import Record
+from wanpipe.store.shortcuts import HashCache
 from wanpipe.store.store import Store
 
 
@@ -72,8 +73,15 @@ class PlanStore(Store):
 
     dry = True
 
-    def __init__(self, root: Path | str, report: Report | None = None, force: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        report: Report | None = None,
+        force: bool = False,
+        memo: HashCache | None = None,
+    ) -> None:
         super().__init__(root, PlanReport(report or Report(), self.tell_misses), force)
+        self.memo = memo or self.memo  # of the store that will compute, so that it need not hash
         self.misses: dict[str, Miss] = {}  # by key, of all that follows too
         self.untold: list[Miss] = []
         self.texts: dict[str, str] = {}
@@ -125,9 +133,7 @@ class PlanStore(Store):
     @cached_property
     def settings(self) -> dict[str, Settings]:
         """The settings that each step was made with, by its key; of several, the latest."""
-        runs = self.runs.all()
-        runs += adopted(self.summaries, runs, self.root)
-        return {step: run.settings for run in reversed(runs) for step in run.steps}
+        return {step: run.settings for run in reversed(self.runs.all()) for step in run.steps}
 
     def settings_of(self, step: str) -> Settings | None:
         """The settings of the latest run that a step belongs to."""

@@ -32,7 +32,7 @@ from wanpipe.documents import (
 from wanpipe.errors import StoreError
 from wanpipe.store.disk import put
 from wanpipe.store.entry import record_at
-from wanpipe.store.index import Summary
+from wanpipe.store.index import Index, Summary
 from wanpipe.store.keys import is_key, is_prefix, key_of
 from wanpipe.store.schema import Noise, Step
 
@@ -132,7 +132,8 @@ def named(run: Run) -> Run:
     identity = {
         name: plain(getattr(run, name)) for name in ("start", "text", "image", "settings", "dtype")
     }
-    key = key_of({"schema": 1, "run": identity, "model": run.model.key})
+    model = {"key": run.model.key, "experts": run.model.experts}
+    key = key_of({"schema": 1, "run": identity, "model": model})
     return structs.replace(run, key=key)
 
 
@@ -197,14 +198,36 @@ class Records(Generic[Kind]):
 
 
 class Runs(Records[Run]):
-    """The runs of the cache at `root`."""
+    """The runs of the cache at `root`; with its `index`, those of wanpipe 0.1.0 too, whose steps
+    noted their settings themselves.
+    """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, index: Index | None = None) -> None:
         super().__init__(root, RUNS, Run)
+        self.index = index
+
+    def recorded(self, holding: str = "") -> list[Run]:
+        """The runs that have a record of their own, the latest used first."""
+        return super().all(holding)
+
+    def all(self, holding: str = "") -> list[Run]:
+        """Every run, the latest used first, those without a record last."""
+        runs = self.recorded()
+        rows = self.index.read() if self.index else {}
+        return runs + adopted(rows, runs, self.root)
 
     def of(self, step: str) -> list[Run]:
-        """The recorded runs that a step belongs to, the latest used first."""
-        return [run for run in self.all(holding=step) if step in run.steps]
+        """The runs that a step belongs to, the latest used first."""
+        runs = self.recorded(holding=step)
+        return [run for run in runs or self.all() if step in run.steps]
+
+    def last(self, run: Run) -> Path:
+        """Where the last step of a run lies that is there. Raises StoreError where none is."""
+        for key in reversed(run.steps):
+            path = self.root / "denoise" / key
+            if path.is_dir():
+                return path
+        raise StoreError(f"run {run.key[:8]} has no step in {self.root}; start it again")
 
     def starting_with(self, prefix: str) -> list[str]:
         """Keys of the records whose key starts with `prefix`."""

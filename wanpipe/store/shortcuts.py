@@ -112,16 +112,21 @@ class HashCache:
 
     def __init__(self, shortcuts: Shortcuts) -> None:
         self.shortcuts = shortcuts
+        self.seen: dict[tuple[str, str], str] = {}  # by this process, remembered or not
 
     def hash(self, file: Path, hasher: Any = hash_file) -> str:
         """Return the xxh3_128 of a file's bytes, from memory where it has not changed since."""
         name, stamp = str(file.resolve()), stamp_of(file)
+        if (name, stamp) in self.seen:
+            return self.seen[name, stamp]
         known = (self.shortcuts.get(HASHES, name) or b"").decode().rpartition(" ")
         if known[0] == stamp:
             return known[2]
         digest = str(hasher(file))
-        if stamp_of(file) == stamp and time.time() - file.stat().st_mtime > FRESH:
-            self.note(name, stamp, digest)
+        if stamp_of(file) == stamp:
+            self.seen[name, stamp] = digest
+            if time.time() - file.stat().st_mtime > FRESH:
+                self.note(name, stamp, digest)
         return digest
 
     def learn(self, file: Path, digest: str) -> None:

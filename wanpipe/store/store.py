@@ -18,7 +18,15 @@ from wanpipe import interrupt
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.report import Report
 from wanpipe.store.arrays import METADATA, DamageError
-from wanpipe.store.disk import READ_ONLY, make_folder, settle, sync, translated
+from wanpipe.store.disk import (
+    READ_ONLY,
+    aside_of,
+    make_folder,
+    replace_folder,
+    settle,
+    sync,
+    translated,
+)
 from wanpipe.store.draft import Draft
 from wanpipe.store.entry import Entry, read_entry
 from wanpipe.store.index import Index
@@ -32,10 +40,9 @@ from wanpipe.store.runs import (
     Run,
     Runs,
     Video,
-    adopted,
 )
 from wanpipe.store.schema import STAGES
-from wanpipe.store.scratch import is_free, remove_scratch, replace_folder
+from wanpipe.store.scratch import is_free, remove_scratch
 from wanpipe.store.shortcuts import HashCache, Shortcuts
 
 Fill = Callable[[Draft], dict[str, Any]]
@@ -56,7 +63,7 @@ class Store:
         shortcuts = Shortcuts(self.root, writes=not self.dry)
         self.memo = HashCache(shortcuts)
         self.index = Index(self.root, shortcuts)
-        self.runs = Runs(self.root)
+        self.runs = Runs(self.root, self.index)
         self.models = Records(self.root, MODELS, ModelReference)
         self.names = Labels(self.root / ".names")
         self.pins = Labels(self.root / ".pins")
@@ -281,7 +288,7 @@ class Store:
                     raise
         sync(target.parent)
         shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(path.with_suffix(".old"), ignore_errors=True)
+        shutil.rmtree(aside_of(path), ignore_errors=True)
 
     def resolve(self, reference: str) -> Entry:
         """Return the entry that a path, a name or a unique key prefix means, to compute with it.
@@ -322,23 +329,6 @@ class Store:
             raise UsageError(f"{reference} means several ({listed}); give more digits")
         return self.runs.get(keys[0]) if keys else None
 
-    def last_step(self, run: Run) -> Path:
-        """Where the last step of a run lies that is there. Raises StoreError where none is."""
-        for key in reversed(run.steps):
-            if self.has("denoise", key):
-                return self.path("denoise", key)
-        raise StoreError(f"run {run.key[:8]} has no step in {self.root}; start it again")
-
-    def runs_of(self, step: str) -> list[Run]:
-        """The runs that a step belongs to, the latest used first; those of wanpipe 0.1.0 too, whose
-        steps noted their settings themselves.
-        """
-        recorded = self.runs.of(step)
-        if recorded:
-            return recorded
-        runs = adopted(self.index.read(), self.runs.all(), self.root)
-        return [run for run in runs if step in run.steps]
-
     def keep_run(self, run: Run) -> None:
         """Record a run and the use of its model."""
         self.keep(self.runs, run)
@@ -350,23 +340,21 @@ class Store:
 
     def keep_video(self, run: Run, video: Video) -> None:
         """Record a video of a run, and the run where it has no record yet."""
-        if self.dry:
-            return
-        with self.lock("run", run.key):
-            self.keep(self.runs, run)
-            with suppress(StoreError):  # a cache that cannot be written has no record
+        if self.keep(self.runs, run):
+            with self.lock("run", run.key):
                 self.runs.add_video(run.key, video)
 
-    def keep(self, records: Any, record: Any) -> None:
-        """Record something; a cache that cannot be written keeps no records."""
-        if self.dry:
-            return
+    def keep(self, records: Any, record: Any) -> bool:
+        """Record something; say whether, since a cache that cannot be written keeps no records."""
         with translated(self.root):
             try:
-                records.keep(record)
+                if not self.dry:
+                    records.keep(record)
             except OSError as error:
                 if error.errno not in READ_ONLY:
                     raise
+                return False
+        return not self.dry
 
     def locate(self, reference: str) -> Path:
         """Return the directory that a reference means, without reading it."""
@@ -378,7 +366,7 @@ class Store:
         if named := self.names.get(reference):
             return self.root / named
         if run := self.run_of(reference):
-            return self.last_step(run)
+            return self.runs.last(run)
         found = list(self.starting_with(reference))
         if len(found) > 1:
             listed = ", ".join(f"{child.parent.name}/{child.name[:12]}" for child in found[:4])
@@ -389,11 +377,6 @@ class Store:
                 f"no entry {reference} in {self.root}; make it with one of the commands {stages}"
             )
         return found[0]
-
-    def all_runs(self) -> list[Run]:
-        """Every run, the latest used first, those of wanpipe 0.1.0 last."""
-        runs = self.runs.all()
-        return runs + adopted(self.index.read(), runs, self.root)
 
     def starting_with(self, prefix: str) -> Iterator[Path]:
         """Every entry whose key starts with `prefix`."""

@@ -29,6 +29,7 @@ from wanpipe.config import (
 )
 from wanpipe.documents import DocumentError, Hash, encode, load, plain
 from wanpipe.errors import CheckpointError, StoreError, UsageError
+from wanpipe.store.disk import put
 from wanpipe.weights.components import Job, plan_components, plan_copy, quantized
 from wanpipe.weights.detect import Checkpoint
 from wanpipe.weights.dtypes import NAMES, Array, recast
@@ -38,7 +39,7 @@ from wanpipe.weights.rename import apply_transform
 from wanpipe.weights.sources import Progress
 from wanpipe.weights.tensors import shown
 from wanpipe.weights.vocabulary import read_tokenizer
-from wanpipe.weights.write import Slot, replace_file, write_tensors
+from wanpipe.weights.write import Slot, write_tensors
 
 ALGORITHM = 1  # raised when the same checkpoint and options give other files
 TOKENIZER = "tokenizer.json"
@@ -222,7 +223,7 @@ def _produce(
             defaults=plan.defaults,
             files=Components(**components),
         )
-        replace_file(target / "config.json", encode(config))
+        put(target / "config.json", encode(config))
         _remove_records(target, config)
         return read_model_config(target)
     except OSError as error:
@@ -320,7 +321,7 @@ def _write(job: Job, target: Path, key: str, progress: Progress, tell: Tell) -> 
         tell(job.name, kind, error)
     component = described(job, written.hash, written.bytes)
     record = Record(key=key, **structs.asdict(component))
-    replace_file(_record(target, job.file), encode(record))
+    put(_record(target, job.file), encode(record))
     return component
 
 
@@ -333,6 +334,6 @@ def _blocks(file: Network, job: Job, slot: Slot) -> Iterator[Array]:
 
 
 def _write_tokenizer(data: bytes, target: Path) -> Component[Any]:
-    replace_file(target / TOKENIZER, data)
+    put(target / TOKENIZER, data)
     digest = xxhash.xxh3_128_hexdigest(data)
     return Component(file=TOKENIZER, hash=digest, bytes=len(data), config=None)

@@ -6,17 +6,15 @@ of networks. A file appears under its name only when it is whole.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
-from wanpipe.store.disk import sync
+from wanpipe.store.disk import replacing
 from wanpipe.weights.dtypes import STORED, Array
 
 
@@ -78,7 +76,9 @@ def write_tensors(
     `advance` is told the bytes of each block. After an error there is no file.
     """
     state = xxhash.xxh3_128()
-    with replacing(path) as file:
+    # a name of its own: the part that a killed process left is written anew, not left behind
+    part = path.with_name(f"{path.name}.part")
+    with replacing(path, part) as draft, draft.open("wb") as file:
         start = header(slots, metadata)
         state.update(start)
         file.write(start)
@@ -92,23 +92,3 @@ def write_tensors(
                 advance(len(view))
             assert file.tell() == size, (slot, size)
     return Written(state.hexdigest(), size)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open `path`.part, which becomes `path` once it is on the disk, or goes after an error."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        sync(part)
-        part.rename(path)
-        sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
