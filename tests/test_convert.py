@@ -141,7 +141,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("where", [(), ("--output-dir", "model")])
-def test_what_was_just_converted_is_not_read_again_to_be_recognised(
+def test_what_was_just_converted_is_not_read_again_to_be_recognized(
     where: tuple[str, ...], checkpoint: Path, here: Place, hashed: list[str]
 ) -> None:
     model = here.made("convert", "--checkpoint-dir", checkpoint, *where)

@@ -111,6 +111,7 @@ ROWS = [
     Row("width pixels", IMAGE, "--width 48", I2V),
     Row("height pixels", IMAGE, "--height 48", I2V),
     Row("num_frames", IMAGE, "--num-frames 9", I2V),
+    Row("mode vae", f"{IMAGE} --num-frames 1", "{model} => {other task}", A14B_I2V),
     Row("noise", STEP, "--seed 1"),
     Row("noise", STEP, "--width 48"),
     Row("noise", STEP, "--height 48"),
@@ -276,6 +277,11 @@ def variants(kind: str, checkpoint: Path, model: Path, root: Path) -> Iterator[t
         assert inside(*words, cwd=root).code == 0
         yield "bfloat16", root / "bfloat16"
         yield "checkpoint 720p", linked(checkpoint, root / "checkpoint 720p")
+    if kind == A14B_I2V:
+        source, target = checkpoint.parent / "wan22-ti2v-5b", root / "other task"
+        words = ("convert", "--checkpoint-dir", source, "--output-dir", target)
+        assert inside(*words, "--dtype", "float32", cwd=root).code == 0
+        yield target.name, target
 
 
 @pytest.fixture(scope="session")
@@ -316,14 +322,6 @@ def test_a_change_is_in_these_fields_and_in_the_key(
     assert before["key"] != after["key"]
 
 
-def test_the_task_of_an_image_is_in_the_key(benches: Callable[[str, str], Bench]) -> None:
-    """No config.json can say another task of the same VAE, so the mode never differs alone."""
-    bench, other = benches(A14B_I2V, "model"), benches("wan22-ti2v-5b", "model")
-    one, two = (each.record(f"{IMAGE} --num-frames 1", 0) for each in (bench, other))
-    assert (one["material"]["mode"], two["material"]["mode"]) == ("i2v", "ti2v")
-    assert key_of({**one["material"], "mode": "ti2v"}) != one["key"] != two["key"]
-
-
 COMPUTING = [TEXT, IMAGE, IMAGE_STEP, "decode --model {model} --from {image step}"]
 
 
@@ -356,8 +354,7 @@ def fields_by_stage() -> dict[str, set[str]]:
 @pytest.mark.parametrize("stage", fields_by_stage())
 def test_every_field_has_a_row(stage: str) -> None:
     rows = {name for row in ROWS if row.stage == stage for name in row.fields.split()}
-    apart = {"dtype", "mode"} if stage == "encode-image" else {"dtype"}
-    assert rows | HEAD | apart == fields_by_stage()[stage]
+    assert rows | HEAD | {"dtype"} == fields_by_stage()[stage]
 
 
 def others(value: Any) -> Iterator[Any]:

@@ -231,6 +231,14 @@ def test_dimensions_that_a_file_does_not_have_are_refused(
     assert "does not fit the dimensions in config.json" in refusal(model)
 
 
+def test_quantized_files_have_the_dimensions_of_plain_ones(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    options = Options(quantization=FOUR, text_encoder=Quantization(bits=8, group_size=32))
+    config = convert(detect(checkpoints / "wan22-ti2v-5b"), tmp_path, KEY, options, lambda *_: None)
+    assert open_model(tmp_path).config == config
+
+
 def test_widths_that_two_components_share_are_compared_with_their_files(
     tiny: Callable[[str], Path],
 ) -> None:
