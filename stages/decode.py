@@ -6,10 +6,11 @@ Writes: `frames` (T, Y, X, 3) uint8; with --output a film, a GIF or a folder of 
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +24,7 @@ from wanpipe.model import Model, find_model
 from wanpipe.settings import latent_shape
 from wanpipe.sources import Sources
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
-from wanpipe.store.later import Later
+from wanpipe.store.later import POLL, Later
 from wanpipe.store.runs import Video
 
 if TYPE_CHECKING:
@@ -251,12 +252,15 @@ class Filming(Later[bool]):
     def __init__(self, source: Source, params: Params, store: Store) -> None:
         super().__init__("film")
         self.source, self.params, self.store = source, params, store
-        self.waiting: SimpleQueue[np.ndarray | None] = SimpleQueue()
+        self.waiting: Queue[np.ndarray | None] = Queue(budget.WAITING_SLICES)
         self.left = False
 
     def __exit__(self, *_: object) -> None:
         self.left = True
-        self.waiting.put(None)
+        with suppress(Empty):  # so that there is room for the end
+            while True:
+                self.waiting.get_nowait()
+        self.put(None)
         super().__exit__()
 
     def begin(self, key: str) -> None:
@@ -266,8 +270,14 @@ class Filming(Later[bool]):
 
     def take(self, frames: "np.ndarray") -> None:
         """Have frames written; without effect where no film is under way, or not any more."""
-        if any(not job.done() for job in self.jobs):
-            self.waiting.put(frames)
+        self.put(frames)
+
+    def put(self, frames: "np.ndarray | None") -> None:
+        """Wait for room among what is to be written, as long as a film is under way."""
+        while any(not job.done() for job in self.jobs):
+            with suppress(Full):
+                self.waiting.put(frames, timeout=POLL)
+                return
 
     def slices(self) -> Iterator["np.ndarray"]:
         """Give what was taken, in order, until the film is finished."""
@@ -281,7 +291,7 @@ class Filming(Later[bool]):
         output = self.params.output
         if output is None or self.store.dry:
             return
-        self.waiting.put(None)
+        self.put(None)
         done = list(self.results(0)) or [self.write(output, entry.key, entry.blocks("frames"))]
         fields = {"kind": "written"} if done[0] else {"kind": "reused", "stage": "film"}
         self.store.report.event(**fields, path=str(output))

@@ -9,7 +9,7 @@ state too; the record of the run; prints the last step of each seed.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,7 +46,7 @@ class Trajectory:
     last: Entry | None
     state: "tuple[str, dict[str, mx.array]] | None" = None  # with the key of the step it follows
 
-    def load(self, recipe: Recipe, store: Store) -> "dict[str, mx.array]":
+    def load(self, recipe: Recipe, publisher: Publisher) -> "dict[str, mx.array]":
         """The state before a step: the start noise, what memory holds, or what the entry of the
         step before holds.
         """
@@ -56,8 +56,9 @@ class Trajectory:
             return {"latent": mx.array(self.noise())}
         if self.state is None or self.state[0] != recipe.parent:
             entry = self.last
-            if entry is None or entry.key != recipe.parent:  # another process took it meanwhile
-                entry = store.resolve(recipe.parent)
+            if entry is None or entry.key != recipe.parent:  # taken under the other expert, or by
+                publisher.collect(keep=0)  # another process meanwhile
+                entry = publisher.store.resolve(recipe.parent)
             names = {name: name.removeprefix("solver/") for name in entry.names}
             arrays = {short: mx.array(entry.read(name)) for name, short in names.items()}
             self.state = (entry.key, arrays)
@@ -181,7 +182,7 @@ def starts(
         array = sources.read_noise(params.noise, shape)
         return [(chain.noise_of_array(array, trim), lambda: array)]
     return [
-        (chain.noise_of_seed(seed, shape, trim), cache(lambda seed=seed: chain.draw(seed, shape)))
+        (chain.noise_of_seed(seed, shape, trim), partial(chain.draw, seed, shape))
         for seed in params.seeds or (0,)
     ]
 
@@ -267,9 +268,12 @@ def walk(context: Context, trajectories: Sequence[Trajectory]) -> None:
     if not todo:
         return
     with Publisher(store) as publisher, store.report.task("denoise", len(todo)) as task:
-        for recipe, one in todo:
+        following = [*(one for _, one in todo[1:]), None]
+        for (recipe, one), after in zip(todo, following, strict=True):
             need = needs[context.expert(recipe)]
-            publisher.obtain(recipe, filler(context, denoiser, recipe, one, need))
+            publisher.obtain(recipe, filler(context, denoiser, publisher, recipe, one, need))
+            if after is not one:
+                one.state = None  # the state of one seed in memory at a time, as planned
             task.advance()
     steps = Counter(context.expert(recipe) for recipe, _ in todo)
     for name, need in needs.items():
@@ -296,6 +300,7 @@ def lazy_denoiser(context: Context, needs: dict[str, ExpertNeed]) -> "Callable[[
 def filler(
     context: Context,
     denoiser: "Callable[[], Denoiser]",
+    publisher: Publisher,
     recipe: Recipe,
     one: Trajectory,
     need: Need,
@@ -310,7 +315,7 @@ def filler(
         from wanpipe.device import made
         from wanpipe.sampling import SOLVERS, step_cache
 
-        net, material, state = denoiser(), plain(recipe.material), one.load(recipe, store)
+        net, material, state = denoiser(), plain(recipe.material), one.load(recipe, publisher)
         latent = net.prompting.blend(state["latent"])
         # the last step always computes
         rule = material.get("step_cache") if material["sigma_next"] else None

@@ -23,10 +23,11 @@ from wanpipe.words import amount
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMAGE_TOKENS = 257  # of CLIP
-SQUARE = 8  # bytes of a float64: the squares of what is written are summed in it
 FILLING = 500_000  # positions of one frame with which the last layers of a VAE fill a GPU
 STREAMED = "its blocks are read from the disk at every step"
 APART = "its two passes go one after the other"
+
+WAITING_SLICES = 4  # slices of frames, of four each, that may wait for the encoder of a video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ class Expert:
         """
         c, size = self.config, prod(self.latent)
         steps = 1 + self.arrays + (1 + WAITING) * self.arrays
-        writing = SQUARE + FULL  # and a chunk's compressed bytes, of the array at work
+        writing = FULL  # a chunk's compressed bytes, of the array at work
         return size * (c.out_dim * (steps * FULL + writing) + (c.in_dim - c.out_dim) * FULL)
 
     @property
@@ -218,8 +219,8 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
     rows, columns = (1 + -(-max(side - sides[0], 0) // sides[1]) for side in latent[1:])
     latents = 3 * config.z_dim * prod(latent) * FULL  # as read, on the device, and scaled
     frame = 3 * prod(latent[1:]) * config.stride[1] ** 2
-    # fours of frames: one computed, one that waits, and one that is written, with its squares
-    written = 4 * frame * (3 + SQUARE)
+    # fours of frames: one computed, one that waits, one that is written, and those for the video
+    written = 4 * frame * (3 + WAITING_SLICES)
     blended = 4 * 3 * prod(tile[1:]) * config.stride[1] ** 2 * 2 * FULL  # as decoded, and weighed
     summed = kept(latent, config.stride[1]) + blended
     whole_film = (4 * (latent[0] - 1) + 1) * frame

@@ -64,15 +64,17 @@ def read_regular(path: Path, limit: int = LIMIT) -> bytes:
     """Read a small regular file whole; never waits for a named pipe. Raises OSError or
     DocumentError.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise DocumentError("it is not a regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DocumentError(f"it is larger than {limit} bytes")
     return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def plain(document: Any) -> Any:

@@ -111,7 +111,9 @@ class Sink:
         self.minimum = min(self.minimum, float(block.min()))
         self.maximum = max(self.maximum, float(block.max()))
         self.total += float(block.sum(dtype=np.float64))
-        self.squares += float(np.square(block, dtype=np.float64).sum())
+        flat = block.reshape(-1)
+        # in small pieces, where np.square would make float64 of the whole block
+        self.squares += float(np.einsum("i,i", flat, flat, dtype=np.float64, casting="safe"))
         self.pending.append(np.ascontiguousarray(block, dtype=self.array.dtype))
         self.flush(self.rows)
 
