@@ -88,7 +88,7 @@ def run_of(number: int, steps: list[Recipe]) -> Run:
         "key": HASH(0),
         "start": plain(steps[0].material.noise),
         "steps": [one.key for one in steps],
-        "text": HASH(1),
+        "inputs": {"text": HASH(1)},
         "settings": SETTINGS,
         "dtype": "bfloat16",
         "model": {"key": HASH(3), "directory": "/models/tiny"},

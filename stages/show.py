@@ -135,9 +135,8 @@ def describe_run(run: Run, store: Store) -> Rows:
     there = sum(store.has("denoise", key) for key in run.steps)
     yield "steps", f"{there} of {len(run.steps)} are there"
     yield "last step", run.last
-    yield "from text", f"encode-text/{run.text}"
-    if run.image:
-        yield "from image", f"encode-image/{run.image}"
+    for role, key in run.inputs.items():
+        yield f"from {role}", f"{ROLES[role]}/{key}"
     if isinstance(run.start, str):
         yield "branches from", f"denoise/{run.start}"
     yield "model", run.model.directory

@@ -10,6 +10,7 @@ from wanpipe.documents import plain
 from wanpipe.model import Model
 from wanpipe.store import Run, Store
 from wanpipe.store.runs import ModelReference
+from wanpipe.store.schema import ROLES
 
 LIMIT = 1 << 20  # bytes of a video's comment
 
@@ -36,12 +37,11 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
     if run is None:
         return lineage
     lineage |= {"step": run.number(step), "seed": run.seed, **plain(run.settings)}
-    lineage["encode-text"] = run.text
+    lineage |= {ROLES[role]: key for role, key in run.inputs.items()}
     texts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
     lineage |= {name: text for name, text in texts.items() if text is not None}
-    if run.image is not None:
-        lineage["encode-image"] = run.image
-        image = store.find("encode-image", run.image)
+    if "image" in run.inputs:
+        image = store.find(ROLES["image"], run.inputs["image"])
         if image is not None and image.made.image is not None:
             lineage["image"] = image.made.image
     return lineage

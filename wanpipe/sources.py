@@ -105,16 +105,17 @@ def with_inputs(sources: Sources, store: Store) -> Sources:
             "start again with `wanpipe denoise --from TEXT`"
         )
     home = Store(step.root, store.report)
-    found: dict[str, Entry | None] = {"text": sources.text, "image": sources.image}
-    for role, key in (("text", run.text), ("image", run.image)):
-        if found[role] is None and key is not None:
-            found[role] = home.find(ROLES[role], key) or store.find(ROLES[role], key)
-            if found[role] is None:
+    found: dict[str, Any] = {}
+    for role, key in run.inputs.items():
+        if getattr(sources, role) is None:
+            entry = home.find(ROLES[role], key) or store.find(ROLES[role], key)
+            if entry is None:
                 raise StoreError(
                     f"run {run.key[:8]} was made from {ROLES[role]}/{key[:8]}, which is gone; give "
                     "another with --from"
                 )
-    return replace(sources, text=found["text"], image=found["image"])
+            found[role] = entry
+    return replace(sources, **found)
 
 
 def check(sources: Sources, model: Model) -> Entry:

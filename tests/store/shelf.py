@@ -152,7 +152,7 @@ def run_of(words: Entry, recipes: Sequence[Recipe], seed: int = 1, **changes: An
         "start": start,
         "first": first.step,
         "steps": [recipe.key for recipe in recipes],
-        "text": words.key,
+        "inputs": {"text": words.key},
         "settings": settings,
         "dtype": "float32",
         "model": {"key": HASH(9), "directory": "/models/tiny"},

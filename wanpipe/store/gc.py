@@ -64,7 +64,7 @@ class Plan:
         self.asked: dict[str, set[str]] = {}  # texts and images of the runs of each step
         for run in store.runs.all():
             for key in run.steps:
-                self.asked.setdefault(key, set()).update(filter(None, (run.text, run.image)))
+                self.asked.setdefault(key, set()).update(run.inputs.values())
         self.needed = Counter(key for row in self.left.values() for key in self.needs(row))
         self.removed: list[Summary] = []
         if limits.every is not None:

@@ -92,11 +92,11 @@ class Video(Document, frozen=True, kw_only=True):
 
 
 class Run(Document, frozen=True, kw_only=True):
-    """One run. Its key follows from `start`, `text`, `image`, `settings`, `dtype` and the model.
+    """One run. Its key follows from `start`, `inputs`, `settings`, `dtype` and the model.
 
-    `start` is the noise, or the step that the run branches from; `steps` are the keys of all its
-    steps, computed or not, of which the first has number `first`. `loras` tells where the file of
-    each content hash lies.
+    `inputs` are keys of entries by role, such as its text. `start` is the noise, or the step that
+    the run branches from. `steps` are the keys of all its steps, computed or not, of which the first
+    has number `first`. `loras` tells where the file of each content hash lies.
     """
 
     schema: Literal[1] = 1
@@ -104,8 +104,7 @@ class Run(Document, frozen=True, kw_only=True):
     start: Noise | Hash
     first: Count = 0
     steps: Annotated[list[Hash], Meta(min_length=1, max_length=100_000)]
-    text: Hash
-    image: Hash | None = None
+    inputs: dict[str, Hash]
     settings: Settings
     dtype: Text
     model: ModelReference
@@ -130,7 +129,7 @@ class Run(Document, frozen=True, kw_only=True):
 def named(run: Run) -> Run:
     """Give a run the key that follows from what it is."""
     identity = {
-        name: plain(getattr(run, name)) for name in ("start", "text", "image", "settings", "dtype")
+        name: plain(getattr(run, name)) for name in ("start", "inputs", "settings", "dtype")
     }
     model = {"key": run.model.key, "experts": run.model.experts}
     key = key_of({"schema": 1, "run": identity, "model": model})
@@ -297,8 +296,7 @@ def adopt(chain: Sequence[Summary], rows: Mapping[str, Summary], root: Path) -> 
             "start": first.parent if isinstance(noise, UnsetType) else plain(noise),
             "first": first.step or 0,
             "steps": keys,
-            "text": end.inputs.get("text"),
-            "image": end.inputs.get("image"),
+            "inputs": end.inputs,
             "settings": end.noted["settings"],
             "dtype": material.dtype,
             "model": {"key": None, "directory": end.noted["model"] or ""},
