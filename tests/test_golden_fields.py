@@ -39,7 +39,8 @@ GRID = f"{START} --shift 1 --timesteps"
 CACHED = f"{START} --steps 10 --step-cache 0.05"
 LORA = f"{STEP} --lora style.safetensors 1"
 PAIR = f"{STEP} --guide-scale 3,4"
-BRANCH = "denoise --model {model} --from {step}"
+# from a step that no other row has, since a step is continued as the latest of its runs
+BRANCH = "denoise --model {model} --from"
 DECODE = "decode --model {model} --from {step}"
 NAMED = {
     "text": TEXT,
@@ -49,6 +50,9 @@ NAMED = {
     "other image": WIDE,
     "step": f"{STEP} --stop-at 1",
     "image step": f"{IMAGE_STEP} --stop-at 1",
+    "step before a LoRA": f"{STEP} --stop-at 1 --seed 2",
+    "step before a text": f"{STEP} --stop-at 1 --seed 3",
+    "step before a guidance": f"{STEP} --stop-at 1 --seed 4",
     "other step": f"{STEP} --stop-at 1 --seed 1",
     "long step": f"{STEP} --stop-at 1 --num-frames 9",
     "trimmed step": f"{STEP} --stop-at 1 --trim-first-frames 1",
@@ -133,16 +137,16 @@ ROWS = [
     ),
     Row("loras", STEP, "--lora-high style.safetensors 1", A14B),
     Row("loras", STEP, "--lora-low style.safetensors 1", A14B, step=3),
-    Row("loras", BRANCH, "--lora style.safetensors 1", step=1),
+    Row("loras", f"{BRANCH} {{step before a LoRA}}", "--lora style.safetensors 1", step=1),
     Row("text", STEP, "{text} => {other text}"),
     Row("text", STEP, "{text} => {other negative}"),
     Row("text", f"{STEP} --guide-scale 1", "{text} => {other text}"),
-    Row("text", BRANCH, "--from {other text}", step=1),
+    Row("text", f"{BRANCH} {{step before a text}}", "--from {other text}", step=1),
     Row("text guide_scale", STEP, "--guide-scale 1"),
     Row("image", IMAGE_STEP, "{image} => {other image}", A14B_I2V),
     Row("image", IMAGE_STEP, "{image} => {other image}", I2V),
     Row("guide_scale", STEP, "--guide-scale 4.5"),
-    Row("guide_scale", BRANCH, "--guide-scale 4.5", step=1),
+    Row("guide_scale", f"{BRANCH} {{step before a guidance}}", "--guide-scale 4.5", step=1),
     Row("guide_scale", PAIR, "--guide-scale 3,5", A14B),
     Row("guide_scale", PAIR, "--guide-scale 2,4", A14B, step=3),
     Row("solver", f"{GRID} 1000,750,500 --scheduler dpm++", "dpm++ => euler"),
