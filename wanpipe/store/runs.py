@@ -95,8 +95,8 @@ class Run(Document, frozen=True, kw_only=True):
     """One run. Its key follows from `start`, `inputs`, `settings`, `dtype` and the model.
 
     `inputs` are keys of entries by role, such as its text. `start` is the noise, or the step that
-    the run branches from. `steps` are the keys of all its steps, computed or not, of which the first
-    has number `first`. `loras` tells where the file of each content hash lies.
+    the run branches from. `steps` are the keys of all its steps, computed or not; the first has
+    number `first`. `loras` tells where the file of each content hash lies.
     """
 
     schema: Literal[1] = 1
