@@ -40,6 +40,14 @@ def test_a_run_tells_what_was_asked_and_all_its_steps(place: Place) -> None:
     assert place.run(last) == run, "the run went on, and is the same"
 
 
+def test_a_seed_of_any_size_is_kept(place: Place) -> None:
+    draft = place.made("denoise", "--from", place.text(), *SMALL, "--seed", 2**70, "--stop-at", 1)
+    assert place.run(draft).seed == 2**70
+    last = place.do("denoise", "--from", draft, "--stop-at", 2)
+    assert [event["step"] for event in last.computed()] == [1]
+    assert f"seed {2**70}" in " ".join(place.do("cache", "ls").paths)
+
+
 def test_a_run_stands_for_its_last_step(place: Place) -> None:
     draft = place.made("denoise", "--from", place.text(), *SMALL, "--stop-at", 2)
     key = place.run(draft).key

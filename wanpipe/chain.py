@@ -123,8 +123,6 @@ def noise_of_seed(seed: int, shape: Sequence[int], trim: int) -> Noise:
     """What names the start noise of a seed. Raises UsageError for a seed that cannot be."""
     if seed < 0:
         raise UsageError(f"seed must not be negative, got {seed}; use 0 or more")
-    if seed >= 1 << 62:
-        raise UsageError(f"seed must be below 2^62, got {seed}; use a smaller one")
     drawn = {"algorithm": NOISE_ALGORITHM, "seed": seed, "shape": list(shape)}
     return convert(drawn | trimmed(trim), Noise)
 

@@ -17,6 +17,7 @@ LINE = 300  # characters of an error, of which a file may have chosen some
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Seed = Annotated[int, msgspec.Meta(ge=0)]  # of any size, as NumPy's Philox takes it
 Length = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
 Hash = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=1 << 17)]

@@ -22,6 +22,7 @@ from wanpipe.documents import (
     Finite,
     Hash,
     Length,
+    Seed,
     Text,
     convert,
     encode,
@@ -108,7 +109,7 @@ class Run(Document, frozen=True, kw_only=True):
     settings: Settings
     dtype: Text
     model: ModelReference
-    seed: Count | None = None
+    seed: Seed | None = None
     prompt: Text | None = None
     negative_prompt: Text | None = None
     fps: Finite | None = None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from wanpipe.documents import Count, Document, FileName, Finite, Hash, Length, Text
+from wanpipe.documents import Count, Document, FileName, Finite, Hash, Length, Seed, Text
 
 SCHEMA: Literal[1] = 1  # raised when entries or materials change their form for all stages
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="compute dtype")]
@@ -86,7 +86,7 @@ class Noise(Document, frozen=True, kw_only=True):
 
     algorithm: Text
     shape: Annotated[list[Length], Meta(min_length=1, max_length=8)]
-    seed: Count | UnsetType = UNSET
+    seed: Seed | UnsetType = UNSET
     digest: Hash | UnsetType = UNSET
     trim_first_frames: Count | UnsetType = UNSET
 
@@ -187,7 +187,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     statistics: dict[str, Statistics] = {}
     bits_by: dict[str, str | int | bool | None] | None = None
     settings: dict[str, Json] | None = None
-    seed: Count | None = None
+    seed: Seed | None = None
     lora_files: dict[Hash, Text] | None = None
     fps: Finite | None = None
 
