@@ -227,7 +227,7 @@ class Stage:
 
     `role` is what an entry is to those made from it; `inputs` are roles; `arrays` by name, where
     "solver/*" stands for any below solver/; `rank` is its place in gc, the least useful first;
-    `what` sums a record up in words; `needed_by` are the steps that keep it from gc.
+    `what` sums a record up in words.
     """
 
     name: str
@@ -243,11 +243,6 @@ class Stage:
         """Declaration of an array. Raises KeyError for a name that the stage does not have."""
         return self.arrays[name if name in self.arrays else f"{name.split('/')[0]}/*"]
 
-    @property
-    def labels(self) -> dict[str, str]:
-        """Label of every field of the material, in the order in which differences are told."""
-        return {name: meta.title or name for name, meta in metas(self.material).items()}
-
 
 def metas(kind: type[Material]) -> dict[str, Meta]:
     """The Meta of every field of a material."""
@@ -258,15 +253,6 @@ def metas(kind: type[Material]) -> dict[str, Meta]:
         titled = [meta for meta in getattr(hints[name], "__metadata__", ()) if meta.title]
         found[name] = titled[-1] if titled else Meta(title=name)
     return found
-
-
-def _said_of_image(record: Record) -> str:
-    material = record.material
-    return f"{record.made.image}, {material.width}x{material.height}"  # type: ignore[union-attr]
-
-
-def _said_of_step(record: Record) -> str:
-    return f"guidance {record.material.guide_scale}"  # type: ignore[union-attr]
 
 
 STAGES = {
@@ -297,7 +283,9 @@ STAGES = {
                 "clip": Array(axes="LD", needed=False),
                 "latent": Array(axes="CFHW", needed=False),
             },
-            what=_said_of_image,
+            what=lambda record: (
+                f"{record.made.image}, {record.material.width}x{record.material.height}"
+            ),
         ),
         Stage(
             name="denoise",
@@ -310,7 +298,7 @@ STAGES = {
                 "solver/*": Array(axes="CFHW", needed=False),
             },
             inputs=("text", "image"),
-            what=_said_of_step,
+            what=lambda record: f"guidance {record.material.guide_scale}",
         ),
         Stage(
             name="decode",
