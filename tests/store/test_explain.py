@@ -8,7 +8,7 @@ import pytest
 from tests.store.shelf import Heard, chain, fill, forbidden, recipe, run_of, step_recipe, text
 from wanpipe.documents import plain
 from wanpipe.report import describe
-from wanpipe.store import Entry, Publisher, Recipe, Store, material
+from wanpipe.store import Entry, Publisher, Recipe, Store, key_of, material
 from wanpipe.store.entry import read_entry
 from wanpipe.store.planning import PlanStore
 
@@ -70,6 +70,19 @@ def test_every_field_that_differs_is_told(
     assert [(miss["steps"], miss["nearest"]) for miss in misses] == [(8, first.key)]
     assert misses[0]["reason"] == reason
     assert describe("missing", misses[0]).endswith(f"{reason}; so all 8 steps are new")
+
+
+def test_a_text_without_its_negative_part_is_the_same_text(store: Store) -> None:
+    words = text(store)
+    chain(store, words, 8)
+    prompt = {name: value for name, value in plain(words.material).items() if name != "negative"}
+    fields = plain(step_recipe(words, 0, None).material)
+    fields |= {"text": key_of(prompt), "guide_scale": 1.0}
+    alone = Recipe(
+        material=material(fields.pop("stage"), **fields), inputs={"text": words.key}, step=0
+    )
+    (miss,) = plan(store, [alone])
+    assert miss["reason"] == "text, seed, model: same; guidance 5.0 → 1.0"
 
 
 def test_prompts_are_told_in_place_of_keys(store: Store) -> None:

@@ -84,17 +84,29 @@ def explain(recipe: Recipe, rows: Iterable[Summary], known: Known) -> Explanatio
     if best is None:
         return Explanation(None)
     record, found = best
-    return Explanation(record.key, same(recipe, plain(record.material)), tuple(found))
+    return Explanation(record.key, same(recipe, record), tuple(found))
 
 
-def same(recipe: Recipe, there: dict[str, Any]) -> tuple[str, ...]:
+def same(recipe: Recipe, record: Record) -> tuple[str, ...]:
     """What a person would ask first and need not look for, in words."""
-    wanted = recipe.whole
+    wanted, there = recipe.whole, plain(record.material)
     return tuple(
         meta.extra["same"]
         for name, meta in metas(recipe.declared.material).items()
         if meta.extra and "same" in meta.extra
-        if wanted.get(name) is not None and wanted.get(name) == there.get(name)
+        if wanted.get(name) is not None and agree(name, recipe, record, wanted, there)
+    )
+
+
+def agree(
+    name: str, recipe: Recipe, record: Record, wanted: dict[str, Any], there: dict[str, Any]
+) -> bool:
+    """Whether two materials agree in a field, or name the same entry in two ways: at guidance 1 a
+    step has the key of its prompt alone.
+    """
+    key = recipe.inputs.get(name)
+    return wanted.get(name) == there.get(name) or (
+        key is not None and key == record.inputs.get(name)
     )
 
 
@@ -115,7 +127,7 @@ def differences(recipe: Recipe, record: Record, known: Known) -> list[Difference
     pair = (known.settings(record.key), known.planned)
     found: list[Difference] = []
     for name, meta in fields.items():
-        if wanted.get(name) == there.get(name):
+        if agree(name, recipe, record, wanted, there):
             continue
         grid = bool(meta.extra and meta.extra.get("grid"))
         if name == "noise" and isinstance(there.get(name), dict) and name in wanted:
