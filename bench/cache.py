@@ -22,6 +22,7 @@ import numpy as np
 from stages import decode
 from wanpipe.documents import convert, encode, plain
 from wanpipe.geometry import latent_shape
+from wanpipe.models.vae import as_bytes
 from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material
 from wanpipe.store.entry import ATTRIBUTE, seal_of
 from wanpipe.store.runs import named
@@ -153,10 +154,10 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
     shape = (4 * PIECES, *pixels.shape[1:])
 
     def film(seconds: float) -> None:
-        def pieces() -> Iterator[mx.array]:
+        def pieces() -> Iterator[np.ndarray]:
             for _ in range(PIECES):
                 time.sleep(seconds)
-                yield pixels
+                yield np.array(as_bytes(pixels))
 
         def fill(draft: Draft) -> dict[str, Any]:
             with draft.stream("frames", shape) as sink:

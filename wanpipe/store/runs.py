@@ -231,6 +231,8 @@ class Runs(Records[Run]):
 
     def starting_with(self, prefix: str) -> list[str]:
         """Keys of the records whose key starts with `prefix`."""
+        if is_key(prefix):
+            return [prefix] if self.path(prefix).is_file() else []
         return [key for key in self.names() if key.startswith(prefix)] if is_prefix(prefix) else []
 
     def keep(self, record: Run) -> None:
