@@ -87,10 +87,9 @@ def write_model(folder: Path, size: Size) -> None:
     import xxhash
     from PIL import Image
 
-    from bench.run import component
+    from bench.run import component, write_config
     from wanpipe import demo
-    from wanpipe.config import SCHEMA, VARIANTS, Component, Components, ModelConfig
-    from wanpipe.documents import encode
+    from wanpipe.config import Component
 
     folder.mkdir()
     with demo.checkpoint("t2v") as source:
@@ -101,17 +100,7 @@ def write_model(folder: Path, size: Size) -> None:
     parts = {"tokenizer": tokenizer} | {
         name: component(folder, name, *rest) for name, *rest in networks(size)
     }
-    variant = VARIANTS["wan2.2-i2v-a14b"]
-    config = ModelConfig(
-        schema=SCHEMA,
-        key=xxhash.xxh3_128_hexdigest(json.dumps({n: p.hash for n, p in parts.items()}).encode()),
-        variant=variant.name,
-        dtype="bfloat16",
-        quantization=None,
-        defaults=variant.defaults,
-        files=Components(**parts),
-    )
-    (folder / "config.json").write_bytes(encode(config))
+    write_config(folder, "wan2.2-i2v-a14b", parts)
     noise = Image.effect_noise((size.width, size.height), 100)
     noise.convert("RGB").save(folder / "image.png")
 

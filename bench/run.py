@@ -85,6 +85,21 @@ def component(
     )
 
 
+def write_config(folder: Path, name: str, parts: Mapping[str, Any]) -> None:
+    """Write the config.json of a bfloat16 model of this variant with these components."""
+    variant = VARIANTS[name]
+    config = ModelConfig(
+        schema=SCHEMA,
+        key=xxhash.xxh3_128_hexdigest(json.dumps({n: p.hash for n, p in parts.items()}).encode()),
+        variant=variant.name,
+        dtype="bfloat16",
+        quantization=None,
+        defaults=variant.defaults,
+        files=Components(**parts),
+    )
+    (folder / "config.json").write_bytes(encode(config))
+
+
 def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
     """Write a whole model directory."""
     t5 = T5Config(dim=dit.text_dim, **LITTLE)
@@ -101,17 +116,7 @@ def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
         ),
         "model": component(folder, "model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
     }
-    variant = VARIANTS["wan2.1-t2v-1.3b"]
-    config = ModelConfig(
-        schema=SCHEMA,
-        key=xxhash.xxh3_128_hexdigest(json.dumps({n: p.hash for n, p in parts.items()}).encode()),
-        variant=variant.name,
-        dtype="bfloat16",
-        quantization=None,
-        defaults=variant.defaults,
-        files=Components(**parts),
-    )
-    (folder / "config.json").write_bytes(encode(config))
+    write_config(folder, "wan2.1-t2v-1.3b", parts)
 
 
 def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, float]:
