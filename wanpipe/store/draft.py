@@ -38,9 +38,8 @@ class Draft:
         self.files: dict[str, str] = {}
         self.statistics: dict[str, dict[str, float]] = {}
 
-    @property
     def group(self) -> "zarr.Group":
-        """The Zarr group, created when it is first needed."""
+        """Give the Zarr group, which is created when it is first needed."""
         if self.opened is None:
             (self.path / METADATA).unlink(missing_ok=True)  # of a resumed draft
             self.opened = create_group(self.path)
@@ -56,7 +55,7 @@ class Draft:
         """Open an array that grows along its first axis, in the chunks that its stage declares."""
         declared = self.stage.array(name)
         assert len(shape) == len(declared.axes), (name, shape, declared)
-        array = create_array(self.group, name, declared, shape)
+        array = create_array(self.group(), name, declared, shape)
         return Sink(self, name, array, declared.rows or shape[0])
 
     def attach(self, name: str, digest: str | None = None) -> None:
@@ -73,7 +72,7 @@ class Draft:
         assert not check_arrays(self.stage, set(self.digest)), (self.stage.name, self.digest)
         made = {**record["made"], "statistics": self.statistics}
         whole = {**record, "digest": self.digest, "files": self.files, "made": made}
-        assert self.group is not None  # its document is there from now on
+        self.group()  # its document is there from now on
         group = {**read_document(self.path), "attributes": {ATTRIBUTE: whole}}
         sealed = {**whole, "seal": seal_of(self.path, group)}
         group["attributes"] = {ATTRIBUTE: sealed}
