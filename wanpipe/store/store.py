@@ -33,14 +33,7 @@ from wanpipe.store.index import Index
 from wanpipe.store.keys import is_key, is_prefix
 from wanpipe.store.labels import Labels, check_name
 from wanpipe.store.recipe import Recipe, record_of
-from wanpipe.store.runs import (
-    MODELS,
-    ModelReference,
-    Records,
-    Run,
-    Runs,
-    Video,
-)
+from wanpipe.store.runs import MODELS, ModelReference, Records, Run, Runs, Video
 from wanpipe.store.schema import STAGES
 from wanpipe.store.scratch import is_free, remove_scratch
 from wanpipe.store.shortcuts import HashCache, Shortcuts
@@ -343,6 +336,8 @@ class Store:
         if self.keep(self.runs, run):
             with self.lock("run", run.key):
                 self.runs.add_video(run.key, video)
+                # as `lock` does for entries: whoever waits reads the record again
+                (self.root / ".locks" / f"run-{run.key}").unlink(missing_ok=True)
 
     def keep(self, records: Any, record: Any) -> bool:
         """Record something; say whether, since a cache that cannot be written keeps no records."""
