@@ -45,7 +45,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
             latent = step.read("x0")
-            run = next(iter(Store(step.root, store.report).runs.of(step.key)), None)
+            run = Store(step.root, store.report).runs.latest(step.key)
             trim = run.settings.trim_first_frames if run else 0
             if model is None:
                 frames = preview.linear_frames(latent)[trim:]
@@ -116,6 +116,6 @@ def command(
     """
     store = session.store
     steps = choose(references, all_drafts, store)
-    made_by = next(iter(Store(steps[0].root, store.report).runs.of(steps[0].key)), None)
+    made_by = Store(steps[0].root, store.report).runs.latest(steps[0].key) if vae else None
     found = find_model(model, steps, store, made_by) if vae else None
     click.echo(run(steps, Params(output=output, columns=columns), store, found))

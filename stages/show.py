@@ -214,10 +214,10 @@ def summary(entry: Entry, store: Store) -> str:
     """An input in a few words."""
     if entry.stage != "denoise":
         return entry.made.prompt or entry.made.image or ""
-    runs = store.runs.of(entry.key)
-    if not runs:
+    run = store.runs.latest(entry.key)
+    if run is None:
         return f"step {entry.step + 1}"
-    return f"step {entry.step + 1} of {runs[0].settings.steps}, seed {runs[0].seed}"
+    return f"step {entry.step + 1} of {run.settings.steps}, seed {run.seed}"
 
 
 def checkpoint_of(model: str) -> str | None:

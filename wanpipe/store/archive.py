@@ -68,11 +68,10 @@ def runs_of(entries: Sequence[Entry], store: Store) -> list[Run]:
     """The runs of steps among `entries`: the latest of each."""
     found: dict[str, Run] = {}
     for entry in entries:
-        runs = (
-            Store(entry.root, store.report).runs.of(entry.key) if entry.stage == "denoise" else []
-        )
-        # paths of videos mean nothing elsewhere
-        found |= {run.key: structs.replace(run, videos=[]) for run in runs[:1]}
+        home = Store(entry.root, store.report)
+        run = home.runs.latest(entry.key) if entry.stage == "denoise" else None
+        if run is not None:  # paths of videos mean nothing elsewhere
+            found[run.key] = structs.replace(run, videos=[])
     return sorted(found.values(), key=lambda run: run.key)
 
 

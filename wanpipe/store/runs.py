@@ -221,6 +221,10 @@ class Runs(Records[Run]):
         runs = self.recorded(holding=step)
         return [run for run in runs or self.all() if step in run.steps]
 
+    def latest(self, step: str) -> Run | None:
+        """The latest used run that a step belongs to; None where none knows it."""
+        return next(iter(self.of(step)), None)
+
     def last(self, run: Run) -> Path:
         """Where the last step of a run lies that is there. Raises StoreError where none is."""
         for key in reversed(run.steps):
