@@ -265,3 +265,19 @@ def test_a_checkpoint_and_its_model_are_quantised_under_different_keys(
     assert files[1] == files[4]
     assert files[0] == files[3]
     assert not gallery.do(*original, "--quantize", "--group-size", 32).computed()
+
+
+def test_a_lora_is_hashed_once_in_a_run_that_plans_first(
+    gallery: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashings: list[Path] = []
+    real = Path.open
+
+    def counted(path: Path, *rest: Any, **options: Any) -> Any:
+        if path.name == STYLE and options.get("buffering") == 0:  # as `hash_file` opens it
+            hashings.append(path)
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    gallery.film("--lora", gallery.root / STYLE, 1)
+    assert len(hashings) == 1
