@@ -20,9 +20,9 @@ import mlx.core as mx
 import numpy as np
 
 from stages import decode
-from wanpipe.documents import convert, encode, plain
-from wanpipe.geometry import latent_shape
+from wanpipe.models.geometry import latent_shape
 from wanpipe.models.vae import as_bytes
+from wanpipe.runtime.documents import convert, encode, plain
 from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material
 from wanpipe.store.entry import ATTRIBUTE, seal_of
 from wanpipe.store.runs import named

@@ -20,11 +20,11 @@ import numpy as np
 
 from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import demo
-from wanpipe.config import NEGATIVE
 from wanpipe.demo import judge, world
-from wanpipe.model import Model, open_model
-from wanpipe.sources import Sources
+from wanpipe.models.config import NEGATIVE
+from wanpipe.pipeline.sources import Sources
 from wanpipe.store import Entry, Store
+from wanpipe.weights.model import Model, open_model
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -229,7 +229,7 @@ def round_trips(
 
 def tiles(chosen: list[Case], store: Store) -> None:
     """Measure decoding in tiles against decoding whole frames."""
-    from wanpipe import tiling
+    from wanpipe.models import tiling
     from wanpipe.models.vae import joined
 
     print("\n| tile, overlap | clips | to whole frames | worst pixel |\n|---|---|---|---|")
@@ -288,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     import mlx.core as mx
 
-    from wanpipe.device import describe
+    from wanpipe.backend.device import describe
 
     print(f"MLX {mx.__version__}, {describe()}\n")
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@
 
 Names: those of DITS in bench/sizes.py; without one, `1.3b` and `14b`. A step takes both guidance
 passes, text embedded before. `limit` follows from ceilings (bench/limits.py), `expected` from
-wanpipe.budget. Streamed blocks come from a file in the page cache.
+wanpipe.pipeline.budget. Streamed blocks come from a file in the page cache.
 """
 
 import gc
@@ -25,12 +25,12 @@ from bench import limits, parts
 from bench.peer import beside
 from bench.sizes import DITS
 from bench.weights import Random, Rows, measure, parser, read_plainly
-from wanpipe.budget import ITEMSIZE, Expert
-from wanpipe.config import DiTConfig, Quantization
-from wanpipe.device import compute_dtype, mlx_dtype, within
-from wanpipe.geometry import Triple
+from wanpipe.backend.device import compute_dtype, mlx_dtype, within
+from wanpipe.checkpoints.rules import dit as rules
+from wanpipe.models.config import DiTConfig, Quantization
 from wanpipe.models.dit import Block, DiT
-from wanpipe.weights.rules import dit as rules
+from wanpipe.models.geometry import Triple
+from wanpipe.pipeline.budget import ITEMSIZE, Expert
 from wanpipe.weights.stream import load_streamed
 
 DEFAULT = ("1.3b", "14b")

@@ -1,4 +1,4 @@
-"""The CUDA kernels of wanpipe/models/kernels.py beside their twins in plain MLX.
+"""The CUDA kernels of wanpipe/backend/kernels.py beside their twins in plain MLX.
 
     python -m bench.kernels [--small]
 

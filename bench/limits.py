@@ -5,7 +5,7 @@ At 700 TFLOP/s in the products a step with guidance at 832x480, 81 frames takes 
 and additions are not in it.
 """
 
-from wanpipe.budget import Expert
+from wanpipe.pipeline.budget import Expert
 
 # bf16 products of a block's shapes: 654 to 740 TFLOP/s (MLX 0.32.4, cuBLAS), mean
 MATMUL = 700e12

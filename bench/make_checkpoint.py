@@ -19,7 +19,7 @@ from zlib import crc32
 import layouts
 import numpy as np
 
-from wanpipe.weights.dtypes import NAMES, Array, narrow
+from wanpipe.checkpoints.dtypes import NAMES, Array, narrow
 from wanpipe.weights.write import Slot, write_tensors
 
 BLOCK = 1 << 22  # numbers drawn at once

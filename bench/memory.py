@@ -60,13 +60,13 @@ SETTINGS = {
 
 def networks(size: Size) -> list[tuple[str, Any, Any, Any, str]]:
     """Name every network, with its dimensions, the rows of its tensors and their format."""
-    from wanpipe.config import DiTConfig, T5Config, VAEConfig
+    from wanpipe.checkpoints.rules import dit as dit_rules
+    from wanpipe.checkpoints.rules import umt5 as t5_rules
+    from wanpipe.checkpoints.rules import vae as vae_rules
     from wanpipe.models import vae
+    from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
     from wanpipe.models.dit import DiT
     from wanpipe.models.umt5 import T5
-    from wanpipe.weights.rules import dit as dit_rules
-    from wanpipe.weights.rules import umt5 as t5_rules
-    from wanpipe.weights.rules import vae as vae_rules
 
     dims = {"dim": size.dim, "ffn_dim": 4 * size.dim, "heads": size.dim // 64, "layers": 3}
     dit = DiTConfig(**dims, in_dim=36, out_dim=16, text_dim=size.text)
@@ -89,7 +89,7 @@ def write_model(folder: Path, size: Size) -> None:
 
     from bench.run import component, write_config
     from wanpipe import demo
-    from wanpipe.config import Component
+    from wanpipe.models.config import Component
 
     folder.mkdir()
     with demo.checkpoint("t2v") as source:

@@ -22,15 +22,15 @@ import numpy as np
 from bench.dit import small
 from bench.sizes import DITS
 from bench.weights import Random, Rows, parser, relative
-from wanpipe.config import DiTConfig
-from wanpipe.device import compute_dtype, mlx_dtype
-from wanpipe.documents import plain
-from wanpipe.geometry import Triple
+from wanpipe.backend.device import compute_dtype, mlx_dtype
+from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models import rope
+from wanpipe.models.config import DiTConfig
 from wanpipe.models.dit import Condition, DiT, Stream
+from wanpipe.models.geometry import Triple
 from wanpipe.models.layers import grid
+from wanpipe.runtime.documents import plain
 from wanpipe.weights.load import load_network
-from wanpipe.weights.rules import dit as rules
 
 DEFAULT = ("1.3b", "14b")
 LAYERS, LATENT, SMALL = 4, (21, 30, 60), (3, 8, 12)

@@ -14,11 +14,12 @@ from msgspec.structs import replace
 
 from bench import limits
 from bench.weights import Random, Rows, measure
-from wanpipe.config import DiTConfig
-from wanpipe.device import compute_dtype, mlx_dtype
-from wanpipe.geometry import Triple
+from wanpipe.backend.device import compute_dtype, mlx_dtype
+from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models import rope
+from wanpipe.models.config import DiTConfig
 from wanpipe.models.dit import Block, DiT, Stream
+from wanpipe.models.geometry import Triple
 from wanpipe.models.layers import (
     add_norm,
     attend,
@@ -28,7 +29,6 @@ from wanpipe.models.layers import (
     rms_norm,
     split_heads,
 )
-from wanpipe.weights.rules import dit as rules
 
 SETS, COPIES = 2, 8  # inputs of a piece, evaluations in one call
 FEW = 2  # evaluations of what takes milliseconds

@@ -18,15 +18,15 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from bench.sizes import T2V_1_3B, T2V_14B, T5_XXL, TI2V_5B
-from wanpipe.config import DiTConfig, Quantization, T5Config, read_model_config
-from wanpipe.device import compute_dtype, describe, mlx_dtype
+from wanpipe.backend.device import compute_dtype, describe, mlx_dtype
+from wanpipe.checkpoints.dtypes import Array, recast
+from wanpipe.checkpoints.read import TensorFile, open_tensors
+from wanpipe.models.config import DiTConfig, Quantization, T5Config, read_model_config
 from wanpipe.models.dit import DiT
 from wanpipe.models.layers import linear
 from wanpipe.models.umt5 import T5
-from wanpipe.weights.dtypes import Array, recast
 from wanpipe.weights.load import FULL, load_network, parameter_shapes
 from wanpipe.weights.quantize import BITS, GROUP_SIZES, MATRICES, Packer, packed
-from wanpipe.weights.read import TensorFile, open_tensors
 from wanpipe.weights.write import Slot, header, write_tensors
 
 FRAMES, STEP = 5, 500.0

@@ -29,7 +29,12 @@ from bench.dit import small
 from bench.sizes import T2V_1_3B, VAE_21
 from bench.weights import Random, Rows, parser
 from wanpipe import demo
-from wanpipe.config import (
+from wanpipe.checkpoints.rename import Row
+from wanpipe.checkpoints.rules import dit as dit_rules
+from wanpipe.checkpoints.rules import umt5 as t5_rules
+from wanpipe.checkpoints.rules import vae as vae_rules
+from wanpipe.models import vae
+from wanpipe.models.config import (
     SCHEMA,
     VARIANTS,
     Component,
@@ -39,14 +44,9 @@ from wanpipe.config import (
     T5Config,
     VAEConfig,
 )
-from wanpipe.documents import Document, encode
-from wanpipe.models import vae
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
-from wanpipe.weights.rename import Row
-from wanpipe.weights.rules import dit as dit_rules
-from wanpipe.weights.rules import umt5 as t5_rules
-from wanpipe.weights.rules import vae as vae_rules
+from wanpipe.runtime.documents import Document, encode
 
 PROMPT = "a red ball rolls to the right"
 GOAL = 0.97

@@ -1,7 +1,7 @@
 """Dimensions of the real networks, and the sizes at which they are measured."""
 
-from wanpipe.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
-from wanpipe.geometry import Triple
+from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.models.geometry import Triple
 
 # latents (F, H, W) of 81 frames of 832x480 and 1280x720, and of 121 frames of 1280x704
 WIDE, HD, TI2V_HD = (21, 60, 104), (21, 90, 160), (31, 44, 80)

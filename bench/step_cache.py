@@ -23,11 +23,11 @@ import numpy as np
 from bench.demo import SEED, Case, cases, converted, psnr, share
 from stages import convert, decode, denoise, encode_text
 from wanpipe import demo
+from wanpipe.backend.device import describe
 from wanpipe.demo import judge
-from wanpipe.device import describe
-from wanpipe.model import Model, open_model
-from wanpipe.sources import Sources
+from wanpipe.pipeline.sources import Sources
 from wanpipe.store import Entry, Store
+from wanpipe.weights.model import Model, open_model
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 COMPARED = 0.1

@@ -2,7 +2,7 @@
 
     python -m bench.text [--small] [--folder DIR]
 
-Writes a converted file (11.4 GB), then measures: the network resident; `umt5.encode`, which reads
+Writes a converted file (11.4 GB), then measures: the network resident; `encode`, which reads
 block by block, with the file in the page cache and after asking the system to forget it; reading
 the same blocks and computing nothing; reading the file's bytes. Goals: 1.2 times the reading of
 the bytes, 1.5 GB. The system may not forget a file, as in a folder that is memory.
@@ -20,13 +20,14 @@ from msgspec.structs import replace
 
 from bench.sizes import T5_XXL
 from bench.weights import Random, Rows, measure, parser, read_plainly
-from wanpipe import budget
-from wanpipe.budget import ITEMSIZE
-from wanpipe.config import T5Config
-from wanpipe.device import compute_dtype, mlx_dtype, within
-from wanpipe.models.umt5 import T5, Block, encode
+from wanpipe.backend.device import compute_dtype, mlx_dtype, within
+from wanpipe.checkpoints.rules import umt5 as rules
+from wanpipe.models.config import T5Config
+from wanpipe.models.umt5 import T5, Block
+from wanpipe.pipeline import budget
+from wanpipe.pipeline.budget import ITEMSIZE
+from wanpipe.pipeline.text_encoder import encode
 from wanpipe.weights.load import load_network
-from wanpipe.weights.rules import umt5 as rules
 from wanpipe.weights.stream import Streamed
 
 TOKENS = 512

@@ -19,9 +19,9 @@ import mlx.core as mx
 from bench.dit import chosen_size, stepper
 from bench.sizes import DITS
 from bench.weights import Random, Rows, parser
-from wanpipe.device import is_cuda
+from wanpipe.backend.device import is_cuda
+from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models.dit import DiT
-from wanpipe.weights.rules import dit as rules
 
 KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 MOST = 25  # kernels that are told

@@ -26,16 +26,16 @@ from mlx.utils import tree_map_with_path
 from bench import limits
 from bench.peer import beside
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
-from wanpipe import budget
-from wanpipe.budget import ITEMSIZE, FilmNeed, Need
-from wanpipe.config import VAEConfig
-from wanpipe.device import describe, is_cuda, within
-from wanpipe.documents import plain
+from wanpipe.backend.device import describe, is_cuda, within
 from wanpipe.models import vae
 from wanpipe.models.causal_conv import SAME, CausalConv, Past, convolve, summed
 from wanpipe.models.causal_vae import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae_sizes import Step, steps
+from wanpipe.pipeline import budget
+from wanpipe.pipeline.budget import ITEMSIZE, FilmNeed, Need
+from wanpipe.runtime.documents import plain
 
 REPEATS = 3
 SIZES = {

@@ -22,12 +22,12 @@ import mlx.nn as nn
 import numpy as np
 import xxhash
 
-from wanpipe.config import Quantization
-from wanpipe.device import describe
+from wanpipe.backend.device import describe
+from wanpipe.checkpoints.rename import Row, matches
+from wanpipe.checkpoints.tensors import TensorInfo
+from wanpipe.models.config import Quantization
 from wanpipe.weights.load import CODES, FULL, parameter_shapes, with_quantized
 from wanpipe.weights.quantize import MATRICES, packed, quantize
-from wanpipe.weights.rename import Row, matches
-from wanpipe.weights.tensors import TensorInfo
 from wanpipe.weights.write import Slot, Written, arranged, header
 
 READ = 1 << 24  # bytes read at once

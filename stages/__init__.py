@@ -1,6 +1,6 @@
 """The verbs of wanpipe: one module per command, each importable without click's command line.
 
-`COMMANDS` is the one list of them; `wanpipe.cli` loads a stage only when it is called.
+`COMMANDS` is the one list of them; `wanpipe.app` loads a stage only when it is called.
 """
 
 COMMANDS = {

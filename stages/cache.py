@@ -13,11 +13,13 @@ from typing import Any
 
 import click
 
-from wanpipe import cli, options, words
+from wanpipe.cache.listing import Filter, Listed, listed, usage
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import StoreError, UsageError
+from wanpipe.runtime import units
 from wanpipe.store import Store
 from wanpipe.store.index import Summary
-from wanpipe.store.listing import Filter, Listed, listed, usage
 from wanpipe.store.schema import STAGES
 
 
@@ -28,7 +30,7 @@ class Size(click.ParamType[int]):
 
     def convert(self, value: Any, parameter: Any, context: Any) -> int:
         """Read a size."""
-        return words.read_size(value) if isinstance(value, str) else int(value)
+        return units.read_size(value) if isinstance(value, str) else int(value)
 
 
 class Age(click.ParamType[float]):
@@ -38,7 +40,7 @@ class Age(click.ParamType[float]):
 
     def convert(self, value: Any, parameter: Any, context: Any) -> float:
         """Read an age."""
-        return words.read_age(value) if isinstance(value, str) else float(value)
+        return units.read_age(value) if isinstance(value, str) else float(value)
 
 
 @click.group("cache", short_help="look at the cache, trust it, share it, keep it small")
@@ -50,7 +52,7 @@ def command() -> None:
 
 
 @command.command("ls")
-@cli.looking
+@read_only_options
 @click.option("--stage", type=click.Choice(list(STAGES)), help="Entries of one stage.")
 @click.option("--model", metavar="TEXT", help="Made with a model of this path or variant.")
 @click.option("--prompt", metavar="TEXT", help="With this in the prompt.")
@@ -58,7 +60,7 @@ def command() -> None:
 @click.option("--newer-than", type=Age(), metavar="AGE", help="Made since.")
 @click.option("--steps", is_flag=True, help="A row for every step. Default: a row for every run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def ls(session: cli.Session, as_json: bool, **conditions: Any) -> None:
+def ls(session: Session, as_json: bool, **conditions: Any) -> None:
     """List runs and other entries, the latest last: key, stage, what, size, age, names.
 
     The key of a run is that of its last step; with `--stage denoise` or `--steps` every step has a
@@ -71,50 +73,50 @@ def ls(session: cli.Session, as_json: bool, **conditions: Any) -> None:
         text = "\n".join(json.dumps(row.to_json(), ensure_ascii=False) for row in rows)
     else:
         now = time.time()
-        text = words.table([line_of(row, now) for row in rows], frozenset({3, 4})) if rows else ""
+        text = units.table([line_of(row, now) for row in rows], frozenset({3, 4})) if rows else ""
     if text:
         print(text)  # click.echo would search 10 MB for colours
 
 
 def line_of(one: Listed, now: float) -> tuple[str, ...]:
     """The columns of one entry or run."""
-    row, run, what = one.row, one.run, words.plain(one.what)
+    row, run, what = one.row, one.run, units.plain(one.what)
     if row.step is not None:
         seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
         of = f"/{run.settings.steps}" if run else ""
         what = f"{seed}, step {row.step + 1}{of}, {what}"
     if one.prompt is not None:
-        what = f"{words.quoted(one.prompt)}, {what}" if what else words.quoted(one.prompt)
+        what = f"{units.quoted(one.prompt)}, {what}" if what else units.quoted(one.prompt)
     labels = ", ".join([*one.names, "pinned"] if one.pinned else one.names)
-    age = words.age(now - words.seconds_of(row.time)) if row.time else "?"
-    return row.key[:12], row.stage, what, words.amount(one.bytes, "B"), age, labels
+    age = units.age(now - units.seconds_of(row.time)) if row.time else "?"
+    return row.key[:12], row.stage, what, units.amount(one.bytes, "B"), age, labels
 
 
 @command.command("du")
-@cli.looking
+@read_only_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def du(session: cli.Session, as_json: bool) -> None:
+def du(session: Session, as_json: bool) -> None:
     """Tell how much each stage takes on disk."""
     sizes = usage(session.store)
     if as_json:
         click.echo(json.dumps(sizes))
         return
     rows = [
-        (words.amount(size["bytes"], "B"), f"{size['entries']}", name)
+        (units.amount(size["bytes"], "B"), f"{size['entries']}", name)
         for name, size in sizes.items()
     ]
-    click.echo(words.table(rows, frozenset({0, 1})))
+    click.echo(units.table(rows, frozenset({0, 1})))
 
 
 @command.command("verify")
-@cli.looking
+@read_only_options
 @click.option("--repair", is_flag=True, help="Set damaged entries aside; then nothing is wrong.")
 @click.pass_context
-def verify(context: click.Context, session: cli.Session, repair: bool) -> None:
+def verify(context: click.Context, session: Session, repair: bool) -> None:
     """Read every byte and check every digest. Prints what is damaged; exit code 1 if anything is
     and stays.
     """
-    from wanpipe.store.verify import damaged
+    from wanpipe.cache.verify import damaged
 
     store, count = session.store, 0
     for path, error in damaged(store):
@@ -132,14 +134,14 @@ def verify(context: click.Context, session: cli.Session, repair: bool) -> None:
 
 
 @command.command("gc")
-@cli.looking
+@read_only_options
 @click.option("--max-size", type=Size(), metavar="SIZE", help="Until no more is left, as 50GB.")
 @click.option("--older-than", type=Age(), metavar="AGE", help="What was not used for so long.")
 @click.option("--keep-steps", metavar="last|every:N", help="Of every run these steps alone.")
 @click.option("--models", is_flag=True, help="Converted models too, last of all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be removed.")
 def collect(
-    session: cli.Session,
+    session: Session,
     max_size: int | None,
     older_than: float | None,
     keep_steps: str | None,
@@ -153,7 +155,7 @@ def collect(
     step needs; within each the least recently used. What has a name or a pin stays, and what is in
     use. Every run can be gone on with from what remains.
     """
-    from wanpipe.store import gc as engine
+    from wanpipe.cache import gc as engine
 
     store = session.store
     limits = engine.Limits(
@@ -184,14 +186,14 @@ def collect(
         bytes_left=plan.bytes_left,
     )
     if max_size is not None and plan.bytes_left > max_size:
-        left = words.amount(plan.bytes_left, "B")
+        left = units.amount(plan.bytes_left, "B")
         store.report.remark(f"{left} stay: what is named, pinned, in use or a model is kept")
 
 
 @command.command("pin")
-@cli.looking
+@read_only_options
 @click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
-def pin(session: cli.Session, references: tuple[str, ...]) -> None:
+def pin(session: Session, references: tuple[str, ...]) -> None:
     """Keep entries from gc. A name does so too."""
     for place in places(session.store, references):
         session.store.pins.set(place.rpartition("/")[2], place)
@@ -199,9 +201,9 @@ def pin(session: cli.Session, references: tuple[str, ...]) -> None:
 
 
 @command.command("unpin")
-@cli.looking
+@read_only_options
 @click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
-def unpin(session: cli.Session, references: tuple[str, ...]) -> None:
+def unpin(session: Session, references: tuple[str, ...]) -> None:
     """Let gc have entries again: forget their pins and their names."""
     store = session.store
     for place in places(store, references):
@@ -221,12 +223,12 @@ def places(store: Store, references: Sequence[str]) -> list[str]:
 
 
 @command.command("export")
-@cli.looking
+@read_only_options
 @click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
 @click.argument("file", type=options.PATH)
-def export(session: cli.Session, references: tuple[str, ...], file: Path) -> None:
+def export(session: Session, references: tuple[str, ...], file: Path) -> None:
     """Write entries, with the text and image they were made from, to FILE.zip for another cache."""
-    from wanpipe.store import archive
+    from wanpipe.cache import archive
 
     store = session.store
     entries = [store.look(reference) for reference in references]
@@ -236,11 +238,11 @@ def export(session: cli.Session, references: tuple[str, ...], file: Path) -> Non
 
 
 @command.command("import")
-@cli.looking
+@read_only_options
 @click.argument("file", type=options.PATH)
-def import_(session: cli.Session, file: Path) -> None:
+def import_(session: Session, file: Path) -> None:
     """Import the entries of an export. A file that is not sound throughout changes nothing."""
-    from wanpipe.store import archive
+    from wanpipe.cache import archive
 
     for path in archive.import_(file, session.store):
         click.echo(path)
@@ -252,4 +254,6 @@ def explain(words: tuple[str, ...]) -> None:
     """Tell why COMMAND (such as denoise --from cat --seed 2) would compute anything, and what: the
     same as its own --dry-run.
     """
-    cli.cli.main([*words, "--dry-run"], prog_name="wanpipe", standalone_mode=False)
+    click.get_current_context().find_root().command.main(
+        [*words, "--dry-run"], prog_name="wanpipe", standalone_mode=False
+    )

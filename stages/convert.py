@@ -16,13 +16,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from wanpipe import cli, options
-from wanpipe.config import ModelConfig, Quantization, read_model_config
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.model import find_model, open_model
-from wanpipe.report import Task
+from wanpipe.models.config import ModelConfig, Quantization, read_model_config
+from wanpipe.runtime.report import Task
 from wanpipe.store import Draft, Recipe, Store
 from wanpipe.store import material as named
+from wanpipe.weights.model import find_model, open_model
 
 UNIT = 1 << 20  # bytes in a step of the progress bar
 BITS, TEXT_BITS, GROUP_SIZE = 4, 8, 64  # of quantised matrices, unless told
@@ -98,9 +99,9 @@ def check(params: Params) -> None:
 
 def original(params: Params, store: Store) -> tuple[Recipe, Callable[..., ModelConfig]]:
     """Plan the conversion of a checkpoint: its recipe, and what carries it out."""
+    from wanpipe.checkpoints.detect import detect
     from wanpipe.weights import convert as engine
-    from wanpipe.weights.detect import detect
-    from wanpipe.weights.sources import source_hashes
+    from wanpipe.weights.source_hashes import source_hashes
 
     assert params.checkpoint_dir is not None
     checkpoint = detect(params.checkpoint_dir, params.model_version)
@@ -155,7 +156,7 @@ def filler(write: Callable[[Path], dict[str, str]]) -> Callable[[Draft], dict[st
     """Return what writes the model into an entry, beside its Zarr group."""
 
     def fill(draft: Draft) -> dict[str, Any]:
-        from wanpipe.device import made
+        from wanpipe.backend.device import made
 
         for name, digest in write(draft.path).items():
             draft.attach(name, digest)
@@ -243,12 +244,12 @@ def bars(store: Store, verb: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @click.command("convert", short_help="an original checkpoint to a model")
-@cli.common
+@stage_options
 @options.checkpoint
 @options.quantization
 @click.option("--from-model", metavar="MODEL", help="Quantise a converted model, keeping it.")
 @click.option("--output-dir", type=options.PATH, help="Where the model goes. Default: the cache.")
-def command(session: cli.Session, **asked: Any) -> None:
+def command(session: Session, **asked: Any) -> None:
     """Convert an original Wan checkpoint, recognised by its files, to safetensors for MLX."""
     source = click.get_current_context().get_parameter_source("dtype")
     if asked["from_model"] is not None and source is not ParameterSource.DEFAULT:

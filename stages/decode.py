@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import UNSET, UnsetType
 
-from wanpipe import budget, cli, forecast, geometry, options, sources
-from wanpipe.budget import ITEMSIZE, FilmNeed
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError, WanpipeError
-from wanpipe.lineage import lineage_of, reference
-from wanpipe.model import Model, find_model
-from wanpipe.settings import latent_shape
-from wanpipe.sources import Sources
+from wanpipe.models import geometry
+from wanpipe.pipeline import budget, forecast, sources
+from wanpipe.pipeline.budget import ITEMSIZE, FilmNeed
+from wanpipe.pipeline.lineage import lineage_of, reference
+from wanpipe.pipeline.settings import latent_shape
+from wanpipe.pipeline.sources import Sources
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
 from wanpipe.store.later import POLL, Later
 from wanpipe.store.runs import Video
+from wanpipe.weights.model import Model, find_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,10 +56,10 @@ def run(model: Model | None, given: Sources, params: Params, store: Store) -> En
 
     `model` may be None where frames are given. Raises UsageError for params that cannot be right.
     """
-    from wanpipe import media
+    from wanpipe.media import video
 
     if params.output is not None:
-        media.film_format(params.output)
+        video.film_format(params.output)
     if params.fps is not None and not 0 < params.fps <= LARGEST_FPS:
         raise UsageError(
             f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
@@ -142,7 +145,7 @@ def frames_of(model: Model, source: Source, params: Params, store: Store, film: 
 
 def ways_of(model: Model, source: Source, tiling: str, store: Store) -> list[FilmNeed]:
     """List the ways of decoding that --tiling allows, the best first."""
-    from wanpipe.device import compute_dtype, is_cuda
+    from wanpipe.backend.device import compute_dtype, is_cuda
 
     config, step = model.config, source.step
     assert step is not None
@@ -167,7 +170,7 @@ def ways_of(model: Model, source: Source, tiling: str, store: Store) -> list[Fil
 
 def recipe_of(model: Model, source: Source, way: FilmNeed) -> Recipe:
     """Say what the frames of a step will be, decoded in one way."""
-    from wanpipe.device import compute_dtype
+    from wanpipe.backend.device import compute_dtype
 
     assert source.step is not None
     named = material(
@@ -191,9 +194,8 @@ def filler(
         import mlx.core as mx
         import numpy as np
 
-        from wanpipe import tiling
-        from wanpipe.device import made, mlx_dtype, within
-        from wanpipe.models import vae
+        from wanpipe.backend.device import made, mlx_dtype, within
+        from wanpipe.models import tiling, vae
         from wanpipe.weights.load import load_network
 
         assert source.step is not None
@@ -305,7 +307,7 @@ class Filming(Later[bool]):
         """Write the frames of the entry `key` as a film that tells its lineage; False where it is
         there already and was left alone.
         """
-        from wanpipe import media
+        from wanpipe.media import video
         from wanpipe.store.keys import canonical
 
         rate = self.params.fps or self.source.fps
@@ -315,29 +317,27 @@ class Filming(Later[bool]):
         if output.exists() and not self.store.force and says(output, comment):
             return False
         metadata = {"title": lineage.get("prompt") or "", "comment": comment}
-        media.write_film(output, slices, rate, metadata)
+        video.write_film(output, slices, rate, metadata)
         return True
 
 
 def says(film: Path, comment: str) -> bool:
     """Whether a file is a film with this very lineage."""
-    from wanpipe import media
+    from wanpipe.media import video
 
     try:
-        return media.read_metadata(film).get("comment") == comment
+        return video.read_metadata(film).get("comment") == comment
     except WanpipeError:
         return False  # not a film: it is replaced by one
 
 
 @click.command("decode", short_help="a latent to frames and a film")
-@cli.common
+@stage_options
 @options.model
 @options.sources
 @options.film
 @options.memory
-def command(
-    session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any
-) -> None:
+def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
     """Decode a denoised latent with the VAE, and write a film: .mp4, .webm, .gif, or a folder of
     .png frames.
     """

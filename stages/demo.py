@@ -14,11 +14,13 @@ import click
 
 from stages import convert, decode, denoise, encode_text
 from stages import run as composed
-from wanpipe import cli, demo, options
+from wanpipe import demo
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.model import open_model
+from wanpipe.runtime.disk import replacing
 from wanpipe.store import Store
-from wanpipe.store.disk import replacing
+from wanpipe.weights.model import open_model
 
 PROMPT = "a red circle moves right on a white background"
 SHOWN = 6  # frames of a film on the sheet
@@ -75,7 +77,7 @@ def remark(prompt: str, store: Store) -> None:
 
 def write_sheet(params: Params, films: Sequence[composed.Film], stem: str) -> Path:
     """Write a contact sheet: one row of frames per film, the prompt above the first."""
-    from wanpipe import media
+    from wanpipe.media import video
 
     prompt = textwrap.shorten(params.prompt, LABEL, placeholder="…")
     labels = [f"seed {seed}" for seed in params.seeds]
@@ -83,12 +85,12 @@ def write_sheet(params: Params, films: Sequence[composed.Film], stem: str) -> Pa
     rows = [(label, film.frames.read("frames")) for label, film in zip(labels, films, strict=True)]
     path = params.output_dir / f"{stem}.png"
     with replacing(path) as draft:
-        media.contact_sheet(rows, columns=SHOWN, width=96).save(draft)
+        video.contact_sheet(rows, columns=SHOWN, width=96).save(draft)
     return path
 
 
 @click.command("demo", short_help="a film from the tiny model that ships")
-@cli.common
+@stage_options
 @click.argument("prompt", default=PROMPT)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), help="Repeatable.")
 @click.option(
@@ -98,7 +100,7 @@ def write_sheet(params: Params, films: Sequence[composed.Film], stem: str) -> Pa
     show_default=True,
     help="Where films and contact sheet go.",
 )
-def command(session: cli.Session, prompt: str, seeds: tuple[int, ...], output_dir: Path) -> None:
+def command(session: Session, prompt: str, seeds: tuple[int, ...], output_dir: Path) -> None:
     """Make a film of PROMPT, such as "a red circle moves right on a white background".
 
     The model that ships knows shapes (circle, square, triangle, star), colours, backgrounds and

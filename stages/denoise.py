@@ -15,23 +15,25 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import UNSET, UnsetType, structs
 
-from wanpipe import chain, cli, forecast, loras, options, sources
-from wanpipe.budget import ITEMSIZE, Expert, ExpertNeed, Need, choose
-from wanpipe.documents import plain
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.lineage import reference
-from wanpipe.model import Model, find_model
-from wanpipe.settings import Params as Params
-from wanpipe.settings import latent_shape, schedule_of, settle
-from wanpipe.sources import Sources
+from wanpipe.pipeline import chain, forecast, loras, sources
+from wanpipe.pipeline.budget import ITEMSIZE, Expert, ExpertNeed, Need, choose
+from wanpipe.pipeline.lineage import reference
+from wanpipe.pipeline.settings import Params as Params
+from wanpipe.pipeline.settings import latent_shape, schedule_of, settle
+from wanpipe.pipeline.sources import Sources
+from wanpipe.runtime.documents import plain
 from wanpipe.store import Draft, Entry, Publisher, Recipe, Run, Settings, Store, runs
 from wanpipe.store.schema import Noise
+from wanpipe.weights.model import Model, find_model
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
-    from wanpipe.denoiser import Denoiser
+    from wanpipe.pipeline.denoiser import Denoiser
 
 
 @dataclass
@@ -196,7 +198,7 @@ def planned(
     context: Context, noise: Noise | None, draw: "Callable[[], np.ndarray]", first: int
 ) -> Trajectory:
     """Plan every step of one seed, and name the run: the one that is continued, or a new one."""
-    from wanpipe.device import compute_dtype
+    from wanpipe.backend.device import compute_dtype
 
     model, given, settings = context.model, context.given, context.settings
     step, before, text = given.step, given.run, given.text
@@ -288,7 +290,7 @@ def lazy_denoiser(context: Context, needs: dict[str, ExpertNeed]) -> "Callable[[
 
     @cache
     def get() -> "Denoiser":
-        from wanpipe.denoiser import Denoiser
+        from wanpipe.pipeline.denoiser import Denoiser
 
         prompting = sources.read_prompting(context.given)
         return Denoiser(context.model, prompting, needs, added, context.store)
@@ -311,7 +313,7 @@ def filler(
         import mlx.core as mx
         import numpy as np
 
-        from wanpipe.device import made
+        from wanpipe.backend.device import made
         from wanpipe.sampling import SOLVERS, step_cache
 
         net, material, state = denoiser(), plain(recipe.material), one.load(recipe, publisher)
@@ -348,7 +350,7 @@ def filler(
 
 
 @click.command("denoise", short_help="noise to latents, step by step")
-@cli.common
+@stage_options
 @options.model
 @options.sources
 @options.canvas
@@ -356,9 +358,7 @@ def filler(
 @options.loras
 @options.memory
 @options.stop_at
-def command(
-    session: cli.Session, model: str | None, references: tuple[str, ...], **asked: Any
-) -> None:
+def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
     """Denoise a video's latent from a text entry (and an image entry), or from a step of a run.
 
     Every step is kept: interrupted, the same command resumes where it stopped.

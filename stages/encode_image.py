@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe import budget, cli, forecast, geometry, options
-from wanpipe.budget import ITEMSIZE, Need
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.lineage import reference
-from wanpipe.model import Model, find_model
+from wanpipe.models import geometry
+from wanpipe.pipeline import budget, forecast
+from wanpipe.pipeline.budget import ITEMSIZE, Need
+from wanpipe.pipeline.lineage import reference
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.store.keys import hash_array
+from wanpipe.weights.model import Model, find_model
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from wanpipe.image import Mode, Resample
+    from wanpipe.media.image import Mode, Resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,8 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     """Encode the image for this model's task. Raises UsageError for a text-to-video model or a bad
     canvas or file.
     """
-    from wanpipe.device import compute_dtype
-    from wanpipe.image import clip_pixels, fit, open_image
+    from wanpipe.backend.device import compute_dtype
+    from wanpipe.media.image import clip_pixels, fit, open_image
 
     if model.config.task == "t2v":
         raise UsageError(
@@ -96,7 +99,7 @@ def run(model: Model, params: Params, store: Store) -> Entry:
 
 def needed(model: Model, canvas: Canvas) -> Need:
     """What encoding a clip of this canvas takes."""
-    from wanpipe.device import compute_dtype, is_cuda
+    from wanpipe.backend.device import compute_dtype, is_cuda
 
     config = model.config
     size = (canvas.width, canvas.height, canvas.num_frames)
@@ -138,8 +141,8 @@ def filler(
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
 
-        from wanpipe.device import made, within
-        from wanpipe.imagecoder import clip_features, condition, first_frame
+        from wanpipe.backend.device import made, within
+        from wanpipe.pipeline.image_encoder import clip_features, condition, first_frame
 
         dtype = recipe.material.dtype
         with within(need.limit):
@@ -157,12 +160,12 @@ def filler(
 
 
 @click.command("encode-image", short_help="an image to latents for image-to-video")
-@cli.common
+@stage_options
 @options.model
 @options.image
 @options.canvas
 @options.memory
-def command(session: cli.Session, model: str | None, image: Path | None, **canvas: Any) -> None:
+def command(session: Session, model: str | None, image: Path | None, **canvas: Any) -> None:
     """Encode the first frame of a video with the model's VAE (and CLIP, for Wan2.1)."""
     if image is None:
         raise UsageError("no image is given; use --image FILE")

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe import budget, cli, forecast, options
-from wanpipe.budget import ITEMSIZE, Need
-from wanpipe.config import T5Config
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.lineage import reference
-from wanpipe.model import Model, find_model
+from wanpipe.models.config import T5Config
+from wanpipe.pipeline import budget, forecast
+from wanpipe.pipeline.budget import ITEMSIZE, Need
+from wanpipe.pipeline.lineage import reference
 from wanpipe.store import Draft, Entry, Recipe, Store, material
+from wanpipe.weights.model import Model, find_model
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -42,8 +44,8 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
     """Encode every prompt that is not in the cache yet, with T5 loaded at most once, and return all
     entries in order.
     """
-    from wanpipe.device import compute_dtype
-    from wanpipe.text import Tokenizer
+    from wanpipe.backend.device import compute_dtype
+    from wanpipe.pipeline.tokenizer import Tokenizer
 
     if not params.prompts:
         raise UsageError("no prompt is given; use --prompt or --prompt-file")
@@ -112,8 +114,8 @@ class Encoding:
     def rows(self, ids: Ids) -> "mx.array":
         """Rows (L, D) of one sequence, which may be one more than was expected."""
         if ids not in self.done:
-            from wanpipe.device import mlx_dtype, within
-            from wanpipe.models import umt5
+            from wanpipe.backend.device import mlx_dtype, within
+            from wanpipe.pipeline.text_encoder import encode
 
             wanted = list(dict.fromkeys([*self.sequences, ids]))
             path, dtype = self.model.checked("t5_encoder", self.store), mlx_dtype(self.dtype)
@@ -121,7 +123,7 @@ class Encoding:
                 self.store.report.task("encode-text", self.config.layers) as task,
                 within(self.need.limit),
             ):
-                rows = umt5.encode(path, self.config, wanted, dtype, task.advance)
+                rows = encode(path, self.config, wanted, dtype, task.advance)
             self.done = dict(zip(wanted, rows, strict=True))
         return self.done[ids]
 
@@ -132,7 +134,7 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
 
-        from wanpipe.device import made
+        from wanpipe.backend.device import made
 
         fresh = not encode.done
         draft.write("prompt", np.array(encode.rows(prompt)))
@@ -158,14 +160,14 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
 
 
 @click.command("encode-text", short_help="prompts to umT5 embeddings")
-@cli.common
+@stage_options
 @options.model
 @click.option("--prompt", multiple=True, help="What the video shows. Repeatable.")
 @click.option("--prompt-file", type=options.PATH, help="A text file with one prompt a line.")
 @options.negative
 @options.memory
 def command(
-    session: cli.Session,
+    session: Session,
     model: str | None,
     prompt: tuple[str, ...],
     prompt_file: Path | None,

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import click
 
-from wanpipe import cli, words
+from wanpipe.cache.listing import said
+from wanpipe.cache.tree import Forest, draw, forest
+from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError
+from wanpipe.runtime import units
 from wanpipe.store import Run, Store
 from wanpipe.store.index import Summary
-from wanpipe.store.listing import said
-from wanpipe.store.tree import Forest, draw, forest
 
 
 def run(reference: str, store: Store) -> Iterator[str]:
@@ -84,13 +85,13 @@ class Teller:
 
     def what(self, row: Summary) -> str:
         """What a step holds, with the size and LoRAs of its run."""
-        return words.plain(said(row, self.runs.get(row.key)))
+        return units.plain(said(row, self.runs.get(row.key)))
 
     def prompt(self, row: Summary) -> str:
         """The prompt of a step in quotation marks, or its key where the text is gone."""
         key = row.inputs.get("text", "")
         text = self.rows.get(f"encode-text/{key}")
-        return words.quoted(text.prompt) if text and text.prompt is not None else f"text {key[:8]}"
+        return units.quoted(text.prompt) if text and text.prompt is not None else f"text {key[:8]}"
 
     def start(self) -> str:
         """What the run began with."""
@@ -118,14 +119,14 @@ class Teller:
         if row.inputs != self.first.inputs:
             parts.append(self.prompt(row))
         parts += [f"frames {film.key[:8]}" for film in self.trees.frames.get(key, ())]
-        parts.append(words.age(self.now - words.seconds_of(row.time)))
+        parts.append(units.age(self.now - units.seconds_of(row.time)))
         return "  ".join(parts)
 
 
 @click.command("log", short_help="a run and its branches, as a tree")
-@cli.looking
+@read_only_options
 @click.argument("reference", metavar="ENTRY")
-def command(session: cli.Session, reference: str) -> None:
+def command(session: Session, reference: str) -> None:
     """Draw the run that ENTRY belongs to, with its branches, the latest step on top.
 
     Of a text or an image, every run.

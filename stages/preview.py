@@ -10,12 +10,14 @@ from pathlib import Path
 
 import click
 
-from wanpipe import cli, options, preview
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError, WanpipeError
-from wanpipe.model import Model, find_model
+from wanpipe.pipeline import preview
+from wanpipe.runtime.disk import replacing
 from wanpipe.store import Entry, Store, key_of
-from wanpipe.store.disk import replacing
 from wanpipe.store.entry import read_entry
+from wanpipe.weights.model import Model, find_model
 
 COLUMNS = 5
 
@@ -34,7 +36,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     """Draw the clean video that each step predicts, with the VAE where a model is given; return the
     picture's path.
     """
-    from wanpipe import media
+    from wanpipe.media import video
 
     if params.columns < 1:
         raise UsageError(f"columns must be 1 or more, got {params.columns}; use {COLUMNS}")
@@ -55,7 +57,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
             task.advance()
     try:
         with replacing(output) as draft:
-            media.contact_sheet(rows, params.columns).save(draft, compress_level=1)
+            video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     except OSError as error:
         raise WanpipeError(f"{output} cannot be written: {error.strerror or error}") from error
     return output
@@ -93,7 +95,7 @@ def drafts(store: Store) -> list[str]:
 
 
 @click.command("preview", short_help="drafts at a glance, in one picture")
-@cli.looking
+@read_only_options
 @click.argument("references", nargs=-1, metavar="ENTRY...")
 @click.option("--all-drafts", is_flag=True, help="Every run in the cache that is not finished.")
 @click.option("--vae", is_flag=True, help="True pixels, through the VAE: slower.")
@@ -101,7 +103,7 @@ def drafts(store: Store) -> list[str]:
 @click.option("--output", type=options.PATH, help="The PNG. Default: named by what it shows.")
 @click.option("--columns", type=int, default=COLUMNS, show_default=True, help="Frames in a row.")
 def command(
-    session: cli.Session,
+    session: Session,
     references: tuple[str, ...],
     all_drafts: bool,
     vae: bool,

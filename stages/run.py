@@ -12,13 +12,14 @@ from typing import Any
 import click
 
 from stages import convert, decode, denoise, encode_image, encode_text
-from wanpipe import cli, options
+from wanpipe.cache.planning import PlanStore
+from wanpipe.cli import options
+from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.model import Model, find_model, open_model
-from wanpipe.report import Problems
-from wanpipe.sources import Sources
+from wanpipe.pipeline.sources import Sources
+from wanpipe.runtime.report import Problems
 from wanpipe.store import Entry, Store
-from wanpipe.store.planning import PlanStore
+from wanpipe.weights.model import Model, find_model, open_model
 
 LONGEST_STEM = 60  # letters of the prompt in the name of a film
 
@@ -106,7 +107,7 @@ def choose_model(
 
 
 @click.command("run", short_help="a prompt to a film, all five in order")
-@cli.common
+@stage_options
 @options.model
 @options.checkpoint
 @options.quantization
@@ -118,9 +119,7 @@ def choose_model(
 @options.loras
 @options.memory
 @options.film
-def command(
-    session: cli.Session, model: str | None, checkpoint_dir: Path | None, **asked: Any
-) -> None:
+def command(session: Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
     """Make a film from a prompt: convert, encode-text, encode-image, denoise and decode, each only
     as far as needed.
     """
@@ -128,9 +127,9 @@ def command(
         raise UsageError("no prompt is given; use --prompt")
     params = read(asked)
     if params.decode.output is not None:
-        from wanpipe import media
+        from wanpipe.media import video
 
-        media.film_format(params.decode.output)
+        video.film_format(params.decode.output)
     conversion = None
     if checkpoint_dir is not None:
         conversion = convert.Params(

@@ -12,19 +12,18 @@ from typing import Any
 
 import click
 
-from wanpipe import cli
-from wanpipe.documents import DocumentError, decode
-from wanpipe.documents import plain as plain_data
+from wanpipe.checkpoints.tensors import listed
+from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import CheckpointError, StoreError, UsageError
-from wanpipe.lineage import Lineage
-from wanpipe.model import Model, open_model
-from wanpipe.report import clock
+from wanpipe.pipeline.lineage import Lineage
+from wanpipe.runtime.documents import DocumentError, decode
+from wanpipe.runtime.documents import plain as plain_data
+from wanpipe.runtime.units import amount, clock, plain
 from wanpipe.store import Entry, Run, Store
 from wanpipe.store.entry import record_at
 from wanpipe.store.index import size_of
 from wanpipe.store.schema import ROLES
-from wanpipe.weights.tensors import listed
-from wanpipe.words import amount, plain
+from wanpipe.weights.model import Model, open_model
 
 Rows = Iterator[tuple[str, Any]]
 
@@ -75,7 +74,7 @@ def describe_model(model: Model) -> Rows:
 
 def bits_of(model: Model, name: str) -> int | None:
     """Bits per weight of a component's quantised matrices, as its file tells; None without any."""
-    from wanpipe.weights.read import open_tensors
+    from wanpipe.checkpoints.read import open_tensors
 
     width = getattr(model.component(name).config, "dim", None)
     if width is None:
@@ -115,9 +114,9 @@ def describe_lora(path: Path) -> Rows:
 
 def describe_film(path: Path) -> Rows:
     """Tell the lineage that a film carries. Raises UsageError where it carries none."""
-    from wanpipe import media
+    from wanpipe.media import video
 
-    comment = media.read_metadata(path).get("comment", "")
+    comment = video.read_metadata(path).get("comment", "")
     try:
         lineage = decode(comment, Lineage).wanpipe
     except DocumentError as error:
@@ -229,10 +228,10 @@ def checkpoint_of(model: str) -> str | None:
 
 
 @click.command("show", short_help="what an entry, a model, a film or a LoRA is")
-@cli.looking
+@read_only_options
 @click.argument("reference")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of lines.")
-def command(session: cli.Session, reference: str, as_json: bool) -> None:
+def command(session: Session, reference: str, as_json: bool) -> None:
     """Tell what REFERENCE is: an entry (path, key prefix or name), a converted model, a film, or a
     LoRA.
     """

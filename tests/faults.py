@@ -242,9 +242,9 @@ FAULTS: dict[str, Fault] = {
         lambda loras: [[NONE, one[1]] for one in loras]
     ),
     "denoise: only the first LoRA": changed_loras(lambda loras: loras[:1]),
-    "denoise: the hash of the wrong expert": Function("wanpipe.model:Model.hash", swapped),
+    "denoise: the hash of the wrong expert": Function("wanpipe.weights.model:Model.hash", swapped),
     "denoise: guidance of the wrong expert": Function(
-        "wanpipe.settings:guide_pair", lambda pair: lambda *given: pair(*given)[::-1]
+        "wanpipe.pipeline.settings:guide_pair", lambda pair: lambda *given: pair(*given)[::-1]
     ),
     "noise: PCG64 under the name of Philox": Function("numpy.random:Philox", pcg64),
     "noise: another seed": Text(NOISE, "Philox(seed)", "Philox(seed + 1)"),
@@ -265,13 +265,13 @@ FAULTS: dict[str, Fault] = {
         SCHEMA,
         "guide_scale: Annotated[Finite,",
         "guide_scale: Annotated[int | float,",
-        (Text("wanpipe/settings.py", "return cast(plain(settings))", "return settings"),),
+        (Text("wanpipe/pipeline/settings.py", "return cast(plain(settings))", "return settings"),),
     ),
     "keys: strength of LoRAs as it is written": Text(
         SCHEMA,
         "loras: Annotated[list[tuple[Hash, Finite]],",
         "loras: Annotated[list[list[Any]],",
-        (Text("wanpipe/loras.py", "float(strength)", "strength"),),
+        (Text("wanpipe/pipeline/loras.py", "float(strength)", "strength"),),
     ),
     "keys: fields in the order of the code": Text(KEYS, "sort_keys=True", "sort_keys=False"),
     "keys: spaces in the JSON": Text(KEYS, 'separators=(",", ":"), ', ""),
@@ -282,6 +282,6 @@ FAULTS: dict[str, Fault] = {
         KEYS, "view(np.uint8).data", "view(np.uint8)[:256].data"
     ),
     "models: bfloat16 cut, not rounded": Text(
-        "wanpipe/weights/dtypes.py", "rounded += 0x7FFF", "rounded[...] = 0"
+        "wanpipe/checkpoints/dtypes.py", "rounded += 0x7FFF", "rounded[...] = 0"
     ),
 }

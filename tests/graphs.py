@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
+from wanpipe.checkpoints.rename import Row, matches
 from wanpipe.models import layers
-from wanpipe.weights.rename import Row, matches
 
 # Head widths of Metal's attention kernel for more than eight queries in every MLX from 0.32.1 on:
 # `sdpa_full_supported_head_dim` in mlx/backend/metal/scaled_dot_product_attention.cpp. Newer ones

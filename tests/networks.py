@@ -9,15 +9,15 @@ import mlx.nn as nn
 from bench import sizes
 from bench.sizes import HD, TI2V_HD, WIDE
 from tests.graphs import Graph, Tracer, gpu
-from wanpipe.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.checkpoints.rename import Row
+from wanpipe.checkpoints.rules import clip as clip_rules
+from wanpipe.checkpoints.rules import dit as dit_rules
+from wanpipe.checkpoints.rules import umt5 as umt5_rules
+from wanpipe.checkpoints.rules import vae as vae_rules
 from wanpipe.models import umt5, vae
 from wanpipe.models.clip import CLIP
+from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 from wanpipe.models.dit import DiT
-from wanpipe.weights.rename import Row
-from wanpipe.weights.rules import clip as clip_rules
-from wanpipe.weights.rules import dit as dit_rules
-from wanpipe.weights.rules import umt5 as umt5_rules
-from wanpipe.weights.rules import vae as vae_rules
 
 
 def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int = 1) -> Graph:

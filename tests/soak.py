@@ -19,11 +19,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wanpipe.cache.verify import check
 from wanpipe.demo import T2V
 from wanpipe.store import Store
 from wanpipe.store.entry import read_entry
 from wanpipe.store.keys import hash_file, is_key
-from wanpipe.store.verify import check
 
 STAGES = ("convert", "encode-text", "denoise", "decode")
 FILMS = ("film-1.mp4", "film-2.mp4")
@@ -122,7 +122,8 @@ def whole_run(place: Path, number: int | None, seconds: float) -> Ended:
 
 def inner_run(place: Path, number: int | None, seconds: float) -> Ended:
     """Run within this process, as its command line would; a hang ends the process with stacks."""
-    from wanpipe import cli, interrupt
+    from wanpipe import app
+    from wanpipe.runtime import interrupt
 
     (place / "tmp").mkdir(exist_ok=True)
     os.environ["TMPDIR"] = str(place / "tmp")
@@ -138,7 +139,7 @@ def inner_run(place: Path, number: int | None, seconds: float) -> Ended:
         try:
             if number is not None:
                 timer.start()
-            cli.main(list(RUN))
+            app.main(list(RUN))
         except SystemExit as left:
             code = int(left.code or 0)
         finally:

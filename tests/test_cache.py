@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from stages import log, preview, show
+from tests.cache.test_archive import edited, members, write
 from tests.commands import Result
 from tests.store.shelf import chain, frames, text
-from tests.store.test_archive import edited, members, write
 from tests.workshop import PROMPT, SMALL, Place, inside
+from wanpipe.cache.archive import export, import_
+from wanpipe.cache.listing import Filter, listed
 from wanpipe.errors import WanpipeError
+from wanpipe.runtime.units import age, amount, read_age, read_size, table
 from wanpipe.store import Entry, Store
-from wanpipe.store.archive import export, import_
-from wanpipe.store.listing import Filter, listed
-from wanpipe.words import age, amount, read_age, read_size, table
 
 pytest_plugins = ["tests.workshop"]
 EDITS = 120

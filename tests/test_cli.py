@@ -35,7 +35,7 @@ def python(code: str, cwd: Path) -> str:
 def test_help_loads_no_array_library(tmp_path: Path) -> None:
     heavy = "{'mlx', 'mlx.core', 'zarr', 'numpy', 'PIL', 'tokenizers', 'ftfy', 'rich'}"
     code = f"""import sys
-from wanpipe.cli import main
+from wanpipe.app import main
 try:
     main(["--help"])
 except SystemExit:
@@ -264,7 +264,7 @@ def test_wrong_usage_is_one_line_and_code_two(
 def test_another_package_named_stages_is_named(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "__init__.py").write_text("")
-    code = "from wanpipe.cli import main; main(['--help'])"
+    code = "from wanpipe.app import main; main(['--help'])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )

@@ -15,10 +15,10 @@ from PIL import Image
 
 from stages.decode import Filming, Params, Source
 from tests.workshop import SMALL, Place, files, inside
-from wanpipe import media
-from wanpipe.media import read_film
+from wanpipe.media import video
+from wanpipe.media.video import read_film
 from wanpipe.models.vae import Decoder
-from wanpipe.sources import Sources
+from wanpipe.pipeline.sources import Sources
 from wanpipe.store import Store
 from wanpipe.store.draft import Sink
 
@@ -152,7 +152,7 @@ def undecoded(studio: Place) -> tuple[Place, Path]:
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Is set when a film has taken its first slice and asks for the next one."""
-    event, write = threading.Event(), media.write_film
+    event, write = threading.Event(), video.write_film
 
     def watched(path: Path, slices: Iterable[np.ndarray], *rest: Any) -> Path:
         def passing() -> Iterator[np.ndarray]:
@@ -162,7 +162,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
         return write(path, passing(), *rest)
 
-    monkeypatch.setattr(media, "write_film", watched)
+    monkeypatch.setattr(video, "write_film", watched)
     return event
 
 
@@ -260,7 +260,7 @@ def test_a_decode_that_fails_leaves_the_film_before(
 ) -> None:
     place, step = undecoded
     (place.root / "film.mp4").unlink()
-    media.write_film(place.root / name, [np.zeros((1, 32, 32, 3), np.uint8)], 16)
+    video.write_film(place.root / name, [np.zeros((1, 32, 32, 3), np.uint8)], 16)
     fed.clear()
     before = {path: time for path, time in files(place.root).items() if name in path}
     started: list[subprocess.Popen[bytes]] = []
@@ -307,7 +307,7 @@ def test_what_waits_for_a_film_is_not_written_after_an_interruption(
             while not film.left:
                 time.sleep(0.01)
 
-    monkeypatch.setattr(media, "write_film", slow)
+    monkeypatch.setattr(video, "write_film", slow)
     store = Store(studio.cache)
     source = Source.of(None, Sources(frames=entry), store)
     film = Filming(source, Params(output=studio.root / "new.mp4"), store)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.workshop import PROMPT, Models, Place
-from wanpipe.config import NEGATIVE
+from wanpipe.models.config import NEGATIVE
 
 
 def progress(result: object) -> list[str]:

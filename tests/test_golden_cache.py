@@ -22,7 +22,7 @@ from tests.golden_runs import (
     split,
 )
 from tests.workshop import Models, inside
-from wanpipe.model import open_model
+from wanpipe.weights.model import open_model
 
 KEYS: dict[str, str] = json.loads((DATA / "golden" / "cache-0.1.0.json").read_bytes())
 STAGES = ("encode-text", "encode-image", "denoise", "decode")

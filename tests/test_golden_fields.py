@@ -337,7 +337,7 @@ def test_the_dtype_that_a_gpu_computes_in_is_in_the_key(
     words = [word.format_map(bench) for word in split(command)]
     keys = []
     for gpu in (False, True):
-        with patch("wanpipe.device.is_gpu", lambda gpu=gpu: gpu):
+        with patch("wanpipe.backend.device.is_gpu", lambda gpu=gpu: gpu):
             result = inside(*words, "--dry-run", "--events", "json", cwd=bench.root)
         assert result.code == 0, result.stderr
         planned = [event["key"] for event in result.events if event["event"] == "planned"]

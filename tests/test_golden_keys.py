@@ -16,10 +16,10 @@ import pytest
 from stages import convert, denoise
 from tests.golden_runs import RUNS, Record, chain_of, golden, pinned, take, write_lora
 from tests.workshop import Models, Place, inside
-from wanpipe.model import open_model
-from wanpipe.sources import Sources
+from wanpipe.pipeline.sources import Sources
 from wanpipe.store import Store, key_of
 from wanpipe.store.entry import read_entry
+from wanpipe.weights.model import open_model
 
 GOLDEN = golden()
 CASES = [(kind, name) for kind, entries in GOLDEN.items() for name in entries]

@@ -19,7 +19,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 START = """
 import os, signal, sys, threading, time
 from wanpipe import interrupt
-from wanpipe.interrupt import Interrupted
+from wanpipe.runtime.interrupt import Interrupted
 
 def hit(number=signal.SIGINT, after=0.0):
     if after:
@@ -149,8 +149,8 @@ def test_a_library_user_keeps_their_handlers(tmp_path: Path) -> None:
     assert inside("--help", cwd=tmp_path).code == 0
     assert [signal.getsignal(number) for number in CODES] == before
     done = python("""
-from wanpipe import cli
-from wanpipe.report import Report
+from wanpipe import app
+from wanpipe.runtime.report import Report
 try:
     with Report().task("work", 2) as task:
         task.advance()
@@ -237,7 +237,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_ctrl_c_on_a_terminal_does_not_reach_ffmpeg(name: str, tmp_path: Path) -> None:
     code = f"""
 import numpy as np
-from wanpipe.media import read_film, write_film
+from wanpipe.media.video import read_film, write_film
 interrupt.install()
 
 def slices():
@@ -260,7 +260,7 @@ def test_a_film_under_way_on_the_main_thread_ends_and_leaves_nothing(tmp_path: P
     done = python(
         """
 import numpy as np
-from wanpipe.media import write_film
+from wanpipe.media.video import write_film
 interrupt.install()
 
 def slices():

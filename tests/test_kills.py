@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.soak import RUN, Campaign, Ended
-from wanpipe.device import is_cuda
+from wanpipe.backend.device import is_cuda
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ server.set_forkserver_preload(["tests.test_kills", "stages.run", "wanpipe.models
 
 def film(folder: Path) -> None:
     """Make the films from the checkpoint, all five stages."""
-    from wanpipe.cli import main
+    from wanpipe.app import main
 
     with chdir(folder), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         main(RUN)

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tests.weights.foreign import (
+from tests.checkpoints.foreign import (
     converted,
 )
 

@@ -10,8 +10,8 @@ from stages.preview import choose, drafts
 from tests.store.shelf import chain, text
 from tests.workshop import SMALL, Place, inside
 from wanpipe.errors import UsageError
-from wanpipe.latent_rgb import MAPS
-from wanpipe.preview import linear_frames
+from wanpipe.media.latent_rgb import MAPS
+from wanpipe.pipeline.preview import linear_frames
 from wanpipe.store import Store
 
 pytest_plugins = ["tests.workshop"]

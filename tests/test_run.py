@@ -10,7 +10,7 @@ import pytest
 from tests.commands import succeed
 from tests.conftest import DATA
 from tests.workshop import PROMPT, SMALL, Models, Place
-from wanpipe.media import read_metadata
+from wanpipe.media.video import read_metadata
 
 EXPERTS = ("--steps", 6, "--guide-scale", "3,4")
 

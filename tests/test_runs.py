@@ -9,13 +9,13 @@ import pytest
 
 from tests.store.shelf import chain, frames, text
 from tests.workshop import SMALL, Models, Place, inside
-from wanpipe.config import read_model_config
+from wanpipe.cache.gc import Limits, Plan, forgotten, remove
+from wanpipe.cache.verify import damaged
 from wanpipe.errors import StoreError
+from wanpipe.models.config import read_model_config
 from wanpipe.store import Store
-from wanpipe.store.gc import Limits, Plan, forgotten, remove
 from wanpipe.store.keys import hash_file
 from wanpipe.store.runs import Video
-from wanpipe.store.verify import damaged
 
 
 @pytest.fixture

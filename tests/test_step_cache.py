@@ -14,8 +14,8 @@ from tests.conftest import DATA
 from tests.store.shelf import HASH, step_fields
 from tests.test_resume import after, published, same, start
 from tests.workshop import Models, Place
-from wanpipe.chain import CONDITIONS, since_reset
-from wanpipe.documents import plain as as_data
+from wanpipe.pipeline.chain import CONDITIONS, since_reset
+from wanpipe.runtime.documents import plain as as_data
 from wanpipe.store import Entry, material
 
 SIZE = ("--width", 32, "--height", 32, "--num-frames", 5)

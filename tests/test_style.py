@@ -17,7 +17,6 @@ SOURCES = [
 ]
 FILE, FUNCTION, PARAMETERS = 400, 60, 8
 FIVE = ("convert", "encode-text", "encode-image", "denoise", "decode")
-LOADERS = {"wanpipe/cli.py", "wanpipe/__init__.py"}  # they load a stage by its name, when asked to
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -75,15 +74,6 @@ def test_no_function_takes_more_than_8_parameters() -> None:
         if parameters(function) > PARAMETERS
     }
     assert many == {}
-
-
-def test_imports_go_from_stages_to_wanpipe_and_never_back() -> None:
-    back = {
-        name(path)
-        for path in (ROOT / "wanpipe").rglob("*.py")
-        if "stages" in imported(path) and name(path) not in LOADERS
-    }
-    assert back == set()
 
 
 def test_no_package_imports_tests_or_bench() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.workshop import SMALL
-from wanpipe.media import read_film
+from wanpipe.media.video import read_film
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ import pytest
 
 from stages import convert
 from tests.commands import Result
-from wanpipe.cli import main
+from wanpipe.app import main
 from wanpipe.store import Entry, Run, Store
 from wanpipe.store.entry import read_entry
 

@@ -4,9 +4,10 @@
 none of them.
 """
 
-from functools import cache
 from importlib import import_module
 from typing import Any
+
+from wanpipe.runtime.version import version
 
 EXPORTS = {
     "convert": ("stages.convert", "run"),
@@ -15,24 +16,14 @@ EXPORTS = {
     "denoise": ("stages.denoise", "run"),
     "decode": ("stages.decode", "run"),
     "Store": ("wanpipe.store", "Store"),
-    "open_model": ("wanpipe.model", "open_model"),
+    "open_model": ("wanpipe.weights.model", "open_model"),
 }
 __all__ = sorted(EXPORTS)
 
 
-@cache
-def _version() -> str:
-    from importlib import metadata  # takes a twelfth of `wanpipe --help`
-
-    try:
-        return metadata.version("wanpipe")
-    except metadata.PackageNotFoundError:  # run from the source tree, not installed
-        return "source"
-
-
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return version()
     if name in EXPORTS:
         module, attribute = EXPORTS[name]
         return getattr(import_module(module), attribute)

@@ -5,16 +5,16 @@ Hears signals before anything heavy is imported, so that Ctrl-C ends any import 
 
 import sys
 
-from wanpipe import interrupt
 from wanpipe.errors import wants_json
+from wanpipe.runtime import interrupt
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     interrupt.install(as_json=wants_json(sys.argv[1:]))
-    from wanpipe import cli
+    from wanpipe import app
 
-    cli.main()
+    app.main()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from wanpipe import demo
+from wanpipe.checkpoints.detect import detect
 from wanpipe.demo import world
-from wanpipe.weights.detect import detect
 
 VARIANTS = {"t2v": "wan2.1-t2v-1.3b", "t2v-a14b": "wan2.2-t2v-a14b", "i2v-a14b": "wan2.2-i2v-a14b"}
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.workshop import Place
 from wanpipe import demo
-from wanpipe.media import read_film
+from wanpipe.media.video import read_film
 
 
 def remarks(place: Place, prompt: str) -> list[str]:

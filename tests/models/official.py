@@ -8,10 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from wanpipe.config import ModelConfig, read_model_config
-from wanpipe.device import is_gpu
+from wanpipe.backend.device import is_gpu
+from wanpipe.checkpoints.detect import detect
+from wanpipe.models.config import ModelConfig, read_model_config
 from wanpipe.weights.convert import Options, convert
-from wanpipe.weights.detect import detect
 
 # relative; the fixtures allow 2e-5, and a GPU adds in another order
 TOLERANCE = 2e-5 if is_gpu() else 5e-6

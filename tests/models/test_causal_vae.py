@@ -8,10 +8,10 @@ import mlx.nn as nn
 import pytest
 
 from tests.conftest import relative_error
-from wanpipe.config import VAEConfig
 from wanpipe.models import causal_conv, vae22
 from wanpipe.models.causal_conv import CausalConv, Kernel, Past
 from wanpipe.models.causal_vae import ResidualBlock, Upsample
+from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae import Encoder, decoder, encoder
 

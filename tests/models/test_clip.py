@@ -8,8 +8,8 @@ from mlx.utils import tree_flatten
 
 from tests.conftest import DATA, golden, relative_error
 from tests.models.official import converted
-from wanpipe.device import mlx_dtype
-from wanpipe.image import clip_pixels, open_image
+from wanpipe.backend.device import mlx_dtype
+from wanpipe.media.image import clip_pixels, open_image
 from wanpipe.models.clip import CLIP
 from wanpipe.weights.load import load_network
 

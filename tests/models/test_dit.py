@@ -10,7 +10,7 @@ from msgspec import structs
 
 from tests.conftest import golden, relative_error
 from tests.models.official import TOLERANCE, allocated, converted, on_the_cpu
-from wanpipe.device import mlx_dtype
+from wanpipe.backend.device import mlx_dtype
 from wanpipe.models import dit
 from wanpipe.models import layers as common
 from wanpipe.models.dit import Condition, DiT

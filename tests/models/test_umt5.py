@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 
 from tests.conftest import golden, relative_error
 from tests.models.official import allocated, converted
-from wanpipe.config import T5Config
 from wanpipe.errors import CheckpointError
 from wanpipe.models import umt5
+from wanpipe.models.config import T5Config
+from wanpipe.pipeline import text_encoder
 
 TOLERANCE = 1e-5
 WIDE = T5Config(vocab=1000, dim=256, attention_dim=256, ffn_dim=1024, heads=4, layers=10)
@@ -43,7 +44,7 @@ def ids() -> list[list[int]]:
 def test_embeddings_are_the_official_ones(
     file: Path, config: T5Config, ids: list[list[int]]
 ) -> None:
-    rows = umt5.encode(file, config, ids, mx.float32)
+    rows = text_encoder.encode(file, config, ids, mx.float32)
     reference = golden("wan21-t2v/t5")
     for index, ours in enumerate(rows[:11]):
         assert relative_error(ours, reference[f"embed_{index:02d}"]) < TOLERANCE
@@ -55,9 +56,9 @@ def test_embeddings_are_the_official_ones(
 def test_prompts_together_are_prompts_alone(
     file: Path, config: T5Config, ids: list[list[int]]
 ) -> None:
-    together = umt5.encode(file, config, ids[:3], mx.float32)
+    together = text_encoder.encode(file, config, ids[:3], mx.float32)
     for prompt, rows in zip(ids[:3], together, strict=True):
-        (alone,) = umt5.encode(file, config, [prompt], mx.float32)
+        (alone,) = text_encoder.encode(file, config, [prompt], mx.float32)
         assert np.array_equal(np.array(alone), np.array(rows))
 
 
@@ -66,7 +67,7 @@ def test_layer_by_layer_is_the_whole_network(
 ) -> None:
     network = umt5.T5(config)
     network.load_weights(str(file))
-    (rows,) = umt5.encode(file, config, ids[:1], mx.float32)
+    (rows,) = text_encoder.encode(file, config, ids[:1], mx.float32)
     assert np.array_equal(np.array(network(ids[0])), np.array(rows))
 
 
@@ -75,7 +76,7 @@ def test_bfloat16_products_keep_a_float32_stream(
 ) -> None:
     directory, model = converted(checkpoints, "wan21-t2v", "bfloat16")
     file = directory / model.components["t5_encoder"].file
-    (rows,) = umt5.encode(file, config, ids[:1], mx.bfloat16)
+    (rows,) = text_encoder.encode(file, config, ids[:1], mx.bfloat16)
     assert rows.dtype == mx.float32
     assert relative_error(rows, golden("wan21-t2v/t5")["embed_00"]) < 2e-2
 
@@ -96,7 +97,7 @@ def test_biases_are_those_of_the_distance_from_query_to_key(length: int) -> None
 
 def test_progress_is_told_after_each_block(file: Path, config: T5Config) -> None:
     told: list[None] = []
-    umt5.encode(file, config, [[1]], mx.float32, lambda: told.append(None))
+    text_encoder.encode(file, config, [[1]], mx.float32, lambda: told.append(None))
     assert len(told) == config.layers
 
 
@@ -105,13 +106,13 @@ def test_weights_are_never_in_memory_together(tmp_path: Path) -> None:
     weights = tree_flatten(umt5.T5(WIDE).parameters())
     save_file({name: np.array(array) for name, array in weights}, file)
     del weights
-    most = allocated(lambda: mx.eval(umt5.encode(file, WIDE, [[5, 6, 7, 1]], mx.float32)))
+    most = allocated(lambda: mx.eval(text_encoder.encode(file, WIDE, [[5, 6, 7, 1]], mx.float32)))
     assert most < file.stat().st_size / 3
 
 
 def test_a_token_beyond_the_table_is_refused(file: Path, config: T5Config) -> None:
     with pytest.raises(CheckpointError, match="has rows 0 to 400, asked for 401"):
-        umt5.encode(file, config, [[401, 1]], mx.float32)
+        text_encoder.encode(file, config, [[401, 1]], mx.float32)
 
 
 def test_a_file_without_a_block_is_refused(file: Path, config: T5Config, tmp_path: Path) -> None:
@@ -119,4 +120,4 @@ def test_a_file_without_a_block_is_refused(file: Path, config: T5Config, tmp_pat
     kept = {name: np.array(value) for name, value in weights.items() if "blocks.2." not in name}
     save_file(kept, tmp_path / "short.safetensors")
     with pytest.raises(CheckpointError, match=r"lacks blocks\.2\."):
-        umt5.encode(tmp_path / "short.safetensors", config, [[1]], mx.float32)
+        text_encoder.encode(tmp_path / "short.safetensors", config, [[1]], mx.float32)

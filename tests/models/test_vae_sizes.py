@@ -10,9 +10,9 @@ from mlx.utils import tree_flatten
 
 from bench.sizes import VAE_21, VAE_22
 from tests.models.official import allocated, on_the_cpu
-from wanpipe.config import VAEConfig
 from wanpipe.models import causal_conv, causal_vae, layers, vae
 from wanpipe.models.causal_conv import Past
+from wanpipe.models.config import VAEConfig
 from wanpipe.models.vae_sizes import Half, plan, steps
 
 CONFIGS = {

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties import repeatable
-from wanpipe import geometry
 from wanpipe.errors import UsageError
+from wanpipe.models import geometry
 
 MULTIPLES = st.sampled_from([16, 32])
 SIDES = st.integers(1, 8000)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from tests.properties import repeatable
+from wanpipe.checkpoints.rules import lora as rules
 from wanpipe.errors import CheckpointError
 from wanpipe.weights.lora import Lora, read_lora
-from wanpipe.weights.rules import lora as rules
 
 # written end of a key, and what it is; the first two are a pair
 ENDS = {

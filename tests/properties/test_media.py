@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.properties import repeatable
-from wanpipe.media import read_metadata, write_film
+from wanpipe.media.video import read_metadata, write_film
 
 # titles are prompts and comments are JSON, so neither has a NUL or half a surrogate pair
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)

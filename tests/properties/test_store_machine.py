@@ -15,11 +15,11 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.store.shelf import arrays, fill, forbidden, step_recipe, text
+from wanpipe.cache.archive import export, import_
+from wanpipe.cache.gc import Limits, Plan, remove
+from wanpipe.cache.verify import damaged
 from wanpipe.errors import StoreError
 from wanpipe.store import Draft, Entry, Store
-from wanpipe.store.archive import export, import_
-from wanpipe.store.gc import Limits, Plan, remove
-from wanpipe.store.verify import damaged
 
 CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")  # where a kill may come
 numbers = strategies.integers(0, 4)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.properties import repeatable
 from wanpipe.errors import UsageError
-from wanpipe.text import clean
+from wanpipe.pipeline.tokenizer import clean
 
 PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0&"))
 # no letters that can be misread UTF-8: what ftfy makes of those hangs on the blanks around them

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties import repeatable
-from wanpipe import tiling
+from wanpipe.models import tiling
 
 
 @repeatable

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties import repeatable
-from wanpipe import words
 from wanpipe.errors import UsageError
+from wanpipe.runtime import units
 
 # any, and those that three digits round up to the next unit
 BYTES = st.integers(0, 10**16) | st.builds(
@@ -25,7 +25,7 @@ def test_a_whole_size_is_read_exactly(
 ) -> None:
     letter, power = unit
     binary = binary and bool(letter)
-    size = words.read_size(f"{count}{blank}{letter}{'iB' if binary else 'B'}")
+    size = units.read_size(f"{count}{blank}{letter}{'iB' if binary else 'B'}")
     assert size == count * (1024 if binary else 1000) ** power
 
 
@@ -35,30 +35,30 @@ def test_a_fraction_of_a_size_is_read_exactly_but_for_parts_of_a_byte(
     number: object, unit: tuple[str, int]
 ) -> None:
     exact = Fraction(str(number)) * 1000 ** unit[1]
-    assert words.read_size(f"{number}{unit[0]}") == int(exact)
+    assert units.read_size(f"{number}{unit[0]}") == int(exact)
 
 
 @repeatable
 @given(BYTES)
 def test_a_size_in_words_is_read_back_within_its_three_digits(size: int) -> None:
-    text = words.amount(size, "B")
+    text = units.amount(size, "B")
     assert "e" not in text and len(text.split()[0]) <= 6
-    assert abs(words.read_size(text) - size) <= 0.005 * size + 0.5
+    assert abs(units.read_size(text) - size) <= 0.005 * size + 0.5
 
 
 @repeatable
 @given(BYTES, BYTES)
 def test_of_two_sizes_the_greater_is_never_less_in_words(one: int, other: int) -> None:
     low, high = sorted([one, other])
-    assert words.read_size(words.amount(low, "B")) <= words.read_size(words.amount(high, "B"))
+    assert units.read_size(units.amount(low, "B")) <= units.read_size(units.amount(high, "B"))
 
 
 @repeatable
 @given(st.integers(0, 10**6), st.sampled_from("mhdw"))
 def test_an_age_is_read_and_told_again(count: int, unit: str) -> None:
-    seconds = words.read_age(f"{count}{unit}")
+    seconds = units.read_age(f"{count}{unit}")
     assert seconds == count * {"m": 60, "h": 3600, "d": 86400, "w": 604800}[unit]
-    number, name = words.age(seconds).split()
+    number, name = units.age(seconds).split()
     length = {"s": 1, "min": 60, "h": 3600, "d": 86400}[name]
     assert 0 <= seconds - int(number) * length < length
 
@@ -66,7 +66,7 @@ def test_an_age_is_read_and_told_again(count: int, unit: str) -> None:
 @repeatable
 @given(st.text(max_size=12) | st.text("0123456789.kMGTiBmhdw -", max_size=12))
 def test_any_text_is_a_size_or_an_age_or_refused_in_one_line(text: str) -> None:
-    for read in (words.read_size, words.read_age):
+    for read in (units.read_size, units.read_age):
         try:
             assert read(text) >= 0
         except UsageError as error:
@@ -81,12 +81,12 @@ def test_any_text_is_a_size_or_an_age_or_refused_in_one_line(text: str) -> None:
 def test_a_time_of_a_record_is_read_back_in_any_zone(time: datetime, minutes: int) -> None:
     moment = time.replace(tzinfo=UTC)
     there = moment.astimezone(timezone(timedelta(minutes=minutes)))
-    assert words.seconds_of(there.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
-    assert words.seconds_of(time.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
+    assert units.seconds_of(there.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
+    assert units.seconds_of(time.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
 
 
 @repeatable
 @given(st.text(), st.integers(1, 40))
 def test_any_prompt_in_quotation_marks_is_one_printable_line(prompt: str, length: int) -> None:
-    shown = words.quoted(prompt, length)
+    shown = units.quoted(prompt, length)
     assert shown.isprintable() and len(shown) <= length + 2

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wanpipe.documents import convert, plain
-from wanpipe.report import Report
+from wanpipe.runtime.documents import convert, plain
+from wanpipe.runtime.report import Report
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
 from wanpipe.store.runs import named
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.store.shelf import recipe, step_fields
-from wanpipe.documents import plain
+from wanpipe.runtime.documents import plain
 from wanpipe.store import key_of, keys, material
 from wanpipe.store.keys import canonical, hash_array, hash_file, is_key, is_prefix
 

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import xxhash
 
-from tests.weights.test_detect import NAMES, change
-from wanpipe.config import read_model_config
+from tests.checkpoints.test_detect import NAMES, change
+from wanpipe.checkpoints.detect import detect
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.checkpoints.rename import apply_transform
 from wanpipe.errors import CheckpointError, StoreError, UsageError
+from wanpipe.models.config import read_model_config
 from wanpipe.models.dit import DiT
 from wanpipe.store.shortcuts import HashCache, Shortcuts
 from wanpipe.weights.components import plan_components
 from wanpipe.weights.convert import Options, convert, material
-from wanpipe.weights.detect import detect
 from wanpipe.weights.load import FULL, load_network
-from wanpipe.weights.read import open_tensors
-from wanpipe.weights.rename import apply_transform
-from wanpipe.weights.sources import source_hashes
+from wanpipe.weights.source_hashes import source_hashes
 
 KEY = "0" * 32
 WIDTHS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -128,7 +128,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from wanpipe.weights.convert import Options, convert
-from wanpipe.weights.detect import detect
+from wanpipe.checkpoints.detect import detect
 
 def progress(name, done, total):
     if name == sys.argv[3] and done > total // 2:

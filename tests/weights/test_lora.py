@@ -15,9 +15,9 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
+from tests.checkpoints import torchfile
 from tests.conftest import DATA, golden, relative_error, settings
 from tests.models.official import TOLERANCE, converted
-from tests.weights import torchfile
 from wanpipe.errors import CheckpointError
 from wanpipe.models.dit import DiT
 from wanpipe.weights.load import load_network, parameter_shapes

@@ -14,18 +14,18 @@ from tests.conftest import golden, relative_error
 from tests.models.official import converted
 from tests.weights.test_lora import files as files  # a fixture
 from tests.weights.test_lora import fits, network, pair, write
-from wanpipe.config import ModelConfig, Quantization, read_model_config
+from wanpipe.checkpoints.detect import detect
+from wanpipe.checkpoints.dtypes import widen
+from wanpipe.checkpoints.read import open_tensors
 from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.models import umt5
+from wanpipe.models.config import ModelConfig, Quantization, read_model_config
 from wanpipe.models.dit import DiT
 from wanpipe.models.layers import QuantizedLinear
+from wanpipe.pipeline import text_encoder
 from wanpipe.weights.convert import Options, convert, requantize
-from wanpipe.weights.detect import detect
-from wanpipe.weights.dtypes import widen
 from wanpipe.weights.load import load_network
 from wanpipe.weights.merge import merge
 from wanpipe.weights.quantize import MATRICES, dequantize, packed, quantize
-from wanpipe.weights.read import open_tensors
 from wanpipe.weights.write import Slot
 
 EIGHT, FOUR = (Quantization(bits=bits, group_size=64) for bits in (8, 4))
@@ -180,7 +180,7 @@ def test_the_text_encoder_stays_near_the_unquantised_one(checkpoints: Path, made
         made("wan21-t2v", None, spec),
     ):
         path = directory / "t5_encoder.safetensors"
-        rows.append(umt5.encode(path, config.t5, ids, mx.float32))
+        rows.append(text_encoder.encode(path, config.t5, ids, mx.float32))
     for plain, fewer in zip(*rows, strict=True):
         error = relative_error(fewer, plain)
         print(f"8 bits, groups of 32, T5, {len(plain)} tokens: {100 * error:.2f} %")

@@ -15,8 +15,8 @@ from stages import convert
 from tests.conftest import golden
 from tests.models.official import converted
 from tests.weights.test_lora import RUN, files, fits  # noqa: F401
-from wanpipe.config import read_model_config
 from wanpipe.errors import CheckpointError
+from wanpipe.models.config import read_model_config
 from wanpipe.models.dit import Block, DiT
 from wanpipe.store import Store
 from wanpipe.weights.load import Weights, load_network

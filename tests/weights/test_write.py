@@ -9,10 +9,10 @@ import pytest
 import xxhash
 from safetensors.numpy import load_file
 
-from tests.weights.test_read import sparse
-from wanpipe.store.disk import put
-from wanpipe.weights.dtypes import Array, recast
-from wanpipe.weights.read import open_tensors
+from tests.checkpoints.test_read import sparse
+from wanpipe.checkpoints.dtypes import Array, recast
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.runtime.disk import put
 from wanpipe.weights.write import Slot, arranged, write_tensors
 
 ARRAYS = {

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import mlx.core as mx
 
-from wanpipe import interrupt
+from wanpipe.runtime import interrupt
 
 Block = TypeVar("Block")
 Pace = Callable[..., None]

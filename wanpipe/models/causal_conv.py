@@ -13,9 +13,9 @@ from operator import add
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.device import is_cuda, is_gpu
+from wanpipe.backend import blas, kernels
+from wanpipe.backend.device import is_cuda, is_gpu
 from wanpipe.errors import UsageError
-from wanpipe.models import blas, kernels
 from wanpipe.models.blocks import Paced, unpaced
 from wanpipe.models.layers import fused
 from wanpipe.models.vae_sizes import NARROW

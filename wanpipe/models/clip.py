@@ -6,8 +6,7 @@ One image at a time. Follows wan/modules/clip.py (VisionTransformer) of the offi
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe import interrupt
-from wanpipe.config import CLIPConfig
+from wanpipe.models.config import CLIPConfig
 from wanpipe.models.layers import (
     MLP,
     Linear,
@@ -18,6 +17,7 @@ from wanpipe.models.layers import (
     patches,
     split_heads,
 )
+from wanpipe.runtime import interrupt
 
 EPS = 1e-5  # of every norm
 

@@ -11,9 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from wanpipe.config import DiTConfig
 from wanpipe.models import rope
 from wanpipe.models.blocks import Pace, Paced, through, unpaced
+from wanpipe.models.config import DiTConfig
 from wanpipe.models.layers import (
     MLP,
     Linear,

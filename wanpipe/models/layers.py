@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.device import is_cuda, is_gpu, is_metal
-from wanpipe.models import blas, kernels
+from wanpipe.backend import blas, kernels
+from wanpipe.backend.device import is_cuda, is_gpu, is_metal
 
 # Keys that cuDNN's attention takes at once on an H100: with a multiple of them it is 7 % faster
 # among 32760. MANY is where that is tried, FAR how many keys there must be to a mean.

@@ -8,8 +8,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from wanpipe.device import is_cuda
-from wanpipe.models import kernels
+from wanpipe.backend import kernels
+from wanpipe.backend.device import is_cuda
 from wanpipe.models.layers import fused
 
 THETA = 10000.0

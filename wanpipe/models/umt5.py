@@ -5,16 +5,14 @@ Follows wan/modules/t5.py (T5Encoder) of the official code.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from wanpipe.config import T5Config
-from wanpipe.models.blocks import Paced, through
+from wanpipe.models.config import T5Config
 from wanpipe.models.layers import (
     Linear,
     attend,
@@ -25,9 +23,6 @@ from wanpipe.models.layers import (
     split_heads,
     tanh_gelu,
 )
-from wanpipe.weights.load import Weights
-from wanpipe.weights.read import open_tensors
-from wanpipe.weights.stream import Streamed
 
 EPS = 1e-6
 MAX_DISTANCE = 128  # tokens; farther apart, all positions share one bucket
@@ -143,38 +138,3 @@ class T5(nn.Module):
         for block in self.blocks:
             x = block(x, place)
         return rms_norm(x, self.norm)
-
-
-def encode(
-    path: Path,
-    config: T5Config,
-    ids: Sequence[Sequence[int]],
-    dtype: mx.Dtype,
-    progress: Callable[[], None] = lambda: None,
-) -> list[mx.array]:
-    """Encode several prompts' token ids with the weights in `path`: rows (L, D), float32, of each.
-
-    Matrix products run in `dtype`; what the file marks as float32 stays so. Three blocks'
-    weights are in memory, one at work, the next, and one being read, and of the embedding table
-    only the rows asked for. `progress` is called with each block.
-    Raises CheckpointError for a file that is damaged, or a token id beyond the table.
-    """
-    lengths = [len(prompt) for prompt in ids]
-    with open_tensors(path) as file:
-        rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
-    streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
-    tables = [places(length, config.buckets) for length in lengths]
-
-    pace = Paced()
-
-    def step(index: int, block: Block, number: int, ask: Callable[[], object]) -> None:
-        if number == len(streams) - 1:
-            progress()
-        streams[number] = block(streams[number], tables[number])
-        pace(streams[number])
-        ask()
-
-    blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
-    through(blocks, len(streams), step)
-    norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
-    return [rms_norm(x, norm) for x in streams]

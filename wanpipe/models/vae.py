@@ -11,10 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from wanpipe.config import VAEConfig
 from wanpipe.models import vae21, vae22
 from wanpipe.models.causal_conv import CausalConv, Norm, Past
 from wanpipe.models.causal_vae import Middle
+from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae_sizes import PATCH, WIDTHS
 

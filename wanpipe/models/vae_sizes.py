@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-from wanpipe.config import VAEConfig
+from wanpipe.models.config import VAEConfig
 
 WIDTHS = (1, 2, 4, 4)  # channels of each level, in base widths
 TEMPORAL = (False, True, True)  # whether the step to the next level halves the frames too

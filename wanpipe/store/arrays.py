@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from wanpipe.documents import LIMIT, DocumentError, Length, decode, first_line, read_regular
 from wanpipe.errors import StoreError
+from wanpipe.runtime.documents import LIMIT, DocumentError, Length, decode, first_line, read_regular
 from wanpipe.store.schema import Array
 
 if TYPE_CHECKING:

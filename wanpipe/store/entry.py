@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from wanpipe import interrupt
-from wanpipe.documents import DocumentError, convert, first_line
 from wanpipe.errors import StoreError
+from wanpipe.runtime import interrupt
+from wanpipe.runtime.documents import DocumentError, convert, first_line
 from wanpipe.store.arrays import (
     METADATA,
     DamageError,

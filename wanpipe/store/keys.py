@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from wanpipe import interrupt
+from wanpipe.runtime import interrupt
 
 if TYPE_CHECKING:
     import numpy as np

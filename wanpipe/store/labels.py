@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanpipe.errors import UsageError
-from wanpipe.store.disk import put
+from wanpipe.runtime.disk import put
 from wanpipe.store.keys import is_prefix
 
 TARGET = re.compile(r"[a-z-]+/[0-9a-f]{32}")

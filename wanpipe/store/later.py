@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, Self, TypeVar
 
-from wanpipe import interrupt
+from wanpipe.runtime import interrupt
 
 POLL = 0.1  # seconds between two looks for a signal
 Result = TypeVar("Result")

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from wanpipe.documents import convert, plain
+from wanpipe.runtime.documents import convert, plain
 from wanpipe.store.keys import key_of
 from wanpipe.store.schema import SCHEMA, STAGES, Material, Stage
 

@@ -15,7 +15,9 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from msgspec import Meta, UnsetType, field, structs
 
-from wanpipe.documents import (
+from wanpipe.errors import StoreError
+from wanpipe.runtime.disk import put
+from wanpipe.runtime.documents import (
     Count,
     Document,
     DocumentError,
@@ -30,8 +32,6 @@ from wanpipe.documents import (
     load,
     plain,
 )
-from wanpipe.errors import StoreError
-from wanpipe.store.disk import put
 from wanpipe.store.entry import record_at
 from wanpipe.store.index import Index, Summary
 from wanpipe.store.keys import is_key, is_prefix, key_of

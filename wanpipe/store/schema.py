@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from wanpipe.documents import Count, Document, FileName, Finite, Hash, Length, Seed, Text
+from wanpipe.runtime.documents import Count, Document, FileName, Finite, Hash, Length, Seed, Text
 
 SCHEMA: Literal[1] = 1  # raised when entries or materials change their form for all stages
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="compute dtype")]

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from wanpipe.errors import StoreError
-from wanpipe.store.disk import aside_of
+from wanpipe.runtime.disk import aside_of
 from wanpipe.store.entry import record_at
 
 

@@ -14,11 +14,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from wanpipe import interrupt
 from wanpipe.errors import StoreError, UsageError
-from wanpipe.report import Report
-from wanpipe.store.arrays import METADATA, DamageError
-from wanpipe.store.disk import (
+from wanpipe.runtime import interrupt
+from wanpipe.runtime.disk import (
     READ_ONLY,
     aside_of,
     make_folder,
@@ -27,6 +25,8 @@ from wanpipe.store.disk import (
     sync,
     translated,
 )
+from wanpipe.runtime.report import Report
+from wanpipe.store.arrays import METADATA, DamageError
 from wanpipe.store.draft import Draft
 from wanpipe.store.entry import Entry, read_entry
 from wanpipe.store.index import Index

@@ -12,25 +12,25 @@ from pathlib import Path
 
 import mlx.nn as nn
 
-from wanpipe.config import ModelConfig, Quantization
-from wanpipe.documents import Document
+from wanpipe.checkpoints.detect import Checkpoint
+from wanpipe.checkpoints.dtypes import FLOATS, NAMES
+from wanpipe.checkpoints.layouts import open_network
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.checkpoints.rename import Move, Row, plan
+from wanpipe.checkpoints.rules import clip as clip_rules
+from wanpipe.checkpoints.rules import dit as dit_rules
+from wanpipe.checkpoints.rules import umt5 as umt5_rules
+from wanpipe.checkpoints.rules import vae as vae_rules
+from wanpipe.checkpoints.tensors import shown
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models import vae
 from wanpipe.models.clip import CLIP
+from wanpipe.models.config import ModelConfig, Quantization
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
-from wanpipe.weights.detect import Checkpoint
-from wanpipe.weights.dtypes import FLOATS, NAMES
-from wanpipe.weights.layouts import open_network
+from wanpipe.runtime.documents import Document
 from wanpipe.weights.load import CODES, FULL, parameter_shapes
 from wanpipe.weights.quantize import packed
-from wanpipe.weights.read import open_tensors
-from wanpipe.weights.rename import Move, Row, plan
-from wanpipe.weights.rules import clip as clip_rules
-from wanpipe.weights.rules import dit as dit_rules
-from wanpipe.weights.rules import umt5 as umt5_rules
-from wanpipe.weights.rules import vae as vae_rules
-from wanpipe.weights.tensors import shown
 from wanpipe.weights.write import Slot, arranged, header
 
 VAE_ROWS = {

@@ -14,7 +14,14 @@ from typing import Any, cast
 import xxhash
 from msgspec import structs
 
-from wanpipe.config import (
+from wanpipe.checkpoints.detect import Checkpoint
+from wanpipe.checkpoints.dtypes import NAMES, Array, recast
+from wanpipe.checkpoints.layouts import Network, open_network
+from wanpipe.checkpoints.rename import apply_transform
+from wanpipe.checkpoints.tensors import shown
+from wanpipe.checkpoints.vocabulary import read_tokenizer
+from wanpipe.errors import CheckpointError, StoreError, UsageError
+from wanpipe.models.config import (
     EXPERTS,
     SCHEMA,
     Component,
@@ -27,18 +34,11 @@ from wanpipe.config import (
     T5Config,
     read_model_config,
 )
-from wanpipe.documents import DocumentError, Hash, encode, load, plain
-from wanpipe.errors import CheckpointError, StoreError, UsageError
-from wanpipe.store.disk import put
+from wanpipe.runtime.disk import put
+from wanpipe.runtime.documents import DocumentError, Hash, encode, load, plain
 from wanpipe.weights.components import Job, plan_components, plan_copy, quantized
-from wanpipe.weights.detect import Checkpoint
-from wanpipe.weights.dtypes import NAMES, Array, recast
-from wanpipe.weights.layouts import Network, open_network
 from wanpipe.weights.quantize import Packer, check, check_fit
-from wanpipe.weights.rename import apply_transform
-from wanpipe.weights.sources import Progress
-from wanpipe.weights.tensors import shown
-from wanpipe.weights.vocabulary import read_tokenizer
+from wanpipe.weights.source_hashes import Progress
 from wanpipe.weights.write import Slot, write_tensors
 
 ALGORITHM = 1  # raised when the same checkpoint and options give other files

@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from wanpipe.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
 from wanpipe.errors import CheckpointError
-from wanpipe.weights.read import open_tensors
-from wanpipe.weights.tensors import TensorInfo, listed, shown
+from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 
 Shapes = dict[str, tuple[int, ...]]  # the first axes of some tensors; (): it is not there
 

@@ -8,12 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from wanpipe import interrupt
-from wanpipe.device import hand_over, reader
+from wanpipe.backend.device import hand_over, reader
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
-from wanpipe.weights.read import open_tensors
-from wanpipe.weights.tensors import TensorInfo, listed, shown
+from wanpipe.runtime import interrupt
 
 FULL = "float32"  # metadata of a converted file: names of the tensors that stay float32
 CODES = "U32"  # format of a quantised matrix

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.checkpoints.rename import Row, Shape, Transform, matches, transformed
+from wanpipe.checkpoints.rules import dit as dit_rules
+from wanpipe.checkpoints.rules import lora as rules
+from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
 from wanpipe.errors import CheckpointError
-from wanpipe.weights.read import open_tensors
-from wanpipe.weights.rename import Row, Shape, Transform, matches, transformed
-from wanpipe.weights.rules import dit as dit_rules
-from wanpipe.weights.rules import lora as rules
-from wanpipe.weights.tensors import TensorInfo, listed, shown
 
 LACKED = "of an image branch that this model lacks"
 OTHER_INPUT = "for another number of input channels"

@@ -12,14 +12,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from wanpipe import interrupt
+from wanpipe.checkpoints.dtypes import FLOATS, Array, widen
+from wanpipe.checkpoints.read import TensorFile, open_tensors
+from wanpipe.checkpoints.rename import apply_transform
+from wanpipe.checkpoints.tensors import shown
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import Linear, LowRank, QuantizedLinear
-from wanpipe.weights.dtypes import FLOATS, Array, widen
+from wanpipe.runtime import interrupt
 from wanpipe.weights.lora import LEAVES, Change, Fit
-from wanpipe.weights.read import TensorFile, open_tensors
-from wanpipe.weights.rename import apply_transform
-from wanpipe.weights.tensors import shown
 
 
 @dataclass(frozen=True)

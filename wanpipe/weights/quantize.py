@@ -10,9 +10,9 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
-from wanpipe.config import Quantization
+from wanpipe.checkpoints.dtypes import Array, Floats, recast, widen
 from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.weights.dtypes import Array, Floats, recast, widen
+from wanpipe.models.config import Quantization
 from wanpipe.weights.write import Slot, arranged
 
 BITS = (4, 8)

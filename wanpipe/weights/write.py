@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from wanpipe.store.disk import replacing
-from wanpipe.weights.dtypes import STORED, Array
+from wanpipe.checkpoints.dtypes import STORED, Array
+from wanpipe.runtime.disk import replacing
 
 
 @dataclass(frozen=True)

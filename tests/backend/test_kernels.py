@@ -1,0 +1,138 @@
+"""The CUDA kernels as far as a machine without CUDA can tell: when they are chosen, and that what
+they are launched with gives arrays like their twins'. Their numbers: `python -m bench.kernels`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from wanpipe.backend import cuda_launch, nvrtc
+from wanpipe.backend.cuda_launch import TYPES
+from wanpipe.models import causal_conv, layers, rope
+from wanpipe.models.causal_conv import CausalConv, Norm, Past
+
+CHOOSERS = (layers, rope, causal_conv)
+LIKE = {"eps": 1e-6, "dtype": mx.bfloat16}
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """Choose CUDA; every launch is noted with its source and gives zeros of the shapes it says."""
+    noted: list[dict[str, Any]] = []
+
+    def run(**given: Any) -> list[mx.array]:
+        noted.append(given)
+        pairs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
+        return [mx.zeros(shape, dtype) for shape, dtype in pairs]
+
+    cuda_launch.compiled.cache_clear()
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", run)
+    monkeypatch.setattr(nvrtc, "compile", lambda source, architecture: source.encode())
+    monkeypatch.setattr(cuda_launch, "architecture", lambda: "sm_90")
+    for module in CHOOSERS:
+        monkeypatch.setattr(module, "is_cuda", lambda: True)
+    yield noted
+    cuda_launch.compiled.cache_clear()
+
+
+def works() -> dict[str, Callable[[], Any]]:
+    """Every kernel, two groups of tokens, 64 channels in heads of 32."""
+    x, y = mx.random.normal((2, 12, 64)), mx.random.normal((2, 12, 64)).astype(mx.bfloat16)
+    gate, shift, scale = (mx.random.normal((2, 1, 64)) for _ in range(3))
+    weight, rows = mx.random.normal((64,)), y.reshape(-1, 64)
+    parts, table = mx.split(rows, [7, 14, 21]), rope.tables((4, 2, 3), 32)
+    norm, frames = Norm(16), mx.random.normal((4, 3, 5, 16)).astype(mx.bfloat16)
+    return {
+        "gated add_norm": lambda: layers.add_norm(
+            x, [y], gate, weight, weight, plus_one=False, **LIKE
+        ),
+        "add_norm": lambda: layers.add_norm(x, [y], None, shift, scale, plus_one=True, **LIKE),
+        "add_norm of parts": lambda: layers.add_norm(
+            x, parts, gate, shift, scale, plus_one=True, **LIKE
+        ),
+        "add_norm to float32": lambda: layers.add_norm(
+            x, parts, gate, shift, scale, plus_one=True, eps=1e-6, dtype=mx.float32
+        ),
+        "norm_rotate": lambda: rope.norm_rotate(rows, weight, table, width=32, eps=1e-6),
+        "with_means": lambda: layers.with_means(rows, 5),
+        "gelu": lambda: layers.gelu(y, dtype=mx.bfloat16),
+        "norm_join": lambda: norm.join(frames[:2], frames),
+        "summed": lambda: causal_conv.summed(frames, frames, norm.gamma, dtype=mx.bfloat16),
+    }
+
+
+def shapes(result: Any) -> list[tuple[tuple[int, ...], mx.Dtype]]:
+    arrays = result if isinstance(result, (tuple, list)) else [result]
+    return [(array.shape, array.dtype) for array in arrays]
+
+
+TWINS = {name: shapes(work()) for name, work in works().items()}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_kernels_give_arrays_like_their_twins(name: str, launches: list[dict[str, Any]]) -> None:
+    assert shapes(works()[name]()) == TWINS[name]
+    [launch] = launches
+    source = launch["compiled_source"].decode()
+    parameters, body = re.findall(r"__global__ void (\w+)\((.*?)\) {(.*)", source, re.DOTALL)[0][1:]
+    names = [one.split()[-1] for one in parameters.split(",")]
+    given = len(launch["inputs"]) + len(launch["output_shapes"]) + len(launch["scalars"])
+    assert len(names) == len(set(names)) == given
+    types = [TYPES[array.dtype] for array in launch["inputs"]]
+    types += [TYPES[dtype] for dtype in launch["output_dtypes"]]
+    pointers = [one.replace("const", "").split("*")[0].strip() for one in parameters.split(",")]
+    assert pointers[: len(types)] == types
+    assert {"EPS", "ONE", "PART", "OF", "STORE", "GATE", "TIMES", "SUMS", "FROM"}.isdisjoint(
+        re.findall(r"\w+", body)
+    )
+    assert all(re.search(rf"\b{one}\b", body) for one in names[: len(launch["inputs"])])
+    assert "using T = " in body
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_threads_of_a_block_are_whole_warps(name: str, launches: list[dict[str, Any]]) -> None:
+    works()[name]()
+    [launch] = launches
+    threads, grid = launch["threadgroup"][0], launch["grid"][0]
+    assert threads % 32 == 0
+    assert 0 < threads <= 512
+    assert grid % threads == 0
+
+
+def test_rows_that_are_no_whole_vectors_go_to_the_twin(launches: list[dict[str, Any]]) -> None:
+    layers.gelu(mx.zeros((3, 12), mx.bfloat16), dtype=mx.bfloat16)
+    Norm(12).join(mx.zeros((2, 2, 2, 12)), mx.zeros((1, 2, 2, 12)).astype(mx.bfloat16))
+    assert launches == []
+
+
+def test_every_source_has_a_name_of_its_own(launches: list[dict[str, Any]]) -> None:
+    for work in works().values():
+        work()
+    sources = {launch["compiled_source"] for launch in launches}
+    assert len({launch["name"] for launch in launches}) == len(sources) == len(TWINS)
+
+
+def test_three_frames_as_channels_are_a_convolution_over_frames() -> None:
+    conv, x = CausalConv(6, 5), mx.random.normal((6, 4, 3, 6))
+    conv.weight = mx.random.normal(conv.weight.shape)
+    three = mx.concatenate([x[t : t + 4] for t in range(3)], axis=-1)
+    flat = causal_conv.convolve(three, causal_conv.stacked(conv.weight), (1, 1), causal_conv.SAME)
+    whole = conv.products(x)
+    assert mx.abs(flat - whole).max() < 1e-4 * mx.abs(whole).max()
+
+
+def test_narrow_convolutions_stack_frames_on_cuda_alone(launches: list[dict[str, Any]]) -> None:
+    conv, norm = CausalConv(96, 96), Norm(96)
+    for first in (True, False):
+        past = Past(lazy=True)
+        past.first = first
+        if not first:
+            past.keep(mx.zeros((2, 3, 5, 96)))
+        y = conv(mx.zeros((2, 3, 5, 96)), past, norm)
+        assert y.shape == (2, 3, 5, 96)
+    joins = [launch for launch in launches if "norm_join" in launch["name"]]
+    assert [launch["output_shapes"][0] for launch in joins] == [(4, 3, 5, 96), (2, 3, 5, 288)]
+    assert not CausalConv(192, 192).narrow

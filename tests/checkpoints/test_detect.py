@@ -1,0 +1,238 @@
+"""Recognition of checkpoints: the five layouts, and one line for each that is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import DATA
+from wanpipe.checkpoints.detect import Checkpoint, detect
+from wanpipe.errors import CheckpointError
+from wanpipe.models.config import CLIPConfig, T5Config, VAEConfig
+
+NAMES = {
+    "wan21-t2v": "wan2.1-t2v-1.3b",
+    "wan21-i2v": "wan2.1-i2v-14b-480p",
+    "wan22-t2v-a14b": "wan2.2-t2v-a14b",
+    "wan22-i2v-a14b": "wan2.2-i2v-a14b",
+    "wan22-ti2v-5b": "wan2.2-ti2v-5b",
+}
+
+
+@pytest.fixture
+def copy(checkpoints: Path, tmp_path: Path) -> Any:
+    """Give a function that copies a checkpoint, so that it can be changed."""
+
+    def make(family: str, name: str = "copy") -> Path:
+        target = tmp_path / name
+        shutil.copytree(checkpoints / family, target, copy_function=shutil.copyfile)
+        return target
+
+    return make
+
+
+def change(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    data = {**json.loads(path.read_text()), **changes}
+    data = {key: value for key, value in data.items() if value is not None}
+    path.write_text(json.dumps(data))
+
+
+def refused(directory: Path, why: str, version: str = "auto") -> None:
+    with pytest.raises(CheckpointError, match=why) as caught:
+        detect(directory, version)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_every_layout_is_recognised(checkpoints: Path, family: str) -> None:
+    found = detect(checkpoints / family)
+    assert found.variant.name == NAMES[family]
+    assert detect(checkpoints / family, found.variant.version) == found
+    other = "2.2" if found.variant.version == "2.1" else "2.1"
+    refused(checkpoints / family, f"says {other}, but .* holds {NAMES[family]}", other)
+
+
+def test_dimensions_come_from_shapes(checkpoints: Path) -> None:
+    found = detect(checkpoints / "wan21-i2v")
+    assert found.t5 == T5Config(vocab=401, dim=64, attention_dim=64, ffn_dim=160, heads=4, layers=3)
+    assert found.vae == VAEConfig(version="2.1", encoder_dim=4, decoder_dim=4, z_dim=16)
+    assert found.clip == CLIPConfig(dim=32, ffn_dim=128, heads=2, layers=3)
+    assert (found.dit.in_dim, found.dit.clip_dim, found.dit.freq_dim) == (36, 32, 64)
+    assert (found.dit.heads, found.dit.layers, found.dit.text_dim) == (2, 2, 64)
+    assert detect(checkpoints / "wan22-ti2v-5b").vae == VAEConfig(
+        version="2.2", encoder_dim=4, decoder_dim=3, z_dim=48
+    )
+
+
+def test_sources_are_the_files_in_use_and_nothing_else(checkpoints: Path) -> None:
+    assert list(detect(checkpoints / "wan22-t2v-a14b").sources) == [
+        "Wan2.1_VAE.pth",
+        "google/umt5-xxl/tokenizer.json",
+        *(
+            f"{expert}_noise_model/{name}"
+            for expert in ("high", "low")
+            for name in (
+                "config.json",
+                "diffusion_pytorch_model-00001-of-00002.safetensors",
+                "diffusion_pytorch_model-00002-of-00002.safetensors",
+            )
+        ),
+        "models_t5_umt5-xxl-enc-bf16.pth",
+    ]
+
+
+def test_a_720p_directory_only_changes_the_default_size(copy: Any) -> None:
+    found: Checkpoint = detect(copy("wan21-i2v", "Wan2.1-I2V-14B-720P"))
+    assert found.variant.name == "wan2.1-i2v-14b-720p"
+    assert found.variant.defaults.width == 1280
+
+
+def test_a_wrong_dimension_names_both_values(copy: Any) -> None:
+    directory = copy("wan21-t2v")
+    shutil.copyfile(DATA / "bad" / "wrong_dim" / "config.json", directory / "config.json")
+    refused(directory, "config.json says dim 128, but the weights have 64")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("ffn_dim", 96, "says ffn_dim 96, but the weights have 128"),
+        ("freq_dim", 128, "says freq_dim 128, but the weights have 256"),
+        ("num_layers", 3, "says num_layers 3, but the weights have 2"),
+        ("in_dim", 36, "says in_dim 36, but the weights have 16"),
+        ("text_dim", "64", "says text_dim 64"),
+        ("num_heads", 3, "must split into heads of even width, got 3"),
+        ("num_heads", None, "num_heads must be a number, got None"),
+        ("eps", "x", "eps must be a number"),
+        ("text_len", True, "text_len must be a number"),
+        ("window_size", [4, 4], "window_size must be"),
+        ("qk_norm", False, "qk_norm must be True"),
+        ("vace_layers", [0], "unknown keys: vace_layers"),
+        ("model_type", "vace", "model_type must be t2v, i2v or ti2v, got vace"),
+        ("model_type", "i2v", "says model_type i2v, but the weights are those of wan2.1-t2v-1.3b"),
+        ("wanpipe", 3, "wanpipe must be a JSON object"),
+        ("wanpipe", {"frames": 5}, "unknown field `frames`"),
+        ("wanpipe", {"steps": "5"}, r"wanpipe .*`int`, got `str` - at `\$\.steps`"),
+        ("wanpipe", {"guide_scale": 5}, r"wanpipe .*got `int` - at `\$\.guide_scale`"),
+    ],
+)
+def test_a_wrong_setting_is_refused(copy: Any, key: str, value: Any, why: str) -> None:
+    directory = copy("wan21-t2v")
+    change(directory / "config.json", **{key: value})
+    refused(directory, why)
+
+
+def test_official_extras_are_accepted(copy: Any) -> None:
+    directory = copy("wan21-t2v")
+    change(
+        directory / "config.json",
+        patch_size=[1, 2, 2],
+        window_size=[-1, -1],
+        qk_norm=True,
+        cross_attn_norm=True,
+        text_dim=None,
+        model_type=None,
+    )
+    assert detect(directory).variant.name == "wan2.1-t2v-1.3b"
+
+
+def test_a_checkpoint_may_bring_its_own_defaults(copy: Any) -> None:
+    directory = copy("wan22-t2v-a14b")
+    wanted = {"width": 64, "num_frames": 9, "guide_scale": [2, 2.5], "boundary": 0.5, "steps": 4}
+    change(directory / "high_noise_model" / "config.json", wanpipe=wanted)
+    defaults = detect(directory).variant.defaults
+    assert (defaults.width, defaults.num_frames, defaults.boundary) == (64, 9, 0.5)
+    assert (defaults.steps, defaults.shift, defaults.guide_scale) == (4, 12, (2, 2.5))
+    change(directory / "low_noise_model" / "config.json", wanpipe={"steps": 99})
+    refused(directory, "wanpipe must stand in .*high_noise_model/config.json alone")
+
+
+@pytest.mark.parametrize(
+    ("family", "file"),
+    [
+        ("wan21-t2v", "Wan2.1_VAE.pth"),
+        ("wan21-t2v", "config.json"),
+        ("wan21-t2v", "diffusion_pytorch_model.safetensors"),
+        ("wan21-t2v", "models_t5_umt5-xxl-enc-bf16.pth"),
+        ("wan21-t2v", "google/umt5-xxl/tokenizer.json"),
+        ("wan21-i2v", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
+        ("wan21-i2v", "diffusion_pytorch_model-00002-of-00002.safetensors"),
+        ("wan22-ti2v-5b", "Wan2.2_VAE.pth"),
+        ("wan22-t2v-a14b", "low_noise_model/config.json"),
+    ],
+)
+def test_a_missing_file_is_named(copy: Any, family: str, file: str) -> None:
+    directory = copy(family)
+    (directory / file).unlink()
+    refused(directory, f"lacks .*{Path(file).name}")
+
+
+def test_a_missing_expert_is_named(copy: Any) -> None:
+    directory = copy("wan22-t2v-a14b")
+    shutil.rmtree(directory / "low_noise_model")
+    refused(directory, "lacks low_noise_model/")
+
+
+def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    refused(tmp_path / "absent", "is not a directory")
+    refused(tmp_path, "lacks diffusion_pytorch_model.safetensors")
+
+
+def test_shards_without_an_index_are_found(copy: Any) -> None:
+    directory = copy("wan21-i2v")
+    (directory / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    assert len(detect(directory).files["model"]) == 2
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "", "a\0b"])
+def test_an_index_that_points_elsewhere_is_refused(copy: Any, name: str) -> None:
+    directory = copy("wan21-i2v")
+    index = directory / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    refused(directory, "must map tensors to files beside it")
+
+
+def test_experts_of_two_models_are_refused(copy: Any, checkpoints: Path) -> None:
+    directory = copy("wan22-t2v-a14b")
+    shutil.rmtree(directory / "low_noise_model")
+    shutil.copytree(
+        checkpoints / "wan22-i2v-a14b" / "low_noise_model", directory / "low_noise_model"
+    )
+    refused(directory, "must have the same")
+
+
+def test_the_other_vae_under_this_name_is_refused(copy: Any, checkpoints: Path) -> None:
+    directory = copy("wan21-t2v")
+    shutil.copyfile(checkpoints / "wan22-ti2v-5b" / "Wan2.2_VAE.pth", directory / "Wan2.1_VAE.pth")
+    refused(directory, "holds the VAE of Wan2.2")
+
+
+def test_first_last_frame_models_are_refused_by_name(copy: Any) -> None:
+    directory = copy("wan21-i2v")
+    path = directory / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    save_file({**load_file(path), "img_emb.emb_pos": np.zeros((1, 514, 32), np.float32)}, path)
+    refused(directory, "FLF2V")
+
+
+def test_an_image_model_without_clip_and_experts_is_unknown(copy: Any, checkpoints: Path) -> None:
+    directory = copy("wan21-t2v")
+    source = checkpoints / "wan22-i2v-a14b" / "high_noise_model"
+    (directory / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.copytree(source, directory, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    refused(directory, "no Wan checkpoint that wanpipe knows; found in_dim 36")
+
+
+def test_an_absurd_axis_is_refused_before_a_network_is_built(copy: Any) -> None:
+    directory = copy("wan21-t2v")
+    path = directory / "diffusion_pytorch_model.safetensors"
+    arrays = load_file(path)
+    save_file({**arrays, "patch_embedding.weight": np.zeros((1 << 40, 0, 1), np.float32)}, path)
+    refused(directory, "absurd shape")
+    many = {f"blocks.{i}.x": np.zeros(0, np.float32) for i in range(1000)}
+    save_file({**arrays, **many}, path)
+    refused(directory, "1000 layers|1002 layers")

@@ -1,0 +1,161 @@
+"""Images as the official code reads and fits them, and what is refused."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import DATA, golden
+from wanpipe.errors import UsageError
+from wanpipe.media.image import bicubic, clip_pixels, fit, open_image, signed
+
+UNUSUAL = ["alpha.png", "animated.gif", "cmyk.jpg", "gray16.png", "one_by_one.png"]
+
+
+def fixture_image(model: str) -> Image.Image:
+    return open_image(DATA / "expected" / model / "image.png")
+
+
+def plain(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), (255, 0, 255))
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_images_give_the_official_pixels(name: str) -> None:
+    pixels = np.asarray(open_image(DATA / "bad" / name))
+    np.testing.assert_array_equal(pixels, golden("bad/images")[name])
+
+
+def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter turn
+    plain(30, 20).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (30, 20)
+
+
+def test_unreadable_images_are_one_line_errors(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    fixture_image("wan21-i2v").save(whole, "PNG")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:2000])
+    for path in (DATA / "bad" / "text.png", tmp_path / "cut.png", tmp_path, tmp_path / "none.png"):
+        with pytest.raises(UsageError) as caught:
+            open_image(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [15, 11])  # Pillow's error, and its mere warning
+def test_decompression_bombs_are_refused(
+    side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain(side, side).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UsageError, match="at most 100 pixels"):
+        open_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "mode", "inside", "corner", "mean", "deviation"),
+    [
+        (
+            "wan21-i2v",
+            (32, 32),
+            "stretch",
+            (0.0101435, 0.0280605, -0.171677),
+            (0.0809753, -0.8330793, -0.0797355),
+            -0.1042215,
+            0.3798688,
+        ),
+        (
+            "wan22-i2v-a14b",
+            (48, 32),
+            "stretch",
+            (-0.2598187, 0.3293892, -0.2878031),
+            (-0.1512246, 0.7879506, -0.1099195),
+            0.0322964,
+            0.4804553,
+        ),
+        (
+            "wan22-ti2v-5b",
+            (32, 64),
+            "cover",
+            (0.4745098, 0.7411765, -0.5215687),
+            (0.7098039, 0.0901961, -0.145098),
+            0.0488933,
+            0.4353272,
+        ),
+    ],
+)
+def test_fitted_image_is_the_official_tensor(
+    model: str,
+    size: tuple[int, int],
+    mode: str,
+    inside: tuple[float, ...],
+    corner: tuple[float, ...],
+    mean: float,
+    deviation: float,
+) -> None:
+    resample = "lanczos" if mode == "cover" else "bicubic"
+    pixels = fit(fixture_image(model), *size, mode, resample)
+    assert pixels.dtype == np.float32 and pixels.shape == (size[1], size[0], 3)
+    np.testing.assert_allclose(pixels[5, 7], inside, rtol=0, atol=5e-7)
+    np.testing.assert_allclose(pixels[-1, -1], corner, rtol=0, atol=5e-7)
+    assert abs(pixels.mean(dtype=np.float64) - mean) < 1e-7
+    assert abs(pixels.std(dtype=np.float64) - deviation) < 1e-7
+
+
+def test_bicubic_is_that_of_torch_with_its_overshoot() -> None:
+    pixels = np.array([[0, 255, 64], [128, 32, 200]], np.uint8)
+    expected = [  # torch.nn.functional.interpolate(size=(3, 4), mode="bicubic")
+        [-1.2478535, 0.5364402, 0.7699085, -0.7157007],
+        [-0.5427945, -0.0892904, 0.1614909, 0.0288201],
+        [0.1622642, -0.7150206, -0.4469264, 0.7733407],
+    ]
+    resized = bicubic(np.repeat(pixels[..., None], 3, axis=-1), 3, 4)
+    np.testing.assert_allclose(resized[..., 1], expected, rtol=0, atol=5e-7)
+
+
+def test_bicubic_to_the_same_size_changes_nothing() -> None:
+    pixels = np.asarray(fixture_image("wan21-i2v"))
+    np.testing.assert_array_equal(bicubic(pixels, *pixels.shape[:2]), signed(pixels))
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "lanczos"])
+@pytest.mark.parametrize("mode", ["stretch", "cover", "pad"])
+@pytest.mark.parametrize("source", [(1, 1), (45, 64), (64, 45), (33, 31)])
+def test_fit_fills_the_canvas(source: tuple[int, int], mode: str, resample: str) -> None:
+    pixels = fit(plain(*source), 48, 32, mode, resample)
+    assert pixels.shape == (32, 48, 3) and pixels.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(pixels[16, 24], [1, -1, 1], atol=1e-6)
+    if mode != "pad":
+        np.testing.assert_allclose(pixels - pixels[16, 24], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "lanczos"])
+def test_pad_centres_the_whole_image_on_black(resample: str) -> None:
+    pixels = fit(plain(20, 40), 48, 32, "pad", resample)
+    bright = pixels[..., 0] > 0
+    assert bright[:, 16:32].all() and bright.sum() == 16 * 32
+    np.testing.assert_array_equal(pixels[~bright], -1)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "lanczos"])
+def test_cover_crops_the_centre(resample: str) -> None:
+    image = plain(96, 32)
+    image.paste((0, 0, 0), (0, 0, 24, 32))
+    image.paste((0, 0, 0), (72, 0, 96, 32))
+    np.testing.assert_allclose(fit(image, 48, 32, "cover", resample)[..., 0], 1, atol=1e-6)
+
+
+def test_image_far_narrower_than_its_canvas_is_refused() -> None:
+    with pytest.raises(UsageError, match="too narrow to cover 1280x720; crop it first"):
+        fit(plain(1, 1000), 1280, 720, "cover", "lanczos")
+
+
+def test_clip_pixels_are_in_units_of_clip() -> None:
+    pixels = clip_pixels(plain(31, 57))
+    assert pixels.shape == (224, 224, 3) and pixels.dtype == np.float32
+    white, black = (1 - 0.48145466) / 0.26862954, -0.4578275 / 0.26130258
+    np.testing.assert_allclose(pixels[..., 0], white, atol=1e-6)
+    np.testing.assert_allclose(pixels[..., 1], black, atol=1e-6)

@@ -1,0 +1,394 @@
+"""A model's config.json: what 0.1.0 wrote is read and written the same, and nothing else passes."""
+
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import mutations
+from tests.conftest import DATA
+from tests.test_convert import Place
+from tests.workshop import Models, inside
+from wanpipe.checkpoints.detect import detect
+from wanpipe.errors import CheckpointError
+from wanpipe.models.config import ModelConfig, Quantization, read_model_config
+from wanpipe.runtime.documents import decode, encode, plain
+from wanpipe.store.keys import canonical, key_of
+from wanpipe.weights.convert import Options, convert, material_of_model
+from wanpipe.weights.model import open_model
+
+KEY = "0123456789abcdef" * 2
+WRITTEN = {  # by 0.1.0, with the key of the same model with its text encoder in 8 bits
+    "wan21-i2v": ("wan21-i2v", "82d844fda426b60fd0e91c63f115f9c8"),
+    "wan22-t2v-a14b": ("wan22-t2v-a14b", "ca99eb728f72e6e06dc3c1ad5368eb76"),
+}
+OVERRIDES = {"shift": 5, "guide_scale": [4, 4.5], "fps": 8}  # whole numbers stay whole
+FOUR = Quantization(bits=4, group_size=32)
+Json = Any
+Spoil = Callable[[Json], object]
+
+
+def written(name: str) -> bytes:
+    """A config.json that 0.1.0 wrote."""
+    return (DATA / "configs" / f"{name}.json").read_bytes()
+
+
+@pytest.fixture
+def tiny(models: Models, tmp_path: Path) -> Callable[[str], Path]:
+    """Gives a copy of a converted model, to spoil its config.json; its other files are links."""
+
+    def copied(family: str) -> Path:
+        target = tmp_path / family
+        shutil.copytree(models(family), target, copy_function=os.link)
+        data = (target / "config.json").read_bytes()
+        (target / "config.json").unlink()
+        (target / "config.json").write_bytes(data)
+        return target
+
+    return copied
+
+
+def change(model: Path, spoil: Spoil) -> None:
+    """Change what a config.json says."""
+    path = model / "config.json"
+    data = json.loads(path.read_bytes())
+    spoil(data)
+    path.write_text(json.dumps(data))
+
+
+def refusal(model: Path) -> str:
+    """The one line that refuses a model."""
+    with pytest.raises(CheckpointError) as caught:
+        open_model(model)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_config_of_0_1_0_is_read_and_written_byte_for_byte(name: str) -> None:
+    assert encode(decode(written(name), ModelConfig)) == written(name)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_conversion_writes_the_bytes_that_0_1_0_wrote(
+    name: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(checkpoints / name, tmp_path / "checkpoint")
+    quantization = None
+    if name == "wan21-i2v":
+        change(source, lambda data: data.update(wanpipe=OVERRIDES))
+        quantization = FOUR
+    options = Options(quantization=quantization)
+    convert(detect(source), tmp_path / "model", KEY, options, lambda *_: None)
+    assert (tmp_path / "model" / "config.json").read_bytes() == written(name)
+    open_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_goes_into_keys_is_as_0_1_0_had_it(name: str) -> None:
+    config = decode(written(name), ModelConfig)
+    eight = Quantization(bits=8, group_size=64)
+    material = material_of_model(config, Options(text_encoder=eight))
+    assert key_of(material) == WRITTEN[name][1]
+    defaults = json.loads(written(name))["defaults"]
+    assert canonical(plain(config.defaults)) == canonical(defaults)
+    assert Options().to_json() == {"dtype": "bfloat16", "quantization": None}
+    assert Options(quantization=FOUR).to_json() == {
+        "dtype": "bfloat16",
+        "quantization": {"experts": {"bits": 4, "group_size": 32}, "text_encoder": None},
+    }
+
+
+def config_of(name: str) -> Callable[[Json], Json]:
+    """Give the dimensions of a component."""
+    return lambda data: data["components"][name]["config"]
+
+
+EXPERTS = ("low_noise_model", "high_noise_model")
+
+
+@pytest.mark.parametrize(
+    ("family", "spoil", "says"),
+    [
+        ("wan21-t2v", lambda data: data.update(variant="wan9\n\x1b[31m"), "got wan9"),
+        ("wan21-t2v", lambda data: data.update(schema=True), "Expected `int`, got `bool`"),
+        ("wan21-t2v", lambda data: data.update(schema=[2] * 999), "has schema [2, 2, 2"),
+        ("wan21-t2v", lambda data: data.update(dtype="int8"), "Invalid enum value 'int8'"),
+        ("wan21-t2v", lambda data: data.update(key="0" * 32 + "\n"), "`$.key`"),
+        ("wan21-t2v", lambda data: data.pop("defaults"), "missing required field `defaults`"),
+        ("wan21-t2v", lambda data: data.update({"a\nb": 1}), "unknown field"),
+        ("wan21-t2v", lambda data: data["defaults"].update(fps=0), "`$.defaults.fps`"),
+        ("wan21-t2v", lambda data: data["defaults"].update(fps=16.5), "`$.defaults.fps`"),
+        ("wan21-t2v", lambda data: data["defaults"].update(shift=-1), "`$.defaults.shift`"),
+        ("wan21-t2v", lambda data: data["defaults"].update(boundary=1), "`$.defaults.boundary`"),
+        ("wan21-t2v", lambda data: data["defaults"].update(guide_scale=5), "`$.defaults.guide_"),
+        ("wan21-t2v", lambda data: data["components"].pop("vae"), "missing required field `vae`"),
+        ("wan21-t2v", lambda data: data["components"].pop("model"), "must have model, got none"),
+        ("wan21-t2v", lambda data: data["components"].update(x={}), "unknown field `x`"),
+        ("wan21-t2v", lambda data: data["components"]["vae"].update(config=None), "vae.config`"),
+        ("wan21-t2v", lambda data: data["components"]["vae"].update(bytes=-1), "vae.bytes`"),
+        ("wan21-t2v", lambda data: data["components"]["vae"].update(hash="0"), "vae.hash`"),
+        ("wan21-t2v", lambda data: data["components"]["vae"].update(file="../x"), "vae.file`"),
+        ("wan21-t2v", lambda data: data["components"]["vae"].update(file="/x"), "vae.file`"),
+        ("wan21-t2v", lambda data: data["components"]["vae"].update(file=".."), "vae.file`"),
+        ("wan21-t2v", lambda data: data["components"]["vae"].update(file="x\n"), "vae.file`"),
+        ("wan21-t2v", lambda data: config_of("vae")(data).update(z_dim=48), "z_dim must be 16"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(heads=3), "must split into"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(heads=64), "of even width"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(freq_dim=255), "must be even"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(layers=257), "layers`"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(dim=1 << 21), "dim`"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(eps=0), "eps`"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(patch=[1, 2, 4]), "patch[2]`"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(in_dim=36), "in_dim must be"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(text_dim=32), "text_dim must"),
+        ("wan21-t2v", lambda data: config_of("model")(data).update(clip_dim=32), "clip_dim must"),
+        ("wan21-t2v", lambda data: config_of("t5_encoder")(data).update(heads=5), "split into"),
+        ("wan21-t2v", lambda data: config_of("t5_encoder")(data).update(buckets=3), "buckets`"),
+        ("wan21-t2v", lambda data: data.update(quantization={"bits": 6, "group_size": 64}), "bits"),
+        ("wan21-t2v", lambda data: data.update(quantization={"bits": 4, "group_size": 96}), "96"),
+        ("wan21-t2v", lambda data: data.update(variant="wan2.2-t2v-a14b"), "got model"),
+        ("wan21-t2v", lambda data: data.update(variant="wan2.2-ti2v-5b"), "have a vae_encoder"),
+        ("wan21-i2v", lambda data: data["components"].pop("clip"), "clip_dim must be"),
+        ("wan21-i2v", lambda data: config_of("clip")(data).update(size=336), "size`"),
+        ("wan21-i2v", lambda data: config_of("clip")(data).update(patch=15), "patch must divide"),
+        ("wan21-i2v", lambda data: config_of("vae")(data).update(decoder_dim=8), "same dimensions"),
+        ("wan22-t2v-a14b", lambda data: data["components"].pop(EXPERTS[0]), "got high_noise_model"),
+        ("wan22-t2v-a14b", lambda data: data["defaults"].pop("boundary"), "have a boundary"),
+        ("wan22-t2v-a14b", lambda data: config_of(EXPERTS[1])(data).update(eps=1e-5), "the same"),
+    ],
+)  # fmt: skip
+def test_what_does_not_agree_is_refused_where_it_stands(
+    family: str, spoil: Spoil, says: str, tiny: Callable[[str], Path]
+) -> None:
+    model = tiny(family)
+    change(model, spoil)
+    assert says in refusal(model)
+    assert str(model / "config.json") in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"null", b'{"components": NaN}', b"\xff", b"[" * 99999]
+)
+def test_what_is_no_document_is_refused(data: bytes, tiny: Callable[[str], Path]) -> None:
+    model = tiny("wan21-t2v")
+    (model / "config.json").write_bytes(data)
+    assert "config.json" in refusal(model)
+
+
+def test_a_config_that_is_no_file_or_too_large_is_refused(tiny: Callable[[str], Path]) -> None:
+    model = tiny("wan21-t2v")
+    (model / "config.json").write_bytes(b" " * (1 << 20) + b"{}")
+    assert "larger than 1048576 bytes" in refusal(model)
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")  # nobody writes: reading it would wait for ever
+    assert "not a regular file" in refusal(model)
+    (model / "config.json").unlink()
+    (model / "config.json").mkdir()
+    assert "cannot be read" in refusal(model)
+
+
+DIMENSIONS = [
+    ("wan21-i2v", ("model",), {"dim": 128}),
+    ("wan21-i2v", ("model",), {"ffn_dim": 1 << 20}),
+    ("wan21-i2v", ("model",), {"freq_dim": 66}),
+    ("wan21-i2v", ("model",), {"layers": 256}),
+    ("wan21-i2v", ("model",), {"layers": 1}),
+    ("wan21-i2v", ("t5_encoder",), {"vocab": 1 << 20}),
+    ("wan21-i2v", ("t5_encoder",), {"attention_dim": 1 << 20}),
+    ("wan21-i2v", ("t5_encoder",), {"ffn_dim": 1 << 20}),
+    ("wan21-i2v", ("t5_encoder",), {"heads": 8}),
+    ("wan21-i2v", ("t5_encoder",), {"layers": 256}),
+    ("wan21-i2v", ("t5_encoder",), {"buckets": 64}),
+    ("wan21-i2v", ("clip",), {"ffn_dim": 1 << 20}),
+    ("wan21-i2v", ("clip",), {"layers": 256}),
+    ("wan21-i2v", ("clip",), {"patch": 1}),
+    ("wan21-i2v", ("vae", "vae_encoder"), {"encoder_dim": 1 << 20}),
+    ("wan21-i2v", ("vae", "vae_encoder"), {"decoder_dim": 1 << 20}),
+    ("wan22-t2v-a14b", EXPERTS, {"dim": 1 << 20}),
+]
+
+
+@pytest.mark.parametrize(("family", "names", "dimensions"), DIMENSIONS)
+def test_dimensions_that_a_file_does_not_have_are_refused(
+    family: str, names: tuple[str, ...], dimensions: Json, tiny: Callable[[str], Path]
+) -> None:
+    model = tiny(family)
+
+    def lie(data: Json) -> None:
+        for name in names:
+            config_of(name)(data).update(dimensions)
+
+    change(model, lie)
+    assert "does not fit the dimensions in config.json" in refusal(model)
+
+
+def test_quantized_files_have_the_dimensions_of_plain_ones(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    options = Options(quantization=FOUR, text_encoder=Quantization(bits=8, group_size=32))
+    config = convert(detect(checkpoints / "wan22-ti2v-5b"), tmp_path, KEY, options, lambda *_: None)
+    assert open_model(tmp_path).config == config
+
+
+def test_widths_that_two_components_share_are_compared_with_their_files(
+    tiny: Callable[[str], Path],
+) -> None:
+    model = tiny("wan21-i2v")
+
+    def lie(data: Json) -> None:
+        config_of("t5_encoder")(data).update(dim=1 << 20)
+        config_of("model")(data).update(text_dim=1 << 20, clip_dim=1 << 20)
+        config_of("clip")(data).update(dim=1 << 20)
+
+    change(model, lie)
+    assert "t5_encoder.safetensors does not fit" in refusal(model)
+
+
+LIMITED = """
+import resource, sys
+from wanpipe.app import main
+resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+try:
+    main(sys.argv[1:])
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_huge_model_in_a_small_file_costs_no_memory(tiny: Callable[[str], Path]) -> None:
+    model = tiny("wan22-t2v-a14b")
+
+    def lie(data: Json) -> None:
+        for name in EXPERTS:
+            config_of(name)(data).update(dim=1 << 20, ffn_dim=1 << 20, layers=256)
+        config_of("t5_encoder")(data).update(vocab=1 << 20, ffn_dim=1 << 20, layers=256)
+
+    change(model, lie)
+    words = ["encode-text", "--model", str(model), "--prompt", "x", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *words], cwd=model, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "does not fit the dimensions" in done.stderr
+    kibibytes = int(done.stdout)
+    assert kibibytes < 1 << 20, kibibytes
+
+
+@pytest.mark.parametrize("more", [(), ("--force",)])
+def test_a_conversion_touches_nothing_outside_its_folder(
+    more: tuple[str, ...], checkpoints: Path, tmp_path: Path
+) -> None:
+    here = Place(tmp_path, tmp_path / "no model")
+    words = ("convert", "--checkpoint-dir", checkpoints / "wan21-t2v", "--output-dir", "model")
+    here.do(*words)
+    for name in ("victim", "victim.json", "victim.part"):
+        (tmp_path / name).write_text("dear")
+    change(tmp_path / "model", lambda data: data["components"]["vae"].update(file="../victim"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused = inside(*words, *more, cwd=tmp_path)
+    assert refused.code == 1
+    assert "choose another directory" in refused.stderr
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: data for path, data in after.items() if "cache" not in path.parts} == {
+        path: data for path, data in before.items() if "cache" not in path.parts
+    }
+
+
+def spots(value: Json, found: list[Json] | None = None) -> list[Json]:
+    """Every object and list of a document, itself included."""
+    found = [] if found is None else found
+    if isinstance(value, dict | list):
+        found.append(value)
+        for inner in value.values() if isinstance(value, dict) else value:
+            spots(inner, found)
+    return found
+
+
+def spoilt(dice: random.Random, data: Json) -> None:
+    """Change one value of a config.json: near what it is, to another type, or where it stands."""
+    spot = dice.choice([one for one in spots(data) if one])
+    name = dice.choice(list(spot)) if isinstance(spot, dict) else dice.randrange(len(spot))
+    old = spot[name]
+    match dice.randrange(9):
+        case 0 | 1 if isinstance(old, int | float) and abs(old) < 1e18:
+            others = (-old, old + 1, old - 1, 2 * old, old / 2, float(old), str(old), old * 10**9)
+            spot[name] = dice.choice(others)
+        case 2:
+            del spot[name]
+        case 3 if isinstance(spot, dict):
+            spot[dice.choice(mutations.NAMES)] = copy.deepcopy(dice.choice(mutations.ODD))
+        case 4:
+            spot[name] = [old] if dice.random() < 0.5 else {"config": old}
+        case 5:
+            other = dice.choice([one for one in spots(data) if one])
+            values = list(other.values() if isinstance(other, dict) else other)
+            spot[name] = copy.deepcopy(dice.choice(values))
+        case 6 if isinstance(old, str):
+            paths = ("../", "/etc/", "./", "\0", "\x1b[31m", "\n", "\u202e", ".")
+            spot[name] = dice.choice((dice.choice(paths) + old, old + dice.choice(paths)))
+        case _:
+            spot[name] = copy.deepcopy(dice.choice(mutations.ODD))
+
+
+def mutated(dice: random.Random, text: str) -> bytes:
+    """Spoil a config.json in one or two places, sometimes its outer form."""
+    if dice.random() < 0.1:
+        return mutations.odd_json(dice, text)
+    data = json.loads(text)
+    for _ in range(dice.randint(1, 2)):
+        spoilt(dice, data)
+    return json.dumps(data).encode("utf-8", "surrogatepass")
+
+
+def says(ours: Json, data: Json) -> bool:
+    """Whether all that a file says is in what was read."""
+    if isinstance(data, dict):
+        return isinstance(ours, dict) and all(says(ours.get(name), data[name]) for name in data)
+    return bool(ours == data) and isinstance(ours, bool) == isinstance(data, bool)
+
+
+CASES = 400  # of each of three families
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["wan21-i2v", "wan22-t2v-a14b", "wan22-ti2v-5b"])
+def test_a_spoilt_config_is_refused_in_one_line_or_read_right(
+    family: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = tiny(family)
+    path = model / "config.json"
+    text, counts = path.read_text(), {True: 0, False: 0}
+    commands = (
+        ("encode-text", "--model", model, "--prompt", "a cat", "--dry-run"),
+        ("show", model),
+    )
+    for seed in range(CASES):
+        data = mutated(random.Random(f"{family} {seed}"), text)
+        path.write_bytes(data)
+        try:
+            config = open_model(model).config
+        except CheckpointError as error:
+            assert str(error).isprintable(), (seed, error)
+            right = False
+        else:
+            assert says(json.loads(encode(config)), json.loads(data)), seed
+            assert read_model_config(model) == config
+            right = True
+        counts[right] += 1
+        for command in commands if right else [commands[seed % 2]]:
+            done = inside(*command, cwd=tmp_path)  # raises what a user would see as a traceback
+            assert done.code in ((0, 1) if right else (1,)), (seed, done.stderr)
+            if done.code:
+                assert len(done.stderr.splitlines()) == 1, (seed, done.stderr)
+    assert counts[False] > CASES / 2
+    assert counts[True] > CASES / 50

@@ -1,0 +1,203 @@
+"""Says in words why an entry is not there: the nearest one that is, and every field that differs.
+
+Reads records and runs only. The words for fields are those of the stage's declaration.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wanpipe.errors import StoreError
+from wanpipe.runtime.documents import plain
+from wanpipe.runtime.units import quoted
+from wanpipe.store.entry import record_at
+from wanpipe.store.index import Summary
+from wanpipe.store.recipe import Recipe
+from wanpipe.store.runs import Settings
+from wanpipe.store.schema import Record, metas
+
+CANDIDATES = 1000  # records that are compared, the likeliest and latest of them
+# what the grid of a run follows from, and its size: fields of the settings with their labels
+STEPS = {"steps": "steps", "shift": "shift", "scheduler": "solver", "timesteps": "timesteps"}
+SIZE = {
+    "width": "width",
+    "height": "height",
+    "num_frames": "frames",
+    "trim_first_frames": "trimmed frames",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which two entries differ, in words."""
+
+    what: str
+    there: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.there} → {self.wanted}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The nearest entry (None where none compares), what is the same in it, and what differs."""
+
+    nearest: str | None
+    same: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+
+    def __str__(self) -> str:
+        if self.nearest is None:
+            return ""
+        if not self.differences:
+            return "there, made again by --force"
+        known = f"{', '.join(self.same)}: same; " if self.same else ""
+        return known + ", ".join(map(str, self.differences))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the records: prompts of texts and settings of steps by key, and the
+    settings that are planned.
+    """
+
+    root: Path
+    prompts: Callable[[str], str | None]
+    settings: Callable[[str], Settings | None]
+    planned: Settings | None
+
+
+def explain(recipe: Recipe, rows: Iterable[Summary], known: Known) -> Explanation:
+    """Compare what would be computed with the nearest of the entries in `rows`."""
+    best: tuple[Record, list[Difference]] | None = None
+    for summary in candidates(recipe, rows):
+        try:
+            record = record_at(known.root / summary.place)
+        except StoreError:
+            continue  # damaged or just being removed: whoever needs it will be told
+        found = differences(recipe, record, known)
+        if best is None or len(found) < len(best[1]):
+            best = record, found
+    if best is None:
+        return Explanation(None)
+    record, found = best
+    return Explanation(record.key, same(recipe, record), tuple(found))
+
+
+def same(recipe: Recipe, record: Record) -> tuple[str, ...]:
+    """What a person would ask first and need not look for, in words."""
+    wanted, there = recipe.whole, plain(record.material)
+    return tuple(
+        meta.extra["same"]
+        for name, meta in metas(recipe.declared.material).items()
+        if meta.extra and "same" in meta.extra
+        if wanted.get(name) is not None and agree(name, recipe, record, wanted, there)
+    )
+
+
+def agree(
+    name: str, recipe: Recipe, record: Record, wanted: dict[str, Any], there: dict[str, Any]
+) -> bool:
+    """Whether two materials agree in a field, or name the same entry in two ways: at guidance 1 a
+    step has the key of its prompt alone.
+    """
+    key = recipe.inputs.get(name)
+    return wanted.get(name) == there.get(name) or (
+        key is not None and key == record.inputs.get(name)
+    )
+
+
+def candidates(recipe: Recipe, rows: Iterable[Summary]) -> list[Summary]:
+    """Entries worth comparing with: of the stage, and of the same step after the same one; those
+    with the same inputs first, then the latest.
+    """
+    wanted = (recipe.stage, recipe.step, recipe.parent)
+    fitting = [row for row in rows if (row.stage, row.step, row.parent) == wanted]
+    fitting.sort(key=lambda row: (row.inputs == recipe.inputs, row.time), reverse=True)
+    return fitting[:CANDIDATES]
+
+
+def differences(recipe: Recipe, record: Record, known: Known) -> list[Difference]:
+    """Every field in which an entry differs from the recipe, the telling ones first."""
+    wanted, there = recipe.whole, plain(record.material)
+    fields = metas(recipe.declared.material)
+    pair = (known.settings(record.key), known.planned)
+    found: list[Difference] = []
+    for name, meta in fields.items():
+        if agree(name, recipe, record, wanted, there):
+            continue
+        grid = bool(meta.extra and meta.extra.get("grid"))
+        if name == "noise" and isinstance(there.get(name), dict) and name in wanted:
+            found += noise_words(there[name], wanted[name], settings_words(SIZE, *pair))
+        elif not grid or not (steps := settings_words(STEPS, *pair)):
+            values = there.get(name), wanted.get(name)
+            if name == "text":  # at guidance 1 the material has the key of the prompt alone
+                values = record.inputs.get(name, values[0]), recipe.inputs.get(name, values[1])
+            old = word(name, values[0], plain(record.made), pair[0], known)
+            new = word(name, values[1], recipe.made, pair[1], known)
+            found.append(Difference(meta.title or name, old, new))
+        else:
+            found += [one for one in steps if one not in found]
+    return found
+
+
+def settings_words(
+    names: dict[str, str], there: Settings | None, wanted: Settings | None
+) -> list[Difference]:
+    """Those of the named settings in which two runs differ; none where one is not known."""
+    if there is None or wanted is None:
+        return []
+    before, after = plain(there), plain(wanted)
+    return [
+        Difference(label, brief(before[name]), brief(after[name]))
+        for name, label in names.items()
+        if before[name] != after[name]
+    ]
+
+
+def noise_words(
+    there: dict[str, Any], wanted: dict[str, Any], size: list[Difference]
+) -> list[Difference]:
+    """How two start noises differ: in seed or digest, and in size, in the words of the settings
+    where those tell.
+    """
+    labels = {"algorithm": "noise", "seed": "seed", "digest": "given noise"}
+    if not size:
+        labels["shape"] = "size of the latent"
+    return size + [
+        Difference(label, brief(there.get(name)), brief(wanted.get(name)))
+        for name, label in labels.items()
+        if there.get(name) != wanted.get(name)
+    ]
+
+
+def word(
+    name: str, value: Any, made: dict[str, Any], settings: Settings | None, known: Known
+) -> str:
+    """A value of the material in words: prompts in place of token ids and keys of texts."""
+    if name == "text" and isinstance(value, str):
+        prompt = known.prompts(value)
+        return value[:8] if prompt is None else quoted(prompt)
+    noted = {"prompt": "prompt", "negative": "negative_prompt"}.get(name)
+    if noted in made:
+        return quoted(made[noted])
+    if name == "loras" and isinstance(value, list):
+        names = {lora.hash: lora.name for lora in settings.loras} if settings else {}
+        told = [f"{names.get(digest, brief(digest))} {strength}" for digest, strength in value]
+        return " + ".join(told) or "none"
+    if name == "step_cache" and isinstance(value, dict):
+        return f"{value['threshold']:g} ({value['since']} steps after a reset)"
+    return brief(value)
+
+
+def brief(value: Any) -> str:
+    """A value in few letters: keys and hashes cut to eight digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value if len(value) < 24 else f"{value[:8]}…"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 32 else f"{text[:31]}…"

@@ -1,0 +1,1 @@
+"""Other people's files: checkpoints and LoRAs in every layout that wanpipe reads."""

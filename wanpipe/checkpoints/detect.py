@@ -1,0 +1,211 @@
+"""Recognises a checkpoint: which member of the Wan family it is, and its files.
+
+By structure, never by names of models; the name of the directory only tells 480P from 720P. Reads
+headers only.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from wanpipe.checkpoints.dimensions import (
+    axis,
+    official_settings,
+    read_clip,
+    read_dit,
+    read_json,
+    read_shapes,
+    read_t5,
+    read_vae,
+)
+from wanpipe.checkpoints.folders import Folder, find
+from wanpipe.errors import CheckpointError
+from wanpipe.models.config import (
+    EXPERTS,
+    VARIANTS,
+    CLIPConfig,
+    Defaults,
+    DiTConfig,
+    T5Config,
+    VAEConfig,
+    Variant,
+    condition_channels,
+)
+from wanpipe.runtime.documents import DocumentError, convert, plain
+
+LARGE = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
+WIDE_LATENT = 48  # channels of the Wan2.2 VAE
+HEAD_WIDTH = 128  # of every official transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A recognised checkpoint: `files` of each component, `configs` the config.json in use."""
+
+    directory: Path
+    variant: Variant
+    dit: DiTConfig
+    t5: T5Config
+    vae: VAEConfig
+    clip: CLIPConfig | None
+    files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    configs: tuple[Path, ...] = ()
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Component names of the transformers."""
+        return tuple(name for name in EXPERTS if name in self.files)
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """Every file that a conversion reads, by its path inside the checkpoint."""
+        paths = [path for component in self.files.values() for path in component]
+        inside = {
+            path.relative_to(self.directory).as_posix(): path for path in (*paths, *self.configs)
+        }
+        return dict(sorted(inside.items()))
+
+
+def detect(directory: Path, model_version: str = "auto") -> Checkpoint:
+    """Recognise the checkpoint in `directory`; `model_version` "2.1" or "2.2" insists on one.
+
+    Raises CheckpointError that names the missing or contradicting file, or says what was found.
+    """
+    try:
+        checkpoint = recognise(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from error
+    if model_version not in ("auto", checkpoint.variant.version):
+        raise CheckpointError(
+            f"--model-version says {model_version}, but {directory} holds "
+            f"{checkpoint.variant.name}; leave the option out"
+        )
+    return checkpoint
+
+
+def recognise(directory: Path) -> Checkpoint:
+    """Recognise a checkpoint of either version, in whatever layout."""
+    folder = find(directory)
+    settings = [read_settings(folder, name) for name in folder.experts]
+    dits = [
+        read_dit(each, folder.configs.get(name, files[0]), files)
+        for each, (name, files) in zip(settings, folder.experts.items(), strict=True)
+    ]
+    names = [folder.configs.get(name, files[0]) for name, files in folder.experts.items()]
+    kind = settings[0].get("model_type")
+    if dits[0] != dits[-1] or kind != settings[-1].get("model_type"):
+        raise CheckpointError(
+            f"{names[0]} and {names[-1]} disagree; both experts must have the same"
+        )
+    dit = dits[0]
+    experts = len(dits) > 1
+    wide = not experts and dit.clip_dim is None and (kind == "ti2v" or dit.out_dim == WIDE_LATENT)
+    files = folder.experts | folder.others(wide, dit.clip_dim is not None)
+    checkpoint = Checkpoint(
+        directory=directory,
+        variant=choose(directory, folder, dit, kind, wide),
+        dit=dit,
+        t5=read_t5(files["t5_encoder"]),
+        vae=read_vae(files["vae"]),
+        clip=read_clip(files["clip"]) if "clip" in files else None,
+        files=files,
+        configs=folder.settings,
+    )
+    check_fit(checkpoint, wide)
+    return replace(checkpoint, variant=overridden(checkpoint.variant, folder, settings))
+
+
+def read_settings(folder: Folder, name: str) -> dict[str, Any]:
+    """Read a transformer's config.json with the official keys; without one, assume heads of 128."""
+    if name in folder.configs:
+        path = folder.configs[name]
+        return official_settings(read_json(path), path)
+    files = folder.experts[name]
+    dim = axis(read_shapes(files), files[0], "patch_embedding.weight")
+    if dim % HEAD_WIDTH:
+        raise CheckpointError(
+            f"{files[0]} has width {dim}, which does not split into heads of {HEAD_WIDTH}; put the "
+            "config.json that belongs to it beside it"
+        )
+    return {"num_heads": dim // HEAD_WIDTH}
+
+
+def choose(directory: Path, folder: Folder, dit: DiTConfig, kind: Any, wide: bool) -> Variant:
+    """Pick the variant by structure; config.json's model_type must not contradict it."""
+    image, experts = dit.in_dim != dit.out_dim, len(folder.experts) > 1
+    if experts:
+        name = "wan2.2-i2v-a14b" if image else "wan2.2-t2v-a14b"
+    elif dit.clip_dim is not None:
+        # the two differ in nothing but their training; only the default size depends on it
+        names = [directory.resolve().name, *(path.name for path in folder.experts["model"])]
+        large = any("720p" in name.lower() for name in names)
+        name = "wan2.1-i2v-14b-720p" if large else "wan2.1-i2v-14b-480p"
+    elif wide:
+        name = "wan2.2-ti2v-5b"
+    else:
+        name = "wan2.1-t2v-14b" if dit.dim >= LARGE else "wan2.1-t2v-1.3b"
+    variant = VARIANTS[name]
+    found = f"in_dim {dit.in_dim}, out_dim {dit.out_dim}"
+    found += f", {'two experts' if experts else 'one transformer'}"
+    found += f", {'no ' if dit.clip_dim is None else ''}img_emb"
+    if image != (variant.task == "i2v"):
+        raise CheckpointError(f"{directory} is no Wan checkpoint that wanpipe knows; found {found}")
+    if kind not in (None, variant.task):
+        raise CheckpointError(
+            f"{directory}: config.json says model_type {kind}, but the weights are those of "
+            f"{name}; found {found}"
+        )
+    return variant
+
+
+def check_fit(checkpoint: Checkpoint, wide: bool) -> None:
+    """Check that each network takes what the one before it gives."""
+    dit, vae, clip = checkpoint.dit, checkpoint.vae, checkpoint.clip
+    path, text = checkpoint.files["vae"][0], checkpoint.files["t5_encoder"][0]
+    if vae.version != ("2.2" if wide else "2.1"):
+        raise CheckpointError(f"{path} holds the VAE of Wan{vae.version}; download the right one")
+    channels = vae.z_dim
+    if checkpoint.variant.task == "i2v":
+        channels += condition_channels(vae.z_dim)
+    pairs = [
+        (f"the width in {text.name}", checkpoint.t5.dim, "text_dim", dit.text_dim),
+        (f"the latent channels in {path.name}", vae.z_dim, "out_dim", dit.out_dim),
+        ("the latent and condition channels", channels, "in_dim", dit.in_dim),
+    ]
+    if clip is not None and dit.clip_dim is not None:
+        image = checkpoint.files["clip"][0]
+        pairs.append((f"the width in {image.name}", clip.dim, "img_emb width", dit.clip_dim))
+    for what, ours, name, theirs in pairs:
+        if ours != theirs:
+            raise CheckpointError(
+                f"{checkpoint.directory}: {what} must be the transformer's {name} {theirs}, "
+                f"got {ours}; use the files of one checkpoint"
+            )
+
+
+def overridden(variant: Variant, folder: Folder, settings: list[dict[str, Any]]) -> Variant:
+    """Apply what the checkpoint says of its defaults: the object "wanpipe" of config.json, and the
+    boundary of diffusers' pipeline. Of two experts the high-noise one's config.json counts.
+    """
+    configs = [*folder.configs.values()]
+    changes = settings[-1].get("wanpipe", {})
+    if settings[0].get("wanpipe", changes) != changes:
+        raise CheckpointError(f"{configs[0]}: wanpipe must stand in {configs[-1]} alone")
+    if folder.pipeline is not None and variant.defaults.boundary is not None:
+        boundary = read_json(folder.pipeline).get("boundary_ratio", variant.defaults.boundary)
+        variant = changed(variant, {"boundary": boundary}, f"{folder.pipeline}: boundary_ratio")
+    return changed(variant, changes, f"{configs[-1]}: wanpipe") if changes != {} else variant
+
+
+def changed(variant: Variant, changes: Any, subject: str) -> Variant:
+    """Replace defaults. Raises CheckpointError for unknown ones, wrong types and ranges."""
+    if not isinstance(changes, dict):
+        kind = type(changes).__name__
+        raise CheckpointError(f"{subject} must be a JSON object, got {kind}")
+    try:
+        defaults = convert({**plain(variant.defaults), **changes}, Defaults)
+    except DocumentError as error:
+        raise CheckpointError(f"{subject} cannot be right: {error}") from error
+    return structs.replace(variant, defaults=defaults)

@@ -1,0 +1,207 @@
+"""Reads the dimensions of each network from the shapes of its official weights.
+
+config.json adds what no shape tells; a dimension that both give differently is an error. Reads
+headers only.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msgspec import structs
+
+from wanpipe.checkpoints.layouts import open_network
+from wanpipe.checkpoints.rules import diffusers
+from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
+from wanpipe.errors import CheckpointError
+from wanpipe.models.config import PATCH, CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.runtime.documents import Document, DocumentError, convert, load
+
+JSON_LIMIT = 1 << 24  # bytes
+LONGEST = (
+    1 << 20
+)  # no axis of a real checkpoint is longer; beyond, a hostile header would cost memory
+DEEPEST = 256  # layers
+
+Shapes = Mapping[str, TensorInfo]
+Dimensions = TypeVar("Dimensions", bound=Document)
+# what config.json may say beside the dimensions, and the one value that is implemented
+FIXED: dict[str, Any] = {
+    "patch_size": list(PATCH),
+    "window_size": [-1, -1],
+    "qk_norm": True,
+    "cross_attn_norm": True,
+}
+IGNORED = {"_class_name", "_diffusers_version", "model_type", "wanpipe", *FIXED}
+OFFICIAL = {"heads": "num_heads", "layers": "num_layers"}  # ours: theirs, where they differ
+USUAL = {field.name: field.default for field in structs.fields(DiTConfig)}
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes. Raises CheckpointError where there is none."""
+    try:
+        return load(path, dict[str, Any], limit)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent} lacks {path.name}; download it from the model's page"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise CheckpointError(f"{path} is not a JSON object: {error}; download it again") from error
+
+
+def read_shapes(paths: Path | Sequence[Path]) -> Shapes:
+    """Read official names, shapes and formats of a network's tensors, whatever its layout."""
+    with open_network(paths) as network:
+        return network.tensors
+
+
+def axis(shapes: Shapes, path: Path, name: str, index: int = 0) -> int:
+    """Length of one axis of a tensor that must be there; a negative index counts from the end."""
+    shape = shapes[name].shape if name in shapes else ()
+    if not -len(shape) <= index < len(shape):
+        raise CheckpointError(f"{path} lacks {name}: not a checkpoint that wanpipe knows")
+    if not 0 < shape[index] <= LONGEST:
+        raise CheckpointError(f"{path}: {name} has the absurd shape {shape}")
+    return shape[index]
+
+
+def depth(shapes: Shapes, path: Path, prefix: str) -> int:
+    """Count the layers whose names begin with `prefix` and a number."""
+    rest = (name.removeprefix(prefix) for name in shapes if name.startswith(prefix))
+    numbers = {number for number in (name.partition(".")[0] for name in rest) if number.isdecimal()}
+    if len(numbers) > DEEPEST:
+        raise CheckpointError(f"{path} has {len(numbers)} layers, more than {DEEPEST}")
+    return len(numbers)
+
+
+def official_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Give a transformer's settings with the official keys, where they have those of diffusers."""
+    if "num_attention_heads" not in config:
+        return config
+    unknown = set(config) - set(diffusers.CONFIG)
+    if unknown:
+        raise CheckpointError(f"{path} has unknown keys: {listed(sorted(unknown))}")
+    for name, only in diffusers.FIXED.items():
+        if config.get(name, only) != only:
+            raise CheckpointError(f"{path}: {name} must be {only}, got {shown(str(config[name]))}")
+    settings = {
+        official: config[theirs]
+        for theirs, official in diffusers.CONFIG.items()
+        if official is not None and config.get(theirs) is not None
+    }
+    heads, width = config["num_attention_heads"], config.get("attention_head_dim")
+    return {**settings, "dim": heads * width} if type(heads) is type(width) is int else settings
+
+
+def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiTConfig:
+    """Read a transformer's dimensions from its shapes; those in config.json must agree."""
+    weights, shapes = files[0], read_shapes(files)
+    if "img_emb.emb_pos" in shapes:
+        raise CheckpointError(
+            f"{weights} is a first-last-frame model (FLF2V), which wanpipe does not run"
+        )
+    kind = config.get("model_type", "t2v")
+    if kind not in ("t2v", "i2v", "ti2v"):
+        raise CheckpointError(
+            f"{path}: model_type must be t2v, i2v or ti2v, got {shown(str(kind))}"
+        )
+    for name, only in FIXED.items():
+        if config.get(name, only) != only:
+            raise CheckpointError(f"{path}: {name} must be {only}, got {shown(str(config[name]))}")
+    found = {
+        "dim": axis(shapes, weights, "patch_embedding.weight"),
+        "in_dim": axis(shapes, weights, "patch_embedding.weight", 1),
+        "out_dim": axis(shapes, weights, "head.head.weight") // prod(PATCH),
+        "ffn_dim": axis(shapes, weights, "blocks.0.ffn.0.weight"),
+        "freq_dim": axis(shapes, weights, "time_embedding.0.weight", 1),
+        "text_dim": axis(shapes, weights, "text_embedding.0.weight", 1),
+        "layers": depth(shapes, weights, "blocks."),
+    }
+    if "img_emb.proj.0.weight" in shapes:
+        found["clip_dim"] = axis(shapes, weights, "img_emb.proj.0.weight")
+    return merge_dit(config, path, found)
+
+
+def merge_dit(config: dict[str, Any], path: Path, found: dict[str, int]) -> DiTConfig:
+    """Join config.json with what the weights say. Raises CheckpointError where they disagree."""
+    alone = {"heads": None, "text_len": USUAL["text_len"], "eps": USUAL["eps"]}
+    unknown = set(config) - IGNORED - {OFFICIAL.get(name, name) for name in (*found, *alone)}
+    if unknown:
+        raise CheckpointError(f"{path} has unknown keys: {listed(sorted(unknown))}")
+    values: dict[str, Any] = {**found}
+    for name, usual in alone.items():
+        theirs = OFFICIAL.get(name, name)
+        given = config.get(theirs, usual)
+        kind = float if name == "eps" else int
+        if type(given) is not kind or not 0 < given <= LONGEST:
+            raise CheckpointError(f"{path}: {theirs} must be a number, got {shown(str(given))}")
+        values[name] = given
+    for name, length in found.items():
+        theirs = OFFICIAL.get(name, name)
+        given = config.get(theirs, length)
+        if given != length:
+            raise CheckpointError(
+                f"{path} says {theirs} {shown(str(given))}, but the weights have {length}; "
+                "use the config.json that belongs to them"
+            )
+    return possible(DiTConfig, path, values)
+
+
+def possible(kind: type[Dimensions], path: Path, values: dict[str, Any]) -> Dimensions:
+    """Build dimensions from what `path` says. Raises CheckpointError where they cannot be right."""
+    try:
+        return convert(values, kind)
+    except DocumentError as error:
+        raise CheckpointError(
+            f"{path} has impossible dimensions: {error}; download it again"
+        ) from error
+
+
+def read_t5(files: tuple[Path, ...]) -> T5Config:
+    """Read the dimensions of the umT5 encoder; the official file has one bias table per layer."""
+    path, shapes = files[0], read_shapes(files)
+    table = "blocks.0.pos_embedding.embedding.weight"
+    values = {
+        "vocab": axis(shapes, path, "token_embedding.weight"),
+        "dim": axis(shapes, path, "token_embedding.weight", 1),
+        "attention_dim": axis(shapes, path, "blocks.0.attn.q.weight"),
+        "ffn_dim": axis(shapes, path, "blocks.0.ffn.gate.0.weight"),
+        "heads": axis(shapes, path, table, 1),
+        "layers": depth(shapes, path, "blocks."),
+        "buckets": axis(shapes, path, table),
+    }
+    return possible(T5Config, path, values)
+
+
+def read_vae(files: tuple[Path, ...]) -> VAEConfig:
+    """Read version and dimensions of a VAE; Wan2.2 nests its stages."""
+    path, shapes = files[0], read_shapes(files)
+    nested = "encoder.downsamples.0.downsamples.0.residual.0.gamma" in shapes
+    values = {
+        "version": "2.2" if nested else "2.1",
+        "encoder_dim": axis(shapes, path, "encoder.conv1.weight"),
+        "decoder_dim": axis(shapes, path, "decoder.head.0.gamma"),
+        "z_dim": axis(shapes, path, "conv2.weight"),
+    }
+    return possible(VAEConfig, path, values)
+
+
+def read_clip(files: tuple[Path, ...]) -> CLIPConfig:
+    """Read the dimensions of CLIP's vision tower."""
+    path, shapes = files[0], read_shapes(files)
+    dim = axis(shapes, path, "visual.patch_embedding.weight")
+    patch = axis(shapes, path, "visual.patch_embedding.weight", 2)
+    tokens = axis(shapes, path, "visual.pos_embedding", -2)  # one more than patches
+    values = {
+        "dim": dim,
+        "ffn_dim": axis(shapes, path, "visual.transformer.0.mlp.0.weight"),
+        # no shape tells; ViT-H has 16 heads of 80
+        "heads": dim // 80 if dim % 80 == 0 else dim // 16,
+        "layers": depth(shapes, path, "visual.transformer."),
+        "patch": patch,
+        "size": round((tokens - 1) ** 0.5) * patch,
+    }
+    return possible(CLIPConfig, path, values)

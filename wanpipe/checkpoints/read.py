@@ -1,0 +1,233 @@
+"""Reads tensors of checkpoint files lazily: safetensors and torch's zip format, one file or shards.
+
+Numbers are read when asked for, in blocks: memory stays bounded by what the caller keeps. BF16 is
+given as uint16 bit patterns (NumPy has no such format), 8-bit floats as uint8; the `float32`
+variants give values. The libraries read headers; the bytes are read here, because the slices of
+safetensors refuse those formats and map the file, whose pages then count as memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, Self
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from wanpipe.checkpoints import pth
+from wanpipe.checkpoints.dtypes import STORED, Array, Floats, widen
+from wanpipe.checkpoints.tensors import MAX_AXES, Place, TensorInfo, shown
+from wanpipe.errors import CheckpointError
+
+HEADER_LIMIT = 1 << 24  # bytes; the header of a quantized 14B model has 500 kB
+LONGEST = 1 << 48  # numbers along an axis
+BLOCK = 1 << 22  # bytes per block: large enough to stream, small enough for the cache of a core
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+class Closing:
+    """What has files open: a context manager that closes them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; nothing can be read afterwards."""
+        raise NotImplementedError
+
+
+class TensorFile(Closing):
+    """Tensors of one file or of several shards, open for reading; a context manager."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._files: list[BinaryIO] = []
+        self._places: dict[str, Place] = {}
+        self.metadata: dict[str, str] = {}
+        tensors: dict[str, TensorInfo] = {}
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            for path in self.paths:
+                self._open(path, tensors)
+            stack.pop_all()
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+
+    def _open(self, path: Path, tensors: dict[str, TensorInfo]) -> None:
+        index = len(self._files)
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; give the path of a checkpoint file")
+        try:
+            file = path.open("rb", buffering=0)
+            self._files.append(file)
+            if path.suffix in TORCH_SUFFIXES:
+                found = pth.list_tensors(file, path)
+            else:
+                found, metadata = list_safetensors(file, path)
+                self.metadata.update(metadata)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        for name, (info, place) in found.items():
+            if name in tensors:
+                raise CheckpointError(f"{path} holds {shown(name)}, which another shard holds too")
+            tensors[name] = info
+            self._places[name] = Place(index, place.offset, place.strides)
+
+    def close(self) -> None:
+        """Close the files; nothing can be read afterwards."""
+        for file in self._files:
+            file.close()
+
+    def read(self, name: str) -> Array:
+        """Read a tensor whole, as stored."""
+        info, place = self._find(name)
+        if place.strides is not None:
+            return np.ascontiguousarray(self._strided(name))
+        values = self._numbers(place.file, place.offset, info.dtype, prod(info.shape))
+        return values.reshape(info.shape)
+
+    def read_float32(self, name: str) -> Floats:
+        """Read a tensor whole, as float32 values."""
+        return widen(
+            self.read(name), self.tensors[name].dtype, f"{self._path(name)}: {shown(name)}"
+        )
+
+    def rows(self, name: str, indices: Sequence[int]) -> Array:
+        """Read only the given rows of a 2-D tensor (R, D): (len(indices), D) as stored."""
+        info, place = self._find(name)
+        if len(info.shape) != 2:
+            raise CheckpointError(f"{self._path(name)}: {shown(name)} must be 2-D, is {info.shape}")
+        height, width = info.shape
+        beyond = [index for index in indices if not 0 <= index < height]
+        if beyond:
+            raise CheckpointError(
+                f"{self._path(name)}: {shown(name)} has rows 0 to {height - 1}, "
+                f"asked for {beyond[0]}"
+            )
+        if place.strides is not None:
+            return np.ascontiguousarray(self._strided(name)[list(indices)])
+        stored = STORED[info.dtype]
+        result = np.empty((len(indices), width), stored)
+        for row, index in zip(result, indices, strict=True):
+            offset = place.offset + int(index) * width * stored.itemsize
+            row[:] = self._numbers(place.file, offset, info.dtype, width)
+        return result
+
+    def rows_float32(self, name: str, indices: Sequence[int]) -> Floats:
+        """Read only the given rows of a 2-D tensor, as float32 values."""
+        values = self.rows(name, indices)
+        return widen(values, self.tensors[name].dtype, f"{self._path(name)}: {shown(name)}")
+
+    def blocks(self, name: str, limit: int = BLOCK) -> Iterator[Array]:
+        """Read a tensor in turn, as stored: slices of its first axis, each up to `limit` bytes."""
+        info, place = self._find(name)
+        if not info.shape or not info.nbytes:
+            yield self.read(name)
+            return
+        row = info.nbytes // info.shape[0]
+        step = max(1, limit // row)
+        for start in range(0, info.shape[0], step):
+            count = min(step, info.shape[0] - start)
+            if place.strides is not None:
+                yield np.ascontiguousarray(self._strided(name)[start : start + count])
+                continue
+            numbers = count * prod(info.shape[1:])
+            values = self._numbers(place.file, place.offset + start * row, info.dtype, numbers)
+            yield values.reshape(count, *info.shape[1:])
+
+    def _find(self, name: str) -> tuple[TensorInfo, Place]:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.paths[0]} holds no tensor {shown(name)}")
+        return self.tensors[name], self._places[name]
+
+    def _path(self, name: str) -> Path:
+        return self.paths[self._places[name].file]
+
+    def _numbers(self, index: int, offset: int, dtype: str, count: int) -> Array:
+        values = np.empty(count, STORED[dtype])
+        view = values.view(np.uint8).data
+        file = self._files[index]
+        done = 0
+        try:
+            file.seek(offset)
+            while done < len(view):  # one read gives 2 GiB at most
+                received = file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not received:
+                    raise CheckpointError(
+                        f"{self.paths[index]} ends inside a tensor; download it again"
+                    )
+                done += received
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.paths[index]} cannot be read: {error.strerror}"
+            ) from error
+        return values
+
+    def _strided(self, name: str) -> Array:
+        """View a tensor with gaps or another order in place, through a mapping of the file."""
+        info, place = self._find(name)
+        assert place.strides is not None
+        stored = STORED[info.dtype]
+        spans = zip(info.shape, place.strides, strict=True)
+        count = 1 + sum((length - 1) * stride for length, stride in spans)
+        flat = np.memmap(
+            self.paths[place.file],
+            mode="r",
+            dtype=np.uint8,
+            offset=place.offset,
+            shape=(count * stored.itemsize,),
+        )
+        strides = tuple(stride * stored.itemsize for stride in place.strides)
+        return np.lib.stride_tricks.as_strided(flat.view(stored), info.shape, strides)
+
+
+def open_tensors(path: Path | Sequence[Path]) -> TensorFile:
+    """Open a safetensors or .pth file, or all shards of one network, for lazy reading.
+
+    Raises CheckpointError for a file that is missing, truncated, malformed or hostile.
+    """
+    return TensorFile([path] if isinstance(path, Path) else path)
+
+
+def list_safetensors(
+    file: BinaryIO, path: Path
+) -> tuple[dict[str, tuple[TensorInfo, Place]], dict[str, str]]:
+    """Read a safetensors header: what and where each tensor is, and the metadata.
+
+    The library checks that the tensors follow each other without gap or overlap to the file's end.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if HEADER_LIMIT < length <= size:
+        raise CheckpointError(f"{path} has a header of {length} bytes, more than {HEADER_LIMIT}")
+    infos: dict[str, TensorInfo] = {}
+    try:
+        with safe_open(path, framework="numpy") as header:
+            for name in header.offset_keys():
+                entry = header.get_slice(name)
+                infos[name] = _info(f"{path}: {shown(name)}", entry.get_dtype(), entry.get_shape())
+            metadata = header.metadata() or {}
+    except SafetensorError as error:
+        reason = shown(str(error).removeprefix("Error while deserializing header: "))
+        raise CheckpointError(
+            f"{path} is no safetensors file, damaged or cut short ({reason}); download it again"
+        ) from error
+    found, offset = {}, size - sum(info.nbytes for info in infos.values())
+    for name, info in infos.items():
+        found[name] = info, Place(0, offset)
+        offset += info.nbytes
+    return found, metadata
+
+
+def _info(subject: str, dtype: str, shape: Sequence[int]) -> TensorInfo:
+    """Describe a tensor. Raises CheckpointError for formats and shapes that NumPy cannot hold."""
+    if dtype not in STORED:
+        raise CheckpointError(f"{subject} has the unknown dtype {dtype}; use F32, F16 or BF16")
+    if len(shape) > MAX_AXES or max(shape, default=0) >= LONGEST:
+        raise CheckpointError(f"{subject} has a shape of {len(shape)} axes that no network has")
+    return TensorInfo(tuple(shape), dtype, prod(shape) * STORED[dtype].itemsize)

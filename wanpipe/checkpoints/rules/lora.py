@@ -1,0 +1,111 @@
+"""How the tools of the field name the tensors of a LoRA: data, no code.
+
+A key is prefix, module, part. Modules have the official names of wan/modules/model.py, those of
+diffusers, or either with underscores for dots.
+"""
+
+from wanpipe.checkpoints.rename import Row
+
+# taken off the front of a key; the first kind one after another, as long as one fits
+DOTTED = (
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "pipe.dit.",
+    "dit.",
+    "unet.",
+)
+UNDERSCORED = ("lora_unet__", "lora_unet_", "lycoris_")  # kohya: with dots as underscores
+
+# end of a key, as a regular expression, and what the tensor is; the first that fits counts
+PARTS = (
+    (r"\.lora_(A|down)(\.\w+)?(\.weight)?", "down"),
+    (r"\.lora_(B|up)(\.\w+)?(\.weight)?", "up"),
+    (r"[._]lora(_linear_layer)?\.down(\.weight)?", "down"),
+    (r"[._]lora(_linear_layer)?\.up(\.weight)?", "up"),
+    (r"\.(lora_)?alpha", "alpha"),
+    (r"\.diff", "weight"),
+    (r"\.diff_b", "bias"),
+    (r"\.diff_m", "modulation"),
+)
+
+# adapters that change weights in another way: applying the rest without them would be wrong
+FOREIGN = (
+    (r"\.(dora_scale|lora_magnitude_vector(\.\w+)*)", "DoRA"),
+    (r"\.lora_mid\.weight", "Tucker LoCon"),
+    (r"\.lora_B(\.\w+)?\.bias", "LoRA with biases"),
+    (r"\.hada_\w+", "LoHa"),
+    (r"\.lokr_\w+", "LoKr"),
+    (r"\.oft_\w+", "OFT"),
+)
+
+_ATTENTION = ("q", "k", "v", "o", "norm_q", "norm_k")
+_IMAGE = ("k_img", "v_img", "norm_k_img")
+# modules by the names of the official code
+OFFICIAL: tuple[Row, ...] = tuple(
+    Row(name, name)
+    for name in (
+        "patch_embedding",
+        "text_embedding.0",
+        "text_embedding.2",
+        "time_embedding.0",
+        "time_embedding.2",
+        "time_projection.1",
+        "blocks.{i}",
+        *(f"blocks.{{i}}.self_attn.{part}" for part in _ATTENTION),
+        *(f"blocks.{{i}}.cross_attn.{part}" for part in (*_ATTENTION, *_IMAGE)),
+        "blocks.{i}.norm3",
+        "blocks.{i}.ffn.0",
+        "blocks.{i}.ffn.2",
+        "img_emb.proj.{j}",
+        "head",
+        "head.head",
+    )
+)
+# modules by the names of diffusers (transformer_wan.py), where they differ
+DIFFUSERS: tuple[Row, ...] = (
+    *(
+        Row(f"blocks.{{i}}.{theirs}.{name}", f"blocks.{{i}}.{ours}.{part}")
+        for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        for name, part in (
+            ("to_q", "q"),
+            ("to_k", "k"),
+            ("to_v", "v"),
+            ("to_out.0", "o"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
+            ("add_k_proj", "k_img"),
+            ("add_v_proj", "v_img"),
+            ("norm_added_k", "norm_k_img"),
+        )
+    ),
+    Row("blocks.{i}.norm2", "blocks.{i}.norm3"),
+    Row("blocks.{i}.ffn.net.0.proj", "blocks.{i}.ffn.0"),
+    Row("blocks.{i}.ffn.net.2", "blocks.{i}.ffn.2"),
+    Row("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    Row("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    Row("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    Row("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    Row("condition_embedder.time_proj", "time_projection.1"),
+    Row("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+    Row("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+    Row("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+    Row("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
+    Row("proj_out", "head.head"),
+)
+# modules that only the image branch of Wan2.1 I2V has
+IMAGE_BRANCH = r"img_emb\..*|blocks\.\d+\.cross_attn\.(k_img|v_img|norm_k_img)"
+
+# keys that belong to another network
+ELSEWHERE = (
+    (r"(lora_te\d?_|text_encoder\.|lora_text_encoder).*", "for a text encoder"),
+    (r"(lora_vae_|vae\.|first_stage_model\.).*", "for a VAE"),
+)
+
+# width of the transformers of the family, and who has it
+WIDTHS = {
+    1536: "Wan2.1 1.3B",
+    3072: "Wan2.2 TI2V-5B",
+    5120: "Wan2.1 14B or Wan2.2 A14B",
+}

@@ -1,0 +1,1 @@
+"""The command line: options, progress and the entry point. Loads neither MLX nor Zarr."""

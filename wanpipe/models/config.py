@@ -1,0 +1,382 @@
+"""What a model is: dimensions of its networks, defaults of its family, and the config.json that
+names its components.
+
+Every document says what it takes, and which of its numbers must agree. Knows nothing of files but
+config.json, and loads no array library.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from wanpipe.errors import CheckpointError
+from wanpipe.models import geometry
+from wanpipe.runtime.documents import (
+    Count,
+    Document,
+    DocumentError,
+    FileName,
+    Hash,
+    decode,
+    read_regular,
+)
+
+SCHEMA: Literal[1] = 1
+Patch = tuple[Literal[1], Literal[2], Literal[2]]
+PATCH: Patch = (1, 2, 2)  # frames, rows and columns of a latent that make one token
+EXPERTS = ("model", "low_noise_model", "high_noise_model")
+LARGEST = 1 << 53  # of guidance and shift: up to here a float holds every whole number
+IMAGE_SIDE: Literal[224] = 224  # pixels that an image has for CLIP
+CHANNELS = {"2.1": 16, "2.2": 48}  # of the latents of each VAE
+
+Task = Literal["t2v", "i2v", "ti2v"]
+Version = Literal["2.1", "2.2"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+Width = Annotated[int, Meta(gt=0, le=1 << 20)]
+Layers = Annotated[int, Meta(gt=0, le=256)]
+# an integer stays one: what 0.1.0 hashed and wrote stays as it was
+Guidance = (
+    Annotated[int, Meta(ge=-LARGEST, le=LARGEST)] | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+)
+Shift = Annotated[int, Meta(gt=0, le=LARGEST)] | Annotated[float, Meta(gt=0, le=LARGEST)]
+
+
+LONG = 1e12  # operations of a product: 1.4 ms of an H100
+
+
+class DiTConfig(Document, frozen=True, kw_only=True):
+    """Dimensions of one expert. `clip_dim` is the width of CLIP's tokens (Wan2.1 I2V only)."""
+
+    dim: Width
+    ffn_dim: Width
+    heads: Width
+    layers: Layers
+    in_dim: Width
+    out_dim: Width
+    freq_dim: Width = 256
+    text_dim: Width = 4096
+    text_len: Width = 512
+    eps: Annotated[float, Meta(gt=0, le=1)] = 1e-6
+    clip_dim: Width | None = None
+    patch: Patch = PATCH
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ValueError(
+                f"dim {self.dim} must split into heads of even width, got {self.heads} heads"
+            )
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
+
+    @staticmethod
+    def portion(tokens: int) -> int:
+        """How many of so many tokens feed forward at a time: a quarter, where that fills a GPU."""
+        return -(-tokens // 4) if tokens >= 8192 else tokens
+
+    def ahead(self, tokens: int) -> int:
+        """How many stretches of work are begun ahead with so many tokens: one, where a product
+        takes longer than a host that has slept takes to wake and to begin what follows.
+        """
+        return 1 if 2 * tokens * self.dim**2 > LONG else 3
+
+
+class T5Config(Document, frozen=True, kw_only=True):
+    """Dimensions of the umT5 encoder."""
+
+    vocab: Width
+    dim: Width
+    attention_dim: Width
+    ffn_dim: Width
+    heads: Width
+    layers: Layers
+    buckets: Annotated[int, Meta(ge=4, le=256)] = 32
+
+    def __post_init__(self) -> None:
+        if self.attention_dim % self.heads:
+            raise ValueError(
+                f"attention_dim {self.attention_dim} must split into heads, got {self.heads} heads"
+            )
+
+
+class CLIPConfig(Document, frozen=True, kw_only=True):
+    """Dimensions of CLIP's vision tower (ViT-H/14 officially); its last block is never used."""
+
+    dim: Width
+    ffn_dim: Width
+    heads: Width
+    layers: Layers
+    patch: Annotated[int, Meta(gt=0, le=IMAGE_SIDE)] = 14
+    size: Literal[224] = IMAGE_SIDE
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} must split into heads, got {self.heads} heads")
+        if self.size % self.patch:
+            raise ValueError(f"patch must divide {self.size}, got {self.patch}")
+
+
+class VAEConfig(Document, frozen=True, kw_only=True):
+    """Dimensions of the causal VAE; `version` picks the Wan2.1 or the Wan2.2 architecture."""
+
+    version: Version
+    encoder_dim: Width
+    decoder_dim: Width
+    z_dim: Width
+
+    def __post_init__(self) -> None:
+        if self.z_dim != CHANNELS[self.version]:
+            raise ValueError(
+                f"z_dim must be {CHANNELS[self.version]} in version {self.version}, "
+                f"got {self.z_dim}"
+            )
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Pixels per latent along time, rows and columns."""
+        return (4, 8, 8) if self.version == "2.1" else (4, 16, 16)
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side of what the network takes as one position."""
+        return self.stride[1] // 8
+
+
+class Defaults(Document, frozen=True, kw_only=True):
+    """What a run of this model uses where the user says nothing. `guide_scale` is (low noise, high
+    noise).
+    """
+
+    width: Annotated[int, Meta(gt=0, le=geometry.LARGEST)]
+    height: Annotated[int, Meta(gt=0, le=geometry.LARGEST)]
+    num_frames: Annotated[int, Meta(gt=0, le=geometry.LONGEST)]
+    fps: Annotated[int, Meta(gt=0, le=240)]
+    steps: Annotated[int, Meta(gt=0, le=1000)]
+    guide_scale: tuple[Guidance, Guidance]
+    shift: Shift
+    negative_prompt: Annotated[str, Meta(max_length=1 << 17, pattern=r"^[^\0]*\Z")]
+    # fraction of 1000 from which on the high-noise expert acts
+    boundary: Annotated[float, Meta(gt=0, lt=1)] | None = None
+
+
+class Variant(Document, frozen=True, kw_only=True):
+    """One member of the Wan family: how it is called, what it takes, its defaults as the official
+    configs have them.
+    """
+
+    name: str
+    version: Version
+    task: Task
+    defaults: Defaults
+
+
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+def _variant(
+    name: str,
+    size: tuple[int, int],
+    steps: int,
+    guide: float | tuple[float, float],
+    shift: float,
+    **more: Any,
+) -> Variant:
+    _, task, *_ = name.split("-")
+    low, high = guide if isinstance(guide, tuple) else (guide, guide)
+    values = {"num_frames": 81, "fps": 16, "negative_prompt": NEGATIVE, **more}
+    defaults = Defaults(
+        width=size[0], height=size[1], steps=steps, guide_scale=(low, high), shift=shift, **values
+    )
+    return Variant(name=name, version=name[3:6], task=task, defaults=defaults)  # type: ignore[arg-type]
+
+
+SHAKY = "镜头晃动，"  # Wan2.1 I2V puts it before the negative prompt
+# wan/configs of the official Wan2.1 and Wan2.2 repositories; TI2V-5B: 40 steps where the official
+# config says 50
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        _variant("wan2.1-t2v-1.3b", (832, 480), 50, 5.0, 5.0),
+        _variant("wan2.1-t2v-14b", (1280, 720), 50, 5.0, 5.0),
+        _variant("wan2.1-i2v-14b-480p", (832, 480), 40, 5.0, 3.0, negative_prompt=SHAKY + NEGATIVE),
+        _variant(
+            "wan2.1-i2v-14b-720p", (1280, 720), 40, 5.0, 5.0, negative_prompt=SHAKY + NEGATIVE
+        ),
+        _variant("wan2.2-t2v-a14b", (1280, 720), 40, (3.0, 4.0), 12.0, boundary=0.875),
+        _variant("wan2.2-i2v-a14b", (1280, 720), 40, (3.5, 3.5), 5.0, boundary=0.9),
+        _variant("wan2.2-ti2v-5b", (1280, 704), 40, 5.0, 5.0, num_frames=121, fps=24),
+    )
+}
+
+
+class Quantization(Document, frozen=True, kw_only=True):
+    """How the matrices of the blocks are stored: affine, `bits` per weight, one scale and bias per
+    `group_size`.
+    """
+
+    bits: Annotated[int, Meta(ge=4, le=8, multiple_of=4)]
+    group_size: Annotated[int, Meta(ge=32, le=128, multiple_of=32)]
+
+
+C = TypeVar("C")  # dimensions of a network; None: there is none in the file
+
+
+class Component(Document, Generic[C], frozen=True, kw_only=True):
+    """One file of a model: its content hash (xxh3_128 of the file), size and, for a network, number
+    of parameters and dimensions.
+    """
+
+    file: FileName
+    hash: Hash
+    bytes: Count
+    parameters: Count = 0
+    config: C
+
+
+class Components(Document, frozen=True, kw_only=True):
+    """The files of a model, in the order in which config.json lists them."""
+
+    tokenizer: Component[None]
+    t5_encoder: Component[T5Config]
+    vae: Component[VAEConfig]
+    vae_encoder: Component[VAEConfig] | UnsetType = UNSET
+    clip: Component[CLIPConfig] | UnsetType = UNSET
+    model: Component[DiTConfig] | UnsetType = UNSET
+    low_noise_model: Component[DiTConfig] | UnsetType = UNSET
+    high_noise_model: Component[DiTConfig] | UnsetType = UNSET
+
+
+class ModelConfig(Document, frozen=True, kw_only=True):
+    """A model's config.json. `key` is the hash of what it was converted from and how."""
+
+    schema: Literal[1]  # SCHEMA
+    key: Hash
+    variant: str
+    dtype: Dtype
+    quantization: Quantization | None
+    defaults: Defaults
+    files: Components = field(name="components")
+
+    def __post_init__(self) -> None:
+        for contradiction in self.contradictions():
+            raise ValueError(contradiction)
+
+    def contradictions(self) -> Iterator[str]:
+        """Say what does not agree, each in one line."""
+        if self.variant not in VARIANTS:
+            yield f"variant must be one of {', '.join(VARIANTS)}, got {self.variant}"
+            return
+        variant, files = VARIANTS[self.variant], self.files
+        experts = EXPERTS[:1] if variant.defaults.boundary is None else EXPERTS[1:]
+        if self.experts != experts:
+            found = " and ".join(self.experts) or "none"
+            yield f"{self.variant} must have {' and '.join(experts)}, got {found}"
+            return
+        if len(experts) == 2 and self.defaults.boundary is None:
+            yield f"{self.variant} must have a boundary, got null"
+        if any(self.components[name].config != self.dit for name in experts):
+            yield "low_noise_model and high_noise_model must have the same dimensions"
+        if self.task != "t2v" and files.vae_encoder is UNSET:
+            yield f"{self.variant} must have a vae_encoder, got none"
+        if files.vae_encoder is not UNSET and files.vae_encoder.config != self.vae:
+            yield "vae and vae_encoder must have the same dimensions"
+        version = "2.2" if self.task == "ti2v" else "2.1"
+        if self.vae.version != version:
+            yield f"{self.variant} must have the VAE of Wan{version}, got Wan{self.vae.version}"
+        clip = None if files.clip is UNSET else files.clip.config.dim
+        in_dim = condition_channels(self.vae.z_dim) if self.task == "i2v" else 0
+        pairs: tuple[tuple[str, int | None, int | None], ...] = (
+            ("out_dim", self.dit.out_dim, self.vae.z_dim),
+            ("in_dim", self.dit.in_dim, in_dim + self.vae.z_dim),
+            ("text_dim", self.dit.text_dim, self.t5.dim),
+            ("clip_dim", self.dit.clip_dim, clip if self.task == "i2v" else None),
+        )
+        for dimension, ours, theirs in pairs:
+            if ours != theirs:
+                yield f"{dimension} must be that of the files beside it, {theirs}, got {ours}"
+        if self.quantization is not None and self.quantization.group_size == 96:
+            yield "group_size must be 32, 64 or 128, got 96"
+
+    @property
+    def components(self) -> dict[str, Component[Any]]:
+        """Every component that is there, by name."""
+        every = {name: getattr(self.files, name) for name in Components.__struct_fields__}
+        return {name: component for name, component in every.items() if component is not UNSET}
+
+    @property
+    def task(self) -> Task:
+        """What the model takes: text (t2v), an image and text (i2v), or either (ti2v)."""
+        return VARIANTS[self.variant].task
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Component names of the transformers, ("model",) or the low- and the high-noise expert."""
+        return tuple(name for name in EXPERTS if name in self.components)
+
+    @property
+    def dit(self) -> DiTConfig:
+        """Dimensions of the experts (two experts have the same)."""
+        config: DiTConfig = self.components[self.experts[0]].config
+        return config
+
+    @property
+    def t5(self) -> T5Config:
+        """Dimensions of the text encoder."""
+        return self.files.t5_encoder.config
+
+    @property
+    def vae(self) -> VAEConfig:
+        """Dimensions of the VAE."""
+        return self.files.vae.config
+
+    @property
+    def side_multiple(self) -> int:
+        """Of what width and height must be multiples: VAE stride times patch, 16 or 32 pixels."""
+        return geometry.side_multiple(self.vae.stride, self.dit.patch)
+
+
+def condition_channels(z_dim: int) -> int:
+    """Channels that follow the latent's in image-to-video: a mask of four, and the image's."""
+    return 4 + z_dim
+
+
+class Head(Struct):
+    """What tells whether a config.json is a model's, and of which schema."""
+
+    schema: Any = None
+    components: Any = None
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """Read `directory`/config.json. Raises CheckpointError where it is missing, not ours or of
+    another schema.
+    """
+    path = directory / "config.json"
+    try:
+        data = read_regular(path)
+        head = decode(data, Head)
+        if head.components is not None and head.schema == SCHEMA:
+            return decode(data, ModelConfig)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no model at {directory}: config.json is missing; make one with `wanpipe convert`"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise CheckpointError(
+            f"{path} is not as `wanpipe convert` writes it: {error}; convert the checkpoint again"
+        ) from error
+    if head.components is None:
+        raise CheckpointError(
+            f"{directory} is not a converted model; convert the checkpoint with `wanpipe convert "
+            "--checkpoint-dir`"
+        )
+    raise CheckpointError(
+        f"{path} has schema {ascii(head.schema)[:40]}, this wanpipe reads {SCHEMA}; convert again"
+    )

@@ -1,0 +1,51 @@
+"""Runs umT5 block by block, so that its weights are never in memory together."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.models.blocks import Paced, through
+from wanpipe.models.config import T5Config
+from wanpipe.models.layers import rms_norm
+from wanpipe.models.umt5 import EPS, Block, places
+from wanpipe.weights.load import Weights
+from wanpipe.weights.stream import Streamed
+
+
+def encode(
+    path: Path,
+    config: T5Config,
+    ids: Sequence[Sequence[int]],
+    dtype: mx.Dtype,
+    progress: Callable[[], None] = lambda: None,
+) -> list[mx.array]:
+    """Encode several prompts' token ids with the weights in `path`: rows (L, D), float32, of each.
+
+    Matrix products run in `dtype`; what the file marks as float32 stays so. Three blocks'
+    weights are in memory, one at work, the next, and one being read, and of the embedding table
+    only the rows asked for. `progress` is called with each block.
+    Raises CheckpointError for a file that is damaged, or a token id beyond the table.
+    """
+    lengths = [len(prompt) for prompt in ids]
+    with open_tensors(path) as file:
+        rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
+    streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
+    tables = [places(length, config.buckets) for length in lengths]
+
+    pace = Paced()
+
+    def step(index: int, block: Block, number: int, ask: Callable[[], object]) -> None:
+        if number == len(streams) - 1:
+            progress()
+        streams[number] = block(streams[number], tables[number])
+        pace(streams[number])
+        ask()
+
+    blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
+    through(blocks, len(streams), step)
+    norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
+    return [rms_norm(x, norm) for x in streams]

@@ -1,0 +1,144 @@
+"""A converted model on disk: its config.json and the component files that it names. Loads no
+weights.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wanpipe.errors import CheckpointError, StoreError, UsageError
+from wanpipe.models.config import Component, ModelConfig, read_model_config
+from wanpipe.store import Entry, Run, Store
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model directory with its config read and its files found."""
+
+    directory: Path
+    config: ModelConfig
+
+    def component(self, name: str) -> Component[Any]:
+        """The component of that name. Raises CheckpointError where this model has none."""
+        if name not in self.config.components:
+            raise CheckpointError(
+                f"{self.directory} ({self.config.variant}) has no {name}; it has "
+                f"{', '.join(self.config.components)}"
+            )
+        return self.config.components[name]
+
+    def hash(self, name: str) -> str:
+        """Content hash of a component."""
+        return self.component(name).hash
+
+    def file(self, name: str) -> Path:
+        """Path of a component's file."""
+        return self.directory / self.component(name).file
+
+    def checked(self, name: str, store: Store) -> Path:
+        """Path of a component's file, its content hash checked (from memory where the file has not
+        changed).
+        """
+        path = self.file(name)
+        if store.memo.hash(path) != self.hash(name):
+            raise CheckpointError(
+                f"{path} does not have the content hash in config.json; convert the checkpoint "
+                "again"
+            )
+        return path
+
+    @cached_property
+    def takes_clip(self) -> bool:
+        """Whether its transformer attends to CLIP's image tokens (Wan2.1 I2V)."""
+        return self.config.dit.clip_dim is not None
+
+
+def open_model(directory: Path | str) -> Model:
+    """Open a model directory. Raises CheckpointError where config.json is missing or cannot be, or
+    a component is missing, of another size, or of other dimensions by its header.
+    """
+    from wanpipe.weights.expected import check_shapes
+
+    model = Model(Path(directory), read_model_config(Path(directory)))
+    for name, component in model.config.components.items():
+        path = model.directory / component.file
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            raise CheckpointError(f"{path} is missing; convert the checkpoint again")
+        if size != component.bytes:
+            raise CheckpointError(
+                f"{path} must have {component.bytes} bytes, got {size}; {name} is damaged, convert "
+                "the checkpoint again"
+            )
+        if component.config is not None:
+            check_shapes(name, path, component.config)
+    return model
+
+
+def find_model(
+    reference: str | None, entries: list[Entry], store: Store, run: Run | None = None
+) -> Model:
+    """Open the model that --model names (a directory, a convert entry or a name), else that of the
+    run, else the latest used one that fits the entries. Raises UsageError or CheckpointError.
+    """
+    if reference is not None:
+        return open_model(locate_model(reference, store))
+    if run is not None:
+        if not Path(run.model.directory, "config.json").is_file():
+            raise CheckpointError(
+                f"the model was at {run.model.directory} and is gone; say where it is with --model"
+            )
+        return open_model(run.model.directory)
+    models = fitting(entries, store)
+    if not models:
+        raise UsageError(
+            "no model is given; use --model DIR, a directory that `wanpipe convert` wrote"
+        )
+    if len(models) > 1:
+        store.report.remark(
+            f"{len(models)} models fit; taking the latest used, {models[0].directory}. Use --model "
+            "to take another"
+        )
+    return models[0]
+
+
+def fitting(entries: list[Entry], store: Store) -> list[Model]:
+    """The known models that made the entries, by content hashes, the latest used first: those used
+    with this cache, and where the entries' own notes say that one was.
+    """
+    places = [model.directory for model in store.models.all()] if entries else []
+    places += [entry.made.model for entry in entries if entry.made.model]
+    found: dict[str, Model] = {}
+    for place in dict.fromkeys(places):
+        with suppress(CheckpointError):  # a model that is gone or damaged fits nothing
+            model = open_model(place)
+            if all(fits(model, entry) for entry in entries):
+                found.setdefault(model.config.key, model)
+    return list(found.values())
+
+
+def fits(model: Model, entry: Entry) -> bool:
+    """Whether the networks of a model are those that made an entry."""
+    hashes = {name: component.hash for name, component in model.config.components.items()}
+    made_by = {"t5": "t5_encoder", "tokenizer": "tokenizer", "vae": "vae_encoder", "clip": "clip"}
+    if entry.stage == "decode":
+        made_by = {"vae": "vae"}
+    if entry.stage == "denoise":
+        return entry.material.expert in (hashes[name] for name in model.config.experts)
+    asked = {name: getattr(entry.material, name, None) for name in made_by}
+    return all(hashes.get(made_by[name]) == value for name, value in asked.items() if value)
+
+
+def locate_model(reference: str, store: Store) -> Path:
+    """Return the directory of a model given as such, as a convert entry or by a name."""
+    if Path(reference).is_dir():
+        return Path(reference)
+    try:
+        return store.locate(reference)
+    except StoreError as error:
+        raise CheckpointError(
+            f"no model {reference}: neither a directory nor an entry of {store.root}; "
+            "make one with `wanpipe convert`"
+        ) from error
