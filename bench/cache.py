@@ -19,9 +19,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from stages import decode
 from wanpipe.models.geometry import latent_shape
 from wanpipe.models.vae import as_bytes
+from wanpipe.pipeline.frames import take_behind
 from wanpipe.runtime.documents import convert, encode, plain
 from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material
 from wanpipe.store.entry import ATTRIBUTE, seal_of
@@ -161,7 +161,7 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
 
         def fill(draft: Draft) -> dict[str, Any]:
             with draft.stream("frames", shape) as sink:
-                decode.keep(pieces(), 0, sink.append, lambda: None)
+                take_behind(pieces(), 0, sink.append, lambda: None)
             return {"wanpipe": "0", "mlx": "0", "device": "none", "peak_bytes": 0}
 
         vae = {"vae": HASH(4), "tiling": None, "trim_first_frames": 0, "dtype": "bfloat16"}

@@ -22,7 +22,7 @@ from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import demo
 from wanpipe.demo import judge, world
 from wanpipe.models.config import NEGATIVE
-from wanpipe.pipeline.sources import Sources
+from wanpipe.pipeline.inputs import Inputs
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, open_model
 
@@ -84,8 +84,8 @@ def film(setup: Setup, text: Entry, number: int, store: Store) -> np.ndarray:
     params = denoise.Params(
         seeds=(SEED + number,), steps=setup.steps, scheduler=setup.solver, lora=loras
     )
-    [step] = denoise.run(setup.model, Sources(text=text, image=image), params, store)
-    frames = decode.run(setup.model, Sources(step=step), decode.Params(), store)
+    [step] = denoise.run(setup.model, Inputs(text=text, image=image), params, store)
+    frames = decode.run(setup.model, Inputs(step=step), decode.Params(), store)
     return frames.read("frames")
 
 

@@ -25,7 +25,7 @@ from stages import convert, decode, denoise, encode_text
 from wanpipe import demo
 from wanpipe.backend.device import describe
 from wanpipe.demo import judge
-from wanpipe.pipeline.sources import Sources
+from wanpipe.pipeline.inputs import Inputs
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, open_model
 
@@ -69,9 +69,9 @@ def film(
     """Make the film of one prompt; threshold 0 computes every step."""
     started = time.process_time()
     params = denoise.Params(seeds=(SEED + number,), steps=steps, step_cache=threshold)
-    [last] = denoise.run(model, Sources(text=text), params, store)
+    [last] = denoise.run(model, Inputs(text=text), params, store)
     seconds = time.process_time() - started
-    frames = decode.run(model, Sources(step=last), decode.Params(), store).read("frames")
+    frames = decode.run(model, Inputs(step=last), decode.Params(), store).read("frames")
     ran, step = 0, last
     while True:
         ran += step.made.network_ran is not False

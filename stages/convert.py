@@ -1,13 +1,10 @@
 """convert: an original PyTorch checkpoint to a model that MLX loads lazily.
 
-Reads: a checkpoint in the official layout; or a converted model, to quantise it.
+Reads: a checkpoint in the official layout; or a converted model, to quantize it.
 Writes: a model directory: config.json and one safetensors per component; an entry of the cache
 unless told where.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,24 +15,24 @@ from click.core import ParameterSource
 
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
-from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.models.config import ModelConfig, Quantization, read_model_config
-from wanpipe.runtime.report import Task
-from wanpipe.store import Draft, Recipe, Store
+from wanpipe.errors import UsageError
+from wanpipe.models.config import Quantization
+from wanpipe.pipeline.conversion import Conversion, Convert, ModelFolder, byte_progress
+from wanpipe.pipeline.plan import Plan, Target, target
+from wanpipe.store import Recipe, Store
 from wanpipe.store import material as named
-from wanpipe.weights.model import find_model, open_model
+from wanpipe.weights.model import find_model
 
-UNIT = 1 << 20  # bytes in a step of the progress bar
-BITS, TEXT_BITS, GROUP_SIZE = 4, 8, 64  # of quantised matrices, unless told
+BITS, TEXT_BITS, GROUP_SIZE = 4, 8, 64  # of quantized matrices, by default
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """What to convert and how: a checkpoint, or with `from_model` (a directory, an entry or a name)
-    a model that is converted already, whose dtype stays.
+    """What to convert and how: a checkpoint, or a converted model to quantize.
 
-    Without `output_dir` the model becomes an entry of the cache. `bits` and `group_size` hold for
-    all that is quantised; unless given, transformers get 4 bits, T5 gets 8, in groups of 64.
+    `from_model` is a directory, an entry or a name; the dtype of that model stays. Without
+    `output_dir` the model becomes an entry of the cache. `bits` and `group_size` apply to all that
+    is quantized: by default transformers get 4 bits, T5 gets 8, in groups of 64.
     """
 
     checkpoint_dir: Path | None = None
@@ -49,38 +46,35 @@ class Params:
     group_size: int | None = None
 
 
+def plan(params: Params, store: Store) -> Plan[Path]:
+    """Plan a conversion. Making it returns the model's directory.
+
+    Raises CheckpointError for a checkpoint that is incomplete or not understood, UsageError for
+    options that exclude or miss each other.
+    """
+    check_params(params)
+    plan_source = plan_from_model if params.from_model else plan_from_checkpoint
+    recipe, convert = plan_source(params, store)
+    conversion = Conversion(recipe, convert, store)
+    if params.output_dir is not None:
+        folder = ModelFolder(params.output_dir, recipe, store)
+        goal = Target(recipe=recipe, path=folder.path, exists=folder.is_up_to_date())
+        return Plan(
+            make=lambda: folder.fill(conversion), targets=(goal,), paths=(params.output_dir,)
+        )
+    goal = target(recipe, store)
+    return Plan(make=conversion.publish, targets=(goal,), paths=(goal.path,))
+
+
 def run(params: Params, store: Store) -> Path:
     """Convert a checkpoint unless that was done before, and return the model's directory.
 
-    Raises CheckpointError for a checkpoint that is not whole or not understood, StoreError where
-    there is no room, UsageError for options that exclude or miss each other.
+    Raises StoreError if there is no room, and what `plan` raises.
     """
-    check(params)
-    recipe, engine = from_model(params, store) if params.from_model else original(params, store)
-
-    def tell(component: str, layer: str, error: float) -> None:
-        store.report.event("quantized", component=component, layer=layer, relative_error=error)
-
-    fresh: dict[str, str] = {}
-
-    def wrote(path: Path, digest: str) -> None:
-        fresh[path.name] = digest
-
-    def write(directory: Path) -> dict[str, str]:
-        with bars(store, "convert") as progress:
-            config = engine(directory, recipe.key, progress=progress, tell=tell, wrote=wrote)
-        return {component.file: component.hash for component in config.components.values()}
-
-    if params.output_dir is not None:
-        made = outside(params.output_dir, recipe, write, store)
-    else:
-        made = store.obtain(recipe, filler(write)).path
-    for name, digest in fresh.items():  # in place at last: the first run need not read them
-        store.memo.learn(made / name, digest)
-    return made
+    return plan(params, store).make()
 
 
-def check(params: Params) -> None:
+def check_params(params: Params) -> None:
     """Raise UsageError for options that exclude or miss each other."""
     quantizes = params.quantize or params.quantize_text_encoder
     if (params.checkpoint_dir is None) == (params.from_model is None):
@@ -89,16 +83,16 @@ def check(params: Params) -> None:
         )
     if params.from_model is not None and not quantizes:
         raise UsageError(
-            "--from-model is for quantising; add --quantize or --quantize-text-encoder"
+            "--from-model is for quantizing; add --quantize or --quantize-text-encoder"
         )
     if not quantizes and (params.bits, params.group_size) != (None, None):
         raise UsageError(
-            "--bits and --group-size say how to quantise; add --quantize or --quantize-text-encoder"
+            "--bits and --group-size say how to quantize; add --quantize or --quantize-text-encoder"
         )
 
 
-def original(params: Params, store: Store) -> tuple[Recipe, Callable[..., ModelConfig]]:
-    """Plan the conversion of a checkpoint: its recipe, and what carries it out."""
+def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]:
+    """Return the recipe of a checkpoint's model, and the function that converts it."""
     from wanpipe.checkpoints.detect import detect
     from wanpipe.weights import convert as engine
     from wanpipe.weights.source_hashes import source_hashes
@@ -107,19 +101,20 @@ def original(params: Params, store: Store) -> tuple[Recipe, Callable[..., ModelC
     checkpoint = detect(params.checkpoint_dir, params.model_version)
     chosen = engine.Options(dtype=params.dtype, **quantization(params))
     chosen.check_fit(checkpoint.dit, checkpoint.t5)
-    with bars(store, "read") as progress:
+    with byte_progress(store.report, "read") as progress:
         hashes = source_hashes(checkpoint, store.memo, progress)
     material = engine.material(checkpoint, hashes, chosen)
     made = {"checkpoint": str(params.checkpoint_dir.resolve())}
     recipe = recipe_of(material, made)
     if params.output_dir is not None or store.wants(recipe):
-        engine.rehearse(checkpoint, chosen)  # whatever is refused leaves no trace in the cache
+        engine.rehearse(checkpoint, chosen)  # what is refused leaves no trace in the cache
     return recipe, partial(engine.convert, checkpoint, options=chosen)
 
 
-def from_model(params: Params, store: Store) -> tuple[Recipe, Callable[..., ModelConfig]]:
-    """Plan the quantisation of a converted model, every file checked: its recipe, and what carries
-    it out.
+def plan_from_model(params: Params, store: Store) -> tuple[Recipe, Convert]:
+    """Return the recipe of a quantized model, and the function that quantizes it.
+
+    Every file of the converted model is checked.
     """
     from wanpipe.weights import convert as engine
 
@@ -134,12 +129,12 @@ def from_model(params: Params, store: Store) -> tuple[Recipe, Callable[..., Mode
 
 
 def recipe_of(material: dict[str, Any], made: dict[str, Any]) -> Recipe:
-    """The recipe of a converted model."""
+    """Return the recipe of a converted model."""
     return Recipe(material=named("convert", **material), made=made, resumable=True)
 
 
 def quantization(params: Params) -> dict[str, Quantization]:
-    """How to quantise transformers and T5, as far as that is asked for."""
+    """Return how to quantize transformers and T5, as far as it is asked for."""
     group_size = params.group_size or GROUP_SIZE
     asked = (
         ("quantization", params.quantize, params.bits or BITS),
@@ -150,97 +145,6 @@ def quantization(params: Params) -> dict[str, Quantization]:
         for name, wanted, bits in asked
         if wanted
     }
-
-
-def filler(write: Callable[[Path], dict[str, str]]) -> Callable[[Draft], dict[str, Any]]:
-    """Return what writes the model into an entry, beside its Zarr group."""
-
-    def fill(draft: Draft) -> dict[str, Any]:
-        from wanpipe.backend.device import made
-
-        for name, digest in write(draft.path).items():
-            draft.attach(name, digest)
-        draft.attach("config.json")
-        return made()
-
-    return fill
-
-
-def outside(
-    directory: Path, recipe: Recipe, write: Callable[[Path], dict[str, str]], store: Store
-) -> Path:
-    """Write the model into a directory of the user's, or say that it is there, whole."""
-    from filelock import FileLock
-
-    event = {**recipe.event(), "path": str(directory)}
-    if store.dry:
-        status = "already there" if holds(directory, recipe.key, store) else "to compute"
-        store.report.event("planned", **event, status=status)
-        return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory.with_name(f".{directory.name}.lock"))
-    with lock:
-        try:
-            if not store.force and holds(directory, recipe.key, store):
-                store.report.event("reused", **event)
-            else:
-                started = time.monotonic()
-                discard(directory, recipe.key)
-                write(directory)
-                seconds = round(time.monotonic() - started, 3)
-                store.report.event("computed", **event, seconds=seconds)
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-    return directory
-
-
-def holds(directory: Path, key: str, store: Store) -> bool:
-    """Whether a directory is the model `key`, every file with the content hash it should have."""
-    try:
-        model = open_model(directory)
-        for name in model.config.components:
-            model.checked(name, store)
-    except CheckpointError:
-        return False
-    return model.config.key == key
-
-
-def discard(directory: Path, key: str) -> None:
-    """Remove a damaged or unwanted copy of the model `key`, so that it is written anew."""
-    try:
-        config = read_model_config(directory)
-    except CheckpointError:
-        return  # nothing, an unfinished conversion, or a stranger's: convert tells
-    if config.key == key:
-        (directory / "config.json").unlink()
-        for component in config.components.values():
-            (directory / component.file).unlink(missing_ok=True)
-
-
-@contextmanager
-def bars(store: Store, verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a progress function (what, bytes done, bytes in all) that shows one bar per component or
-    file.
-    """
-    open_tasks: list[tuple[str, Any, Task]] = []
-
-    def close() -> None:
-        while open_tasks:
-            open_tasks.pop()[1].__exit__(None, None, None)
-
-    def progress(name: str, done: int, total: int) -> None:
-        if not open_tasks or open_tasks[0][0] != name:
-            close()
-            context = store.report.task(f"{verb} {name}", max(1, total // UNIT))
-            open_tasks.append((name, context, context.__enter__()))
-        task = open_tasks[0][2]
-        if done // UNIT > task.done:
-            task.advance(done // UNIT - task.done)
-
-    try:
-        yield progress
-    finally:
-        close()
 
 
 @click.command("convert", short_help="an original checkpoint to a model")
@@ -254,4 +158,4 @@ def command(session: Session, **asked: Any) -> None:
     source = click.get_current_context().get_parameter_source("dtype")
     if asked["from_model"] is not None and source is not ParameterSource.DEFAULT:
         raise UsageError("--dtype is for checkpoints, a model keeps its own; leave it out")
-    session.deliver([run(Params(**asked), session.store)])
+    session.carry_out(plan(Params(**asked), session.store))

@@ -19,7 +19,7 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.runtime.disk import replacing
-from wanpipe.store import Store
+from wanpipe.store import Entry, Store
 from wanpipe.weights.model import open_model
 
 PROMPT = "a red circle moves right on a white background"
@@ -37,26 +37,36 @@ class Params:
 
 
 def run(params: Params, store: Store) -> list[Path]:
-    """Convert the demo checkpoint once, make one film per seed, and return films and sheet."""
+    """Convert the demo checkpoint once, make one video per seed, and return videos and sheet."""
+    return make_videos(params, Session(store=store))
+
+
+def make_videos(params: Params, session: Session) -> list[Path]:
+    """Do as `run` does, or with --dry-run report it."""
     if not params.prompt.strip():
         raise UsageError(f'a prompt must say something, got none; try "{PROMPT}"')
-    remark(params.prompt, store)
-    converted = convert.run(convert.Params(checkpoint_dir=demo.T2V), store)
-    if store.dry and not converted.is_dir():
+    remark(params.prompt, session.store)
+    conversion = convert.plan(convert.Params(checkpoint_dir=demo.T2V), session.store)
+    session.make(conversion)
+    [directory] = conversion.paths
+    if session.dry_run and not directory.is_dir():
         return []
     words = re.findall(r"\w+", params.prompt.lower())
-    stem = "-".join(words)[: composed.LONGEST_STEM] or "film"
-    if not store.dry:
-        params.output_dir.mkdir(parents=True, exist_ok=True)
+    stem = "-".join(words)[: composed.LONGEST_STEM] or "video"
     asked = composed.Params(
         text=encode_text.Params(prompts=(params.prompt,)),
         image=None,
         denoise=denoise.Params(seeds=params.seeds),
         decode=decode.Params(output=params.output_dir / f"{stem}.mp4"),
     )
-    films = composed.run(open_model(converted), asked, store)
-    paths = [film.path for film in films]
-    return paths if store.dry else [*paths, write_sheet(params, films, stem)]
+    if not session.dry_run:
+        params.output_dir.mkdir(parents=True, exist_ok=True)
+    planned = composed.plan(open_model(directory), asked, session.store)
+    session.make(*planned.plans)
+    if session.dry_run:
+        return list(planned.videos)
+    entries = [entry.published() for entry in planned.frames]
+    return [*planned.videos, write_sheet(params, entries, stem)]
 
 
 def remark(prompt: str, store: Store) -> None:
@@ -75,14 +85,14 @@ def remark(prompt: str, store: Store) -> None:
         )
 
 
-def write_sheet(params: Params, films: Sequence[composed.Film], stem: str) -> Path:
+def write_sheet(params: Params, entries: Sequence[Entry], stem: str) -> Path:
     """Write a contact sheet: one row of frames per film, the prompt above the first."""
     from wanpipe.media import video
 
     prompt = textwrap.shorten(params.prompt, LABEL, placeholder="…")
     labels = [f"seed {seed}" for seed in params.seeds]
     labels[0] = f"{prompt} ({labels[0]})"
-    rows = [(label, film.frames.read("frames")) for label, film in zip(labels, films, strict=True)]
+    rows = [(label, entry.read("frames")) for label, entry in zip(labels, entries, strict=True)]
     path = params.output_dir / f"{stem}.png"
     with replacing(path) as draft:
         video.contact_sheet(rows, columns=SHOWN, width=96).save(draft)
@@ -108,4 +118,5 @@ def command(session: Session, prompt: str, seeds: tuple[int, ...], output_dir: P
     """
     if session.name is not None:
         raise UsageError("--name is for one entry, a demo makes many; leave it out")
-    session.deliver(run(Params(prompt=prompt, seeds=seeds, output_dir=output_dir), session.store))
+    params = Params(prompt=prompt, seeds=seeds, output_dir=output_dir)
+    session.print_paths(make_videos(params, session))

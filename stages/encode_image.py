@@ -1,4 +1,4 @@
-"""encode-image: an image to what image-to-video is conditioned on.
+"""encode-image: an image to the latents that condition image-to-video.
 
 Reads: an image file; a model's vae_encoder, and clip where it has one.
 Writes: I2V `condition` (4+16, F, H, W), mask channels first, and for Wan2.1 `clip` (257, D); TI2V
@@ -16,9 +16,10 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
-from wanpipe.pipeline import budget, forecast
+from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, Need
 from wanpipe.pipeline.lineage import reference
+from wanpipe.pipeline.plan import Plan, Work, expected, target
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.store.keys import hash_array
 from wanpipe.weights.model import Model, find_model
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """An image and the canvas it is fitted to; what is None follows from the model and the image.
+    """An image and its canvas. None means: as the model and the image suggest.
 
-    `fit` is "stretch", "cover" or "pad"; None means the official way without an explicit canvas,
-    else cover.
+    `fit` is "stretch", "cover" or "pad"; None means cover on an explicit canvas, else the official
+    fit. `memory` is a limit in bytes.
     """
 
     image: Path
@@ -48,7 +49,7 @@ class Params:
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """Where an image goes: pixels, and the way it is fitted."""
+    """The size of the video in pixels and frames, and how the image is fitted to it."""
 
     width: int
     height: int
@@ -56,9 +57,10 @@ class Canvas:
     fit: "Mode"
 
 
-def run(model: Model, params: Params, store: Store) -> Entry:
-    """Encode the image for this model's task. Raises UsageError for a text-to-video model or a bad
-    canvas or file.
+def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
+    """Plan the encoding of an image for this model's task.
+
+    Raises UsageError for a text-to-video model, an invalid canvas or an unreadable file.
     """
     from wanpipe.backend.device import compute_dtype
     from wanpipe.media.image import clip_pixels, fit, open_image
@@ -87,18 +89,33 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     )
     made = {"image": params.image.name, "fit": canvas.fit, "model": str(model.directory.resolve())}
     recipe = Recipe(material=named, made=made)
-    missing, need = store.wants(recipe), needed(model, canvas)
-    if missing:
+    need, work = needed(model, canvas), []
+    if store.wants(recipe):
         budget.choose("vae_encoder", [need], params.memory, store.report)
-    entry = store.obtain(recipe, filler(model, pixels, clip, recipe, need, store))
-    store.keep_model(reference(model))
-    if missing:
-        forecast.tell("vae_encoder", "encode-image", need, 1, store)
-    return entry
+        work.append(Work(component="vae_encoder", stage="encode-image", need=need))
+
+    def make() -> Entry:
+        entry = store.obtain(recipe, filler(model, pixels, clip, recipe, need, store))
+        store.keep_model(reference(model))
+        return entry
+
+    entry = expected(recipe, store)
+    return Plan(
+        make=make,
+        targets=(target(recipe, store),),
+        paths=(entry.path,),
+        entries=(entry,),
+        work=tuple(work),
+    )
+
+
+def run(model: Model, params: Params, store: Store) -> Entry:
+    """Encode an image unless the cache has its entry, as planned by `plan`."""
+    return plan(model, params, store).make()
 
 
 def needed(model: Model, canvas: Canvas) -> Need:
-    """What encoding a clip of this canvas takes."""
+    """Return the memory plan of encoding a video of this size."""
     from wanpipe.backend.device import compute_dtype, is_cuda
 
     config = model.config
@@ -110,13 +127,14 @@ def needed(model: Model, canvas: Canvas) -> Need:
 
 
 def choose_canvas(model: Model, params: Params, image: "Image") -> Canvas:
-    """Take the canvas that was asked for, exactly; else the model's area at the image's aspect, as
-    the official code.
+    """Return the canvas that was asked for, or the model's area at the image's aspect ratio.
+
+    The area is rounded as in the official code.
     """
     defaults, ti2v = model.config.defaults, model.config.task == "ti2v"
     frames = params.num_frames or defaults.num_frames
     geometry.check_frames(frames)
-    frames = 1 if ti2v else frames  # TI2V encodes the image alone, whatever the length of the film
+    frames = 1 if ti2v else frames  # TI2V encodes the image alone, whatever the length of the video
     multiple = model.config.side_multiple
     if params.width or params.height:
         width, height = params.width or defaults.width, params.height or defaults.height
@@ -136,7 +154,7 @@ def filler(
     need: Need,
     store: Store,
 ) -> Callable[[Draft], dict[str, Any]]:
-    """Return what writes the entry: the VAE's and CLIP's encodings of prepared pixels."""
+    """Return the function that encodes prepared pixels with the VAE, and with CLIP if given."""
 
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
@@ -170,4 +188,4 @@ def command(session: Session, model: str | None, image: Path | None, **canvas: A
     if image is None:
         raise UsageError("no image is given; use --image FILE")
     found = find_model(model, [], session.store)
-    session.deliver([run(found, Params(image=image, **canvas), session.store).path])
+    session.carry_out(plan(found, Params(image=image, **canvas), session.store))

@@ -17,9 +17,10 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.models.config import T5Config
-from wanpipe.pipeline import budget, forecast
+from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, Need
 from wanpipe.pipeline.lineage import reference
+from wanpipe.pipeline.plan import Plan, Work, expected, target
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.weights.model import Model, find_model
 
@@ -31,8 +32,9 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Prompts to encode; without a negative prompt the model's own is taken, as the official code
-    does. `memory` is a limit in bytes.
+    """Prompts to encode. Without a negative prompt the model's default is used, as officially.
+
+    `memory` is a limit in bytes.
     """
 
     prompts: tuple[str, ...]
@@ -40,11 +42,8 @@ class Params:
     memory: int | None = None
 
 
-def run(model: Model, params: Params, store: Store) -> list[Entry]:
-    """Encode every prompt that is not in the cache yet, with T5 loaded at most once, and return all
-    entries in order.
-    """
-    from wanpipe.backend.device import compute_dtype
+def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
+    """Plan one entry for each prompt. Raises UsageError without a prompt."""
     from wanpipe.pipeline.tokenizer import Tokenizer
 
     if not params.prompts:
@@ -54,46 +53,76 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
         negative = model.config.defaults.negative_prompt
     tokenizer = Tokenizer(model.checked("tokenizer", store))
     text_len = model.config.dit.text_len
-    dtype = compute_dtype(model.config.dtype)
     negative_ids = tuple(tokenizer.ids(negative, text_len))
     tasks: list[tuple[Ids, Recipe]] = []
     for prompt in params.prompts:
         ids = tuple(tokenizer.ids(prompt, text_len))
-        named = material(
-            "encode-text",
-            t5=model.hash("t5_encoder"),
-            tokenizer=model.hash("tokenizer"),
-            prompt=list(ids),
-            negative=list(negative_ids),
-            text_len=text_len,
-            dtype=dtype,
-        )
-        made = {
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "model": str(model.directory.resolve()),
-        }
-        recipe = Recipe(material=named, made=made)
-        tasks.append((ids, recipe))
+        made = {"prompt": prompt, "negative_prompt": negative}
+        tasks.append((ids, recipe_of(model, ids, negative_ids, made)))
+    recipes = [recipe for _, recipe in tasks]
     missing = [ids for ids, recipe in tasks if store.wants(recipe)]
-    encode = Encoding(model, [*missing, negative_ids], dtype, params.memory, store)
-    entries = [store.obtain(recipe, filler(encode, ids, negative_ids)) for ids, recipe in tasks]
-    store.keep_model(reference(model))
+    encoding = Encoding(model, [*missing, negative_ids], params.memory, store)
+    work: tuple[Work, ...] = ()
     if missing:
-        forecast.tell("t5_encoder", "encode-text", encode.need, 1, store)
-    return entries
+        work = (Work(component="t5_encoder", stage="encode-text", need=encoding.need),)
+
+    def make() -> list[Entry]:
+        entries = [
+            store.obtain(recipe, filler(encoding, ids, negative_ids)) for ids, recipe in tasks
+        ]
+        store.keep_model(reference(model))
+        return entries
+
+    entries = tuple(expected(recipe, store) for recipe in recipes)
+    return Plan(
+        make=make,
+        targets=tuple(target(recipe, store) for recipe in recipes),
+        paths=tuple(entry.path for entry in entries),
+        entries=entries,
+        work=work,
+    )
+
+
+def run(model: Model, params: Params, store: Store) -> list[Entry]:
+    """Encode every prompt that is not in the cache yet, and return all entries in order.
+
+    T5 runs at most once. Raises UsageError without a prompt.
+    """
+    return plan(model, params, store).make()
+
+
+def recipe_of(model: Model, prompt: Ids, negative: Ids, made: dict[str, Any]) -> Recipe:
+    """Return the recipe of the entry of two texts, given as token ids."""
+    from wanpipe.backend.device import compute_dtype
+
+    named = material(
+        "encode-text",
+        t5=model.hash("t5_encoder"),
+        tokenizer=model.hash("tokenizer"),
+        prompt=list(prompt),
+        negative=list(negative),
+        text_len=model.config.dit.text_len,
+        dtype=compute_dtype(model.config.dtype),
+    )
+    return Recipe(material=named, made={**made, "model": str(model.directory.resolve())})
 
 
 @dataclass
 class Encoding:
-    """Rows of token ids; all `sequences` are encoded in one pass through T5 when one is wanted."""
+    """Embeddings of token ids. All `sequences` go through T5 together when the first is needed."""
 
     model: Model
     sequences: Sequence[Ids]
-    dtype: str
     memory: int | None
     store: Store
     done: "dict[Ids, mx.array]" = field(default_factory=dict)
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype of matrix products."""
+        from wanpipe.backend.device import compute_dtype
+
+        return compute_dtype(self.model.config.dtype)
 
     @cached_property
     def config(self) -> T5Config:
@@ -102,17 +131,17 @@ class Encoding:
 
     @cached_property
     def need(self) -> Need:
-        """What the pass takes. Raises UsageError where --memory is less."""
+        """The memory plan of T5. Raises UsageError if --memory is less than it needs."""
         component, table = self.model.component("t5_encoder"), self.config.vocab * self.config.dim
         stored = ITEMSIZE[self.model.config.dtype]
         blocks = component.bytes - table * stored
-        if component.bytes >= component.parameters * stored:  # no matrix is quantised
+        if component.bytes >= component.parameters * stored:  # no matrix is quantized
             blocks = (component.parameters - table) * ITEMSIZE[self.dtype]
         ways = [budget.text(self.config, blocks, [len(ids) for ids in self.sequences])]
         return budget.choose("t5_encoder", ways, self.memory, self.store.report)
 
     def rows(self, ids: Ids) -> "mx.array":
-        """Rows (L, D) of one sequence, which may be one more than was expected."""
+        """Return the rows (L, D) of a sequence, even of one that was not expected."""
         if ids not in self.done:
             from wanpipe.backend.device import mlx_dtype, within
             from wanpipe.pipeline.text_encoder import encode
@@ -129,7 +158,7 @@ class Encoding:
 
 
 def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], dict[str, Any]]:
-    """Return what writes the embeddings of both texts into an entry."""
+    """Return the function that writes the embeddings of both texts into an entry."""
 
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
@@ -145,8 +174,9 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    """Join --prompt and the lines of --prompt-file; empty lines are skipped. Raises UsageError for
-    an unreadable file.
+    """Return the prompts of --prompt and the lines of --prompt-file that are not empty.
+
+    Raises UsageError for an unreadable file.
     """
     lines: list[str] = []
     if file is not None:
@@ -183,5 +213,5 @@ def command(
         negative_prompt=options.read_negative(negative_prompt, no_negative_prompt),
         memory=memory,
     )
-    entries = run(find_model(model, [], session.store), params, session.store)
-    session.deliver([entry.path for entry in entries])
+    found = find_model(model, [], session.store)
+    session.carry_out(plan(found, params, session.store))

@@ -1,7 +1,7 @@
-"""run: a prompt to a film, through all five stages.
+"""run: a prompt to a video, through all five stages.
 
-Reads: a checkpoint or a model, a prompt, an image where the model takes one.
-Writes: what the five stages write, and one film per seed.
+Reads: a checkpoint or a model, a prompt, an image if the model takes one.
+Writes: what the five stages write, and one video per seed.
 """
 
 import re
@@ -12,16 +12,15 @@ from typing import Any
 import click
 
 from stages import convert, decode, denoise, encode_image, encode_text
-from wanpipe.cache.planning import PlanStore
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.pipeline.sources import Sources
-from wanpipe.runtime.report import Problems
+from wanpipe.pipeline.inputs import Inputs
+from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model, open_model
 
-LONGEST_STEM = 60  # letters of the prompt in the name of a film
+LONGEST_STEM = 60  # letters of the prompt in the name of a video
 
 # options that tell how a checkpoint is converted
 CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bits", "group_size")
@@ -29,8 +28,9 @@ CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bi
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """What each stage is told; `image` is None for text-to-video. Without an output the film is
-    named by its prompt.
+    """The parameters of each stage. `image` is None for text-to-video.
+
+    Without an output the video is named by its prompt.
     """
 
     text: encode_text.Params
@@ -39,45 +39,54 @@ class Params:
     decode: decode.Params
 
 
-@dataclass(frozen=True)
-class Film:
-    """A film and the entry of its frames."""
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """The plans of all stages in order, the videos, and the entries of their frames."""
 
-    path: Path
-    frames: Entry
-
-
-def run(model: Model, params: Params, store: Store) -> list[Film]:
-    """Make one film per seed, computing only what the cache lacks, and return the films.
-
-    Everything is planned first, so that what cannot be right fails before any weight is loaded.
-    """
-    if not store.dry:
-        planned = PlanStore(store.root, Problems(store.report), store.force, store.memo)
-        make(model, params, planned)
-    return make(model, params, store)
+    plans: tuple[Plan[Any], ...]
+    videos: tuple[Path, ...]
+    frames: tuple[Entry, ...]
 
 
-def make(model: Model, params: Params, store: Store) -> list[Film]:
-    """Go through the stages with `store`, which computes or plans."""
-    text = encode_text.run(model, params.text, store)[0]
+def plan(model: Model, params: Params, store: Store) -> RunPlan:
+    """Plan one video per seed. Whatever is invalid fails here, before any weight is loaded."""
+    texts = encode_text.plan(model, params.text, store)
+    plans: list[Plan[Any]] = [texts]
     image = None
     if params.image is not None:
         frames = params.denoise.num_frames or model.config.defaults.num_frames
         frames += 4 * (params.denoise.trim_first_frames or 0)
-        image = encode_image.run(model, replace(params.image, num_frames=frames), store)
-    steps = denoise.solve(model, Sources(text=text, image=image), params.denoise, store)
-    films = []
-    for index, (step, made_by) in enumerate(steps):
-        output = film_path(params, step, index if len(steps) > 1 else None)
+        images = encode_image.plan(model, replace(params.image, num_frames=frames), store)
+        plans.append(images)
+        [image] = images.entries
+    steps = denoise.plan(model, Inputs(text=texts.entries[0], image=image), params.denoise, store)
+    plans.append(steps)
+    videos, decodings = [], []
+    for index, (step, made_by) in enumerate(zip(steps.entries, steps.runs, strict=True)):
+        output = video_path(params, step, index if len(steps.entries) > 1 else None)
         decoding = replace(params.decode, output=output)
-        given = Sources(step=step, run=made_by)
-        films.append(Film(output, decode.run(model, given, decoding, store)))
-    return films
+        decodings.append(decode.plan(model, Inputs(step=step, run=made_by), decoding, store))
+        videos.append(output)
+    return RunPlan(
+        plans=(*plans, *decodings),
+        videos=tuple(videos),
+        frames=tuple(decoding.entries[0] for decoding in decodings),
+    )
 
 
-def film_path(params: Params, step: Entry, index: int | None) -> Path:
-    """Name a film: as asked, with the seed where there are several, else by prompt and step."""
+def run(model: Model, params: Params, store: Store) -> list[Path]:
+    """Make one video per seed, computing only what the cache lacks, and return their paths."""
+    planned = plan(model, params, store)
+    for one in planned.plans:
+        one.make()
+    return list(planned.videos)
+
+
+def video_path(params: Params, step: Entry, index: int | None) -> Path:
+    """Return the path of a video: the one asked for, with the seed if there are several.
+
+    By default the name is made of the prompt and the step.
+    """
     asked = params.decode.output
     if asked is None:
         words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
@@ -87,19 +96,21 @@ def film_path(params: Params, step: Entry, index: int | None) -> Path:
     return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")
 
 
-def choose_model(
-    reference: str | None, conversion: convert.Params | None, store: Store
+def plan_model(
+    reference: str | None, conversion: convert.Params | None, session: Session
 ) -> Model | None:
-    """Open --model, or convert --checkpoint-dir first; None where that is only planned."""
+    """Open --model, or convert --checkpoint-dir first; None if that is only planned."""
     if (reference is None) == (conversion is None):
         raise UsageError(
             "a run takes a model or a checkpoint; give --model or --checkpoint-dir, not both"
         )
     if conversion is None:
-        return find_model(reference, [], store)
-    directory = convert.run(conversion, store)
-    if store.dry and not directory.is_dir():
-        store.report.remark(
+        return find_model(reference, [], session.store)
+    planned = convert.plan(conversion, session.store)
+    session.make(planned)
+    directory = planned.paths[0]
+    if session.dry_run and not directory.is_dir():
+        session.store.report.remark(
             "what follows depends on the converted model; plan again when it is there"
         )
         return None
@@ -136,13 +147,16 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
             checkpoint_dir=checkpoint_dir,
             **{name: asked[name] for name in CONVERSION},
         )
-    found = choose_model(model, conversion, session.store)
-    films = run(found, params, session.store) if found else []
-    session.deliver([film.path for film in films], [film.frames.path for film in films])
+    found = plan_model(model, conversion, session)
+    if found is None:
+        return
+    planned = plan(found, params, session.store)
+    session.make(*planned.plans)
+    session.print_paths(planned.videos, [frames.path for frames in planned.frames])
 
 
 def read(asked: dict[str, Any]) -> Params:
-    """Sort the options of the command by the stage that they are for."""
+    """Sort the options of the command by stage."""
 
     def some(*names: str) -> dict[str, Any]:
         return {name: asked[name] for name in names}

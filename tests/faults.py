@@ -244,7 +244,7 @@ FAULTS: dict[str, Fault] = {
     "denoise: only the first LoRA": changed_loras(lambda loras: loras[:1]),
     "denoise: the hash of the wrong expert": Function("wanpipe.weights.model:Model.hash", swapped),
     "denoise: guidance of the wrong expert": Function(
-        "wanpipe.pipeline.settings:guide_pair", lambda pair: lambda *given: pair(*given)[::-1]
+        "wanpipe.denoising.settings:guide_pair", lambda pair: lambda *given: pair(*given)[::-1]
     ),
     "noise: PCG64 under the name of Philox": Function("numpy.random:Philox", pcg64),
     "noise: another seed": Text(NOISE, "Philox(seed)", "Philox(seed + 1)"),
@@ -265,13 +265,13 @@ FAULTS: dict[str, Fault] = {
         SCHEMA,
         "guide_scale: Annotated[Finite,",
         "guide_scale: Annotated[int | float,",
-        (Text("wanpipe/pipeline/settings.py", "return cast(plain(settings))", "return settings"),),
+        (Text("wanpipe/denoising/settings.py", "return cast(plain(settings))", "return settings"),),
     ),
     "keys: strength of LoRAs as it is written": Text(
         SCHEMA,
         "loras: Annotated[list[tuple[Hash, Finite]],",
         "loras: Annotated[list[list[Any]],",
-        (Text("wanpipe/pipeline/loras.py", "float(strength)", "strength"),),
+        (Text("wanpipe/denoising/loras.py", "float(strength)", "strength"),),
     ),
     "keys: fields in the order of the code": Text(KEYS, "sort_keys=True", "sort_keys=False"),
     "keys: spaces in the JSON": Text(KEYS, 'separators=(",", ":"), ', ""),

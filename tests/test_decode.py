@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.decode import Filming, Params, Source
 from tests.workshop import SMALL, Place, files, inside
 from wanpipe.media import video
 from wanpipe.media.video import read_film
 from wanpipe.models.vae import Decoder
-from wanpipe.pipeline.sources import Sources
+from wanpipe.pipeline.inputs import Inputs
+from wanpipe.pipeline.lineage import Source
+from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.store import Store
 from wanpipe.store.draft import Sink
 
@@ -292,7 +293,7 @@ def test_a_decode_that_fails_leaves_the_film_before(
     assert {path: time for path, time in files(place.root).items() if name in path} == before
     assert bool(started) == name.endswith(".mp4")
     assert all(process.returncode is not None for process in started)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("film")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("video")]
 
 
 def test_what_waits_for_a_film_is_not_written_after_an_interruption(
@@ -309,8 +310,8 @@ def test_what_waits_for_a_film_is_not_written_after_an_interruption(
 
     monkeypatch.setattr(video, "write_film", slow)
     store = Store(studio.cache)
-    source = Source.of(None, Sources(frames=entry), store)
-    film = Filming(source, Params(output=studio.root / "new.mp4"), store)
+    source = Source.of(None, Inputs(frames=entry), store)
+    film = VideoWriter(source, studio.root / "new.mp4", None, store)
     with pytest.raises(KeyboardInterrupt), film:
         film.begin(entry.key)
         for frames in 5 * [entry.read("frames")]:

@@ -16,7 +16,7 @@ import pytest
 from stages import convert, denoise
 from tests.golden_runs import RUNS, Record, chain_of, golden, pinned, take, write_lora
 from tests.workshop import Models, Place, inside
-from wanpipe.pipeline.sources import Sources
+from wanpipe.pipeline.inputs import Inputs
 from wanpipe.store import Store, key_of
 from wanpipe.store.entry import read_entry
 from wanpipe.weights.model import open_model
@@ -85,7 +85,7 @@ def test_a_model_is_the_same_bytes_in_another_folder(checkpoints: Path, tmp_path
 def keys_of(place: Place, params: denoise.Params, model: Path | None = None) -> list[str]:
     """The keys of a run with Python's parameters, up to the last step."""
     store = Store(place.cache)
-    given = Sources(text=read_entry(place.root / place.text()))
+    given = Inputs(text=read_entry(place.root / place.text()))
     last = denoise.run(open_model(model or place.model), given, params, store)[0]
     return steps_to(place, last.path)
 

@@ -13,6 +13,7 @@ FLOORS = (
     "stages",
     "wanpipe.cli",
     "wanpipe.demo",
+    "wanpipe.denoising",
     "wanpipe.pipeline",
     "wanpipe.weights",
     "wanpipe.checkpoints",

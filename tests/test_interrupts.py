@@ -18,7 +18,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 # what the programs below begin with: `hit` sends a signal to the process itself
 START = """
 import os, signal, sys, threading, time
-from wanpipe import interrupt
+from wanpipe.runtime import interrupt
 from wanpipe.runtime.interrupt import Interrupted
 
 def hit(number=signal.SIGINT, after=0.0):

@@ -244,7 +244,7 @@ def test_quantising_options_that_cannot_be_are_refused(gallery: Place, checkpoin
     refuse(*original, "--bits", 4, code=2, says="add --quantize or --quantize-text-encoder")
     refuse(*original, "--group-size", 32, code=2, says="add --quantize or")
     refuse(*original, "--quantize", "--bits", 5, code=2, says="'5' is not one of")
-    refuse(*model, code=2, says="--from-model is for quantising")
+    refuse(*model, code=2, says="--from-model is for quantizing")
     refuse(*model, "--quantize", "--dtype", "float16", code=2, says="a model keeps its own")
     refuse(*model, *original[1:], "--quantize", code=2, says="or --from-model, not both")
     wide = ("--quantize", "--group-size", 128)

@@ -14,7 +14,7 @@ from tests.conftest import DATA
 from tests.store.shelf import HASH, step_fields
 from tests.test_resume import after, published, same, start
 from tests.workshop import Models, Place
-from wanpipe.pipeline.chain import CONDITIONS, since_reset
+from wanpipe.denoising.chain import CONDITIONS, steps_since_reset
 from wanpipe.runtime.documents import plain as as_data
 from wanpipe.store import Entry, material
 
@@ -199,9 +199,9 @@ def test_whatever_else_a_velocity_depends_on_resets(name: str) -> None:
     before = material("denoise", **fields, step_cache=rule)
     step = material("denoise", **fields | {"sigma": 0.5})
     changed = {"guide_scale": 9.0, "loras": [[HASH(4), 1.0]]}.get(name, HASH(5))
-    assert since_reset(step, before) == 7
-    assert since_reset(material("denoise", **fields | {name: changed}), before) == 0
-    assert since_reset(step, None) == 0
+    assert steps_since_reset(step, before) == 7
+    assert steps_since_reset(material("denoise", **fields | {name: changed}), before) == 0
+    assert steps_since_reset(step, None) == 0
 
 
 def test_a_threshold_can_be_given_anew_or_taken_away_on_the_way(place: Place) -> None:
@@ -237,7 +237,7 @@ def test_a_threshold_that_cannot_be_is_refused(value: str, place: Place) -> None
 
 
 def test_few_steps_are_refused(place: Place) -> None:
-    says = "step-cache takes 10 steps or more, since fewer differ too much to be reused, got "
+    says = "step-cache needs 10 steps or more, because fewer differ too much to be reused, got "
     words = ("denoise", "--from", place.text(), *SIZE, "--step-cache", 0.1)
     place.refuse(*words, "--steps", 9, code=2, says=f"{says}9; leave")
     grid = ("--timesteps", "1000,750,500,250")

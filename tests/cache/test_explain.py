@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.store.shelf import Heard, chain, fill, forbidden, recipe, run_of, step_recipe, text
-from wanpipe.cache.planning import PlanStore
+from tests.store.shelf import Heard, chain, fill, recipe, run_of, step_recipe, text
 from wanpipe.cli.progress import describe
+from wanpipe.pipeline.dry_run import DryRun
+from wanpipe.pipeline.plan import expected, target
 from wanpipe.runtime.documents import plain
-from wanpipe.store import Entry, Publisher, Recipe, Store, key_of, material
+from wanpipe.store import Entry, Recipe, Store, key_of, material
 from wanpipe.store.entry import read_entry
 
 
@@ -25,15 +26,13 @@ def plan(
     force: bool = False,
     **changes: Any,
 ) -> list[dict[str, Any]]:
-    """The misses that a plan of these recipes, of a run with these changes, tells of."""
-    planned = PlanStore(store.root, Heard(), force=force)
+    """The misses that a plan of these recipes, of a run with these changes, reports."""
+    planned = Store(store.root, Heard(), force=force, read_only=True)
+    settings = None
     if words is not None:
-        planned.keep_run(run_of(words, recipes[-8:], **changes))
-    with Publisher(planned) as behind, planned.report.task("denoise", len(recipes)) as task:
-        for one in recipes:
-            behind.obtain(one, forbidden)
-            task.advance()
-    heard = planned.report.report
+        settings = run_of(words, recipes[-8:], **changes).settings
+    DryRun(planned).report_targets([target(one, planned) for one in recipes], settings)
+    heard = planned.report
     assert all(event["event"] in ("planned", "missing") for event in heard.events)
     assert heard.count("planned") == len(recipes)
     return [event for event in heard.events if event["event"] == "missing"]
@@ -98,7 +97,7 @@ def test_a_planned_prompt_is_told_too(store: Store) -> None:
     there = next(store.root.glob("encode-text/*"))
     fields = plain(read_entry(there).material) | {"prompt": [1]}
     bird = Recipe(material=material(**fields), made=made)
-    planned = PlanStore(store.root).result(bird)
+    planned = expected(bird, store)
     misses = plan(store, [bird, *run(planned)])
     assert misses[0]["reason"].startswith("prompt “a cat” → “a bird”")
     assert "text “a cat” → “a bird”" in misses[1]["reason"]

@@ -260,7 +260,7 @@ def test_contact_sheet_shows_first_and_last_frame_of_every_film() -> None:
 
 def test_asking_for_the_format_loads_neither_numpy_nor_pillow() -> None:
     program = (
-        "import sys, wanpipe.media.video; video.film_format('a.mp4')\n"
+        "import sys; from wanpipe.media import video; video.film_format('a.mp4')\n"
         "assert not {'numpy', 'PIL', 'imageio_ffmpeg'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,15 +7,17 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe.cache.planning import PlanStore
 from wanpipe.cli.options import Command, group
 from wanpipe.cli.progress import make_report
 from wanpipe.store import Store
 from wanpipe.store.labels import check_name
+
+if TYPE_CHECKING:
+    from wanpipe.pipeline.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +25,33 @@ class Session:
     """What every command gets from the options that all have."""
 
     store: Store
-    name: str | None
+    name: str | None = None
+    dry_run: bool = False
 
-    def deliver(self, paths: Sequence[Path], entries: Sequence[Path] | None = None) -> None:
-        """Print the paths of what was made, one a line, after naming it if a name was given.
+    def carry_out(self, plan: "Plan[Any]") -> None:
+        """Make a plan, or with --dry-run report it; then print the paths of its results."""
+        self.make(plan)
+        self.print_paths(plan.paths)
 
-        Several get NAME-1, NAME-2; `entries` are what is named where the paths are not entries.
+    def make(self, *plans: "Plan[Any]") -> None:
+        """Make plans in order, or with --dry-run report them."""
+        if self.dry_run:
+            from wanpipe.pipeline.dry_run import DryRun
+
+            dry_run = DryRun(self.store)
+            for plan in plans:
+                dry_run.report(plan)
+        else:
+            for plan in plans:
+                plan.make()
+
+    def print_paths(self, paths: Sequence[Path], entries: Sequence[Path] | None = None) -> None:
+        """Print the paths of results, one a line, after naming them if --name is given.
+
+        Several get NAME-1, NAME-2. `entries` are named in place of paths that are no entries.
         """
         for index, (path, entry) in enumerate(zip(paths, entries or paths, strict=True)):
-            if self.name is not None and not self.store.dry:
+            if self.name is not None and not self.dry_run:
                 self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", entry)
             click.echo(str(path))
 
@@ -52,8 +72,8 @@ def stage_options(function: Command) -> Command:
         if name is not None:
             check_name(name)
         report = make_report(events, quiet)
-        kind = PlanStore if dry_run else Store
-        function(session=Session(store=kind(cache, report, force=force), name=name), **rest)
+        store = Store(cache, report, force=force, read_only=dry_run)
+        function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
 
     return everywhere(wrapper)
 
@@ -63,7 +83,7 @@ def read_only_options(function: Command) -> Command:
 
     @functools.wraps(function)
     def wrapper(cache: Path, events: str | None, quiet: bool, **rest: Any) -> None:
-        session = Session(store=Store(cache, make_report(events, quiet)), name=None)
+        session = Session(store=Store(cache, make_report(events, quiet)))
         function(session=session, **rest)
 
     return group(root, speech)(wrapper)

@@ -26,7 +26,8 @@ from wanpipe.runtime.documents import (
 SCHEMA: Literal[1] = 1
 Patch = tuple[Literal[1], Literal[2], Literal[2]]
 PATCH: Patch = (1, 2, 2)  # frames, rows and columns of a latent that make one token
-EXPERTS = ("model", "low_noise_model", "high_noise_model")
+HIGH, LOW = "high_noise_model", "low_noise_model"
+EXPERTS = ("model", LOW, HIGH)
 LARGEST = 1 << 53  # of guidance and shift: up to here a float holds every whole number
 IMAGE_SIDE: Literal[224] = 224  # pixels that an image has for CLIP
 CHANNELS = {"2.1": 16, "2.2": 48}  # of the latents of each VAE

@@ -1,1 +1,1 @@
-"""What the stages share: settings, inputs, the chain of steps, memory plans and the encoders."""
+"""What stages share: plans, inputs, memory plans, encoders and frames."""

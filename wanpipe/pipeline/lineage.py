@@ -2,12 +2,16 @@
 data, which a video carries.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from wanpipe.errors import UsageError
+from wanpipe.pipeline.inputs import Inputs
 from wanpipe.runtime.documents import plain
-from wanpipe.store import Run, Store
+from wanpipe.store import Entry, Run, Store
 from wanpipe.store.runs import ModelReference
 from wanpipe.store.schema import ROLES
 from wanpipe.weights.model import Model
@@ -56,3 +60,50 @@ def reference(model: Model) -> ModelReference:
         dtype=model.config.dtype,
         experts={name: model.hash(name) for name in model.config.experts},
     )
+
+
+@dataclass(frozen=True)
+class Source:
+    """The step that frames come from: its key, its entry if given, its run, and the model."""
+
+    key: str
+    home: Store
+    step: Entry | None
+    run: Run | None
+    model: Model | None
+
+    @staticmethod
+    def of(model: Model | None, inputs: Inputs, store: Store) -> "Source":
+        """Find the run of the inputs: the latest one made by `model`, or else the latest one."""
+        entry = inputs.frames or inputs.step
+        assert entry is not None
+        home, run, step = Store(entry.root, store.report), inputs.run, inputs.step
+        key = entry.key if inputs.frames is None else entry.inputs["step"]
+        if run is None:
+            runs = home.runs.of(key)
+            fitting = [one for one in runs if model and one.model.key == model.config.key]
+            run = next(iter([*fitting, *runs]), None)
+        return Source(key, home, step, run, model)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second. Raises UsageError if neither the run nor the model knows."""
+        fps = self.run.fps if self.run else None
+        if fps is None and self.model is not None:
+            fps = self.model.config.defaults.fps
+        if fps is None:
+            raise UsageError("no run knows the frames per second of these frames; use --fps")
+        return fps
+
+    @property
+    def trim(self) -> int:
+        """Latent frames to trim. Without a run, the material of the noise tells."""
+        if self.run is not None:
+            return self.run.settings.trim_first_frames
+        noise = self.step.material.noise if self.step else UNSET
+        trim = UNSET if isinstance(noise, UnsetType) else noise.trim_first_frames
+        return 0 if isinstance(trim, UnsetType) else trim
+
+    def lineage(self) -> dict[str, Any]:
+        """Describe how the step was made."""
+        return lineage_of(self.key, self.run, self.model, self.home)

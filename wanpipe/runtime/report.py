@@ -46,19 +46,3 @@ class Report:
     def task(self, label: str, total: int) -> Iterator[Task]:
         """Open a stretch of `total` units of work under `label`."""
         yield Task(self, label, total)
-
-
-class Problems(Report):
-    """Pass on only what went wrong: for planning ahead of the work that will tell the rest."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Pass on damage."""
-        if kind == "damaged":
-            self.report.event(kind, **fields)
-
-    def remark(self, text: str) -> None:
-        """Pass the remark on."""
-        self.report.remark(text)

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 ATTRIBUTE = "wanpipe"
+UNPUBLISHED = "0" * 32  # the seal of an entry that is only planned
 
-__all__ = ["ATTRIBUTE", "DamageError", "Entry", "read_entry", "record_at", "seal_of"]
+__all__ = ["ATTRIBUTE", "UNPUBLISHED", "DamageError", "Entry", "read_entry", "record_at", "seal_of"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,15 @@ class Entry:
         """Key of the step before, None for the first."""
         parent = self.record.parent
         return parent if isinstance(parent, str) else None
+
+    def published(self) -> "Entry":
+        """Return the entry with its arrays, even if it was only planned. Raises DamageError."""
+        return read_entry(self.path) if self.is_planned else self
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the entry is only planned, so that it has no arrays yet."""
+        return self.record.seal == UNPUBLISHED
 
     def read(self, name: str) -> "np.ndarray":
         """Read one array whole. Raises DamageError where its bytes are not the published ones."""

@@ -69,6 +69,11 @@ class Settings(Document, frozen=True, kw_only=True):
     step_cache: Finite | None = None
     loras: tuple[Lora, ...] = ()
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Width and height in pixels, and frames before the first ones are trimmed."""
+        return self.width, self.height, self.num_frames + 4 * self.trim_first_frames
+
     def acting(self, expert: str) -> list[Lora]:
         """The LoRAs that an expert gets, in the order in which they are added."""
         return [lora for lora in self.loras if lora.expert in (None, expert)]

@@ -43,17 +43,20 @@ POLL = 0.2  # seconds between two looks at an interrupt while another process is
 
 
 class Store:
-    """A cache of entries under `root`. Reading needs no write access; the first publication creates
-    what is missing.
-    """
+    """A cache of entries under `root`, which the first publication creates."""
 
-    dry = False  # whether this store only plans
-
-    def __init__(self, root: Path | str, report: Report | None = None, force: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        report: Report | None = None,
+        force: bool = False,
+        read_only: bool = False,
+    ) -> None:
         self.root = Path(root)
         self.report = report or Report()
         self.force = force
-        shortcuts = Shortcuts(self.root, writes=not self.dry)
+        self.read_only = read_only  # nothing changes in the cache
+        shortcuts = Shortcuts(self.root, writes=not read_only)
         self.memo = HashCache(shortcuts)
         self.index = Index(self.root, shortcuts)
         self.runs = Runs(self.root, self.index)
@@ -82,8 +85,9 @@ class Store:
         path = self.path(stage, key)
         if not path.is_dir():
             return None
-        with suppress(OSError):  # in a read-only cache nothing is removed by age either
-            os.utime(path)  # the time of the last use, for gc; no part of the entry
+        if not self.read_only:
+            with suppress(OSError):  # in a read-only cache nothing is removed by age either
+                os.utime(path)  # the time of the last use, for gc; no part of the entry
         try:
             return self.checked(path)
         except DamageError:
@@ -343,13 +347,13 @@ class Store:
         """Record something; say whether, since a cache that cannot be written keeps no records."""
         with translated(self.root):
             try:
-                if not self.dry:
+                if not self.read_only:
                     records.keep(record)
             except OSError as error:
                 if error.errno not in READ_ONLY:
                     raise
                 return False
-        return not self.dry
+        return not self.read_only
 
     def locate(self, reference: str) -> Path:
         """Return the directory that a reference means, without reading it."""

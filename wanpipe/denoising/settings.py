@@ -1,6 +1,6 @@
-"""What a denoising run is: what is asked for, and what is left open and follows from the rest.
+"""The settings of a denoising run: what is asked for, and defaults for the rest.
 
-Refuses what cannot be right before any weight is loaded.
+Everything invalid is refused here, before any weight is loaded.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from msgspec import structs
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.models.config import ModelConfig
-from wanpipe.pipeline.sources import Sources
+from wanpipe.pipeline.inputs import Inputs
 from wanpipe.runtime.documents import DocumentError, convert, plain
 from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.schedule import Schedule
@@ -20,17 +20,17 @@ from wanpipe.sampling.step_cache import LEAST_STEPS
 from wanpipe.store import Entry, Settings
 from wanpipe.weights.model import Model
 
-CHANGING = ("guide_scale", "loras", "step_cache")  # what may differ from one step to the next
+CHANGING = ("guide_scale", "loras", "step_cache")  # these may change between two steps of a run
 FIELDS = tuple(field.name for field in structs.fields(Settings))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """How to denoise; what is None follows from the step gone on from, else from the model, and
-    `memory` (bytes) from the device.
+    """How to denoise. None means: as the step that is continued, else the model's default.
 
-    `guide_scale` is one number or (low noise, high noise), `timesteps` an explicit grid before the
-    shift, `step_cache` the change up to which a velocity is reused (0: never).
+    `guide_scale` is one number or (low noise, high noise). `timesteps` is an explicit schedule
+    before the shift. `step_cache` is the change up to which a velocity is reused (0: never).
+    `memory` is in bytes; None means what the device recommends.
     """
 
     width: int | None = None
@@ -53,32 +53,26 @@ class Params:
 
 
 def schedule_of(settings: Settings) -> Schedule:
-    """The timesteps and sigmas of a run. Raises UsageError where steps or shift cannot be right."""
+    """Return the timesteps and sigmas of a run. Raises UsageError for invalid steps or shift."""
     solver = SOLVERS[settings.scheduler]
     schedule: Schedule = solver.schedule(settings.steps, settings.shift, settings.timesteps)
     return schedule
 
 
-def latent_shape(settings: Settings, stride: geometry.Triple) -> geometry.Triple:
-    """Latent frames, rows and columns (F, H, W) of a run, those to be trimmed included."""
-    frames = settings.num_frames + 4 * settings.trim_first_frames
-    return geometry.latent_shape(settings.width, settings.height, frames, stride)
+def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
+    """Fill in every setting: from the run that is continued, or from the image and the model.
 
-
-def settle(model: Model, given: Sources, params: Params) -> Settings:
-    """Settle every setting, from the run that is continued or else from the image and the model.
-
-    Raises UsageError for a setting that cannot be right, or that the run settled otherwise.
+    Raises UsageError for an invalid setting, or one that the run fixes at another value.
     """
     asked = {
         name: getattr(params, name)
         for name in FIELDS
         if name not in CHANGING and getattr(params, name) is not None
     }
-    if given.run is not None:
-        settings = continued(given, asked)
+    if inputs.run is not None:
+        settings = settings_of_run(inputs, asked)
     else:
-        settings = begun(model, given.image, asked)
+        settings = settings_from_noise(model, inputs.image, asked)
     if params.guide_scale is not None:
         pair = guide_pair(params.guide_scale, model.config)
         settings = structs.replace(settings, guide_scale=pair)
@@ -87,23 +81,27 @@ def settle(model: Model, given: Sources, params: Params) -> Settings:
     if settings.scheduler not in SOLVERS:
         raise UsageError(f"scheduler must be {', '.join(SOLVERS)}, got {settings.scheduler}")
     check_step_cache(settings)
-    check(model, given.image, settings)
+    check_size(model, inputs.image, settings)
     return cast(plain(settings))
 
 
 def cast(values: dict[str, Any]) -> Settings:
-    """Build settings with every number in its declared type: 5 and 5.0 are one guidance. Raises
-    UsageError for what cannot be a setting.
+    """Build settings with every number in its declared type, so that 5 and 5.0 are one guidance.
+
+    Raises UsageError for a value that is no setting.
     """
     try:
         return convert(values, Settings)
     except DocumentError as error:
-        raise UsageError(f"a setting cannot be right: {error}") from error
+        raise UsageError(f"a setting is invalid: {error}") from error
 
 
-def continued(given: Sources, asked: dict[str, Any]) -> Settings:
-    """The settings of a run; grid and size cannot change under way, so asking for others fails."""
-    run, step = given.run, given.step
+def settings_of_run(inputs: Inputs, asked: dict[str, Any]) -> Settings:
+    """Return the settings of a run.
+
+    Raises UsageError for another schedule or size: these cannot change within a run.
+    """
+    run, step = inputs.run, inputs.step
     assert run is not None
     assert step is not None
     for name, value in asked.items():
@@ -116,8 +114,8 @@ def continued(given: Sources, asked: dict[str, Any]) -> Settings:
     return run.settings
 
 
-def begun(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
-    """What a run from noise takes: what is asked, else the image's canvas, else the defaults."""
+def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
+    """Return what is asked for, by default the image's canvas and the model's settings."""
     defaults = plain(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
     values["scheduler"] = "unipc"
@@ -137,13 +135,13 @@ def begun(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
                 f"steps must be the number of timesteps where these are given, {values['steps']}, "
                 f"got {asked['steps']}; leave --steps out"
             )
-    # raises the exact reason for steps, shift and timesteps that cannot be
+    # raises the exact reason if steps, shift or timesteps are invalid
     SOLVERS[values["scheduler"]].schedule(values["steps"], values["shift"], values.get("timesteps"))
     return cast(values)
 
 
 def check_trim(trim: int) -> None:
-    """Raise UsageError for frames to trim that cannot be."""
+    """Raise UsageError for an invalid number of frames to trim."""
     if trim < 0:
         raise UsageError(f"trim-first-frames must not be negative, got {trim}; use 0 or more")
     if trim > geometry.LONGEST:
@@ -152,8 +150,8 @@ def check_trim(trim: int) -> None:
         )
 
 
-def check(model: Model, image: Entry | None, settings: Settings) -> None:
-    """Raise UsageError for a size that the model cannot make or the image was not encoded for."""
+def check_size(model: Model, image: Entry | None, settings: Settings) -> None:
+    """Raise UsageError for a size that the model cannot make, or that differs from the image's."""
     geometry.check_frames(settings.num_frames)
     geometry.check_size(settings.width, settings.height, model.config.side_multiple)
     if image is None:
@@ -173,7 +171,7 @@ def check(model: Model, image: Entry | None, settings: Settings) -> None:
 
 
 def check_step_cache(settings: Settings) -> None:
-    """Raise UsageError for a threshold that cannot be right, and for too few steps."""
+    """Raise UsageError for an invalid threshold, or for too few steps."""
     threshold, steps = settings.step_cache, settings.steps
     if threshold is None:
         return
@@ -185,13 +183,13 @@ def check_step_cache(settings: Settings) -> None:
     if steps < LEAST_STEPS:
         grid = " in --timesteps" if settings.timesteps else ""
         raise UsageError(
-            f"step-cache takes {LEAST_STEPS} steps or more, since fewer differ too much to be "
+            f"step-cache needs {LEAST_STEPS} steps or more, because fewer differ too much to be "
             f"reused, got {steps}{grid}; leave --step-cache out"
         )
 
 
 def guide_pair(scale: tuple[float, ...] | None, config: ModelConfig) -> tuple[float, float]:
-    """Read --guide-scale for a model: one number for all steps, or LOW,HIGH for two experts."""
+    """Return guidance (low noise, high noise) from --guide-scale: one number, or LOW,HIGH."""
     if scale is None:
         return config.defaults.guide_scale
     if len(scale) == 1:

@@ -1,4 +1,4 @@
-"""The velocity of a latent under a prompt: loads the acting expert with its LoRAs, conditions it
+"""Predicts the velocity of a latent: loads the expert in charge with its LoRAs, embeds the texts
 once, applies guidance.
 
 Holds one expert at a time. Knows nothing of solvers, entries or keys.
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 
 from wanpipe.backend.device import compute_dtype, mlx_dtype, within
+from wanpipe.denoising.chain import PlannedStep, texts_at
+from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.pipeline.budget import ExpertNeed
-from wanpipe.pipeline.chain import expert_at, sides_at
-from wanpipe.pipeline.sources import Prompting
 from wanpipe.sampling.guidance import guided
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
@@ -25,20 +25,21 @@ Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their 
 
 
 class Denoiser:
-    """Computes guided velocities of one run or of several with the same prompting.
+    """Computes guided velocities under one conditioning.
 
-    `needs` tells of each expert how it is run, `loras` what is added to its weights.
+    `needs` has the memory plan of each expert, `loras` what is added to its weights.
     """
 
     def __init__(
         self,
         model: Model,
-        prompting: Prompting,
+        conditioning: Conditioning,
         needs: Mapping[str, ExpertNeed],
         loras: Loras,
         store: Store,
     ) -> None:
-        self.model, self.prompting, self.needs, self.loras = model, prompting, needs, loras
+        self.model, self.conditioning = model, conditioning
+        self.needs, self.loras = needs, loras
         self.store = store
         self.dtype = mlx_dtype(compute_dtype(model.config.dtype))
         self.name = ""
@@ -46,7 +47,7 @@ class Denoiser:
         self.conditions: dict[str, Condition] = {}
 
     def expert(self, name: str) -> DiT:
-        """Return the expert `name`, loading it in place of the one held until now."""
+        """Return the expert `name`, loading it in place of the one held so far."""
         if self.network is None or self.name != name:
             # frees the other expert before this one is read
             self.network, self.conditions = None, {}
@@ -63,7 +64,7 @@ class Denoiser:
         return self.network
 
     def add_loras(self, network: DiT, name: str) -> None:
-        """Add an expert's LoRAs, and account for every key of them."""
+        """Add an expert's LoRAs, and report which of their keys were applied."""
         loras = self.loras.get(name, ())
         merge(network, loras)
         for fit, strength in loras:
@@ -77,27 +78,27 @@ class Denoiser:
                 text=fit.summary(),
             )
 
-    def condition(self, network: DiT, side: str) -> Condition:
-        """Return the embedded prompt or negative prompt of the expert held, computed once."""
-        if side not in self.conditions:
-            text = self.prompting.prompt if side == "prompt" else self.prompting.negative
-            self.conditions[side] = network.condition(text, self.prompting.clip)
-        return self.conditions[side]
+    def condition(self, network: DiT, text: str) -> Condition:
+        """Embed the prompt or the negative prompt for the expert held, once."""
+        if text not in self.conditions:
+            rows = getattr(self.conditioning, text)
+            self.conditions[text] = network.condition(rows, self.conditioning.clip)
+        return self.conditions[text]
 
-    def velocity(self, latent: mx.array, timestep: float, guide_scale: float) -> mx.array:
-        """Predict the velocity of `latent` (C, F, H, W) in float32; with guidance 1 the negative
-        prompt is skipped.
+    def velocity(self, latent: mx.array, step: PlannedStep) -> mx.array:
+        """Predict the velocity of `latent` (C, F, H, W) at a step, float32.
+
+        At guidance 1 the negative prompt is skipped.
         """
-        name = expert_at(self.model.config, timestep)
-        network = self.expert(name)
-        times = [timestep]
-        if self.prompting.first_frame is not None:
-            times = [0.0] + [timestep] * (latent.shape[1] - 1)
-        conditions = [self.condition(network, side) for side in sides_at(guide_scale)]
-        need = self.needs[name]
+        network, guide_scale = self.expert(step.expert), step.guide_scale
+        times = [step.timestep]
+        if self.conditioning.first_frame is not None:
+            times = [0.0] + times * (latent.shape[1] - 1)
+        conditions = [self.condition(network, text) for text in texts_at(guide_scale)]
+        need = self.needs[step.expert]
         turns = [[condition] for condition in conditions] if need.apart else [conditions]
         with within(need.limit):
-            y = self.prompting.condition
+            y = self.conditioning.condition
             velocities = [one for turn in turns for one in network(latent, times, turn, y)]
             negative = None if guide_scale == 1.0 else velocities[1]
             velocity = guided(velocities[0], negative, guide_scale)

@@ -1,0 +1,126 @@
+"""The chain of denoising steps: each step's key follows from the step before and its own inputs.
+
+Knows what a step's key is made of. Knows nothing of networks or arrays.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import UnsetType
+
+from wanpipe.denoising.request import Request
+from wanpipe.denoising.start import Start
+from wanpipe.models.config import HIGH, LOW, ModelConfig
+from wanpipe.runtime.documents import plain
+from wanpipe.sampling import SOLVERS, step_cache
+from wanpipe.store import Entry, Recipe, key_of, material
+from wanpipe.store.schema import Step
+
+# if one of these differs from the step before, the network predicts other velocities
+CONDITIONS = ("expert", "loras", "text", "image", "guide_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """A denoising step before it is taken: its recipe, and the values that it runs with.
+
+    `cache_rule` says when the step cache may reuse a velocity; None if it may not.
+    """
+
+    recipe: Recipe
+    expert: str
+    timestep: float
+    guide_scale: float
+    cache_rule: dict[str, Any] | None = None
+    ends: bool = False  # it ends at sigma 0: the network always runs
+
+
+def expert_at(config: ModelConfig, timestep: float) -> str:
+    """Name the expert in charge: of two, high noise at or above the boundary.
+
+    Follows `generate` of wan/text2video.py.
+    """
+    if len(config.experts) == 1:
+        return config.experts[0]
+    boundary = config.defaults.boundary
+    assert boundary is not None
+    return HIGH if timestep >= boundary * 1000 else LOW
+
+
+def texts_at(guide_scale: float) -> tuple[str, ...]:
+    """Name the text arrays that a step uses: at guidance 1 the prompt alone."""
+    return ("prompt",) if guide_scale == 1.0 else ("prompt", "negative")
+
+
+def text_key(text: Entry, guide_scale: float) -> str:
+    """Return the key of what a step uses of a text entry.
+
+    At guidance 1 that is the entry's material without the negative prompt.
+    """
+    if texts_at(guide_scale) != ("prompt",):
+        return text.key
+    return key_of(
+        {name: value for name, value in plain(text.material).items() if name != "negative"}
+    )
+
+
+def plan_steps(request: Request, start: Start) -> list[PlannedStep]:
+    """Plan every step from `request.first` to the end of the schedule."""
+    steps: list[PlannedStep] = []
+    parent = request.step.key if request.step else None
+    before: Step | None = request.step.material if request.step else None
+    for number in range(request.first, request.schedule.steps):
+        steps.append(plan_step(request, start, number, parent, before))
+        parent, before = steps[-1].recipe.key, steps[-1].recipe.material
+    return steps
+
+
+def plan_step(
+    request: Request, start: Start, number: int, parent: str | None, before: Step | None
+) -> PlannedStep:
+    """Plan one step after the step `parent`, whose material is `before`."""
+    settings, schedule, model = request.settings, request.schedule, request.model
+    timestep = schedule.timesteps[number]
+    expert = expert_at(model.config, timestep)
+    low, high = settings.guide_scale
+    guide_scale = high if expert == HIGH else low
+    order = SOLVERS[settings.scheduler].order(schedule, number)
+    fields = {
+        **({"parent": parent} if parent else {"noise": plain(start.material)}),
+        "expert": model.hash(expert),
+        "loras": [[lora.hash, lora.strength] for lora in settings.acting(expert)],
+        "text": text_key(request.text, guide_scale),
+        "image": request.image.key if request.image else None,
+        "guide_scale": guide_scale,
+        "solver": {"name": settings.scheduler, "order": order},
+        "timestep": timestep,
+        "sigma": schedule.sigmas[number],
+        "sigma_next": schedule.sigmas[number + 1],
+        "dtype": request.dtype,
+    }
+    made: Step = material("denoise", **fields)
+    rule = None
+    if settings.step_cache is not None:
+        since = steps_since_reset(made, before)
+        rule = step_cache.rule(settings.step_cache, schedule.steps, since)
+        made = material("denoise", **fields, step_cache=rule)  # absent without a step cache
+    return PlannedStep(
+        recipe=Recipe(material=made, inputs=request.roles, step=number, parent=parent),
+        expert=expert,
+        timestep=timestep,
+        guide_scale=guide_scale,
+        cache_rule=rule,
+        ends=schedule.sigmas[number + 1] == 0.0,
+    )
+
+
+def steps_since_reset(material: Step, before: Step | None) -> int:
+    """Count the steps since the step cache was last empty.
+
+    It is empty after a step without one, and where anything but the latent changes.
+    """
+    if before is None or isinstance(before.step_cache, UnsetType):
+        return 0
+    if any(getattr(material, name) != getattr(before, name) for name in CONDITIONS):
+        return 0
+    return before.step_cache.since + 1

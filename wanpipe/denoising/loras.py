@@ -1,0 +1,113 @@
+"""The LoRAs of a run: those given, or else those of the run that is continued.
+
+Chooses by names and content hashes. Reads headers, never the numbers.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanpipe.denoising.settings import Params
+from wanpipe.errors import CheckpointError, UsageError
+from wanpipe.models.config import HIGH, LOW
+from wanpipe.store import Run, Settings, Store
+from wanpipe.store.runs import Lora
+from wanpipe.weights.model import Model
+
+if TYPE_CHECKING:
+    from wanpipe.weights.lora import Fit
+
+# the field of Params by expert, in the order in which LoRAs are added
+FIELDS = {None: "lora", HIGH: "lora_high", LOW: "lora_low"}
+
+
+def choose_loras(
+    model: Model, run: Run | None, params: Params, store: Store
+) -> tuple[tuple[Lora, ...], dict[str, str]]:
+    """Return the LoRAs of a run, and where the file of each content hash lies.
+
+    An option that is left out takes the LoRAs of the run that is continued. Strength 0 leaves a
+    LoRA out. Raises UsageError for a missing file, an invalid strength, or an expert that the
+    model does not have.
+    """
+    remembered: tuple[Lora, ...] = ()
+    files: dict[str, str] = {}
+    if run is not None:
+        remembered, files = run.settings.loras, dict(run.loras)
+    chosen: list[Lora] = []
+    for expert, name in FIELDS.items():
+        given: tuple[tuple[Path, float], ...] = getattr(params, name)
+        if not given:
+            chosen += [lora for lora in remembered if lora.expert == expert]
+        elif expert is not None and expert not in model.config.experts:
+            raise UsageError(
+                f"{option(expert)} is for models with two experts, {model.config.variant} has one; "
+                "use --lora"
+            )
+        for path, strength in given:
+            check_lora(path, strength)
+            if strength:
+                digest = store.memo.hash(path)
+                files[digest] = str(path.resolve())
+                lora = Lora(name=path.name, hash=digest, strength=float(strength), expert=expert)
+                chosen.append(lora)
+    used = {lora.hash: files[lora.hash] for lora in chosen if lora.hash in files}
+    return tuple(chosen), used
+
+
+def check_lora(path: Path, strength: float) -> None:
+    """Raise UsageError for a strength that is not finite or a path that is not a file."""
+    if not math.isfinite(strength):
+        raise UsageError(f"strength of LoRA {path} must be a finite number, got {strength}; use 1")
+    if not path.is_file():
+        raise UsageError(f"LoRA {path} is not a file; give the path of a .safetensors file")
+
+
+def match_loras(
+    model: Model,
+    settings: Settings,
+    files: Mapping[str, str],
+    experts: Iterable[str],
+    store: Store,
+) -> "dict[str, list[tuple[Fit, float]]]":
+    """Match each expert's LoRAs to its layers, in the order in which they are added.
+
+    Raises CheckpointError for a file that is gone, has changed or does not fit the model.
+    """
+    from wanpipe.models.dit import DiT
+    from wanpipe.weights.load import parameter_shapes
+    from wanpipe.weights.lora import fit, read_lora
+
+    if not settings.loras:
+        return {}
+    shapes = parameter_shapes(DiT(model.config.dit))
+    fits: dict[str, Fit] = {}
+    matched: dict[str, list[tuple[Fit, float]]] = {}
+    for expert in sorted(set(experts)):
+        for lora in settings.acting(expert):
+            if lora.hash not in fits:
+                fits[lora.hash] = fit(read_lora(locate(lora, files, store)), shapes)
+            matched.setdefault(expert, []).append((fits[lora.hash], lora.strength))
+    return matched
+
+
+def locate(lora: Lora, files: Mapping[str, str], store: Store) -> Path:
+    """Return the path of a LoRA's file. Raises CheckpointError if it is gone or has changed."""
+    path = Path(files.get(lora.hash, lora.name))
+    if not path.is_file():
+        raise CheckpointError(
+            f"LoRA {lora.name} was at {path} and is gone; say where it is with "
+            f"{option(lora.expert)}"
+        )
+    if store.memo.hash(path) != lora.hash:
+        raise CheckpointError(
+            f"LoRA {path} has changed since the run was begun; say which to use with "
+            f"{option(lora.expert)}"
+        )
+    return path
+
+
+def option(expert: str | None) -> str:
+    """Return the command line option of an expert's LoRAs."""
+    return f"--{FIELDS[expert].replace('_', '-')}"

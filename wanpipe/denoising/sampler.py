@@ -1,0 +1,143 @@
+"""Takes the steps of trajectories and publishes each: expert by expert, so that each loads once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from wanpipe.denoising.chain import PlannedStep
+from wanpipe.denoising.request import Request
+from wanpipe.denoising.trajectory import Trajectory
+from wanpipe.pipeline.budget import ExpertNeed
+from wanpipe.sampling import SOLVERS, step_cache
+from wanpipe.store import Draft, Publisher, Store
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from wanpipe.denoising.denoiser import Denoiser
+    from wanpipe.weights.lora import Fit
+
+    State = dict[str, mx.array]
+
+
+@dataclass
+class Sampler:
+    """Runs the steps of one request. `needs` and `loras` are those of each expert that runs.
+
+    Holds the state of one trajectory at a time, as memory plans assume.
+    """
+
+    request: Request
+    needs: Mapping[str, ExpertNeed]
+    loras: "Mapping[str, Sequence[tuple[Fit, float]]]"
+    store: Store
+    state: "tuple[str, State] | None" = None  # after the step of this key
+    ran: list[bool] = field(default_factory=list)  # for each step with a step cache
+
+    @cached_property
+    def denoiser(self) -> "Denoiser":
+        """The networks, loaded when the first step needs them."""
+        from wanpipe.denoising.conditioning import read_conditioning
+        from wanpipe.denoising.denoiser import Denoiser
+
+        conditioning = read_conditioning(self.request.inputs)
+        model = self.request.model
+        return Denoiser(model, conditioning, self.needs, self.loras, self.store)
+
+    def run(self, trajectories: Sequence[Trajectory]) -> None:
+        """Take every step that is missing: under each expert, trajectory by trajectory."""
+        todo = in_order(self.request, trajectories)
+        if not todo:
+            return
+        store = self.store
+        with Publisher(store) as publisher, store.report.task("denoise", len(todo)) as task:
+            following = [*(trajectory for _, trajectory in todo[1:]), None]
+            for (step, trajectory), after in zip(todo, following, strict=True):
+                publisher.obtain(step.recipe, self.filler(step, trajectory, publisher))
+                if after is not trajectory:
+                    self.state = None
+                task.advance()
+        if self.ran:
+            counts = f"{sum(self.ran)} of {len(self.ran)}"
+            store.report.remark(f"step cache: the network ran in {counts} steps")
+
+    def filler(
+        self, step: PlannedStep, trajectory: Trajectory, publisher: Publisher
+    ) -> Callable[[Draft], dict[str, Any]]:
+        """Return the function that takes one step and writes its entry."""
+
+        def fill(draft: Draft) -> dict[str, Any]:
+            import mlx.core as mx
+            import numpy as np
+
+            from wanpipe.backend.device import made
+
+            state = self.state_before(step, trajectory, publisher)
+            arrays, ran = self.advance(step, state)
+            mx.eval(arrays)
+            for name, array in arrays.items():
+                draft.write(name, np.array(array))
+            self.state = (step.recipe.key, solver_state(arrays))
+            noted: dict[str, Any] = {"flops": self.needs[step.expert].flops} if ran else {}
+            if step.cache_rule is not None:
+                noted["network_ran"] = ran
+                self.ran.append(ran)
+                if not ran:
+                    event = step.recipe.event()
+                    self.store.report.event("skipped", component=step.expert, **event)
+            return made() | noted
+
+        return fill
+
+    def advance(self, step: PlannedStep, state: "State") -> "tuple[State, bool]":
+        """Return the arrays of a step's entry, and whether the network ran."""
+        settings, conditioning = self.request.settings, self.denoiser.conditioning
+        latent = conditioning.blend(state["latent"])
+        rule = None if step.ends else step.cache_rule
+        velocity = step_cache.reuse(latent, rule, state) if rule else None
+        ran = velocity is None
+        if velocity is None:
+            velocity = self.denoiser.velocity(latent, step)
+        before = {name: array for name, array in state.items() if name != "latent"}
+        solver, number = SOLVERS[settings.scheduler], step.recipe.number
+        moved, x0, after = solver.advance(latent, velocity, self.request.schedule, number, before)
+        moved = conditioning.blend(moved)
+        if rule:
+            computed = velocity if ran else None
+            after = after | step_cache.remember(latent, computed, moved, rule, state)
+        return {"latent": moved, "x0": x0} | {f"solver/{name}": a for name, a in after.items()}, ran
+
+    def state_before(
+        self, step: PlannedStep, trajectory: Trajectory, publisher: Publisher
+    ) -> "State":
+        """Return the state before a step: start noise, the state held, or that of the parent."""
+        import mlx.core as mx
+
+        parent = step.recipe.parent
+        if parent is None:
+            assert trajectory.draw is not None
+            return {"latent": mx.array(trajectory.draw())}
+        if self.state is None or self.state[0] != parent:
+            entry = trajectory.last
+            if entry is None or entry.key != parent:
+                # taken under the other expert, or by another process meanwhile
+                publisher.collect(keep=0)
+                entry = self.store.resolve(parent)
+            arrays = {name: mx.array(entry.read(name)) for name in entry.names}
+            self.state = (entry.key, solver_state(arrays))
+        return self.state[1]
+
+
+def solver_state(arrays: "State") -> "State":
+    """Return the arrays of an entry under the names that a solver uses."""
+    return {name.removeprefix("solver/"): array for name, array in arrays.items()}
+
+
+def in_order(
+    request: Request, trajectories: Sequence[Trajectory]
+) -> list[tuple[PlannedStep, Trajectory]]:
+    """Return all steps to take: first those of the high-noise expert, of every trajectory."""
+    experts = request.model.config.experts
+    steps = [(step, trajectory) for trajectory in trajectories for step in trajectory.steps]
+    return sorted(steps, key=lambda pair: -experts.index(pair[0].expert))

@@ -1,0 +1,147 @@
+"""Decodes the latent of a step with the VAE."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from wanpipe.errors import UsageError
+from wanpipe.models import geometry
+from wanpipe.pipeline import budget
+from wanpipe.pipeline.budget import ITEMSIZE, FilmNeed
+from wanpipe.pipeline.video_writer import VideoWriter
+from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
+from wanpipe.store.later import Later
+from wanpipe.weights.model import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# tiling that changes pixels, as keys have it
+TILES = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """The decoding of a step's latent (C, F, H, W) with a model's VAE."""
+
+    model: Model
+    step: Entry
+    run: Run | None
+    trim: int
+
+    def plans(self, tiling: str) -> list[FilmNeed]:
+        """Return the memory plans that --tiling allows, the best first.
+
+        Raises UsageError for a latent that the VAE cannot decode.
+        """
+        from wanpipe.backend.device import compute_dtype, is_cuda
+
+        config = self.model.config
+        frames, height, width = self.size()
+        computed = ITEMSIZE[compute_dtype(config.dtype)]
+        plans = budget.film(config.vae, (frames, height, width), computed, is_cuda())
+        large = max(height, width) * config.vae.stride[1] > geometry.TILE
+        whole = [plan for plan in plans if not plan.tiled]
+        tiled = [plan for plan in plans if plan.tiled and large]
+        return {"auto": whole + tiled, "none": whole, "spatial": tiled or whole}[tiling]
+
+    def size(self) -> geometry.Triple:
+        """Return latent frames, rows and columns (F, H, W). Raises UsageError for another VAE's."""
+        config = self.model.config
+        if self.step.is_planned:
+            assert self.run is not None
+            return geometry.latent_shape(*self.run.settings.size, config.vae.stride)
+        channels, frames, height, width = self.step.shape("latent")
+        if channels != config.vae.z_dim:
+            raise UsageError(
+                f"step {self.step.key[:8]} was made for another VAE: it has {channels} channels, "
+                f"that of {self.model.directory} decodes {config.vae.z_dim}; use the model that "
+                "made it"
+            )
+        return frames, height, width
+
+    def recipe(self, plan: FilmNeed) -> Recipe:
+        """Return the recipe of the frames, decoded by one plan."""
+        from wanpipe.backend.device import compute_dtype
+
+        named = material(
+            "decode",
+            vae=self.model.hash("vae"),
+            step=self.step.key,
+            tiling=TILES if plan.tiled else None,
+            trim_first_frames=self.trim,
+            dtype=compute_dtype(self.model.config.dtype),
+        )
+        made = {"model": str(self.model.directory.resolve())}
+        return Recipe(material=named, inputs={"step": self.step.key}, made=made)
+
+    def filler(
+        self, recipe: Recipe, plan: FilmNeed, store: Store, video: VideoWriter
+    ) -> Callable[[Draft], dict[str, Any]]:
+        """Return the function that decodes into an entry and a video, slice by slice."""
+
+        def fill(draft: Draft) -> dict[str, Any]:
+            from wanpipe.backend.device import made, within
+
+            latent = self.step.published().read("latent")
+            stride, trim = self.model.config.vae.stride, 4 * self.trim
+            slices = self.slices(latent, recipe.material.dtype, plan, store)
+            frames = 4 * (latent.shape[1] - 1) + 1 - trim
+            shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
+            video.begin(recipe.key)
+            with (
+                draft.stream("frames", shape) as sink,
+                store.report.task("decode", latent.shape[1]) as task,
+                within(plan.limit),
+            ):
+
+                def take(frames: "np.ndarray") -> None:
+                    sink.append(frames)
+                    video.take(frames)
+
+                take_behind(slices, trim, take, task.advance)
+            return {**made(), "flops": plan.flops}
+
+        return fill
+
+    def slices(
+        self, latent: "np.ndarray", dtype: str, plan: FilmNeed, store: Store
+    ) -> "Iterable[np.ndarray]":
+        """Load the decoder and yield frames, (T, Y, X, 3) uint8 each."""
+        import mlx.core as mx
+        import numpy as np
+
+        from wanpipe.backend.device import mlx_dtype
+        from wanpipe.models import tiling, vae
+        from wanpipe.weights.load import load_network
+
+        config = self.model.config.vae
+        network = vae.decoder(config)
+        load_network(network, self.model.checked("vae", store), mlx_dtype(dtype))
+        store.report.event("loaded", component="vae")
+        if plan.tiled:
+            return tiling.frames(network, mx.array(latent), config.stride[1])
+        whole = network.frames(mx.array(latent), plan.at_once)
+        return (np.array(vae.as_bytes(piece)) for piece in whole)
+
+
+def take_behind(
+    slices: "Iterable[np.ndarray]",
+    trim: int,
+    take: "Callable[[np.ndarray], None]",
+    advance: Callable[[], object],
+) -> None:
+    """Call `take` in another thread for each slice (T, Y, X, 3), while the next one is computed.
+
+    The first `trim` frames are dropped.
+    """
+    with Later[None]("frames") as later:
+        for pixels in slices:
+            dropped = min(trim, len(pixels))
+            trim -= dropped
+            if len(pixels) > dropped:
+                later.add(partial(take, pixels[dropped:]))
+            later.wait(1)
+            advance()
+        later.wait(0)

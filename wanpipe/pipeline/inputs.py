@@ -1,0 +1,148 @@
+"""The entries that --from gives a stage, checked against the model before any weight is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wanpipe.errors import StoreError, UsageError
+from wanpipe.store import Entry, Run, Store
+from wanpipe.store.schema import ROLES, STAGES
+from wanpipe.weights.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Entries by role, and the run that `step` continues.
+
+    The text and image of that run are used unless others are given.
+    """
+
+    text: Entry | None = None
+    image: Entry | None = None
+    step: Entry | None = None
+    frames: Entry | None = None
+    run: Run | None = None
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All entries, the latest stage first."""
+        found = (self.frames, self.step, self.image, self.text)
+        return [entry for entry in found if entry is not None]
+
+
+def resolve_inputs(references: Sequence[str], accepted: Sequence[str], store: Store) -> Inputs:
+    """Resolve --from for a stage that accepts these roles, each at most once.
+
+    A run stands for its last step. If a step is given too, the run is the one to continue.
+    Raises UsageError or StoreError.
+    """
+    found: dict[str, Entry] = {}
+    run: Run | None = None
+    for reference in references:
+        if "step" in accepted and (meant := store.run_of(reference)):
+            if run is not None:
+                raise UsageError(f"--from takes one run, got {run.key[:8]} and {meant.key[:8]}")
+            run = meant
+            continue
+        entry = store.resolve(reference)
+        role = STAGES[entry.stage].role
+        if role not in accepted:
+            wanted = ", ".join(ROLES[name] for name in accepted)
+            raise UsageError(
+                f"--from takes entries of {wanted} here, got one of {entry.stage} ({reference})"
+            )
+        if role in found:
+            raise UsageError(
+                f"--from takes one entry of {entry.stage}, got {found[role].key[:8]} and "
+                f"{entry.key[:8]}"
+            )
+        found[role] = entry
+    if run is not None and "step" not in found and "frames" not in found:
+        found["step"] = store.resolve(str(store.runs.last(run)))
+    inputs = Inputs(**found, run=run)
+    return inputs if inputs.step is None else with_run(inputs, store)
+
+
+def with_run(inputs: Inputs, store: Store) -> Inputs:
+    """Add the latest run that the step belongs to, with a remark if there are several.
+
+    Raises UsageError if a run is given that the step does not belong to.
+    """
+    step, run = inputs.step, inputs.run
+    assert step is not None
+    if run is not None:
+        if step.key not in run.steps:
+            raise UsageError(
+                f"step {step.key[:8]} is not one of run {run.key[:8]}; give one of the two"
+            )
+        return inputs
+    runs = Store(step.root, store.report).runs.of(step.key)
+    if len(runs) > 1:
+        others = ", ".join(other.key[:8] for other in runs[1:4])
+        store.report.remark(
+            f"step {step.key[:8]} belongs to {len(runs)} runs; taking the latest, "
+            f"{runs[0].key[:8]}. Add --from RUN to take another: {others}"
+        )
+    return replace(inputs, run=runs[0] if runs else None)
+
+
+def with_entries_of_run(inputs: Inputs, store: Store) -> Inputs:
+    """Add the text and image of the run that the step continues, unless others are given.
+
+    Raises StoreError if they are gone, or if no run knows the step.
+    """
+    step, run = inputs.step, inputs.run
+    if step is None:
+        return inputs
+    if run is None:
+        raise StoreError(
+            f"no run in {step.root} knows step {step.key[:8]}, so its settings are not known; "
+            "start again with `wanpipe denoise --from TEXT`"
+        )
+    home = Store(step.root, store.report)
+    found: dict[str, Any] = {}
+    for role, key in run.inputs.items():
+        if getattr(inputs, role) is None:
+            entry = home.find(ROLES[role], key) or store.find(ROLES[role], key)
+            if entry is None:
+                raise StoreError(
+                    f"run {run.key[:8]} was made from {ROLES[role]}/{key[:8]}, which is gone; give "
+                    "another with --from"
+                )
+            found[role] = entry
+    return replace(inputs, **found)
+
+
+def check_inputs(inputs: Inputs, model: Model) -> Entry:
+    """Return the text entry.
+
+    Raises UsageError if text or image is missing, not wanted, or from other networks.
+    """
+    text, image, variant = inputs.text, inputs.image, model.config.variant
+    if text is None:
+        raise UsageError(
+            "no text entry is given; make one with `wanpipe encode-text` and name it with --from"
+        )
+    if text.material.t5 != model.hash("t5_encoder"):
+        raise UsageError(
+            f"text entry {text.key[:8]} was made by another T5 than that of {model.directory}; "
+            "encode the prompt with this model"
+        )
+    task = model.config.task
+    if image is None and task == "i2v":
+        raise UsageError(
+            f"{variant} needs an image; make an entry with `wanpipe encode-image` and name it with "
+            "--from"
+        )
+    if image is None:
+        return text
+    if task == "t2v":
+        raise UsageError(
+            f"{variant} takes no image, got image entry {image.key[:8]}; use an I2V or TI2V model"
+        )
+    if image.material.vae != model.hash("vae_encoder"):
+        raise UsageError(
+            f"image entry {image.key[:8]} was made by another VAE than that of {model.directory}; "
+            "encode it with this model"
+        )
+    return text

@@ -1,0 +1,76 @@
+"""What a stage will do before it does it: the entries it will have, the networks it will run, and
+the function that makes them.
+
+`--dry-run` reports a plan; `run` of a stage makes it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from wanpipe.pipeline.budget import Need
+from wanpipe.runtime.documents import convert
+from wanpipe.store import Entry, Recipe, Settings, Store
+from wanpipe.store.entry import UNPUBLISHED
+from wanpipe.store.recipe import record_of
+from wanpipe.store.schema import Record
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An entry to make, where it goes, and whether it is up to date."""
+
+    recipe: Recipe
+    path: Path
+    exists: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Units of work (steps, prompts, images or videos) of one network, and what they take."""
+
+    component: str
+    stage: str
+    need: Need
+    units: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Generic[Result]):
+    """Everything a stage will do. Making it loads what it needs, and nothing else.
+
+    `targets` are in the order in which they are made, and `paths` are the results. `entries` are
+    those results that other stages take, as far as they are known now, without arrays. `reused` are
+    entries that targets continue from. `settings` are those of the run that the targets belong to.
+    """
+
+    make: Callable[[], Result]
+    targets: tuple[Target, ...]
+    paths: tuple[Path, ...]
+    entries: tuple[Entry, ...] = ()
+    reused: tuple[Entry, ...] = ()
+    work: tuple[Work, ...] = ()
+    settings: Settings | None = None
+
+
+def target(recipe: Recipe, store: Store) -> Target:
+    """Return the target of a recipe in a store."""
+    exists = not store.wants(recipe)
+    return Target(recipe=recipe, path=store.path(recipe.stage, recipe.key), exists=exists)
+
+
+def expected(recipe: Recipe, store: Store) -> Entry:
+    """Return the entry of a recipe as far as it is known before it is published: no arrays."""
+    unknown = {"digest": {}, "files": {}, "seal": UNPUBLISHED}
+    record = convert({**record_of(recipe, {}), **unknown}, Record)
+    return Entry(store.path(recipe.stage, recipe.key), record)
+
+
+def report_reused(entry: Entry, store: Store) -> None:
+    """Report an entry that is reused as the start of other work."""
+    step = entry.step if entry.stage == "denoise" else None
+    fields = {"stage": entry.stage, "key": entry.key, "step": step}
+    store.report.event("reused", **fields, path=str(entry.path))

@@ -1,0 +1,108 @@
+"""Writes the video of an entry of frames: while they are decoded, or from the cache."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING
+
+from wanpipe.errors import WanpipeError
+from wanpipe.pipeline.budget import WAITING_SLICES
+from wanpipe.pipeline.lineage import Source
+from wanpipe.store import Entry, Store
+from wanpipe.store.later import POLL, Later
+from wanpipe.store.runs import Video
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class VideoWriter(Later[bool]):
+    """Encodes a video in another thread; without an output path it does nothing.
+
+    If the context ends before `finish`, no video appears.
+    """
+
+    def __init__(
+        self, source: Source, output: Path | None, fps: float | None, store: Store
+    ) -> None:
+        super().__init__("video")
+        self.source, self.output, self.fps, self.store = source, output, fps, store
+        self.waiting: Queue[np.ndarray | None] = Queue(WAITING_SLICES)
+        self.left = False
+
+    def __exit__(self, *_: object) -> None:
+        self.left = True
+        with suppress(Empty):  # make room for the end mark
+            while True:
+                self.waiting.get_nowait()
+        self.put(None)
+        super().__exit__()
+
+    def begin(self, key: str) -> None:
+        """Start the video of what will be the entry `key`; `take` gets its frames."""
+        if self.output is not None:
+            self.add(partial(self.write, self.output, key, self.slices()))
+
+    def take(self, frames: "np.ndarray") -> None:
+        """Write frames. Does nothing if no video is being written, or if that has ended."""
+        self.put(frames)
+
+    def put(self, frames: "np.ndarray | None") -> None:
+        """Queue frames, waiting for room as long as a video is being written."""
+        while any(not job.done() for job in self.jobs):
+            with suppress(Full):
+                self.waiting.put(frames, timeout=POLL)
+                return
+
+    def slices(self) -> Iterator["np.ndarray"]:
+        """Yield queued frames in order until the video is finished."""
+        while (frames := self.waiting.get()) is not None and not self.left:
+            yield frames
+        if self.left:
+            raise CancelledError
+
+    def finish(self, entry: Entry) -> None:
+        """Put the video in place, now that its entry is published. Raises what failed."""
+        output = self.output
+        if output is None:
+            return
+        self.put(None)
+        done = list(self.results(0)) or [self.write(output, entry.key, entry.blocks("frames"))]
+        fields = {"kind": "written"} if done[0] else {"kind": "reused", "stage": "film"}
+        self.store.report.event(**fields, path=str(output))
+        run = self.source.run
+        if run is not None:
+            fps = float(self.fps or self.source.fps)
+            video = Video(path=str(output.resolve()), frames=entry.key, fps=fps)
+            self.store.keep_video(run, video)
+
+    def write(self, output: Path, key: str, slices: Iterable["np.ndarray"]) -> bool:
+        """Write the frames of the entry `key` as a video with its lineage.
+
+        Return False if that very video exists already and was left alone.
+        """
+        from wanpipe.media import video
+        from wanpipe.store.keys import canonical
+
+        rate = self.fps or self.source.fps
+        rate = int(rate) if rate == int(rate) else rate
+        lineage = {**self.source.lineage(), "decode": key, "fps": rate}
+        comment = canonical({"wanpipe": lineage}).decode()
+        if output.exists() and not self.store.force and has_comment(output, comment):
+            return False
+        metadata = {"title": lineage.get("prompt") or "", "comment": comment}
+        video.write_film(output, slices, rate, metadata)
+        return True
+
+
+def has_comment(path: Path, comment: str) -> bool:
+    """Whether a file is a video with exactly this comment."""
+    from wanpipe.media import video
+
+    try:
+        return video.read_metadata(path).get("comment") == comment
+    except WanpipeError:
+        return False  # no video: it is replaced by one
