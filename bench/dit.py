@@ -119,7 +119,7 @@ def bench(name: str, asked: Namespace, rows: Rows) -> None:
     random = Random(DiT(config), rules.ROWS, spec)
     expert = budgeted(config, latent, random.bytes, spec is not None)
     chosen = (asked.streamed, asked.apart)
-    need = next(way for way in expert.ways() if (way.streamed, way.apart) == chosen)
+    need = next(way for way in expert.plans() if (way.streamed, way.sequential_cfg) == chosen)
     with tempfile.TemporaryDirectory() as folder:
         network = loaded(random, config, asked, Path(folder), rows)
         step = stepper(network, latent, asked.apart)

@@ -55,7 +55,7 @@ def resident(path: Path, config: T5Config, ids: list[int], repeats: int, rows: R
     """Time the network with all weights in memory."""
     network = load_network(T5(config), path, mlx_dtype(compute_dtype("bfloat16")))
     timing = measure(lambda: mx.eval(network(ids)), repeats)
-    flops = budget.text(config, 1, [len(ids)]).flops
+    flops = budget.text_plan(config, 1, [len(ids)]).flops
     rows.tell(
         "t5, resident",
         tokens=len(ids),
@@ -70,7 +70,7 @@ def streamed(
 ) -> None:
     """Time the encoder as a run has it, and the reading alone, from the page cache and not."""
     dtype = mlx_dtype(compute_dtype("bfloat16"))
-    need = budget.text(config, blocks, [len(ids)])
+    need = budget.text_plan(config, blocks, [len(ids)])
 
     def run() -> None:
         with within(need.limit):

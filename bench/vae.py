@@ -34,7 +34,7 @@ from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae_sizes import Step, steps
 from wanpipe.pipeline import budget
-from wanpipe.pipeline.budget import ITEMSIZE, FilmNeed, Need
+from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan, MemoryPlan
 from wanpipe.runtime.documents import plain
 
 REPEATS = 3
@@ -79,14 +79,14 @@ def clock(run: Callable[[], object], inner: int = 1) -> float:
     return statistics.median(once() for _ in range(REPEATS))
 
 
-def held(need: Need, asked: Namespace) -> AbstractContextManager[None]:
+def held(need: MemoryPlan, asked: Namespace) -> AbstractContextManager[None]:
     """MLX's memory held to what a run allows it, unless that is not wanted."""
     return nullcontext() if asked.unlimited else within(need.limit)
 
 
-def way(config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> FilmNeed:
+def way(config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> DecodePlan:
     """How a film of this size is decoded: as --at-once asks, else as a run does it."""
-    ways = budget.film(config, shape, ITEMSIZE["bfloat16"], is_cuda())
+    ways = budget.decode_plans(config, shape, ITEMSIZE["bfloat16"], is_cuda())
     fitting = [need for need in ways if asked.at_once in (None, need.at_once) and not need.tiled]
     if not fitting:
         raise SystemExit("--at-once 2 is for small frames, not for these; leave it out")
@@ -121,7 +121,7 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Nam
         for _ in range(shape[0] - 1):
             yield others()
 
-    need = budget.image(config, shape, ITEMSIZE["bfloat16"], is_cuda(), 0)
+    need = budget.image_plan(config, shape, ITEMSIZE["bfloat16"], is_cuda(), 0)
     grey = mx.zeros_like(four)
     with held(need, asked):
         seconds = clock(lambda: encoder.encode(clip(lambda: four + 0)))
@@ -146,7 +146,7 @@ def compare(
         print(f"| {name} {half}, diffusers | {told}", flush=True)
 
 
-def tell(name: str, seconds: float, need: Need) -> None:
+def tell(name: str, seconds: float, need: MemoryPlan) -> None:
     """Print one row; the arithmetic of a grey clip is counted as if it were all computed."""
     rate, times = need.flops / seconds / 1e12, seconds / (need.flops / limits.CONVOLUTION)
     memory = f"{mx.get_peak_memory() / 1e9:.2f} GB | {need.peak / 1e9:.2f} GB"

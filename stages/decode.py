@@ -13,7 +13,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.pipeline.budget import choose
+from wanpipe.pipeline.budget import choose_plan
 from wanpipe.pipeline.frames import Decoding
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
 from wanpipe.pipeline.lineage import Source, reference
@@ -56,17 +56,19 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     decoding = Decoding(model=model, step=inputs.step, run=source.run, trim=source.trim)
     plans = decoding.plans(params.tiling)
     existing = [one for one in plans if not store.wants(decoding.recipe(one))]
-    need = existing[0] if existing else choose("vae", plans, params.memory, store.report)
-    recipe = decoding.recipe(need)
+    memory_plan = (
+        existing[0] if existing else choose_plan("vae", plans, params.memory, store.report)
+    )
+    recipe = decoding.recipe(memory_plan)
 
     def make() -> Entry:
         with VideoWriter(source, params.output, params.fps, store) as video:
-            entry = store.obtain(recipe, decoding.filler(recipe, need, store, video))
+            entry = store.obtain(recipe, decoding.filler(recipe, memory_plan, store, video))
             store.keep_model(reference(model))
             video.finish(entry)
         return entry
 
-    work = () if existing else (Work(component="vae", stage="decode", need=need),)
+    work = () if existing else (Work(component="vae", stage="decode", plan=memory_plan),)
     entry = expected(recipe, store)
     return Plan(
         make=make,

@@ -43,8 +43,8 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
     request = resolve_request(model, inputs, params, store)
     trajectories = [plan_trajectory(request, start, store) for start in starts(request, params)]
     todo = [step for step, _ in in_order(request, trajectories)]
-    needs = plan_experts(request, todo, store)
-    loras = match_loras(model, request.settings, request.lora_files, needs, store)
+    plans = plan_experts(request, todo, store)
+    loras = match_loras(model, request.settings, request.lora_files, plans, store)
     units = Counter(step.expert for step in todo)
     reused = [one.last for one in trajectories if one.reused and one.last is not None]
 
@@ -53,7 +53,7 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
             report_reused(entry, store)
         for trajectory in trajectories:
             store.keep_run(trajectory.run)
-        Sampler(request, needs, loras, store).run(trajectories)
+        Sampler(request, plans, loras, store).run(trajectories)
         return [one.end.published() for one in trajectories]
 
     return DenoisePlan(
@@ -63,8 +63,8 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
         entries=tuple(one.end for one in trajectories),
         reused=tuple(reused),
         work=tuple(
-            Work(component=name, stage="denoise", need=need, units=units[name])
-            for name, need in needs.items()
+            Work(component=name, stage="denoise", plan=one, units=units[name])
+            for name, one in plans.items()
         ),
         settings=request.settings,
         runs=tuple(one.run for one in trajectories),

@@ -17,7 +17,7 @@ from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.pipeline import budget
-from wanpipe.pipeline.budget import ITEMSIZE, Need
+from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.plan import Plan, Work, expected, target
 from wanpipe.store import Draft, Entry, Recipe, Store, material
@@ -89,13 +89,13 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
     )
     made = {"image": params.image.name, "fit": canvas.fit, "model": str(model.directory.resolve())}
     recipe = Recipe(material=named, made=made)
-    need, work = needed(model, canvas), []
+    memory_plan, work = needed(model, canvas), []
     if store.wants(recipe):
-        budget.choose("vae_encoder", [need], params.memory, store.report)
-        work.append(Work(component="vae_encoder", stage="encode-image", need=need))
+        budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)
+        work.append(Work(component="vae_encoder", stage="encode-image", plan=memory_plan))
 
     def make() -> Entry:
-        entry = store.obtain(recipe, filler(model, pixels, clip, recipe, need, store))
+        entry = store.obtain(recipe, filler(model, pixels, clip, recipe, memory_plan, store))
         store.keep_model(reference(model))
         return entry
 
@@ -114,7 +114,7 @@ def run(model: Model, params: Params, store: Store) -> Entry:
     return plan(model, params, store).make()
 
 
-def needed(model: Model, canvas: Canvas) -> Need:
+def needed(model: Model, canvas: Canvas) -> MemoryPlan:
     """Return the memory plan of encoding a video of this size."""
     from wanpipe.backend.device import compute_dtype, is_cuda
 
@@ -123,7 +123,7 @@ def needed(model: Model, canvas: Canvas) -> Need:
     latent = geometry.latent_shape(*size, config.vae.stride)
     clip = model.component("clip").bytes if model.takes_clip else 0
     computed = ITEMSIZE[compute_dtype(config.dtype)]
-    return budget.image(config.vae, latent, computed, is_cuda(), clip)
+    return budget.image_plan(config.vae, latent, computed, is_cuda(), clip)
 
 
 def choose_canvas(model: Model, params: Params, image: "Image") -> Canvas:
@@ -151,7 +151,7 @@ def filler(
     pixels: "np.ndarray",
     clip: "np.ndarray | None",
     recipe: Recipe,
-    need: Need,
+    memory_plan: MemoryPlan,
     store: Store,
 ) -> Callable[[Draft], dict[str, Any]]:
     """Return the function that encodes prepared pixels with the VAE, and with CLIP if given."""
@@ -163,7 +163,7 @@ def filler(
         from wanpipe.pipeline.image_encoder import clip_features, condition, first_frame
 
         dtype = recipe.material.dtype
-        with within(need.limit):
+        with within(memory_plan.limit):
             if model.config.task == "ti2v":
                 draft.write("latent", np.array(first_frame(model, pixels, dtype, store)))
             else:
@@ -172,7 +172,7 @@ def filler(
                 draft.write("condition", array)
             if clip is not None:
                 draft.write("clip", np.array(clip_features(model, clip, dtype, store)))
-        return made() | {"flops": need.flops}
+        return made() | {"flops": memory_plan.flops}
 
     return fill
 

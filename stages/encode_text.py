@@ -18,7 +18,7 @@ from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.models.config import T5Config
 from wanpipe.pipeline import budget
-from wanpipe.pipeline.budget import ITEMSIZE, Need
+from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.plan import Plan, Work, expected, target
 from wanpipe.store import Draft, Entry, Recipe, Store, material
@@ -64,7 +64,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
     encoding = Encoding(model, [*missing, negative_ids], params.memory, store)
     work: tuple[Work, ...] = ()
     if missing:
-        work = (Work(component="t5_encoder", stage="encode-text", need=encoding.need),)
+        work = (Work(component="t5_encoder", stage="encode-text", plan=encoding.plan),)
 
     def make() -> list[Entry]:
         entries = [
@@ -130,15 +130,15 @@ class Encoding:
         return self.model.config.t5
 
     @cached_property
-    def need(self) -> Need:
+    def plan(self) -> MemoryPlan:
         """The memory plan of T5. Raises UsageError if --memory is less than it needs."""
         component, table = self.model.component("t5_encoder"), self.config.vocab * self.config.dim
         stored = ITEMSIZE[self.model.config.dtype]
         blocks = component.bytes - table * stored
         if component.bytes >= component.parameters * stored:  # no matrix is quantized
             blocks = (component.parameters - table) * ITEMSIZE[self.dtype]
-        ways = [budget.text(self.config, blocks, [len(ids) for ids in self.sequences])]
-        return budget.choose("t5_encoder", ways, self.memory, self.store.report)
+        plans = [budget.text_plan(self.config, blocks, [len(ids) for ids in self.sequences])]
+        return budget.choose_plan("t5_encoder", plans, self.memory, self.store.report)
 
     def rows(self, ids: Ids) -> "mx.array":
         """Return the rows (L, D) of a sequence, even of one that was not expected."""
@@ -150,7 +150,7 @@ class Encoding:
             path, dtype = self.model.checked("t5_encoder", self.store), mlx_dtype(self.dtype)
             with (
                 self.store.report.task("encode-text", self.config.layers) as task,
-                within(self.need.limit),
+                within(self.plan.limit),
             ):
                 rows = encode(path, self.config, wanted, dtype, task.advance)
             self.done = dict(zip(wanted, rows, strict=True))
@@ -168,7 +168,7 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
         fresh = not encode.done
         draft.write("prompt", np.array(encode.rows(prompt)))
         draft.write("negative", np.array(encode.rows(negative)))
-        return made() | ({"flops": encode.need.flops} if fresh else {})
+        return made() | ({"flops": encode.plan.flops} if fresh else {})
 
     return fill
 

@@ -69,12 +69,12 @@ def test_a_model_that_does_not_fit_takes_less_memory_and_gives_the_same_bits(
         result = place.do(*words, "--force", "--memory", memory)
         lines.append([event["text"] for event in result.events if event["event"] == "memory"])
         latents.append(place.entry(result.paths[-1]).read("latent"))
-        memory = peak - 1  # too little for that way
-    streamed, apart = "its blocks are read from the disk at every step", "its two passes go one"
+        memory = peak - 1  # too little for that plan
+    streamed, apart = "its blocks are read from disk at every step", "its two guidance passes"
     assert lines[0] == []
     for [line], told in zip(lines[1:], (apart, streamed, f"{streamed} and {apart}"), strict=True):
         assert line.startswith(f"model: {told}")
-        assert ", since" in line
+        assert ", because the fastest plan needs" in line
     for latent in latents[1:]:
         assert np.array_equal(latents[0], latent)
     place.refuse(*words, "--force", "--memory", memory, code=2, says="more than --memory")
@@ -110,4 +110,4 @@ def test_a_run_says_once_how_it_keeps_within_memory(tmp_path: Path) -> None:
     peak = int(forecasts(place)["model"]["peak_bytes"])
     film = place.film("--memory", peak - 1)
     [line] = [event["text"] for event in film.events if event["event"] == "memory"]
-    assert "model: its two passes go one after the other, since" in line
+    assert "model: its two guidance passes run one after the other, because" in line

@@ -24,7 +24,7 @@ from wanpipe.models.config import DiTConfig, VAEConfig
 from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.models.geometry import Triple
 from wanpipe.pipeline import budget
-from wanpipe.pipeline.budget import Expert, Need
+from wanpipe.pipeline.budget import Expert, MemoryPlan
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import amount
 from wanpipe.store.publish import WAITING
@@ -141,7 +141,7 @@ def test_building_a_network_draws_nothing() -> None:
 
 def test_text_encoder_needs_three_of_its_blocks() -> None:
     blocks = 24 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
-    need = budget.text(T5_XXL, blocks, [512, 130])
+    need = budget.text_plan(T5_XXL, blocks, [512, 130])
     assert 3 * blocks / 24 < need.peak < 1.5e9
     assert need.flops == 642 * blocks
 
@@ -155,28 +155,32 @@ class Heard(Report):
         self.lines.append(fields["text"])
 
 
-WAYS = [
-    Need(peak=11 * 10**9, flops=1.0, largest=10**9),
-    Need(peak=4 * 10**9, flops=1.0, largest=10**9, way="blocks are read again and again"),
+PLANS = [
+    MemoryPlan(peak=11 * 10**9, flops=1.0, largest=10**9),
+    MemoryPlan(
+        peak=4 * 10**9, flops=1.0, largest=10**9, strategy="blocks are read again and again"
+    ),
 ]
 
 
 def test_what_fits_is_run_plainly_and_silently() -> None:
     heard = Heard()
-    assert budget.choose("model", WAYS, 11 * 10**9, heard) is WAYS[0]
+    assert budget.choose_plan("model", PLANS, 11 * 10**9, heard) is PLANS[0]
     assert not heard.lines
 
 
 def test_what_does_not_fit_is_run_another_way_with_one_line() -> None:
     heard = Heard()
-    assert budget.choose("model", WAYS, 5 * 10**9, heard) is WAYS[1]
+    assert budget.choose_plan("model", PLANS, 5 * 10**9, heard) is PLANS[1]
     [line] = heard.lines
-    assert line == "model: blocks are read again and again, since 11 GB would be more than 5 GB"
+    assert line == (
+        "model: blocks are read again and again, because the fastest plan needs 11 GB (limit: 5 GB)"
+    )
 
 
 def test_a_limit_that_no_way_keeps_is_refused_where_it_was_asked_for() -> None:
     with pytest.raises(UsageError, match=r"model needs 4 GB at this size, more than --memory 2 GB"):
-        budget.choose("model", WAYS, 2 * 10**9, Report())
+        budget.choose_plan("model", PLANS, 2 * 10**9, Report())
 
 
 def test_a_device_that_recommends_less_is_tried_and_told(
@@ -184,7 +188,7 @@ def test_a_device_that_recommends_less_is_tried_and_told(
 ) -> None:
     heard = Heard()
     monkeypatch.setattr(device, "recommended_memory", lambda: 2 * 10**9)
-    assert budget.choose("model", WAYS, None, heard) is WAYS[1]
+    assert budget.choose_plan("model", PLANS, None, heard) is PLANS[1]
     assert heard.lines == [
         "model needs 4 GB at this size, more than the 2 GB that this device recommends"
     ]
@@ -192,13 +196,13 @@ def test_a_device_that_recommends_less_is_tried_and_told(
 
 def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
     one = expert("14b", 28_950_000_000)
-    for need in one.ways():
+    for need in one.plans():
         assert need.limit == need.peak - need.host - one.stream  # float32, 671 MB
     one = dataclasses.replace(expert("1.3b", 2_870_000_000), latent=(1, 60, 104))
-    for need in one.ways():
+    for need in one.plans():
         # whole, where tokens are few: 28 MB
         assert need.limit == need.peak - need.host - one.hidden
-    two, single, tiles = budget.film(VAE_21, WIDE, 2, True)
+    two, single, tiles = budget.decode_plans(VAE_21, WIDE, 2, True)
     # two frames, and three of them as channels: 96 of each
     assert two.peak - two.host - two.limit == 2 * 480 * 832 * 3 * 96 * 2
     assert two.limit > single.limit > tiles.limit > 0
@@ -206,21 +210,21 @@ def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
 
 def test_large_frames_are_decoded_one_at_once() -> None:
     def ways(config: VAEConfig, latent: Triple) -> list[tuple[int, bool]]:
-        return [(need.at_once, need.tiled) for need in budget.film(config, latent, 2, True)]
+        return [(need.at_once, need.tiled) for need in budget.decode_plans(config, latent, 2, True)]
 
     assert ways(VAE_21, WIDE) == [(2, False), (1, False), (2, True)]
     assert ways(VAE_21, HD) == [(1, False), (2, True)]
     assert ways(VAE_22, TI2V_HD) == [(2, False), (1, False), (2, True)]  # half the sides inside
-    plain, _ = budget.film(VAE_21, HD, 2, True)
-    assert plain.way == ""
+    plain, _ = budget.decode_plans(VAE_21, HD, 2, True)
+    assert plain.strategy == ""
     assert plain.peak < 8e9
 
 
 def test_a_transformer_is_run_in_four_ways_or_two() -> None:
     two = expert("14b", 28_950_000_000)
-    peaks = [need.peak for need in two.ways()]
+    peaks = [need.peak for need in two.plans()]
     assert peaks == sorted(peaks, reverse=True)
-    assert [(need.streamed, need.apart) for need in two.ways()] == [
+    assert [(need.streamed, need.sequential_cfg) for need in two.plans()] == [
         (False, False),
         (False, True),
         (True, False),
@@ -230,9 +234,9 @@ def test_a_transformer_is_run_in_four_ways_or_two() -> None:
     # without guidance there is one pass, and half of the text's keys and values: of all blocks, or
     # of the one at work
     one = dataclasses.replace(two, texts=LONGEST[:1])
-    apart = [need.peak for need in two.ways() if need.apart]
-    halves = (one.kept, one.kept // one.config.layers)
-    assert [need.peak + half for need, half in zip(one.ways(), halves, strict=True)] == apart
+    apart = [need.peak for need in two.plans() if need.sequential_cfg]
+    halves = (one.kv_cache, one.kv_cache // one.config.layers)
+    assert [need.peak + half for need, half in zip(one.plans(), halves, strict=True)] == apart
 
 
 def test_where_products_are_short_more_stretches_are_under_way() -> None:
@@ -262,18 +266,21 @@ def test_mlx_waits_before_it_exceeds_a_limit() -> None:
     assert mx.get_memory_limit() == default
 
 
-def needs() -> list[Need]:
+def plans() -> list[MemoryPlan]:
     """What all stages take at full size."""
-    films = budget.film(VAE_21, HD, 2, True)
-    image, text = budget.image(VAE_21, HD, 2, True, 0), budget.text(T5_XXL, 10**10, LONGEST)
-    return [*expert("14b").ways(), *films, image, text]
+    films = budget.decode_plans(VAE_21, HD, 2, True)
+    image, text = (
+        budget.image_plan(VAE_21, HD, 2, True, 0),
+        budget.text_plan(T5_XXL, 10**10, LONGEST),
+    )
+    return [*expert("14b").plans(), *films, image, text]
 
 
 def test_host_arrays_count_where_memory_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "is_unified", lambda: False)
-    apart = needs()
+    apart = plans()
     monkeypatch.setattr(device, "is_unified", lambda: True)
-    one = needs()
+    one = plans()
     assert [need.host for need in apart] == [0] * len(apart)
     for with_host, without in zip(one, apart, strict=True):
         assert with_host.host > 0
@@ -290,13 +297,13 @@ def test_memory_is_one_but_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_that_wait_for_the_disk_count() -> None:
     one = expert("14b-720p")
     latent = 16 * 21 * 90 * 160 * 4
-    assert one.beside >= (WAITING + 1) * 4 * latent  # latent, x0, and two of UniPC
+    assert one.host_arrays >= (WAITING + 1) * 4 * latent  # latent, x0, and two of UniPC
     more = dataclasses.replace(one, arrays=6)
-    assert more.beside - one.beside == (WAITING + 2) * 2 * latent
+    assert more.host_arrays - one.host_arrays == (WAITING + 2) * 2 * latent
 
 
 def test_a_film_in_tiles_counts_what_is_kept_of_it() -> None:
-    *_, tiles = budget.film(VAE_21, HD, 2, True)
+    *_, tiles = budget.decode_plans(VAE_21, HD, 2, True)
     film = 81 * 720 * 1280 * 3
     assert film < tiling.kept(HD, 8) < tiles.host < 2.5 * film
 
@@ -307,8 +314,8 @@ def test_the_readme_tells_these_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"1.3b": (2.87,), "14b": (28.95, 8.75), "14b-720p": (28.95,), "ti2v-5b": (10.14,)}
     for name, sizes in files.items():
         for size in sizes:
-            peaks = [amount(need.peak, "B") for need in expert(name, int(size * 1e9)).ways()]
+            peaks = [amount(need.peak, "B") for need in expert(name, int(size * 1e9)).plans()]
             assert f"| {' | '.join(peaks)} |" in readme
     for config, latent in ((VAE_21, WIDE), (VAE_21, HD), (VAE_22, TI2V_HD)):
-        peaks = [amount(need.peak, "B") for need in budget.film(config, latent, 2, True)]
+        peaks = [amount(need.peak, "B") for need in budget.decode_plans(config, latent, 2, True)]
         assert f"| {' | '.join(peaks)} |" in readme

@@ -12,7 +12,7 @@ from wanpipe.backend.device import compute_dtype, mlx_dtype, within
 from wanpipe.denoising.chain import PlannedStep, texts_at
 from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.models.dit import Block, Condition, DiT
-from wanpipe.pipeline.budget import ExpertNeed
+from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import guided
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
@@ -27,19 +27,19 @@ Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their 
 class Denoiser:
     """Computes guided velocities under one conditioning.
 
-    `needs` has the memory plan of each expert, `loras` what is added to its weights.
+    `plans` has the memory plan of each expert, `loras` what is added to its weights.
     """
 
     def __init__(
         self,
         model: Model,
         conditioning: Conditioning,
-        needs: Mapping[str, ExpertNeed],
+        plans: Mapping[str, ExpertPlan],
         loras: Loras,
         store: Store,
     ) -> None:
         self.model, self.conditioning = model, conditioning
-        self.needs, self.loras = needs, loras
+        self.plans, self.loras = plans, loras
         self.store = store
         self.dtype = mlx_dtype(compute_dtype(model.config.dtype))
         self.name = ""
@@ -53,7 +53,7 @@ class Denoiser:
             self.network, self.conditions = None, {}
             mx.clear_cache()
             config, path = self.model.config.dit, self.model.checked(name, self.store)
-            if self.needs[name].streamed:
+            if self.plans[name].streamed:
                 loras, make = self.loras.get(name, ()), lambda: Block(config)
                 network = load_streamed(DiT(config), path, self.dtype, make, loras)
             else:
@@ -95,9 +95,9 @@ class Denoiser:
         if self.conditioning.first_frame is not None:
             times = [0.0] + times * (latent.shape[1] - 1)
         conditions = [self.condition(network, text) for text in texts_at(guide_scale)]
-        need = self.needs[step.expert]
-        turns = [[condition] for condition in conditions] if need.apart else [conditions]
-        with within(need.limit):
+        plan = self.plans[step.expert]
+        turns = [[condition] for condition in conditions] if plan.sequential_cfg else [conditions]
+        with within(plan.limit):
             y = self.conditioning.condition
             velocities = [one for turn in turns for one in network(latent, times, turn, y)]
             negative = None if guide_scale == 1.0 else velocities[1]

@@ -4,23 +4,23 @@ from collections.abc import Sequence
 
 from wanpipe.denoising.chain import PlannedStep, texts_at
 from wanpipe.denoising.request import Request
-from wanpipe.pipeline.budget import ITEMSIZE, Expert, ExpertNeed, choose
+from wanpipe.pipeline.budget import ITEMSIZE, Expert, ExpertPlan, choose_plan
 from wanpipe.store import Store
 
 
 def plan_experts(
     request: Request, steps: Sequence[PlannedStep], store: Store
-) -> dict[str, ExpertNeed]:
+) -> dict[str, ExpertPlan]:
     """Choose a memory plan for every expert that takes one of these steps.
 
     Raises UsageError if --memory is less than any plan needs.
     """
-    needs: dict[str, ExpertNeed] = {}
+    plans: dict[str, ExpertPlan] = {}
     for step in steps:
-        if step.expert not in needs:
-            ways = size_expert(request, step).ways()
-            needs[step.expert] = choose(step.expert, ways, request.memory, store.report)
-    return needs
+        if step.expert not in plans:
+            possible = size_expert(request, step).plans()
+            plans[step.expert] = choose_plan(step.expert, possible, request.memory, store.report)
+    return plans
 
 
 def size_expert(request: Request, step: PlannedStep) -> Expert:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wanpipe.denoising.chain import PlannedStep
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.trajectory import Trajectory
-from wanpipe.pipeline.budget import ExpertNeed
+from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling import SOLVERS, step_cache
 from wanpipe.store import Draft, Publisher, Store
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sampler:
-    """Runs the steps of one request. `needs` and `loras` are those of each expert that runs.
+    """Runs the steps of one request. `plans` and `loras` are those of each expert that runs.
 
     Holds the state of one trajectory at a time, as memory plans assume.
     """
 
     request: Request
-    needs: Mapping[str, ExpertNeed]
+    plans: Mapping[str, ExpertPlan]
     loras: "Mapping[str, Sequence[tuple[Fit, float]]]"
     store: Store
     state: "tuple[str, State] | None" = None  # after the step of this key
@@ -43,7 +43,7 @@ class Sampler:
 
         conditioning = read_conditioning(self.request.inputs)
         model = self.request.model
-        return Denoiser(model, conditioning, self.needs, self.loras, self.store)
+        return Denoiser(model, conditioning, self.plans, self.loras, self.store)
 
     def run(self, trajectories: Sequence[Trajectory]) -> None:
         """Take every step that is missing: under each expert, trajectory by trajectory."""
@@ -79,7 +79,7 @@ class Sampler:
             for name, array in arrays.items():
                 draft.write(name, np.array(array))
             self.state = (step.recipe.key, solver_state(arrays))
-            noted: dict[str, Any] = {"flops": self.needs[step.expert].flops} if ran else {}
+            noted: dict[str, Any] = {"flops": self.plans[step.expert].flops} if ran else {}
             if step.cache_rule is not None:
                 noted["network_ran"] = ran
                 self.ran.append(ran)

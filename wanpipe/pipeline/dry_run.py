@@ -110,13 +110,13 @@ class DryRun:
 
     def forecast(self, work: Work) -> None:
         """Report the memory, the arithmetic and, if it is known, the time of some work."""
-        flops, speed = work.need.flops * work.units, self.speed(work.stage)
+        flops, speed = work.plan.flops * work.units, self.speed(work.stage)
         self.store.report.event(
             "forecast",
             stage=work.stage,
             component=work.component,
             units=work.units,
-            peak_bytes=work.need.peak,
+            peak_bytes=work.plan.peak,
             flops=flops,
             seconds=round(flops / speed, 1) if speed else None,
         )

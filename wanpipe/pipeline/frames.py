@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.pipeline import budget
-from wanpipe.pipeline.budget import ITEMSIZE, FilmNeed
+from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan
 from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
 from wanpipe.store.later import Later
@@ -30,7 +30,7 @@ class Decoding:
     run: Run | None
     trim: int
 
-    def plans(self, tiling: str) -> list[FilmNeed]:
+    def plans(self, tiling: str) -> list[DecodePlan]:
         """Return the memory plans that --tiling allows, the best first.
 
         Raises UsageError for a latent that the VAE cannot decode.
@@ -40,7 +40,7 @@ class Decoding:
         config = self.model.config
         frames, height, width = self.size()
         computed = ITEMSIZE[compute_dtype(config.dtype)]
-        plans = budget.film(config.vae, (frames, height, width), computed, is_cuda())
+        plans = budget.decode_plans(config.vae, (frames, height, width), computed, is_cuda())
         large = max(height, width) * config.vae.stride[1] > geometry.TILE
         whole = [plan for plan in plans if not plan.tiled]
         tiled = [plan for plan in plans if plan.tiled and large]
@@ -61,7 +61,7 @@ class Decoding:
             )
         return frames, height, width
 
-    def recipe(self, plan: FilmNeed) -> Recipe:
+    def recipe(self, plan: DecodePlan) -> Recipe:
         """Return the recipe of the frames, decoded by one plan."""
         from wanpipe.backend.device import compute_dtype
 
@@ -77,7 +77,7 @@ class Decoding:
         return Recipe(material=named, inputs={"step": self.step.key}, made=made)
 
     def filler(
-        self, recipe: Recipe, plan: FilmNeed, store: Store, video: VideoWriter
+        self, recipe: Recipe, plan: DecodePlan, store: Store, video: VideoWriter
     ) -> Callable[[Draft], dict[str, Any]]:
         """Return the function that decodes into an entry and a video, slice by slice."""
 
@@ -106,7 +106,7 @@ class Decoding:
         return fill
 
     def slices(
-        self, latent: "np.ndarray", dtype: str, plan: FilmNeed, store: Store
+        self, latent: "np.ndarray", dtype: str, plan: DecodePlan, store: Store
     ) -> "Iterable[np.ndarray]":
         """Load the decoder and yield frames, (T, Y, X, 3) uint8 each."""
         import mlx.core as mx

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from wanpipe.pipeline.budget import Need
+from wanpipe.pipeline.budget import MemoryPlan
 from wanpipe.runtime.documents import convert
 from wanpipe.store import Entry, Recipe, Settings, Store
 from wanpipe.store.entry import UNPUBLISHED
@@ -30,11 +30,11 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Units of work (steps, prompts, images or videos) of one network, and what they take."""
+    """Units of work (steps, prompts, images or videos) of one network, and its memory plan."""
 
     component: str
     stage: str
-    need: Need
+    plan: MemoryPlan
     units: int = 1
 
 
