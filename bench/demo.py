@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 # isort: split
 import numpy as np
 
+from bench.train_demo import judge, world
 from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import demo
-from wanpipe.demo import judge, world
 from wanpipe.models.config import NEGATIVE
 from wanpipe.pipeline.sources import Sources
 from wanpipe.store import Entry, Store
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from wanpipe.models.vae import Decoder, Encoder
 
-NAMES = ("colour", "shape", "motion", "speed", "background", "all")
+NAMES = ("color", "shape", "motion", "speed", "background", "all")
 SEED = 100  # of the first prompt's film; the next prompt has the next seed
 TILES = ((48, 16), (64, 16), (64, 32), (72, 48), (80, 64))  # pixels, and how many overlap
 FIRST = 500  # seed of the first prompt's image and of its clip for the VAE
 GROUP = 32  # the largest group size that divides the widths of the demo's transformers
 HEAD = (
-    "| model | solver, steps | prompts | colour | shape | motion | speed | background "
-    "| colour, shape and motion | more |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| model | solver, steps | prompts | color | shape | motion | speed | background "
+    "| color, shape and motion | more |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 Case = tuple[int, str, world.Scene]  # number of the prompt, the prompt, what it asks for

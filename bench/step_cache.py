@@ -21,10 +21,10 @@ import mlx.core as mx
 import numpy as np
 
 from bench.demo import SEED, Case, cases, converted, psnr, share
+from bench.train_demo import judge
 from stages import convert, decode, denoise, encode_text
 from wanpipe import demo
 from wanpipe.backend.device import describe
-from wanpipe.demo import judge
 from wanpipe.pipeline.sources import Sources
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, open_model
@@ -33,7 +33,7 @@ THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 COMPARED = 0.1
 HEAD = (
     "| weights | steps | threshold | network ran in | time | latent | frames, worst film "
-    "| colour, shape and motion |\n|---|---|---|---|---|---|---|---|"
+    "| color, shape and motion |\n|---|---|---|---|---|---|---|---|"
 )
 
 

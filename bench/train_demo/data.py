@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanpipe.demo import world
+from bench.train_demo import world
+from wanpipe.demo.vocabulary import WORDS
 
 CLIPS, WAYS, TOKENS = 32768, 4, 64
 NEGATIVE = (
@@ -29,7 +30,7 @@ SYNONYMS = ("gray", "scene", "clip", "film", "showing", "shape", "moving", "grow
 def vocabulary() -> list[list]:
     """List the pieces: specials, 256 bytes, whole words of the captions, then single letters."""
     words = set(SYNONYMS) | {"a", "an", "the", "video", "of", "that", "there", "is"}
-    for ways in world.WORDS.values():
+    for ways in WORDS.values():
         for phrases in ways.values():
             words |= {w for p in phrases for w in re.findall(r"[a-z]+", p)}
     words |= {w.capitalize() for w in words}
@@ -93,8 +94,8 @@ def prepare(out: Path, tokenizer: Path, clips: int, seed: int = 0) -> None:
     """Draw the scenes of the training set and write rows, ids and the test prompts' ids."""
     rng = np.random.default_rng(seed)
     scenes = world.sample_scenes(rng, clips)
-    rows = np.stack([world.place(s, rng) for s in scenes])
-    texts = [world.caption(world.vaguer(s, rng), rng) for s in scenes for _ in range(WAYS)]
+    rows = np.stack([world.sample_row(s, rng) for s in scenes])
+    texts = [world.caption(world.omit_words(s, rng), rng) for s in scenes for _ in range(WAYS)]
     test = [text for text, _ in world.test_prompts()]
     np.savez_compressed(
         out,

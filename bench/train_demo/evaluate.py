@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.train_demo import judge, world
 from bench.train_demo.data import NEGATIVE, Painter, encode
 from bench.train_demo.sampler import Settings, sample
 from bench.train_demo.vae_net import Vae, normalised, restored
 from bench.train_demo.wan_net import T5, Dit, DitConfig
-from wanpipe.demo import judge, world
 
-NAMES = ("colour", "shape", "motion", "speed", "background", "all")
+NAMES = ("color", "shape", "motion", "speed", "background", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def load_dit(folder: Path, device: torch.device, lora: Path | None = None, stren
 def first_frames(device: torch.device) -> tuple[Tensor, list[world.Scene]]:
     """Draw the first frames of the test scenes as images, (B, Y, X, 3) in -1 to 1."""
     scenes = [scene for _, scene in world.test_prompts()]
-    rows = [world.place(s, np.random.default_rng(500 + i)) for i, s in enumerate(scenes)]
+    rows = [world.sample_row(s, np.random.default_rng(500 + i)) for i, s in enumerate(scenes)]
     return Painter(device)(torch.from_numpy(np.stack(rows)).to(device))[:, 0], scenes
 
 

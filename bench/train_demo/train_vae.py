@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.train_demo import world
 from bench.train_demo.data import Painter
 from bench.train_demo.optim import Graph, Optimizer, Rates, clock, psnr
 from bench.train_demo.vae_net import STD, Vae, fold, normalised
-from wanpipe.demo import world
 
 KL, OUTLINES, PICTURES = 3e-5, 1 / 8, 1 / 16  # weight; parts of the clips
 
@@ -93,7 +93,7 @@ def measure(vae: Vae, device: torch.device, outline: bool = False) -> float:
     """Print the PSNR on clips of held-out scenes, pooled, by shape and by motion."""
     painter, errors, words = Painter(device), [], []
     for i, (_, scene) in enumerate(world.test_prompts()):
-        row = world.place(scene, np.random.default_rng(9000 + i), outline)
+        row = world.sample_row(scene, np.random.default_rng(9000 + i), outline)
         clips = painter(torch.from_numpy(row)[None].to(device))
         found = vae.decode(vae.moments(clips)[0]).clamp(-1, 1)
         errors.append((found - clips).square().mean().item())

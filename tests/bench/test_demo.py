@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench import demo as bench
+from bench.train_demo import judge
 from tests.workshop import Place
 from wanpipe import demo
-from wanpipe.demo import judge
 from wanpipe.store import Store
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def test_films_follow_prompts_that_training_never_saw(store: Store) -> None:
     setup = bench.Setup(label="T2V", model=bench.converted("t2v", store), steps=STEPS)
     clips = bench.films(setup, CHOSEN, store)
     scores = [judge.score(clip, scene) for clip, (_, _, scene) in zip(clips, CHOSEN, strict=True)]
-    assert all(score["colour"] for score in scores)
+    assert all(score["color"] for score in scores)
     assert sum(right(score) for score in scores) >= 5
 
 

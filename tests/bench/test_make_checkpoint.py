@@ -15,7 +15,7 @@ from tests.checkpoints.foreign import (
 
 pytestmark = pytest.mark.slow
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 def test_the_tables_of_the_benches_are_the_official_checkpoints(

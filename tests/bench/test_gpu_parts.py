@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PARTS = re.findall(r'^  "(\S+) +(?:MLX_\S+ )?(.+)"$', (ROOT / "bench/gpu.sh").read_text(), re.M)
 NEEDS_CUDA = {"trace"}
 
