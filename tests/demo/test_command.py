@@ -16,7 +16,9 @@ def remarks(place: Place, prompt: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_demo_in_an_empty_directory_writes_videos_and_a_sheet_and_reuses_them(tmp_path: Path) -> None:
+def test_demo_writes_a_video_and_a_sheet_and_reuses_them(
+    tmp_path: Path,
+) -> None:
     place = Place(tmp_path, demo.T2V)
     first = place.do("demo", "a red circle moves right on a white background", "--seed", 3)
     stem = "demo/a-red-circle-moves-right-on-a-white-background"
