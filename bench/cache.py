@@ -1,7 +1,9 @@
 """Measures the cache: publishing, finding, listing, previews, codecs, and bytes per step.
 
-Prints the tables of bench/README.md. Needs some 500 MB of disk and two minutes; no GPU: a step's
-computation is a wait, as it is for the host of one.
+    python -m bench.cache [--entries N] [--folder DIR]
+
+Prints Markdown tables. Takes two minutes and 500 MB of disk. A step's computation is a wait, as it
+is for the host of a GPU.
 """
 
 import argparse
@@ -29,13 +31,13 @@ from wanpipe.store.runs import named
 
 SHAPE = (16, 21, 60, 104)  # the latent of 832x480, 81 frames
 ARRAYS = ("latent", "x0", "solver/sample", "solver/x0_before")  # of a UniPC step
-STEP = 1.0  # seconds: the goal for a step of 1.3B on one H100
-PIECES, PIECE = 21, 0.043  # of a film, and seconds of each: 0.9 s a film on one H100
+STEP = 1.0  # seconds; the goal for a step of 1.3B on one H100
+PIECES, PIECE = 21, 0.043  # pieces of a video, seconds each; 0.9 s per video on one H100
 STEPS = 50
 SETTINGS = {"width": 832, "height": 480, "num_frames": 81, "steps": STEPS}
 SETTINGS |= {"guide_scale": [5.0, 5.0], "shift": 5.0, "scheduler": "unipc"}
 HASH = "{:032x}".format
-MODELS = {  # channels, stride, width, height, frames
+MODELS = {  # channels, stride, width, height, frames, steps
     "Wan2.1 T2V 1.3B, I2V 480P": (16, (4, 8, 8), 832, 480, 81, 50),
     "Wan2.1 14B, Wan2.2 A14B": (16, (4, 8, 8), 1280, 720, 81, 40),
     "Wan2.2 TI2V-5B": (48, (4, 16, 16), 1280, 704, 121, 50),
@@ -43,7 +45,7 @@ MODELS = {  # channels, stride, width, height, frames
 
 
 def latents(seed: int) -> dict[str, np.ndarray]:
-    """The arrays of a step: noise, and videos as smooth as a latent is."""
+    """Draw the arrays of a step: noise, and fields as smooth as a latent."""
     generator = np.random.default_rng(seed)
     noise = generator.standard_normal(SHAPE, dtype=np.float32)
     smooth = np.cumsum(generator.standard_normal(SHAPE, dtype=np.float32), axis=-1)
@@ -52,19 +54,19 @@ def latents(seed: int) -> dict[str, np.ndarray]:
 
 
 def filler(arrays: dict[str, np.ndarray], seconds: float) -> Callable[[Draft], dict[str, Any]]:
-    """Return what waits as long as a step takes, then writes its arrays."""
+    """Return a function that waits `seconds` and then writes the arrays."""
 
     def fill(draft: Draft) -> dict[str, Any]:
         time.sleep(seconds)
         for name, array in arrays.items():
-            draft.write(name, array.copy())  # copied as from a device
+            draft.write(name, array.copy())  # a copy, like from a device
         return {"wanpipe": "0", "mlx": "0", "device": "none", "peak_bytes": 0}
 
     return fill
 
 
 def recipe(number: int, step: int = 0, parent: str | None = None) -> Recipe:
-    """A step of the run of a seed."""
+    """Return the recipe of a step of a run."""
     noise = {"algorithm": "none", "seed": number, "shape": list(SHAPE)}
     made = material(
         "denoise",
@@ -84,7 +86,7 @@ def recipe(number: int, step: int = 0, parent: str | None = None) -> Recipe:
 
 
 def run_of(number: int, steps: list[Recipe]) -> Run:
-    """The record of a run of these steps."""
+    """Return the record of a run of these steps."""
     fields = {
         "key": HASH(0),
         "start": plain(steps[0].material.noise),
@@ -100,7 +102,7 @@ def run_of(number: int, steps: list[Recipe]) -> Run:
 
 
 def seconds_of(work: Callable[[], object], times: int = 5) -> float:
-    """Median time of some work."""
+    """Return the median time of some work, in seconds."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()
@@ -110,26 +112,26 @@ def seconds_of(work: Callable[[], object], times: int = 5) -> float:
 
 
 def process(*words: str, cwd: Path) -> float:
-    """Median time of a command as a whole process."""
+    """Return the median time of a command as a process, in seconds."""
     command = [sys.executable, "-m", "wanpipe", *words, "--quiet"]
     return seconds_of(
         lambda: subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL), times=3
     )
 
 
-def told(seconds: float) -> str:
-    """A time in the unit that suits it."""
+def formatted(seconds: float) -> str:
+    """Format a time in seconds or milliseconds."""
     return f"{seconds:.2f} s" if seconds > 0.5 else f"{seconds * 1e3:.3g} ms"
 
 
 def publishing(root: Path, steps: int = 10) -> Iterator[tuple[str, str]]:
-    """Time publication of a step at once, and behind the computation of the next."""
+    """Time the publication of a step, alone and during the computation of the next one."""
     arrays, store = latents(0), Store(root)
     size = sum(array.nbytes for array in arrays.values()) / 1e6
     store.obtain(recipe(0), filler(arrays, 0.0))
     numbers = iter(range(1, 100))
     at_once = seconds_of(lambda: store.obtain(recipe(next(numbers)), filler(arrays, 0.0)))
-    yield f"publish a step ({size:.1f} MB), at once", f"{told(at_once)}, {size / at_once:.0f} MB/s"
+    yield f"publish a step ({size:.1f} MB)", f"{formatted(at_once)}, {size / at_once:.0f} MB/s"
     started = time.perf_counter()
     with Publisher(store) as behind:
         for number in range(100, 100 + steps):
@@ -139,21 +141,24 @@ def publishing(root: Path, steps: int = 10) -> Iterator[tuple[str, str]]:
     last = time.perf_counter() - ended
     share = f"{100 * added / STEP:.1f} %"
     yield (
-        f"behind steps of {STEP:g} s, added to each (a copy of all in it)",
-        f"{told(added)}, {share}",
+        f"publish it during steps of {STEP:g} s: added per step",
+        f"{formatted(added)}, {share}",
     )
-    yield "after the last step, waiting for its publication", told(last)
+    yield "wait for the last step's publication", formatted(last)
     key = recipe(0).key
-    yield "find it again, every digest", told(seconds_of(lambda: store.find("denoise", key)))
+    yield (
+        "find a step and check every digest",
+        formatted(seconds_of(lambda: store.find("denoise", key))),
+    )
 
 
 def frames(root: Path) -> Iterator[tuple[str, str]]:
-    """Time the keeping of a film's frames, alone and behind a VAE that is a wait."""
+    """Time the publication of a video's frames, alone and during a decode that is a wait."""
     pixels = mx.random.uniform(-0.5, 0.5, (4, 480, 832, 3))
     mx.eval(pixels)
     shape = (4 * PIECES, *pixels.shape[1:])
 
-    def film(seconds: float) -> None:
+    def publish_video(seconds: float) -> None:
         def pieces() -> Iterator[np.ndarray]:
             for _ in range(PIECES):
                 time.sleep(seconds)
@@ -169,14 +174,17 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
         Store(root).obtain(Recipe(material=made), fill)
 
     numbers = iter(range(1000, 1100))
-    alone = seconds_of(lambda: film(0.0), 3)
-    yield f"keep the frames of a film ({np.prod(shape) / 1e6:.0f} MB), alone", told(alone)
-    behind = seconds_of(lambda: film(PIECE), 3) - PIECES * PIECE
-    yield f"behind {PIECES} pieces of {1e3 * PIECE:g} ms, added to all of them", told(behind)
+    alone = seconds_of(lambda: publish_video(0.0), 3)
+    yield (
+        f"convert and publish the frames of a video ({np.prod(shape) / 1e6:.0f} MB)",
+        formatted(alone),
+    )
+    behind = seconds_of(lambda: publish_video(PIECE), 3) - PIECES * PIECE
+    yield f"the same during {PIECES} pieces of {1e3 * PIECE:g} ms: added", formatted(behind)
 
 
 def previews(root: Path) -> Iterator[tuple[str, str]]:
-    """Time a contact sheet of ten drafts of full size."""
+    """Time a contact sheet of ten full-size drafts."""
     store = Store(root / "cache")
     for number in range(10):
         store.obtain(recipe(number), filler(latents(number), 0.0))
@@ -185,8 +193,8 @@ def previews(root: Path) -> Iterator[tuple[str, str]]:
     yield "preview of ten drafts, whole process", f"{taken:.2f} s"
 
 
-def crowd(root: Path, count: int) -> list[str]:
-    """Write the records of `count` steps without arrays, and of their runs; their keys."""
+def fill_cache(root: Path, count: int) -> list[str]:
+    """Write the records of `count` steps without arrays, and of their runs; return the keys."""
     store, keys = Store(root), []
     for number in range(count // STEPS):
         parent, steps = None, []
@@ -210,25 +218,25 @@ def crowd(root: Path, count: int) -> list[str]:
     return keys
 
 
-def crowded(root: Path, count: int) -> Iterator[tuple[str, str]]:
-    """Time finding and listing among very many entries."""
-    keys = crowd(root / "cache", count)
+def full_cache(root: Path, count: int) -> Iterator[tuple[str, str]]:
+    """Time finding and listing among many entries."""
+    keys = fill_cache(root / "cache", count)
     store = Store(root / "cache")
     small = {name: array[:, :2, :4, :4] for name, array in latents(0).items()}
     key = store.obtain(recipe(0), filler(small, 0.0)).key
     works: dict[str, Callable[[], object]] = {
-        f"among {count:,} entries: is it there": lambda: store.has("denoise", key),
+        f"among {count:,} entries: check that one exists": lambda: store.has("denoise", key),
         "find one with four small arrays": lambda: store.find("denoise", key),
         "locate by whole key": lambda: store.locate(keys[9]),
         "locate by prefix": lambda: store.locate(keys[9][:12]),
         "the run of a step": lambda: store.runs.of(keys[9]),
     }
     for name, work in works.items():
-        yield name, told(seconds_of(work, times=9))
+        yield name, formatted(seconds_of(work, times=9))
     started = time.perf_counter()
     store.index.read()
-    yield "summaries, all read from their entries", f"{time.perf_counter() - started:.1f} s"
-    yield "summaries, from the file", f"{seconds_of(store.index.read, 3):.2f} s"
+    yield "rebuild the index", f"{time.perf_counter() - started:.1f} s"
+    yield "read the index", f"{seconds_of(store.index.read, 3):.2f} s"
     for words in (("cache", "ls"), ("cache", "ls", "--stage", "decode"), ("cache", "du")):
         yield f"`wanpipe {' '.join(words)}`, whole process", f"{process(*words, cwd=root):.2f} s"
     taken = process("cache", "gc", "--keep-steps", "last", "--dry-run", cwd=root)
@@ -236,12 +244,12 @@ def crowded(root: Path, count: int) -> Iterator[tuple[str, str]]:
 
 
 def codecs() -> Iterator[tuple[str, ...]]:
-    """Compare codecs on the two kinds of array that a step has."""
+    """Compare codecs on the two kinds of array in a step."""
     from numcodecs import LZ4, Blosc, Zstd
 
     arrays = latents(1)
     kinds = {
-        "zstd, level 1 (ours)": Zstd(1),
+        "zstd, level 1 (used)": Zstd(1),
         "zstd, level 3": Zstd(3),
         "zstd, level 9": Zstd(9),
         "lz4": LZ4(),
@@ -260,7 +268,7 @@ def codecs() -> Iterator[tuple[str, ...]]:
 
 
 def bytes_per_step(saved: float = 0.076) -> Iterator[tuple[str, ...]]:
-    """Reckon what a step takes on disk at every model's default size, `saved` by the codec."""
+    """Compute the disk space of a step at each model's default size; the codec saves `saved`."""
     for name, (channels, stride, width, height, frames, steps) in MODELS.items():
         shape = (channels, *latent_shape(width, height, frames, stride))
         one = float(np.prod(shape)) * 4 * (1 - saved) / 1e6
@@ -276,7 +284,7 @@ def bytes_per_step(saved: float = 0.076) -> Iterator[tuple[str, ...]]:
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
-    """Print a Markdown table, line by line as rows come."""
+    """Print a Markdown table, row by row."""
     print("|" + "|".join(f" {cell} " for cell in head) + "|")
     print("|" + " --- |" * len(head))
     for row in rows:
@@ -285,10 +293,10 @@ def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
 
 
 def main() -> None:
-    """Measure everything in a folder that is removed afterwards."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--entries", type=int, default=100_000, help="in the crowded cache")
-    parser.add_argument("--folder", type=Path, help="where to work: the disk that is measured")
+    """Measure everything in a temporary directory."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--entries", type=int, default=100_000, help="Entries in the full cache.")
+    parser.add_argument("--folder", type=Path, help="Directory on the disk to measure.")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -297,8 +305,8 @@ def main() -> None:
         table(("work", "time"), frames(root / "frames"))
         (root / "previews").mkdir()
         table(("work", "time"), previews(root / "previews"))
-        (root / "crowded").mkdir()
-        table(("work", "time"), crowded(root / "crowded", options.entries))
+        (root / "full").mkdir()
+        table(("work", "time"), full_cache(root / "full", options.entries))
     head = ("codec", "saved on noise", "saved on x0", "writing", "reading")
     table(head, codecs())
     head = ("model", "default size", "latent", "an array", "a step", "a run, every step kept")

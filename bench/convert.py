@@ -1,9 +1,9 @@
-"""Times `wanpipe convert` on a checkpoint of full size against a plain copy of the same files.
+"""Times `wanpipe convert` on a full-size checkpoint, compared with a plain copy of its files.
 
-    python bench/convert.py [--directory DIR] [--preset 1.3b] [--checkpoint DIR]
+    python -m bench.convert [--directory DIR] [--preset 1.3b] [--checkpoint DIR]
 
-The checkpoint is random (see make_checkpoint.py). Copy and conversion run in turn, each after a
-sync; no cache is dropped. Whatever it wrote is deleted at the end.
+The checkpoint is random (bench/make_checkpoint.py). Copy and conversion alternate, each after a
+sync; the page cache is not dropped. All files are deleted at the end.
 """
 
 import argparse
@@ -16,21 +16,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import make_checkpoint
+from bench import make_checkpoint
 
-GOAL_TIME, GOAL_MEMORY = 2.5, 3.0  # times the copy; GB
+GOAL_TIME, GOAL_MEMORY = 2.5, 3.0  # multiples of the copy's time; GB
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took: wall seconds, processor seconds, peak memory in bytes."""
+    """Wall seconds, processor seconds and peak bytes of a command."""
 
     wall: float
     cpu: float
     memory: int
 
     def line(self, what: str, size: int) -> str:
-        """One row of the table; `size` in bytes is what the command read."""
+        """Return a row of the table; `size` is the bytes that the command read."""
         return (
             f"| {what} | {self.wall:.1f} | {self.cpu:.1f} | {size / self.wall / 1e9:.2f} | "
             f"{self.memory / 1e9:.2f} |"
@@ -38,7 +38,7 @@ class Cost:
 
 
 def measure(*command: str | Path) -> Cost:
-    """Run a command to its end. Raises CalledProcessError where it fails."""
+    """Run a command. Raises CalledProcessError if it fails."""
     os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
@@ -51,14 +51,14 @@ def measure(*command: str | Path) -> Cost:
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
-def weight(directory: Path) -> int:
-    """Bytes of all files."""
+def total_size(directory: Path) -> int:
+    """Return the bytes of all files in a directory."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def compare(checkpoint: Path, directory: Path, rounds: int) -> None:
-    """Copy and convert in turn, and print the table."""
-    size, ratios, peak = weight(checkpoint), [], 0
+    """Copy and convert alternately, and print the table."""
+    size, ratios, peak = total_size(checkpoint), [], 0
     print(f"{size / 1e9:.2f} GB in {checkpoint.name}\n")
     print("| work | wall, s | processor, s | read, GB/s | peak memory, GB |")
     print("|---|---|---|---|---|")
@@ -69,7 +69,7 @@ def compare(checkpoint: Path, directory: Path, rounds: int) -> None:
         convert = (sys.executable, "-m", "wanpipe", "convert", "--quiet")
         places = ("--cache", directory / f"cache-{index}", "--output-dir", model)
         ours = measure(*convert, "--checkpoint-dir", checkpoint, *places)
-        written = weight(model)
+        written = total_size(model)
         shutil.rmtree(model)
         print(plain.line("`cp -r`", size))
         print(ours.line(f"`convert`, {written / 1e9:.2f} GB written", size), flush=True)
@@ -81,11 +81,16 @@ def compare(checkpoint: Path, directory: Path, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, help="where to write; default: a temporary one")
-    parser.add_argument("--preset", choices=make_checkpoint.PRESETS, default="1.3b")
-    parser.add_argument("--checkpoint", type=Path, help="one that is there; it stays")
-    parser.add_argument("--rounds", type=int, default=1)
+    """Parse the options, make the checkpoint and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--directory", type=Path, help="Directory for all files; default: a temporary one."
+    )
+    parser.add_argument("--preset", choices=make_checkpoint.PRESETS, default="1.3b", help="Size.")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="An existing checkpoint to use; it is kept."
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="Copies and conversions.")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wanpipe-bench-", dir=chosen.directory) as name:
         directory = Path(name)

@@ -1,10 +1,10 @@
-"""Measures how well the tiny Wan of wanpipe/demo follows its prompts: films of held-out prompts,
-made by the stages as users run them, judged by their decoded frames.
+"""Measures how well the demo models follow prompts that training never saw.
 
-    python bench/demo.py                                   everything, 50 prompts
-    python bench/demo.py --parts solvers pair --count 20   some parts, prompts evenly chosen
+    python -m bench.demo                                   everything, 50 prompts
+    python -m bench.demo --parts solvers pair --count 20   some parts, evenly chosen prompts
 
-Prints Markdown rows. With --cache DIR films are kept, and a second run reuses them.
+Makes the videos with the stages, judges their decoded frames (bench/train_demo/judge.py), and
+prints Markdown rows. With --cache DIR the entries are kept, and a second run reuses them.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 # isort: split
 import numpy as np
 
+from bench.train_demo import judge, world
 from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import demo
-from wanpipe.demo import judge, world
 from wanpipe.models.config import NEGATIVE
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.store import Entry, Store
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
     from wanpipe.models.vae import Decoder, Encoder
 
-NAMES = ("colour", "shape", "motion", "speed", "background", "all")
-SEED = 100  # of the first prompt's film; the next prompt has the next seed
-TILES = ((48, 16), (64, 16), (64, 32), (72, 48), (80, 64))  # pixels, and how many overlap
-FIRST = 500  # seed of the first prompt's image and of its clip for the VAE
-GROUP = 32  # the largest group size that divides the widths of the demo's transformers
+NAMES = ("color", "shape", "motion", "speed", "background", "all")
+SEED = 100  # seed of the first prompt's video; later prompts count up
+TILES = ((48, 16), (64, 16), (64, 32), (72, 48), (80, 64))  # size and overlap in pixels
+FIRST = 500  # seed of the first prompt's image and VAE clip
+GROUP = 32  # the largest group size that divides the widths of the demo models
 HEAD = (
-    "| model | solver, steps | prompts | colour | shape | motion | speed | background "
-    "| colour, shape and motion | more |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| model | solver, steps | prompts | color | shape | motion | speed | background "
+    "| color, shape and motion | more |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
-Case = tuple[int, str, world.Scene]  # number of the prompt, the prompt, what it asks for
+Case = tuple[int, str, world.Scene]  # number of the prompt, prompt, scene
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """One row: the model, how it is run, and what else is told of its films."""
+    """One row: the model, its settings, and what the last column shows."""
 
     label: str
     model: Model
@@ -54,12 +54,12 @@ class Setup:
     steps: int = 20
     negative: str | None = None
     lora: float | None = None
-    given: Path | None = None  # folder of the first frames
+    given: Path | None = None  # folder of first frames
     more: Callable[[list[np.ndarray]], str] = field(default=lambda clips: "")
 
 
 def converted(name: str, store: Store, bits: int | None = None) -> Model:
-    """Convert a demo checkpoint, quantised where bits are given."""
+    """Convert a demo checkpoint, quantized if `bits` is given."""
     more: dict[str, Any] = {}
     if bits is not None:
         more = {"quantize": True, "bits": bits, "group_size": GROUP}
@@ -68,45 +68,46 @@ def converted(name: str, store: Store, bits: int | None = None) -> Model:
 
 
 def cases(count: int) -> list[Case]:
-    """Choose held-out prompts evenly, each with its number among all."""
+    """Choose held-out prompts evenly, each with its number."""
     prompts = world.test_prompts()
     chosen = [index * len(prompts) // count for index in range(count)]
     return [(index, *prompts[index]) for index in chosen]
 
 
-def film(setup: Setup, text: Entry, number: int, store: Store) -> np.ndarray:
-    """Make the film of one prompt: frames (T, Y, X, 3) uint8, as the decode entry has them."""
+def video(setup: Setup, text: Entry, number: int, store: Store) -> np.ndarray:
+    """Make the video of one prompt and return its frames (T, Y, X, 3), uint8."""
     image = None
     if setup.given is not None:
-        asked = encode_image.Params(image=setup.given / f"{number}.png")
-        image = encode_image.run(setup.model, asked, store)
+        params = encode_image.Params(image=setup.given / f"{number}.png")
+        image = encode_image.run(setup.model, params, store)
     loras = () if setup.lora is None else ((demo.LORA, setup.lora),)
-    params = denoise.Params(
+    settings = denoise.Params(
         seeds=(SEED + number,), steps=setup.steps, scheduler=setup.solver, lora=loras
     )
-    [step] = denoise.run(setup.model, Inputs(text=text, image=image), params, store)
+    [step] = denoise.run(setup.model, Inputs(text=text, image=image), settings, store)
     frames = decode.run(setup.model, Inputs(step=step), decode.Params(), store)
     return frames.read("frames")
 
 
-def films(setup: Setup, chosen: list[Case], store: Store) -> list[np.ndarray]:
-    """Make the films of some prompts, T5 loaded once."""
+def videos(setup: Setup, chosen: list[Case], store: Store) -> list[np.ndarray]:
+    """Make the videos of several prompts, loading T5 once."""
     prompts = tuple(prompt for _, prompt, _ in chosen)
-    asked = encode_text.Params(prompts=prompts, negative_prompt=setup.negative)
-    texts = encode_text.run(setup.model, asked, store)
+    params = encode_text.Params(prompts=prompts, negative_prompt=setup.negative)
+    texts = encode_text.run(setup.model, params, store)
     return [
-        film(setup, text, number, store) for (number, _, _), text in zip(chosen, texts, strict=True)
+        video(setup, text, number, store)
+        for (number, _, _), text in zip(chosen, texts, strict=True)
     ]
 
 
 def measure(setup: Setup, chosen: list[Case], store: Store) -> None:
-    """Make and judge the films of one row, and print it; then what went wrong, as a comment."""
+    """Make and judge the videos of one row, and print it, with the misses as comments."""
     started = time.monotonic()
-    clips = films(setup, chosen, store)
+    clips = videos(setup, chosen, store)
     scores = [judge.score(clip, scene) for clip, (_, _, scene) in zip(clips, chosen, strict=True)]
     shares = " | ".join(share([score[name] for score in scores]) for name in NAMES)
-    told = f"{setup.solver}, {setup.steps} | {len(chosen)}"
-    print(f"| {setup.label} | {told} | {shares} | {setup.more(clips)} |", flush=True)
+    how = f"{setup.solver}, {setup.steps} | {len(chosen)}"
+    print(f"| {setup.label} | {how} | {shares} | {setup.more(clips)} |", flush=True)
     for (number, prompt, _), clip, score in zip(chosen, clips, scores, strict=True):
         wrong = [name for name in NAMES if score[name] is False]
         if wrong:
@@ -115,24 +116,24 @@ def measure(setup: Setup, chosen: list[Case], store: Store) -> None:
 
 
 def share(answers: Sequence[bool | None]) -> str:
-    """Tell how many of the answers that a prompt asks for are right."""
+    """Return the percentage of right answers, without those that the prompt leaves open."""
     known = [answer for answer in answers if answer is not None]
     return f"{100 * sum(known) / max(len(known), 1):.0f} %"
 
 
 def psnr(ours: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of bytes, in dB."""
+    """Return the peak signal-to-noise ratio of uint8 frames, in dB."""
     error = ((ours.astype(np.float64) - reference) ** 2).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def t2v(chosen: list[Case], store: Store) -> None:
-    """Measure the text-to-video model at its default settings."""
+    """Measure the text-to-video model with its default settings."""
     measure(Setup(label="T2V", model=converted("t2v", store)), chosen, store)
 
 
 def solvers(chosen: list[Case], store: Store) -> None:
-    """Measure the text-to-video model with every solver, at 20, 10 and 4 steps."""
+    """Measure the text-to-video model with every solver and 20, 10 and 4 steps."""
     model = converted("t2v", store)
     for steps in (20, 10, 4):
         for solver in ("unipc", "dpm++", "euler"):
@@ -141,34 +142,34 @@ def solvers(chosen: list[Case], store: Store) -> None:
 
 
 def negatives(chosen: list[Case], store: Store) -> None:
-    """Measure the empty negative prompt and the official one."""
+    """Measure the official and the empty negative prompt."""
     model = converted("t2v", store)
     for label, text in (("official", NEGATIVE), ("empty", "")):
         measure(Setup(label=f"T2V, {label} negative", model=model, negative=text), chosen, store)
 
 
 def pair(chosen: list[Case], store: Store) -> None:
-    """Measure the two experts of text-to-video."""
+    """Measure the two-expert text-to-video model."""
     model = converted("t2v-a14b", store)
     measure(Setup(label="T2V, two experts", model=model), chosen, store)
 
 
 def image(chosen: list[Case], store: Store) -> None:
-    """Measure the two experts of image-to-video, which get the first frame of a true clip."""
+    """Measure the two-expert image-to-video model, given the first frame of a rendered clip."""
     model = converted("i2v-a14b", store)
     with tempfile.TemporaryDirectory() as folder:
         given = first_frames(chosen, Path(folder))
 
-        def kept(clips: list[np.ndarray]) -> str:
+        def first_frame(clips: list[np.ndarray]) -> str:
             values = [psnr(clip[0], one) for clip, one in zip(clips, given, strict=True)]
             return f"first frame {np.mean(values):.1f} dB, worst {min(values):.1f} dB"
 
-        setup = Setup(label="I2V, two experts", model=model, given=Path(folder), more=kept)
+        setup = Setup(label="I2V, two experts", model=model, given=Path(folder), more=first_frame)
         measure(setup, chosen, store)
 
 
 def first_frames(chosen: list[Case], folder: Path) -> list[np.ndarray]:
-    """Draw the first frame of every scene, (Y, X, 3) uint8, and write it to the folder."""
+    """Draw the first frame of every scene, (Y, X, 3) uint8, and write it to a folder."""
     from PIL import Image
 
     frames = [world.render(scene, seed=FIRST + number)[0] for number, _, scene in chosen]
@@ -178,14 +179,14 @@ def first_frames(chosen: list[Case], folder: Path) -> list[np.ndarray]:
 
 
 def quantized(chosen: list[Case], store: Store) -> None:
-    """Measure the text-to-video model with its blocks in 8 and in 4 bits."""
+    """Measure the text-to-video model in 8 and in 4 bits."""
     for bits in (8, 4):
         model = converted("t2v", store, bits)
         measure(Setup(label=f"T2V, {bits} bits in groups of {GROUP}", model=model), chosen, store)
 
 
 def lora(chosen: list[Case], store: Store) -> None:
-    """Measure the outline LoRA at three strengths: how many films show outlines."""
+    """Measure the outline LoRA at three strengths."""
 
     def outlined(clips: list[np.ndarray]) -> str:
         lines = share([judge.look(clip).outline for clip in clips])
@@ -198,42 +199,42 @@ def lora(chosen: list[Case], store: Store) -> None:
 
 
 def inside(frames: np.ndarray) -> float:
-    """How full the inside of the shape is, 0 to 1, in the median frame."""
+    """Return how much of the inside of the shape is filled, 0 to 1, in the median frame."""
     pixels = frames.astype(np.float32)
     cover, _ = judge.separate(pixels, judge.backdrop(pixels))
     return 0.0 if cover is None else float(np.median(judge.outlines(cover)[2]))
 
 
 def vae(chosen: list[Case], store: Store) -> None:
-    """Measure encoder and decoder on clips of held-out scenes, filled and outlined."""
-    print("\n| VAE, there and back | clips | pooled | mean | worst |\n|---|---|---|---|---|")
+    """Measure a VAE round trip of held-out scenes, filled and outlined."""
+    print("\n| VAE round trip | clips | pooled | mean | worst |\n|---|---|---|---|---|")
     for label, outline in (("filled shapes", False), ("outlines", True)):
         clips, backs = zip(*round_trips(chosen, outline, store), strict=True)
         values = [psnr(back, clip) for clip, back in zip(clips, backs, strict=True)]
         pooled = psnr(np.stack(backs), np.stack(clips))
-        told = f"{pooled:.1f} dB | {np.mean(values):.1f} dB | {min(values):.1f} dB"
-        print(f"| {label} | {len(clips)} | {told} |", flush=True)
+        cells = f"{pooled:.1f} dB | {np.mean(values):.1f} dB | {min(values):.1f} dB"
+        print(f"| {label} | {len(clips)} | {cells} |", flush=True)
 
 
 def round_trips(
     chosen: list[Case], outline: bool, store: Store
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Encode and decode clips: what went in and what came out, uint8 (T, Y, X, 3)."""
+    """Encode and decode clips; yield inputs and outputs, uint8 (T, Y, X, 3)."""
     from wanpipe.models.vae import joined
 
-    encoder, decoder = halves(store)
+    encoder, decoder = load_vae(store)
     for number, _, scene in chosen:
         clip = world.render(scene, seed=FIRST + number, outline=outline)
         yield clip, joined(decoder.frames(encoder(scaled(clip))))
 
 
 def tiles(chosen: list[Case], store: Store) -> None:
-    """Measure decoding in tiles against decoding whole frames."""
+    """Compare decoding in tiles with decoding whole frames."""
     from wanpipe.models import tiling
     from wanpipe.models.vae import joined
 
     print("\n| tile, overlap | clips | to whole frames | worst pixel |\n|---|---|---|---|")
-    encoder, decoder = halves(store)
+    encoder, decoder = load_vae(store)
     scenes = [world.render(scene, seed=FIRST + number) for number, _, scene in chosen[:6]]
     latents = [encoder(scaled(clip)) for clip in scenes]
     whole = np.stack([joined(decoder.frames(latent)) for latent in latents])
@@ -241,12 +242,12 @@ def tiles(chosen: list[Case], store: Store) -> None:
         pieces = (tiling.frames(decoder, latent, 8, tile, overlap) for latent in latents)
         tiled = np.stack([np.concatenate(list(one)) for one in pieces])
         worst = np.abs(tiled.astype(int) - whole).max()
-        told = f"{len(scenes)} | {psnr(tiled, whole):.1f} dB | {worst}"
-        print(f"| {tile}, {overlap} | {told} |", flush=True)
+        cells = f"{len(scenes)} | {psnr(tiled, whole):.1f} dB | {worst}"
+        print(f"| {tile}, {overlap} | {cells} |", flush=True)
 
 
-def halves(store: Store) -> "tuple[Encoder, Decoder]":
-    """Load the demo's VAE."""
+def load_vae(store: Store) -> "tuple[Encoder, Decoder]":
+    """Load the encoder and the decoder of the demo models."""
     import mlx.core as mx
 
     from wanpipe.models import vae as networks
@@ -260,7 +261,7 @@ def halves(store: Store) -> "tuple[Encoder, Decoder]":
 
 
 def scaled(clip: np.ndarray) -> "mx.array":
-    """Bytes (T, Y, X, 3) as the VAE takes them."""
+    """Scale uint8 frames (T, Y, X, 3) to -1 to 1."""
     import mlx.core as mx
 
     return mx.array(clip.astype(np.float32) / 127.5 - 1)
@@ -280,22 +281,24 @@ PARTS: dict[str, Callable[[list[Case], Store], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--count", type=int, default=50, help="prompts, of 50")
-    parser.add_argument("--cache", type=Path, help="keep entries here; default: a temporary one")
-    asked = parser.parse_args(arguments)
+    """Parse the options, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="Default: all."
+    )
+    parser.add_argument("--count", type=int, default=50, help="Number of prompts, of 50.")
+    parser.add_argument("--cache", type=Path, help="Keep the cache here; default: a temporary one.")
+    args = parser.parse_args(arguments)
     import mlx.core as mx
 
     from wanpipe.backend.device import describe
 
     print(f"MLX {mx.__version__}, {describe()}\n")
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(asked.cache or Path(folder))
+        store = Store(args.cache or Path(folder))
         print(HEAD, flush=True)
-        for name in asked.parts:
-            PARTS[name](cases(asked.count), store)
+        for name in args.parts:
+            PARTS[name](cases(args.count), store)
 
 
 if __name__ == "__main__":

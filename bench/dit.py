@@ -1,13 +1,13 @@
-"""Times one denoising step with guidance of the transformers at full size, with random weights.
+"""Times a denoising step with guidance, for full-size transformers with random weights.
 
     python -m bench.dit [NAME...]                       resident, bfloat16
-    python -m bench.dit 14b --bits 4 --streamed         quantised, blocks read at every step
-    python -m bench.dit 1.3b --torch --compile          beside diffusers on the same machine
-    python -m bench.dit 1.3b --parts                    where a block's time goes
+    python -m bench.dit 14b --bits 4 --streamed         quantized, blocks read at every step
+    python -m bench.dit 1.3b --torch --compile          compare with diffusers
+    python -m bench.dit 1.3b --parts                    time the pieces of a block
 
-Names: those of DITS in bench/sizes.py; without one, `1.3b` and `14b`. A step takes both guidance
-passes, text embedded before. `limit` follows from ceilings (bench/limits.py), `expected` from
-wanpipe.pipeline.budget. Streamed blocks come from a file in the page cache.
+NAME is a key of DITS in bench/sizes.py; the default is `1.3b` and `14b`. A step runs both guidance
+passes; the text is embedded beforehand. `limit` is the time at the ceilings of bench/limits.py,
+`expected` the plan of wanpipe.pipeline.budget. Streamed blocks are read from the page cache.
 """
 
 import gc
@@ -22,7 +22,7 @@ import mlx.core as mx
 from msgspec.structs import replace
 
 from bench import limits, parts
-from bench.peer import beside
+from bench.peer import run_diffusers
 from bench.sizes import DITS
 from bench.weights import Random, Rows, measure, parser, read_plainly
 from wanpipe.backend.device import compute_dtype, mlx_dtype, within
@@ -36,36 +36,36 @@ from wanpipe.weights.stream import load_streamed
 DEFAULT = ("1.3b", "14b")
 GROUP = 64
 SMALL: Triple = (3, 8, 12)
-LENGTHS = (60, 130)  # rows of the prompt and of the negative prompt
+LENGTHS = (60, 130)  # tokens of the prompt and of the negative prompt
 
 
 def small(config: DiTConfig) -> DiTConfig:
-    """Make a network tiny, and leave its kind."""
+    """Return a tiny network of the same kind."""
     clip = None if config.clip_dim is None else 64
     return replace(
         config, dim=256, ffn_dim=512, heads=2, layers=3, text_dim=64, text_len=160, clip_dim=clip
     )
 
 
-def chosen_size(name: str, asked: Namespace) -> tuple[DiTConfig, Triple]:
-    """Dimensions and latent of a network, as the options change them."""
+def chosen_size(name: str, args: Namespace) -> tuple[DiTConfig, Triple]:
+    """Return the dimensions and the latent of a network, changed by the options."""
     config, latent = DITS[name]
-    if asked.small:
+    if args.small:
         config, latent = small(config), SMALL
-    return (config if asked.layers is None else replace(config, layers=asked.layers)), latent
+    return (config if args.layers is None else replace(config, layers=args.layers)), latent
 
 
-def budgeted(config: DiTConfig, latent: Triple, size: int, quantised: bool) -> Expert:
-    """What denoise says of an expert of these sizes."""
+def budgeted(config: DiTConfig, latent: Triple, size: int, quantized: bool) -> Expert:
+    """Return the expert that denoise plans for."""
     computed = ITEMSIZE[compute_dtype("bfloat16")]
-    stored = computed if quantised else ITEMSIZE["bfloat16"]
+    stored = computed if quantized else ITEMSIZE["bfloat16"]
     return Expert(
         config=config, bytes=size, stored=stored, computed=computed, texts=LENGTHS, latent=latent
     )
 
 
-def stepper(network: DiT, latent: Triple, apart: bool = False) -> Callable[[], None]:
-    """Return what takes one step: both passes, together or `apart`, evaluated."""
+def stepper(network: DiT, latent: Triple, sequential: bool = False) -> Callable[[], None]:
+    """Return a function that runs one step: both passes together, or one after the other."""
     config = network.config
     channels = 16 if config.in_dim == 36 else config.in_dim
     x = mx.random.normal((channels, *latent))
@@ -77,25 +77,25 @@ def stepper(network: DiT, latent: Triple, apart: bool = False) -> Callable[[], N
         conditions.append(network.condition(text, clip))
     mx.eval(x, [condition.text for condition in conditions])
 
-    turns = [[condition] for condition in conditions] if apart else [conditions]
+    batches = [[condition] for condition in conditions] if sequential else [conditions]
 
     def step() -> None:
-        mx.eval([network(x, [500.0], turn, y) for turn in turns])
+        mx.eval([network(x, [500.0], batch, y) for batch in batches])
 
     return step
 
 
-def loaded(random: Random, config: DiTConfig, asked: Namespace, folder: Path, rows: Rows) -> DiT:
-    """Make the network: filled in memory, or reading its blocks from a file."""
+def loaded(random: Random, config: DiTConfig, args: Namespace, folder: Path, rows: Rows) -> DiT:
+    """Make the network, resident or streaming its blocks from a file."""
     dtype = mlx_dtype(compute_dtype("bfloat16"))
-    if not asked.streamed:
+    if not args.streamed:
         return random.fill(DiT(config), dtype)
     path = folder / "model.safetensors"
     random.write(path)
     network = load_streamed(DiT(config), path, dtype, lambda: Block(config))
-    reading = measure(lambda: read_blocks(network), repeats=asked.repeats, warm=1)
+    reading = measure(lambda: read_blocks(network), repeats=args.repeats, warm=1)
     size = sum(slot.nbytes for slot in random.slots if slot.name.startswith("blocks."))
-    rows.tell(
+    rows.print(
         "reading",
         file_gb=random.bytes / 1e9,
         file_plainly=read_plainly(path),
@@ -107,31 +107,31 @@ def loaded(random: Random, config: DiTConfig, asked: Namespace, folder: Path, ro
 
 
 def read_blocks(network: DiT) -> None:
-    """Read every block as a step does, and compute nothing."""
+    """Read every block like a step, and compute nothing."""
     for _ in network.blocks:
         pass
 
 
-def bench(name: str, asked: Namespace, rows: Rows) -> None:
-    """Measure one network, and diffusers' where that is asked for."""
-    config, latent = chosen_size(name, asked)
-    spec = None if asked.bits is None else Quantization(bits=asked.bits, group_size=GROUP)
+def bench(name: str, args: Namespace, rows: Rows) -> None:
+    """Measure one network, and diffusers' if --torch is given."""
+    config, latent = chosen_size(name, args)
+    spec = None if args.bits is None else Quantization(bits=args.bits, group_size=GROUP)
     random = Random(DiT(config), rules.ROWS, spec)
     expert = budgeted(config, latent, random.bytes, spec is not None)
-    chosen = (asked.streamed, asked.apart)
+    chosen = (args.streamed, args.sequential_cfg)
     need = next(way for way in expert.plans() if (way.streamed, way.sequential_cfg) == chosen)
     with tempfile.TemporaryDirectory() as folder:
-        network = loaded(random, config, asked, Path(folder), rows)
-        step = stepper(network, latent, asked.apart)
-        with nullcontext() if asked.unlimited else within(need.limit):
-            timing = measure(step, asked.repeats)
+        network = loaded(random, config, args, Path(folder), rows)
+        step = stepper(network, latent, args.sequential_cfg)
+        with nullcontext() if args.unlimited else within(need.limit):
+            timing = measure(step, args.repeats)
     limit = limits.step_seconds(expert)
-    rows.tell(
+    rows.print(
         f"dit {name}",
-        bits=asked.bits or 16,
-        streamed=asked.streamed,
-        apart=asked.apart,
-        memory_limit=not asked.unlimited,
+        bits=args.bits or 16,
+        streamed=args.streamed,
+        sequential_cfg=args.sequential_cfg,
+        memory_limit=not args.unlimited,
         layers=config.layers,
         tokens=expert.tokens,
         seconds=timing.seconds,
@@ -146,49 +146,51 @@ def bench(name: str, asked: Namespace, rows: Rows) -> None:
     del network, step
     gc.collect()
     mx.clear_cache()
-    if asked.torch:
-        for compiled in (False, True) if asked.compile else (False,):
-            compare(name, asked, compiled, timing.seconds, rows)
+    if args.torch:
+        for compiled in (False, True) if args.compile else (False,):
+            compare(name, args, compiled, timing.seconds, rows)
 
 
-def compare(name: str, asked: Namespace, compiled: bool, ours: float, rows: Rows) -> None:
+def compare(name: str, args: Namespace, compiled: bool, ours: float, rows: Rows) -> None:
     """Time diffusers' network of the same size in a process of its own."""
-    config, latent = chosen_size(name, asked)
+    config, latent = chosen_size(name, args)
     sizes = {"dim": config.dim, "ffn_dim": config.ffn_dim, "heads": config.heads}
     sizes |= {"layers": config.layers, "in_dim": config.in_dim, "out_dim": config.out_dim}
     sizes |= {"text_dim": config.text_dim, "text_len": config.text_len}
-    task = {"config": sizes, "latent": latent, "compiled": compiled, "repeats": asked.repeats}
+    task = {"config": sizes, "latent": latent, "compiled": compiled, "repeats": args.repeats}
     subject = f"diffusers {name}{', compiled' if compiled else ''}"
     if config.clip_dim is not None:
-        rows.tell(subject, skipped="image tokens are not measured there")
+        rows.print(subject, skipped="networks with image tokens are not compared")
         return
-    rows.tell(subject, **beside("step", task, ours, cpu=asked.small))
+    rows.print(subject, **run_diffusers("step", task, ours, cpu=args.small))
 
 
 def main() -> None:
-    """Measure the networks that are named."""
+    """Measure the named networks."""
     options = parser(__doc__)
     options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DITS))
-    options.add_argument("--bits", type=int, choices=(4, 8), help=f"in groups of {GROUP}")
-    options.add_argument("--streamed", action="store_true", help="blocks read at every step")
-    options.add_argument("--apart", action="store_true", help="one pass after the other")
-    options.add_argument("--unlimited", action="store_true", help="no limit of memory for MLX")
-    options.add_argument("--layers", type=int, help="fewer blocks than the network has")
-    options.add_argument("--torch", action="store_true", help="diffusers' network too")
-    options.add_argument("--compile", action="store_true", help="with --torch: compiled too")
-    options.add_argument("--parts", action="store_true", help="the pieces of a block instead")
-    asked = options.parse_args()
-    names = asked.names or DEFAULT
+    options.add_argument("--bits", type=int, choices=(4, 8), help=f"Quantize in groups of {GROUP}.")
+    options.add_argument("--streamed", action="store_true", help="Read the blocks at every step.")
+    options.add_argument("--sequential-cfg", action="store_true", help="Run one pass at a time.")
+    options.add_argument("--unlimited", action="store_true", help="Set no memory limit for MLX.")
+    options.add_argument("--layers", type=int, help="Number of blocks, if not all.")
+    options.add_argument("--torch", action="store_true", help="Also time diffusers.")
+    options.add_argument(
+        "--compile", action="store_true", help="With --torch: also time it compiled."
+    )
+    options.add_argument("--parts", action="store_true", help="Time the pieces of a block instead.")
+    args = options.parse_args()
+    names = args.names or DEFAULT
     if unknown := [name for name in names if name not in DITS]:
-        options.error(f"names must be {', '.join(DITS)}, got {', '.join(unknown)}")
+        options.error(f"unknown network {', '.join(unknown)}; use {', '.join(DITS)}")
     mx.random.seed(0)
-    rows = Rows(asked.json)
-    rows.start()
+    rows = Rows(args.json)
+    rows.print_machine()
     for name in names:
-        config, latent = chosen_size(name, asked)
-        work = partial(bench, name, asked, rows)
-        if asked.parts:
-            work = partial(parts.bench, name, config, latent, asked.repeats, rows)
+        config, latent = chosen_size(name, args)
+        work = partial(bench, name, args, rows)
+        if args.parts:
+            work = partial(parts.bench, name, config, latent, args.repeats, rows)
         work()
         gc.collect()
         mx.clear_cache()

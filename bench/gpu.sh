@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs the benches that want a GPU, the weightiest first, until SECONDS are over.
-#   bash bench/gpu.sh 540                        every part that there is time for
-#   bash bench/gpu.sh 540 dit-1.3b dit-14b vae   these
-#   SMALL=1 bash bench/gpu.sh 120                tiny sizes, to see that all of it runs
-# Everything printed is also appended to $OUT/bench.log (default: this folder); lines that begin
-# with { are results. PYTHON names the interpreter; TMPDIR where up to 30 GB of weights are written.
+# Runs the GPU programs, the most important first, until SECONDS are over.
+#   bash bench/gpu.sh 540                        every part, as time allows
+#   bash bench/gpu.sh 540 dit-1.3b dit-14b vae   only these parts
+#   SMALL=1 bash bench/gpu.sh 120                tiny sizes, to check that every part runs
+# Appends all output to $OUT/bench.log (default: the current directory); lines that start with { are
+# results. PYTHON is the interpreter. TMPDIR needs 30 GB for weights.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -14,7 +14,7 @@ end=$((SECONDS + ${1:?seconds}))
 shift
 small=${SMALL:+--small}
 
-# name, then the command; a part that fails or runs out of time does not keep the next from starting
+# name and command of each part; a part that fails or times out does not stop the next one
 parts=(
   "dit-1.3b     bench.dit 1.3b --torch --json"
   "dit-14b      bench.dit 14b --torch --json"
@@ -26,22 +26,22 @@ parts=(
   "ti2v-5b      bench.dit ti2v-5b --json"
   "kernels      bench.kernels --json"
   "trace        bench.trace 1.3b"
-  "quantised    bench.dit 1.3b 14b --bits 4 --json"
+  "quantized    bench.dit 1.3b 14b --bits 4 --json"
   "streamed     bench.dit 1.3b --streamed --json"
-  "apart        bench.dit 1.3b --apart --json"
+  "sequential   bench.dit 1.3b --sequential-cfg --json"
   "parts-1.3b   bench.dit 1.3b --parts --json"
   "unlimited    bench.dit 1.3b --unlimited --json"
   "batches      MLX_MAX_MB_PER_BUFFER=1000 bench.dit 1.3b --unlimited --json"
   "limited      MLX_MAX_MB_PER_BUFFER=1000 bench.dit 1.3b --json"
   "parts-14b    bench.dit 14b --parts --json"
   "compiled     bench.dit 1.3b --torch --compile --json"
-  "quantised-14b-streamed bench.dit 14b --bits 4 --streamed --json"
+  "quantized-14b-streamed bench.dit 14b --bits 4 --streamed --json"
   "14b-720p     bench.dit 14b-720p --repeats 1 --json"
   "vae-layers   bench.vae --layers"
   "vae-conv     bench.vae --conv"
 )
 
-wanted() { # wanted NAME CHOSEN...: whether it is among those chosen, or none was
+wanted() { # wanted NAME CHOSEN...: true if NAME is among CHOSEN, or CHOSEN is empty
   local name=$1 one
   shift
   [ $# -eq 0 ] && return 0

@@ -1,9 +1,10 @@
-"""The CUDA kernels of wanpipe/backend/kernels.py beside their twins in plain MLX.
+"""Compares the CUDA kernels of wanpipe/backend/kernels.py with the same functions in plain MLX.
 
     python -m bench.kernels [--small]
 
-For each: relative L2 and largest difference, and times of both, at the tokens of 832x480x81 and the
-widths of 1.3B and 14B, and at the VAE's largest layers. Without CUDA only the twins run.
+Prints the relative L2 error, the largest difference and both times of each kernel, at the tokens of
+832x480x81 and the widths of 1.3B and 14B, and at the VAE's largest layers. Without CUDA only plain
+MLX runs.
 """
 
 import time
@@ -17,27 +18,31 @@ from bench.weights import Rows, parser
 from wanpipe.models import causal_conv, layers, rope
 from wanpipe.models.causal_conv import CausalConv, Norm, Past, summed
 
-CHOOSERS = (layers, rope, causal_conv)  # modules that choose between kernel and twin
+CHOOSERS = (layers, rope, causal_conv)  # modules that choose between the kernel and plain MLX
 CUDA = layers.is_cuda()
 EPS = 1e-6
 HEAD = 128
 GRID = (21, 30, 52)  # tokens of 81 frames of 832x480
-WIDTHS = {1536: 8960, 5120: 13824}  # of 1.3B and 14B, with those of the feed forward
-PIXELS = ((96, 2, 480, 832), (192, 4, 240, 416), (256, 2, 352, 640))  # channels, frames, sides
+WIDTHS = {1536: 8960, 5120: 13824}  # of 1.3B and 14B, with the widths of the feed forward
+PIXELS = (
+    (96, 2, 480, 832),
+    (192, 4, 240, 416),
+    (256, 2, 352, 640),
+)  # channels, frames, height, width
 REPEATS = 10
 
 Work = Callable[[], Sequence[mx.array]]
 
 
 def normal(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """Draw an array."""
+    """Draw a normal array."""
     array = mx.random.normal(shape).astype(dtype)
     mx.eval(array)
     return array
 
 
 def of_blocks(width: int, hidden: int, grid: tuple[int, int, int]) -> Iterator[tuple[str, Work]]:
-    """What a transformer block does besides products and attention."""
+    """Yield the operations of a transformer block other than products and attention."""
     half = mx.bfloat16
     tokens = grid[0] * grid[1] * grid[2]
     x, y = normal(1, tokens, width), normal(1, tokens, width, dtype=half)
@@ -56,13 +61,13 @@ def of_blocks(width: int, hidden: int, grid: tuple[int, int, int]) -> Iterator[t
     yield "gated addition, norm", gated
     yield "addition, norm, modulate", plain
     yield "norm, rotate", lambda: [turn()]
-    yield "with means of groups", lambda: [layers.with_means(rows, 8)]
+    yield "keys padded with means", lambda: [layers.with_means(rows, 8)]
     yield "gelu", lambda: [layers.gelu(inner, dtype=half)]
     yield "gated addition of parts, norm, modulate", of_parts
 
 
 def of_vae(channels: int, frames: int, rows: int, columns: int) -> Iterator[tuple[str, Work]]:
-    """A norm that joins frames, and the convolution after it."""
+    """Yield the norm that joins frames, and the convolution after it."""
     conv, norm = CausalConv(channels, channels), Norm(channels)
     scale = (27 * channels) ** -0.5
     conv.weight = (mx.random.normal(conv.weight.shape) * scale).astype(mx.bfloat16)
@@ -82,7 +87,7 @@ def of_vae(channels: int, frames: int, rows: int, columns: int) -> Iterator[tupl
 
 
 def run(work: Work, cuda: bool) -> tuple[float, Sequence[mx.array]]:
-    """Seconds of one evaluation, and the result."""
+    """Return the seconds of one evaluation, and the result."""
     for module in CHOOSERS:
         module.is_cuda = lambda: cuda
     result = work()
@@ -96,20 +101,20 @@ def run(work: Work, cuda: bool) -> tuple[float, Sequence[mx.array]]:
 
 
 def compare(name: str, work: Work, rows: Rows) -> None:
-    """Print one row."""
+    """Print the row of one operation."""
     seconds, expected = run(work, False)
     if not CUDA:
-        rows.tell(name, twin_ms=1e3 * seconds, kernel="needs CUDA")
+        rows.print(name, plain_ms=1e3 * seconds, kernel="needs CUDA")
         return
     ours, got = run(work, True)
     pairs = [
         [np.array(array.astype(mx.float32)).astype(np.float64) for array in pair]
         for pair in zip(got, expected, strict=True)
     ]
-    rows.tell(
+    rows.print(
         name,
         kernel_ms=1e3 * ours,
-        twin_ms=1e3 * seconds,
+        plain_ms=1e3 * seconds,
         times=seconds / ours,
         relative_l2=max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs),
         largest=max(float(np.abs(a - b).max()) for a, b in pairs),
@@ -117,15 +122,15 @@ def compare(name: str, work: Work, rows: Rows) -> None:
 
 
 def main() -> None:
-    """Compare all."""
-    asked = parser(__doc__).parse_args()
-    rows = Rows(asked.json)
-    rows.start()
-    grid = (2, 3, 4) if asked.small else GRID
-    for width, hidden in {256: 512}.items() if asked.small else WIDTHS.items():
+    """Compare every operation."""
+    args = parser(__doc__).parse_args()
+    rows = Rows(args.json)
+    rows.print_machine()
+    grid = (2, 3, 4) if args.small else GRID
+    for width, hidden in {256: 512}.items() if args.small else WIDTHS.items():
         for name, work in of_blocks(width, hidden, grid):
             compare(f"{width}, {name}", work, rows)
-    for channels, frames, *sides in ((16, 4, 6, 8),) if asked.small else PIXELS:
+    for channels, frames, *sides in ((16, 4, 6, 8),) if args.small else PIXELS:
         for name, work in of_vae(channels, frames, sides[0], sides[1]):
             compare(f"VAE {channels}, {name}", work, rows)
 

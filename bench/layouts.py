@@ -1,7 +1,7 @@
-"""Names and shapes of the tensors in the official Wan checkpoints: data, and what expands it.
+"""Names and shapes of the tensors in the official Wan checkpoints.
 
-A row is a pattern and its shape; letters stand for dimensions of a preset, `{i}` for each layer,
-numbers in a path for multiples of the VAE's base width.
+A row is a name pattern and a shape. Letters are dimensions of a preset, and `{i}` is the number of
+a layer. Numbers in a VAE path are multiples of the base width.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 Shape = tuple[int, ...]
 Tensors = Iterator[tuple[str, Shape]]
 
-# D width, F feed forward, I and O channels in and out (O for a whole patch), T text, Q frequencies
+# D width, F feed forward, I input channels, O output channels of a patch, T text, Q frequencies
 DIT = """
 patch_embedding.weight D I 1 2 2
 patch_embedding.bias D
@@ -53,7 +53,7 @@ blocks.{i}.ffn.fc2.weight D F
 blocks.{i}.pos_embedding.embedding.weight 32 N
 norm.weight D
 """
-# r in:out is a residual block, s and t resample (t along time too), in multiples of the base width
+# r in:out is a residual block; s resamples space, t space and time; multiples of the base width
 VAE_PATHS = {
     "2.1": (
         "encoder.downsamples.{} r1:1 r1:1 s1:1 r1:2 r2:2 t2:2:2 r2:4 r4:4 t4:4:4 r4:4 r4:4",
@@ -75,7 +75,7 @@ PIXEL_CHANNELS = {"2.1": 3, "2.2": 12}  # 2.2 packs 2x2 pixels
 
 
 def expand(rows: str, layers: int, **letters: int) -> Tensors:
-    """Give every tensor of a table; a name without `weight` or `bias` at its end has both."""
+    """Yield every tensor of a table. A name that does not end in weight or bias has both."""
     for row in rows.split("\n"):
         pattern, *words = row.split() or [""]
         if not pattern:
@@ -88,12 +88,12 @@ def expand(rows: str, layers: int, **letters: int) -> Tensors:
 
 
 def vae(version: str, encoder: int, decoder: int, latent: int) -> Tensors:
-    """Give every tensor of a VAE with these base widths and `latent` channels."""
+    """Yield every tensor of a VAE with these base widths and `latent` channels."""
     pixels = PIXEL_CHANNELS[version]
-    yield from _half("encoder", 4 * encoder, (encoder, pixels), (2 * latent, 4 * encoder))
+    yield from _coder("encoder", 4 * encoder, (encoder, pixels), (2 * latent, 4 * encoder))
     yield from _linear("conv1", (2 * latent, 2 * latent, 1, 1, 1))
     yield from _linear("conv2", (latent, latent, 1, 1, 1))
-    yield from _half("decoder", 4 * decoder, (4 * decoder, latent), (pixels, decoder))
+    yield from _coder("decoder", 4 * decoder, (4 * decoder, latent), (pixels, decoder))
     for path in VAE_PATHS[version]:
         pattern, *blocks = path.split()
         base = encoder if path.startswith("encoder") else decoder
@@ -102,15 +102,15 @@ def vae(version: str, encoder: int, decoder: int, latent: int) -> Tensors:
             yield from _block(pattern.format(index), block[0], widths)
 
 
-def _half(half: str, wide: int, first: Shape, last: Shape) -> Tensors:
-    yield from _linear(f"{half}.conv1", (*first, 3, 3, 3))
-    yield from _block(f"{half}.middle.0", "r", [wide, wide])
-    yield f"{half}.middle.1.norm.gamma", (wide, 1, 1)
-    yield from _linear(f"{half}.middle.1.to_qkv", (3 * wide, wide, 1, 1))
-    yield from _linear(f"{half}.middle.1.proj", (wide, wide, 1, 1))
-    yield from _block(f"{half}.middle.2", "r", [wide, wide])
-    yield f"{half}.head.0.gamma", (last[1], 1, 1, 1)
-    yield from _linear(f"{half}.head.2", (*last, 3, 3, 3))
+def _coder(coder: str, wide: int, first: Shape, last: Shape) -> Tensors:
+    yield from _linear(f"{coder}.conv1", (*first, 3, 3, 3))
+    yield from _block(f"{coder}.middle.0", "r", [wide, wide])
+    yield f"{coder}.middle.1.norm.gamma", (wide, 1, 1)
+    yield from _linear(f"{coder}.middle.1.to_qkv", (3 * wide, wide, 1, 1))
+    yield from _linear(f"{coder}.middle.1.proj", (wide, wide, 1, 1))
+    yield from _block(f"{coder}.middle.2", "r", [wide, wide])
+    yield f"{coder}.head.0.gamma", (last[1], 1, 1, 1)
+    yield from _linear(f"{coder}.head.2", (*last, 3, 3, 3))
 
 
 def _block(name: str, kind: str, widths: list[int]) -> Tensors:

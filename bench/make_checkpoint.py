@@ -1,7 +1,9 @@
-"""Writes a random checkpoint in the official layout, of any size, in bounded memory.
+"""Writes a random checkpoint of any size in the official layout, in bounded memory.
 
-The numbers are seeded and of sane scale; no film comes out of them. Nothing is downloaded, and
-torch is not needed. For example: `python bench/make_checkpoint.py 1.3b /tmp/wan-1.3b`.
+    python -m bench.make_checkpoint 1.3b /tmp/wan-1.3b
+
+Weights are seeded random values of realistic scale, so videos are noise. Downloads nothing and does
+not need torch.
 """
 
 import argparse
@@ -16,14 +18,14 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import layouts
 import numpy as np
 
+from bench import layouts
 from wanpipe.checkpoints.dtypes import NAMES, Array, narrow
 from wanpipe.weights.write import Slot, write_tensors
 
-BLOCK = 1 << 22  # numbers drawn at once
-SHARD = 9_500_000_000  # bytes; the official shards have up to 10 GB
+BLOCK = 1 << 22  # values drawn at a time
+SHARD = 9_500_000_000  # bytes; official shards have up to 10 GB
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 STORAGES = {"BF16": "BFloat16Storage", "F32": "FloatStorage", "F16": "HalfStorage"}
 WIDE = {"V": 256384, "D": 4096, "A": 4096, "F": 10240, "N": 64, "layers": 24}
@@ -32,13 +34,13 @@ NARROW = {"V": 401, "D": 64, "A": 64, "F": 160, "N": 4, "layers": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Dimensions of a checkpoint: those of the official ones, or tiny."""
+    """Dimensions of an official checkpoint, or of a tiny one."""
 
     dit: dict[str, int]  # width D, feed forward F, heads, layers, channels in and out
     vae: tuple[str, int, int, int] = ("2.1", 96, 96, 16)  # version, base widths, latent channels
     t5: dict[str, int]
     kind: str = "t2v"
-    expert: str = ""  # its folder, where the checkpoint has two
+    expert: str = ""  # folder of the expert, if the checkpoint has two
 
 
 def dit(dim: int, ffn: int, heads: int, layers: int, before: int, after: int) -> dict[str, int]:
@@ -65,13 +67,13 @@ PRESETS = {
 
 
 class Source:
-    """Draws the numbers of tensors: the same for the same seed and name, in whatever order."""
+    """Draws tensors that depend only on the seed and their names."""
 
     def __init__(self, seed: int, dtype: str) -> None:
         self.seed, self.dtype = seed, dtype
 
     def blocks(self, name: str, shape: Sequence[int]) -> Iterator[Array]:
-        """Draw a tensor in blocks of its format."""
+        """Draw a tensor in blocks, in the format of the file."""
         generator = np.random.default_rng([self.seed, crc32(name.encode())])
         mean, deviation = scale(name, shape)
         left = prod(shape)
@@ -84,7 +86,7 @@ class Source:
 
 
 def scale(name: str, shape: Sequence[int]) -> tuple[float, float]:
-    """Give mean and deviation of a tensor: outputs keep about the size of inputs."""
+    """Return mean and deviation of a tensor, such that outputs have about the size of inputs."""
     if name.endswith(".gamma") or (".norm" in f".{name}" and name.endswith(".weight")):
         return 1.0, 0.05
     if name.endswith(".bias"):
@@ -101,7 +103,7 @@ def write_safetensors(path: Path, tensors: Sequence[tuple[str, Any]], source: So
 
 
 def write_shards(folder: Path, tensors: Sequence[tuple[str, Any]], source: Source) -> None:
-    """Write one file, or shards with their index where it would be large."""
+    """Write one file, or shards and their index if it would be large."""
     stem, width = "diffusion_pytorch_model", 4 if source.dtype == "F32" else 2
     shards: list[list[tuple[str, Any]]] = [[]]
     size = 0
@@ -125,7 +127,7 @@ def write_shards(folder: Path, tensors: Sequence[tuple[str, Any]], source: Sourc
 
 
 def write_torch(path: Path, tensors: Sequence[tuple[str, Any]], source: Source) -> None:
-    """Write what torch.save would: a zip archive of a pickle and one member per tensor."""
+    """Write the format of torch.save: a zip archive of a pickle and one member per tensor."""
     root = path.stem
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{root}/data.pkl", table_pickle(tensors, STORAGES[source.dtype]))
@@ -138,7 +140,7 @@ def write_torch(path: Path, tensors: Sequence[tuple[str, Any]], source: Source) 
 
 
 def table_pickle(tensors: Sequence[tuple[str, Any]], storage: str) -> bytes:
-    """Pickle an ordered dict of contiguous tensors, each of a storage of its own."""
+    """Pickle an ordered dict of contiguous tensors, each with its own storage."""
     ordered = b"ccollections\nOrderedDict\n)R"
     items = []
     for index, (name, shape) in enumerate(tensors):
@@ -152,7 +154,7 @@ def table_pickle(tensors: Sequence[tuple[str, Any]], storage: str) -> bytes:
 
 
 def push(value: str | int | Sequence[int]) -> bytes:
-    """Pickle instructions that push a string, a count or a tuple of counts."""
+    """Return the pickle instructions that push a string, a count or a tuple of counts."""
     if isinstance(value, str):
         return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
     if isinstance(value, int):
@@ -161,7 +163,7 @@ def push(value: str | int | Sequence[int]) -> bytes:
 
 
 def write_tokenizer(path: Path) -> None:
-    """Write a tokenizer of single characters, with the special tokens where T5 has them."""
+    """Write a tokenizer of single characters with T5's special tokens."""
     words = ["<pad>", "</s>", "<unk>", *map(chr, range(33, 127)), "▁"]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     end = {"id": "</s>", "ids": [1], "tokens": ["</s>"]}
@@ -192,7 +194,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def dit_tensors(preset: Preset) -> layouts.Tensors:
-    """Give names and shapes of a transformer."""
+    """Return the tensor names and shapes of a transformer."""
     dims, text = preset.dit, preset.t5["D"]
     letters = {
         "D": dims["dim"],
@@ -205,7 +207,7 @@ def dit_tensors(preset: Preset) -> layouts.Tensors:
 
 
 def t5_tensors(preset: Preset) -> layouts.Tensors:
-    """Give names and shapes of a text encoder."""
+    """Return the tensor names and shapes of a text encoder."""
     letters = {name: value for name, value in preset.t5.items() if name != "layers"}
     return layouts.expand(layouts.T5, preset.t5["layers"], **letters)
 
@@ -220,7 +222,7 @@ def write_dit(folder: Path, preset: Preset, source: Source) -> None:
 
 
 def parts(preset: Preset, directory: Path, seed: int, dtype: str) -> dict[str, Callable[[], None]]:
-    """Say how each part of a checkpoint is written."""
+    """Return a function for each part of a checkpoint that writes it."""
     return {
         "dit": lambda: write_dit(directory / preset.expert, preset, Source(seed, NAMES[dtype])),
         "t5": lambda: write_torch(
@@ -236,19 +238,25 @@ def parts(preset: Preset, directory: Path, seed: int, dtype: str) -> dict[str, C
 
 
 def make(name: str, directory: Path, seed: int = 0, dtype: str = "float32") -> None:
-    """Write the checkpoint `name` of PRESETS; `dtype` is that of its transformer."""
+    """Write the checkpoint `name` of PRESETS, with a transformer in `dtype`."""
     directory.mkdir(parents=True, exist_ok=True)
     for write in parts(PRESETS[name], directory, seed, dtype).values():
         write()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", choices=PRESETS)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=NAMES, default="float32", help="of the transformer")
-    parser.add_argument("--only", nargs="+", choices=["dit", "t5", "vae", "tokenizer"])
+    """Parse the options and write the parts."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("preset", choices=PRESETS, help="Size of the checkpoint.")
+    parser.add_argument("directory", type=Path, help="Directory to write.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the weights.")
+    parser.add_argument("--dtype", choices=NAMES, default="float32", help="Of the transformer.")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=["dit", "t5", "vae", "tokenizer"],
+        help="Write only these parts.",
+    )
     chosen = parser.parse_args()
     chosen.directory.mkdir(parents=True, exist_ok=True)
     table = parts(PRESETS[chosen.preset], chosen.directory, chosen.seed, chosen.dtype)

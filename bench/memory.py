@@ -1,11 +1,11 @@
-"""Memory of every stage as the system sees it, beside the plan, where one memory holds all.
+"""Compares the memory of every stage, as the system sees it, with its plan.
 
     python -m bench.memory [--small] [--json] [--repeats N] [STAGE ...]
 
-Runs wanpipe's commands as processes, with random weights of reduced width, at a size where work
-takes some hundred MB. Of a command's highest resident memory that of the same command with a tiny
-network at a tiny size is taken off: interpreter, libraries and MLX. On Linux and macOS. What CUDA
-holds is no resident memory; there bench/dit.py, vae.py and text.py tell MLX's own peak.
+Runs wanpipe's commands as processes, with random weights of reduced width. Measures the peak
+resident memory, and subtracts the peak of the same command with a tiny network, which is the
+interpreter and its libraries. Runs on Linux and macOS. Resident memory does not include CUDA
+memory; bench/dit.py, vae.py and text.py print MLX's peak there.
 """
 
 import json
@@ -21,10 +21,10 @@ from typing import Any
 
 from bench.weights import Rows, parser
 
-GOAL = 0.15  # how far from the plan what is measured may be
+GOAL = 0.15  # largest relative difference from the plan
 PROMPT = "a red circle moves right on a white background"
-# Waits for a command and tells its peak: a process of its own, since a process counts as its peak
-# what its parent had in memory when it was forked.
+# Runs a command and writes its peak to a file. It is a process of its own, because a forked process
+# inherits the memory of its parent as its peak.
 WAIT = """
 import os, subprocess, sys
 _, status, usage = os.wait4(subprocess.Popen(sys.argv[2:]).pid, 0)
@@ -35,7 +35,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Widths of all networks, a film's sides and frames, and how often the prompt is repeated."""
+    """Widths of the networks, size of the video, and repetitions of the prompt."""
 
     dim: int
     text: int
@@ -49,8 +49,8 @@ class Size:
 TINY = Size(dim=64, text=64, vae=4, width=32, height=32, num_frames=5, words=1)
 SMALL = Size(dim=64, text=64, vae=4, width=288, height=288, num_frames=9, words=2)
 LARGE = Size(dim=256, text=1024, vae=8, width=640, height=480, num_frames=13, words=40)
-# glibc keeps freed arrays of up to 32 MB for itself, up to a sixth of the peak, and OpenBLAS has
-# a buffer for each thread. With these settings what is measured is what the program holds.
+# glibc keeps freed arrays of up to 32 MB, up to a sixth of the peak, and OpenBLAS has a buffer per
+# thread. With these settings the measurement is the memory of the program itself.
 SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
@@ -59,7 +59,7 @@ SETTINGS = {
 
 
 def networks(size: Size) -> list[tuple[str, Any, Any, Any, str]]:
-    """Name every network, with its dimensions, the rows of its tensors and their format."""
+    """Return every network with its name, dimensions, tensor rows and format."""
     from wanpipe.checkpoints.rules import dit as dit_rules
     from wanpipe.checkpoints.rules import umt5 as t5_rules
     from wanpipe.checkpoints.rules import vae as vae_rules
@@ -83,7 +83,7 @@ def networks(size: Size) -> list[tuple[str, Any, Any, Any, str]]:
 
 
 def write_model(folder: Path, size: Size) -> None:
-    """Write a model directory of Wan2.2 I2V-A14B, which has every part but CLIP, and an image."""
+    """Write an image and a model directory of Wan2.2 I2V-A14B, which has every part except CLIP."""
     import xxhash
     from PIL import Image
 
@@ -107,7 +107,7 @@ def write_model(folder: Path, size: Size) -> None:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left: paths it printed, events, and its highest resident memory in bytes."""
+    """Printed paths, events and peak resident memory in bytes of a command."""
 
     paths: list[str]
     events: list[dict[str, Any]]
@@ -131,19 +131,19 @@ def run(words: Sequence[object], folder: Path) -> Ran:
 
 
 class Studio:
-    """A folder with a model and a cache, in which commands run one after another."""
+    """A folder with a model and a cache, in which commands run."""
 
     def __init__(self, folder: Path, size: Size) -> None:
         folder.mkdir()
         self.folder, self.size = folder, size
-        # in a process of its own, else those that this one starts would count its memory
+        # in its own process, because later processes would inherit its memory
         code = "import sys, pathlib; from bench.memory import Size, write_model; "
         code += f"write_model(pathlib.Path(sys.argv[1]), {size!r})"
         subprocess.run([sys.executable, "-c", code, str(folder / "model")], check=True)
         self.entries: dict[str, str] = {}
 
     def words(self, stage: str) -> list[object]:
-        """The words of a stage's command, from what the stages before it left."""
+        """Return the arguments of a stage's command, with the entries of earlier stages."""
         size, found = self.size, self.entries
         canvas = ["--width", size.width, "--height", size.height, "--num-frames", size.num_frames]
         text = ["--prompt", " ".join([PROMPT] * size.words)]
@@ -159,7 +159,7 @@ class Studio:
         return [*words[stage], "--model", "model"]
 
     def measure(self, stage: str) -> tuple[int, int]:
-        """Bytes that the plan of a stage tells, and those that it takes, libraries included."""
+        """Return the planned and the measured bytes of a stage, including libraries."""
         words = self.words(stage)
         planned = [
             event["peak_bytes"]
@@ -175,26 +175,26 @@ STAGES = ("encode-text", "encode-image", "denoise", "decode", "decode in tiles")
 
 
 def main() -> None:
-    """Measure every stage, or those that are named."""
+    """Measure the named stages, or all."""
     options = parser(__doc__)
     options.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
-    asked = options.parse_args()
-    rows = Rows(asked.json)
-    size = SMALL if asked.small else LARGE
-    rows.tell("size", **asdict(size))
+    args = options.parse_args()
+    rows = Rows(args.json)
+    size = SMALL if args.small else LARGE
+    rows.print("size", **asdict(size))
     with tempfile.TemporaryDirectory() as where:
         tiny, studio = Studio(Path(where) / "tiny", TINY), Studio(Path(where) / "large", size)
         for stage in STAGES:
             base, peaks, planned = [], [], 0
-            for _ in range(asked.repeats if stage in asked.stages or not asked.stages else 1):
+            for _ in range(args.repeats if stage in args.stages or not args.stages else 1):
                 base.append(tiny.measure(stage)[1])
                 planned, peak = studio.measure(stage)
                 peaks.append(peak)
             taken = statistics.median(peaks) - statistics.median(base)
-            rows.tell(
+            rows.print(
                 stage,
                 planned_mb=planned / 1e6,
-                taken_mb=taken / 1e6,
+                used_mb=taken / 1e6,
                 over_plan_percent=100 * (taken / planned - 1),
                 goal_percent=100 * GOAL,
                 libraries_mb=statistics.median(base) / 1e6,

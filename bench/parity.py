@@ -1,12 +1,11 @@
-"""Numbers of a full-width transformer in bfloat16, ours and PyTorch's, against float32.
+"""Compares full-width transformers in bfloat16, ours and PyTorch's, with float32.
 
     python -m bench.parity [NAME...] [--small] [--python PROGRAM]
 
-For each width: random weights, the tokens of a modest latent, the stream after one block and the
-velocity of a four-layer model. The reference is ours in float32 with TF32 off, from the same
-rounded weights; PyTorch's float32 against it says how good it is. diffusers runs in a process of
-its own, with the Python that --python names. Also tells whether two runs give the same bits. On a
-CPU ours is float32 throughout.
+At each width, with random weights: the residual stream after one block, and the velocity of a
+four-layer model. The reference is ours in float32 with TF32 off, from the same rounded weights;
+PyTorch in float32 checks the reference. diffusers runs in its own process, with the interpreter of
+--python. Also checks that two runs give the same bits. On a CPU, ours is always float32.
 """
 
 import json
@@ -39,29 +38,29 @@ WHATS = ("block", "model")
 
 
 def prepare(folder: Path, config: DiTConfig, latent: Triple) -> None:
-    """Write weights and inputs for both sides."""
+    """Write the weights and the inputs for both implementations."""
     Random(DiT(config), rules.ROWS).write(folder / "model.safetensors")
     tokens = np.prod(grid(latent, config.patch))
     generator = np.random.default_rng(0)
     shapes = {
         "latent": (config.in_dim, *latent),
         "text": (config.text_len, config.text_dim),
-        "stream": (1, tokens, config.dim),  # before the first block
+        "stream": (1, tokens, config.dim),  # input of the first block
         "time": (1, 6, config.dim),
-        "words": (1, config.text_len, config.dim),  # the text as blocks get it
+        "words": (1, config.text_len, config.dim),  # the embedded text
     }
     for name, shape in shapes.items():
         np.save(folder / f"{name}.npy", generator.standard_normal(shape, np.float32))
-    described = {**plain(config), "inputs": list(shapes)}
-    (folder / "config.json").write_text(json.dumps(described))
+    fields = {**plain(config), "inputs": list(shapes)}
+    (folder / "config.json").write_text(json.dumps(fields))
 
 
 def run(folder: Path, dtype: str) -> None:
-    """Compute in `dtype` what is in `folder`, twice; write `ours-DTYPE-WHAT.npy`."""
-    described = json.loads((folder / "config.json").read_text())
-    inputs = {name: mx.array(np.load(folder / f"{name}.npy")) for name in described.pop("inputs")}
-    described["patch"] = tuple(described["patch"])
-    config = DiTConfig(**described)
+    """Run the model of `folder` twice in `dtype` and write `ours-DTYPE-WHAT.npy`."""
+    fields = json.loads((folder / "config.json").read_text())
+    inputs = {name: mx.array(np.load(folder / f"{name}.npy")) for name in fields.pop("inputs")}
+    fields["patch"] = tuple(fields["patch"])
+    config = DiTConfig(**fields)
     kind = mlx_dtype(dtype)
     network = load_network(DiT(config), folder / "model.safetensors", kind)
     block = network.blocks[0]
@@ -72,7 +71,9 @@ def run(folder: Path, dtype: str) -> None:
         advanced = Stream(inputs["stream"])
         block(advanced, inputs["time"], table, kept)
         still = mx.zeros((1, 1, config.dim))
-        advanced.normed(still, still, plus_one=True, eps=config.eps, dtype=kind)  # adds what waits
+        advanced.normed(
+            still, still, plus_one=True, eps=config.eps, dtype=kind
+        )  # applies the pending addition
         stream = advanced.x[0]
         mx.eval(stream)
         condition = network.condition(inputs["text"])
@@ -87,9 +88,7 @@ def run(folder: Path, dtype: str) -> None:
 
 
 def compare(name: str, folder: Path, dtype: str, rows: Rows) -> None:
-    """Print every error against ours in float32: of the stream, of what the block adds to it, and
-    of the velocity.
-    """
+    """Print the errors of the stream, of the block's update to it, and of the velocity."""
     before = np.load(folder / "stream.npy")[0]
     for what in WHATS:
         reference = np.load(folder / f"ours-float32-{what}.npy")
@@ -105,11 +104,11 @@ def compare(name: str, folder: Path, dtype: str, rows: Rows) -> None:
                 if what == "block":
                     more = {"added": relative(array - before, reference - before)}
                 subject = f"{name}, {what}, {label}"
-                rows.tell(subject, relative_l2=relative(array, reference), **more)
+                rows.print(subject, relative_l2=relative(array, reference), **more)
 
 
 def bench(name: str, program: str, is_small: bool, rows: Rows) -> None:
-    """Compare at one width."""
+    """Compare the implementations at one width."""
     config, latent = DITS[name][0], SMALL if is_small else LATENT
     config = small(config) if is_small else config
     config = DiTConfig(**{**plain(config), "layers": LAYERS})
@@ -117,7 +116,7 @@ def bench(name: str, program: str, is_small: bool, rows: Rows) -> None:
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         prepare(folder, config, latent)
-        mx.clear_cache()  # what follows runs in other processes
+        mx.clear_cache()  # the rest runs in other processes
         ours = [sys.executable, "-m", "bench.parity", "--run", where, "--dtype"]
         exact = {**os.environ, "MLX_ENABLE_TF32": "0"}
         for one in dict.fromkeys(("float32", dtype)):
@@ -125,33 +124,35 @@ def bench(name: str, program: str, is_small: bool, rows: Rows) -> None:
             done = subprocess.run(
                 [*ours, one], env=environment, stdout=subprocess.PIPE, text=True, check=True
             )
-            rows.tell(f"{name}, ours, {one}", **json.loads(done.stdout.splitlines()[-1]))
+            rows.print(f"{name}, ours, {one}", **json.loads(done.stdout.splitlines()[-1]))
         theirs = [program, "-m", "bench.torch_side", "compare", where]
         done = subprocess.run([*theirs, *(["--cpu"] if is_small else [])], capture_output=True)
         if done.returncode:
             reason = (done.stderr.decode().strip() or "no reason given").splitlines()[-1]
-            rows.tell(f"{name}, PyTorch", skipped=reason)
+            rows.print(f"{name}, PyTorch", skipped=reason)
         compare(name, folder, dtype, rows)
 
 
 def main() -> None:
-    """Compare at the widths that are named, or at those of 1.3B and 14B."""
+    """Compare at the named widths, by default those of 1.3B and 14B."""
     options = parser(__doc__)
     options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DITS))
-    options.add_argument("--python", default=sys.executable, help="one with torch and diffusers")
-    options.add_argument("--run", type=Path, help="for the program itself: a prepared folder")
-    options.add_argument("--dtype", default="float32", help="with --run")
-    asked = options.parse_args()
-    if asked.run:
-        run(asked.run, asked.dtype)
+    options.add_argument(
+        "--python", default=sys.executable, help="An interpreter with torch and diffusers."
+    )
+    options.add_argument("--run", type=Path, help="Internal: a prepared folder.")
+    options.add_argument("--dtype", default="float32", help="Internal, with --run.")
+    args = options.parse_args()
+    if args.run:
+        run(args.run, args.dtype)
         return
     mx.random.seed(0)
-    rows = Rows(asked.json)
-    rows.start()
-    for name in asked.names or DEFAULT:
+    rows = Rows(args.json)
+    rows.print_machine()
+    for name in args.names or DEFAULT:
         if DITS[name][0].clip_dim is not None:
-            options.error(f"{name} takes image tokens, which are not compared here")
-        bench(name, asked.python, asked.small, rows)
+            options.error(f"{name} has image tokens; choose a network without")
+        bench(name, args.python, args.small, rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Where a block's time goes: each piece alone at full size, against what its bytes or operations
-need.
+"""Times each piece of a block alone, and compares it with the limit of its bytes or operations.
 
-Run by bench/dit.py. A piece is evaluated several times over in one call, on two sets of inputs made
-before, so that no launch is waited for and no input is still in a cache.
+Run by bench/dit.py. Each call evaluates a piece several times on two sets of inputs, so that it
+waits for no launch and finds no input in a cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,15 +29,16 @@ from wanpipe.models.layers import (
     split_heads,
 )
 
-SETS, COPIES = 2, 8  # inputs of a piece, evaluations in one call
-FEW = 2  # evaluations of what takes milliseconds
+SETS, COPIES = 2, 8  # sets of inputs, evaluations per call
+FEW = 2  # evaluations per call of a piece that takes milliseconds
 FULL = 4  # bytes of a float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One operation of a block, which has it `times` times: bytes that it reads and writes, and
-    floating point operations of a matrix unit at most at `ceiling` a second.
+    """One operation, which a block runs `times` times.
+
+    `bytes` counts reads and writes. `operations` run on matrix units, at most `ceiling` per second.
     """
 
     name: str
@@ -49,13 +49,14 @@ class Piece:
 
     @property
     def limit(self) -> float:
-        """Least seconds of one evaluation."""
+        """Shortest possible time of one evaluation, in seconds."""
         return max(self.bytes / limits.BANDWIDTH, self.operations / self.ceiling)
 
 
 def counted(config: DiTConfig, tokens: int, itemsize: int = 2) -> list[Piece]:
-    """Count one pass through a block, as models/dit.py has it on CUDA, where what a name joins
-    with commas is one pass over memory; `itemsize` is that of products.
+    """Count the pieces of one block as models/dit.py runs it on CUDA.
+
+    A name with commas is one fused kernel. `itemsize` is the size of a product's items in bytes.
     """
     D, F, T = config.dim, config.ffn_dim, config.text_len
     stream, row, hidden = (tokens * n for n in (D * FULL, D * itemsize, config.ffn_dim * itemsize))
@@ -67,7 +68,7 @@ def counted(config: DiTConfig, tokens: int, itemsize: int = 2) -> list[Piece]:
         Piece(name="gated addition, norm, modulate", bytes=2 * stream + 2 * row),
         Piece(name="product", times=6, bytes=2 * row + side, operations=square),
         Piece(name="norm, rotate", times=2, bytes=2 * row + tables),
-        Piece(name="keys or values, their means", times=2, bytes=2 * row),
+        Piece(name="keys or values, padded", times=2, bytes=2 * row),
         Piece(
             name="self attention",
             bytes=4 * row,
@@ -91,18 +92,18 @@ def counted(config: DiTConfig, tokens: int, itemsize: int = 2) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays as a block has them: the stream, what products take and give, the text's heads."""
+    """Arrays of a block: the stream, inputs and outputs of products, the text's keys and values."""
 
     stream: mx.array  # (B, L, D), float32
     row: mx.array  # (B, L, D)
-    keys: mx.array  # (L, D), as self attention gets them
+    keys: mx.array  # (L, D), padded for self attention
     hidden: mx.array  # (B, L, F)
     kept: tuple[mx.array, ...]  # (T, D)
     gate: mx.array  # (B, 1, D), float32
 
 
 def draw(config: DiTConfig, tokens: int, dtype: mx.Dtype) -> Inputs:
-    """Draw one set."""
+    """Draw one set of inputs."""
     D = config.dim
 
     def normal(*shape: int, dtype: mx.Dtype = dtype) -> mx.array:
@@ -126,7 +127,7 @@ def draw(config: DiTConfig, tokens: int, dtype: mx.Dtype) -> Inputs:
 def runs(
     block: Block, table: rope.Tables, dtype: mx.Dtype
 ) -> dict[str, Callable[[Inputs], mx.array | tuple[mx.array, ...]]]:
-    """What evaluates each piece, by its name."""
+    """Return a function for each piece, by name."""
     attention, cross, heads = block.self_attn, block.cross_attn, block.self_attn.heads
     width, norm3, weight = block.modulation.shape[-1], block.norm3, attention.norm_q.weight
     like = {"eps": block.config.eps, "dtype": dtype}
@@ -142,7 +143,7 @@ def runs(
         "norm, rotate": lambda i: rope.norm_rotate(
             i.row.reshape(-1, width), weight, table, width=width // heads, eps=norm3.eps
         ),
-        "keys or values, their means": lambda i: evened(i.row[0]),
+        "keys or values, padded": lambda i: evened(i.row[0]),
         "self attention": lambda i: attend(split(i.row), split(i.keys), split(i.keys)),
         "gated addition, norm3": lambda i: add_norm(
             i.stream, [i.row], i.gate, norm3.bias, norm3.weight, plus_one=False, **like
@@ -159,14 +160,14 @@ def runs(
 
 
 def seconds(run: Callable[[Inputs], Any], sets: Sequence[Inputs], few: bool, n: int) -> float:
-    """Seconds of one evaluation: the median of `n` calls of several evaluations each."""
+    """Return the seconds of one evaluation, the median of `n` calls."""
     copies = FEW if few else COPIES
     work = [sets[index % len(sets)] for index in range(copies)]
     return measure(lambda: mx.eval([run(inputs) for inputs in work]), n).seconds / copies
 
 
 def bench(name: str, config: DiTConfig, latent: Triple, repeats: int, rows: Rows) -> None:
-    """Time every piece of a block, their sum, and the block."""
+    """Time every piece of a block, and the whole block."""
     dtype = mlx_dtype(compute_dtype("bfloat16"))
     one = replace(config, layers=1, clip_dim=None)
     network = Random(DiT(one), rules.ROWS).fill(DiT(one), dtype)
@@ -182,16 +183,16 @@ def bench(name: str, config: DiTConfig, latent: Triple, repeats: int, rows: Rows
     for piece in counted(one, tokens, dtype.size):
         took = seconds(work[piece.name], sets, piece.operations > 1e12, repeats)
         total, least = total + piece.times * took, least + piece.times * piece.limit
-        tell(rows, f"{name}, {piece.name}", piece, took)
+        print_piece(rows, f"{name}, {piece.name}", piece, took)
 
     def advance(i: Inputs) -> tuple[mx.array, ...]:
-        # as in a row of blocks, each adds what the one before left to be added
+        # like in a model, the block first applies the pending addition of the block before
         stream = Stream(i.stream, [i.row], i.gate)
         block(stream, time, table, i.kept)
         return stream.x, *stream.parts
 
     whole = seconds(advance, sets, True, repeats)
-    rows.tell(
+    rows.print(
         f"{name}, block",
         tokens=tokens,
         ms=1e3 * whole,
@@ -202,9 +203,9 @@ def bench(name: str, config: DiTConfig, latent: Triple, repeats: int, rows: Rows
     )
 
 
-def tell(rows: Rows, subject: str, piece: Piece, took: float) -> None:
-    """Print one piece."""
-    rows.tell(
+def print_piece(rows: Rows, subject: str, piece: Piece, took: float) -> None:
+    """Print the row of one piece."""
+    rows.print(
         subject,
         times=piece.times,
         ms=1e3 * took,

@@ -1,4 +1,4 @@
-"""Asks bench/torch_side.py for diffusers' time of the same work, in a process of its own."""
+"""Times diffusers on the same work, in a process of its own (bench/torch_side.py)."""
 
 import json
 import subprocess
@@ -6,9 +6,10 @@ import sys
 from typing import Any
 
 
-def beside(what: str, task: dict[str, Any], ours: float, cpu: bool) -> dict[str, Any]:
-    """What diffusers takes for a `step` or a `coder`, and our seconds over theirs; or why it was
-    `skipped`.
+def run_diffusers(what: str, task: dict[str, Any], ours: float, cpu: bool) -> dict[str, Any]:
+    """Time a `step` or a `coder` of diffusers and compare it with `ours`, in seconds.
+
+    If diffusers cannot run, the result has only `skipped`, the reason.
     """
     command = [sys.executable, "-m", "bench.torch_side", what, json.dumps(task)]
     done = subprocess.run([*command, *(["--cpu"] if cpu else [])], capture_output=True, text=True)

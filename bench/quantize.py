@@ -1,9 +1,11 @@
-"""Measures quantisation: file sizes, errors of weights and of a whole forward, and from how many
-tokens on dequantising beats the quantised product.
+"""Measures quantization: file sizes, errors, and the time of quantized products.
 
-    python -m bench.quantize --model DIR             a converted, unquantised model
+    python -m bench.quantize --model DIR             a converted, unquantized model
     python -m bench.quantize --dim 512 --layers 8    random weights of a chosen size
-    python -m bench.quantize --sizes                 files of the real models, by their shapes
+    python -m bench.quantize --sizes                 file sizes of the real models
+
+Prints the error of the weights and of one forward, and the number of tokens from which dequantizing
+is faster than the quantized product.
 """
 
 import argparse
@@ -40,11 +42,11 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 512)  # tokens
 
 
 def random_model(path: Path, config: DiTConfig, seed: int) -> None:
-    """Write a transformer with random weights in the form of a converted bfloat16 model."""
+    """Write a transformer with random weights like a converted bfloat16 model."""
     mx.random.seed(seed)
     weights = dict(tree_flatten(DiT(config).parameters()))
     for name, value in weights.items():
-        if value.ndim == 2:  # normal, as trained ones nearly are, where MLX starts uniform
+        if value.ndim == 2:  # nearly normal, like trained weights; MLX initializes uniformly
             weights[name] = mx.random.normal(value.shape) * value.shape[1] ** -0.5
     full = [name for name in weights if not narrow(name)]
     for name in weights.keys() - set(full):
@@ -53,13 +55,13 @@ def random_model(path: Path, config: DiTConfig, seed: int) -> None:
 
 
 def narrow(name: str) -> bool:
-    """Whether a converted model has this parameter in its dtype, not in float32."""
+    """Return whether a converted model stores this parameter in its dtype, not in float32."""
     matrix = name.removesuffix("bias") + "weight" if name.endswith("bias") else name
     return bool(MATRICES.fullmatch(matrix)) or name.startswith(("text_emb", "token_emb"))
 
 
-def quantise(source: Path, target: Path, spec: Quantization) -> dict[str, float]:
-    """Quantise one file of a transformer, and give the relative error of each kind of layer."""
+def quantize_file(source: Path, target: Path, spec: Quantization) -> dict[str, float]:
+    """Quantize a transformer's file and return the relative error of each kind of layer."""
     with open_tensors(source) as file:
         slots = [Slot(name, info.dtype, info.shape) for name, info in file.tensors.items()]
         packer = Packer(spec, slots)
@@ -69,19 +71,19 @@ def quantise(source: Path, target: Path, spec: Quantization) -> dict[str, float]
 
 
 def read(file: TensorFile, slot: Slot) -> Iterator[Array]:
-    """Read a tensor block by block in the format that is asked for."""
+    """Read a tensor block by block in the format of the slot."""
     for block in file.blocks(slot.name):
         yield recast(block, file.tensors[slot.name].dtype, slot.dtype, slot.name)
 
 
 def forward(path: Path, config: DiTConfig, side: int) -> tuple[mx.array, float, float]:
-    """Run a forward on a latent of `side` squared: the result, seconds and peak bytes."""
+    """Run a forward on a square latent; return the result, the seconds and the peak in bytes."""
     model = load_network(DiT(config), path, mlx_dtype(compute_dtype("bfloat16")))
     mx.random.seed(1)
     x = mx.random.normal((config.in_dim, FRAMES, side, side))
     clip = None if config.clip_dim is None else mx.random.normal((257, config.clip_dim))
     condition = model.condition(mx.random.normal((40, config.text_dim)), clip)
-    mx.eval(model(x, [STEP], [condition]))  # reads the weights
+    mx.eval(model(x, [STEP], [condition]))  # loads the weights
     mx.reset_peak_memory()
     start = time.perf_counter()
     [out] = model(x, [STEP], [condition])
@@ -90,7 +92,7 @@ def forward(path: Path, config: DiTConfig, side: int) -> tuple[mx.array, float, 
 
 
 def relative(ours: mx.array, reference: mx.array) -> float:
-    """Norm of the difference over norm of the reference."""
+    """Return the relative L2 error."""
     a, b = (np.array(one, dtype=np.float64) for one in (ours, reference))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
@@ -101,14 +103,14 @@ def compare(source: Path, config: DiTConfig, side: int) -> None:
     size = source.stat().st_size
     print("| bits, group | file | of bfloat16 | weights | one forward | time | peak memory |")
     print("|---|---|---|---|---|---|---|")
-    told = f"{size / 1e6:.1f} MB | 100 % | – | – | {seconds:.2f} s | {peak / 1e6:.0f} MB"
-    print(f"| bfloat16 | {told} |")
+    row = f"{size / 1e6:.1f} MB | 100 % | – | – | {seconds:.2f} s | {peak / 1e6:.0f} MB"
+    print(f"| bfloat16 | {row} |")
     for bits in BITS[::-1]:
         for group_size in GROUP_SIZES:
             if config.dim % group_size or config.ffn_dim % group_size:
                 continue
-            target = source.with_name("quantised.safetensors")
-            errors = quantise(source, target, Quantization(bits=bits, group_size=group_size))
+            target = source.with_name("quantized.safetensors")
+            errors = quantize_file(source, target, Quantization(bits=bits, group_size=group_size))
             out, seconds, peak = forward(target, config, side)
             fewer = target.stat().st_size
             print(
@@ -119,42 +121,44 @@ def compare(source: Path, config: DiTConfig, side: int) -> None:
 
 
 def sizes() -> None:
-    """Print the sizes of the real models' files, from their shapes alone."""
-    ways = [(bits, group) for bits in BITS[::-1] for group in GROUP_SIZES]
-    print("| file | bfloat16 |", " | ".join(f"{bits}, {group}" for bits, group in ways), "|")
-    print("|---|---|" + "---|" * len(ways))
+    """Print the file sizes of the real models, from their shapes."""
+    formats = [(bits, group) for bits in BITS[::-1] for group in GROUP_SIZES]
+    print("| file | bfloat16 |", " | ".join(f"{bits}, {group}" for bits, group in formats), "|")
+    print("|---|---|" + "---|" * len(formats))
     for name, config in REAL.items():
         shapes = parameter_shapes(DiT(config) if isinstance(config, DiTConfig) else T5(config))
         plain = [
             Slot(key, "BF16" if narrow(key) else "F32", shape) for key, shape in shapes.items()
         ]
-        files = [packed(plain, Quantization(bits=bits, group_size=group)) for bits, group in ways]
+        files = [
+            packed(plain, Quantization(bits=bits, group_size=group)) for bits, group in formats
+        ]
         row = [f"{file_size(slots) / 1e9:.2f} GB" for slots in (plain, *files)]
         print(f"| {name} |", " | ".join(row), "|")
 
 
 def file_size(slots: Sequence[Slot]) -> int:
-    """Bytes of a file with these tensors."""
+    """Return the size of a file with these tensors in bytes."""
     full = " ".join(slot.name for slot in slots if slot.dtype == "F32")
     return len(header(slots, {FULL: full})) + sum(slot.nbytes for slot in slots)
 
 
 def switch(width: int, out: int, bits: int) -> None:
-    """Print from how many tokens on dequantising beats the quantised product."""
+    """Print the time of a quantized product and of a dequantized one, by tokens."""
     dtype = mlx_dtype(compute_dtype("bfloat16"))
-    quantised = mx.quantize(mx.random.normal((out, width)).astype(dtype), 64, bits)
-    print(f"\n| tokens, {bits} bits, {width} to {out} | quantised product | dequantised |")
+    quantized = mx.quantize(mx.random.normal((out, width)).astype(dtype), 64, bits)
+    print(f"\n| tokens, {bits} bits, {width} to {out} | quantized product | dequantized |")
     print("|---|---|---|")
     for tokens in SIZES:
         x = mx.random.normal((tokens, width)).astype(dtype)
-        mx.eval(x, quantised)
-        product = best(lambda x=x: mx.quantized_matmul(x, *quantised, group_size=64, bits=bits))
-        dense = best(lambda x=x: linear(x, mx.dequantize(*quantised, 64, bits), None))
+        mx.eval(x, quantized)
+        product = best(lambda x=x: mx.quantized_matmul(x, *quantized, group_size=64, bits=bits))
+        dense = best(lambda x=x: linear(x, mx.dequantize(*quantized, 64, bits), None))
         print(f"| {tokens} | {1e3 * product:.2f} ms | {1e3 * dense:.2f} ms |")
 
 
 def best(work: Callable[[], mx.array], times: int = 4) -> float:
-    """The shortest of some runs, in seconds."""
+    """Return the shortest time of several runs, in seconds."""
     seconds = []
     for _ in range(times):
         start = time.perf_counter()
@@ -164,14 +168,18 @@ def best(work: Callable[[], mx.array], times: int = 4) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a converted, unquantised model")
+    """Parse the options, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, help="A converted, unquantized model.")
     for name, value in (("dim", 512), ("ffn-dim", 2048), ("heads", 4), ("layers", 8)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--side", type=int, default=16, help="of the latent, 5 frames of it")
+    parser.add_argument(
+        "--side", type=int, default=16, help="Side of the latent, which has 5 frames."
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sizes", action="store_true", help="only the sizes of the real models")
+    parser.add_argument(
+        "--sizes", action="store_true", help="Print only the file sizes of the real models."
+    )
     chosen = parser.parse_args(arguments)
     if chosen.sizes:
         sizes()
@@ -195,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             random_model(source, config, chosen.seed)
         print(f"width {config.dim}, feed forward {config.ffn_dim}, {config.layers} layers\n")
         compare(source, config, chosen.side)
-    switch(1536, 8960, 4)  # as in the feed forward of the 1.3B
+    switch(1536, 8960, 4)  # the feed forward of 1.3B
 
 
 if __name__ == "__main__":

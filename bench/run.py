@@ -1,13 +1,12 @@
-"""Where the time of a whole run goes: `wanpipe run` with a 1.3B of random weights, as a process.
+"""Shows where the time of a whole `wanpipe run` goes, with a 1.3B of random weights.
 
-    python -m bench.run [--small] [--steps 50] [--rounds 2] [--output film.mp4]
+    python -m bench.run [--small] [--steps 50] [--rounds 2] [--output video.mp4]
 
-Writes a model directory as `convert` does, but for a T5 of two small layers that gives rows of the
-width the transformer takes, and the demo's tokenizer: encoding the prompt is no part of what this
-measures (bench/text.py does). Then it runs the command and stamps its events, every round with a
-cache of its own: a GPU's kernels are compiled by the first round on a machine. Goal: 97 % of the
-wall time inside denoising steps and the decoding. Without --output frames are written as PNGs;
-`--output none` goes through the stages one by one and writes no film.
+Writes a model directory with a T5 of two small layers and the demo's tokenizer, since bench/text.py
+measures the text encoder. Then runs the command as a process and records when its events arrive.
+Each round has its own cache; the first round on a machine compiles the GPU kernels. Goal: 97 % of
+the wall time in denoising steps and decoding. The default output is PNG frames. `--output none`
+runs the stages one by one and writes no video.
 """
 
 import json
@@ -50,15 +49,15 @@ from wanpipe.runtime.documents import Document, encode
 
 PROMPT = "a red ball rolls to the right"
 GOAL = 0.97
-# Random weights make noise, which takes x264 longer than anything that a camera sees. With the last
-# convolution so much smaller its film takes 3 MB instead of 18.
+# Random weights make noise, which x264 encodes slowly. With a smaller last convolution, the video
+# has 3 MB instead of 18.
 FAINT = {"output.weight": 0.06}
 LITTLE = {"vocab": 1024, "attention_dim": 64, "ffn_dim": 128, "heads": 2, "layers": 2}
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event of the command, and the seconds from the start of the process to it."""
+    """An event of the command; `at` is in seconds since the process started."""
 
     at: float
     fields: dict[str, Any]
@@ -73,7 +72,7 @@ def component(
     dtype: str,
     gains: Mapping[str, float] | None = None,
 ) -> Component:
-    """Write one network's file, and say what config.json says of it."""
+    """Write one network's file and return its entry in config.json."""
     random = Random(network, rows, dtype=dtype, gains=gains)
     written = random.write(folder / f"{name}.safetensors")
     return Component(
@@ -86,7 +85,7 @@ def component(
 
 
 def write_config(folder: Path, name: str, parts: Mapping[str, Any]) -> None:
-    """Write the config.json of a bfloat16 model of this variant with these components."""
+    """Write the config.json of a bfloat16 model of this variant."""
     variant = VARIANTS[name]
     config = ModelConfig(
         schema=SCHEMA,
@@ -101,7 +100,7 @@ def write_config(folder: Path, name: str, parts: Mapping[str, Any]) -> None:
 
 
 def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
-    """Write a whole model directory."""
+    """Write a complete model directory."""
     t5 = T5Config(dim=dit.text_dim, **LITTLE)
     with demo.checkpoint("t2v") as source:
         words = (source / "google" / "umt5-xxl" / "tokenizer.json").read_bytes()
@@ -120,7 +119,7 @@ def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
 
 
 def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, float]:
-    """Run a command of wanpipe: its events, the last line of its output, and its seconds."""
+    """Run a command of wanpipe; return its events, the last line of its output, and its time."""
     command = [sys.executable, "-m", "wanpipe", *map(str, words), "--events", "json"]
     command += ["--cache", str(cache)]
     start = time.perf_counter()
@@ -133,7 +132,7 @@ def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, f
         at = time.perf_counter() - start
         if line.startswith("{"):
             events.append(Event(at, json.loads(line)))
-            report(events[-1])
+            print_progress(events[-1])
         else:
             other.append(line)
     output = process.stdout.read().strip()
@@ -142,40 +141,42 @@ def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, f
     return events, output.rpartition("\n")[2], time.perf_counter() - start
 
 
-def report(event: Event) -> None:
-    """Say on stderr how far the command is, should it not come to its end."""
+def print_progress(event: Event) -> None:
+    """Print the progress on stderr, in case the command does not finish."""
     kind, fields = event.fields["event"], event.fields
     if kind in ("planned", "loaded", "computed", "written"):
-        told = [fields.get(name) for name in ("stage", "component", "step")]
-        what = " ".join(str(one) for one in told if one is not None)
+        parts = [fields.get(name) for name in ("stage", "component", "step")]
+        what = " ".join(str(one) for one in parts if one is not None)
         print(f"{event.at:.2f} s: {kind} {what}", file=sys.stderr, flush=True)
 
 
 def computed(events: Sequence[Event], stage: str) -> list[float]:
-    """Seconds that the entries of a stage took, as they say themselves."""
+    """Return the seconds that the events report for the entries of a stage."""
     found = [event.fields for event in events if event.fields["event"] == "computed"]
     return [fields["seconds"] for fields in found if fields["stage"] == stage]
 
 
 def first(events: Sequence[Event], **wanted: str) -> float | None:
-    """When the first event with these fields came."""
+    """Return when the first event with these fields arrived."""
     for event in events:
         if all(event.fields.get(name) == value for name, value in wanted.items()):
             return event.at
     return None
 
 
-def tell(events: Sequence[Event], wall: float, steps: int, output: Path, rows: Rows) -> None:
-    """Print the share of the steps and the decoding, and what else took time."""
+def print_shares(
+    events: Sequence[Event], wall: float, steps: int, output: Path, rows: Rows
+) -> None:
+    """Print the share of steps and decoding, and the rest."""
     denoising, decoding = computed(events, "denoise"), computed(events, "decode")
     assert len(denoising) == steps and len(decoding) == 1, (len(denoising), len(decoding))
     text, inside = sum(computed(events, "encode-text")), sum(denoising) + sum(decoding)
     begun = first(events, event="planned") or events[0].at
     shown = first(events, event="computed", stage="decode")
     written = first(events, event="written")
-    film = None if shown is None or written is None else written - shown
+    video = None if shown is None or written is None else written - shown
     end = 0.0 if written is None else wall - written
-    rows.tell(
+    rows.print(
         "run",
         wall=wall,
         steps=sum(denoising),
@@ -183,23 +184,23 @@ def tell(events: Sequence[Event], wall: float, steps: int, output: Path, rows: R
         median_step=sorted(denoising)[steps // 2],
         decode=sum(decoding),
         share=inside / wall,
-        share_without_film=inside / (wall - (film or 0.0)),
+        share_without_video=inside / (wall - (video or 0.0)),
         goal=GOAL,
         rest=wall - inside,
     )
-    rows.tell(
+    rows.print(
         "the rest",
         to_first_event=begun,
         encode_text=text,
-        film=film,
-        film_mb=output.stat().st_size / 1e6 if output.is_file() else None,
+        video=video,
+        video_mb=output.stat().st_size / 1e6 if output.is_file() else None,
         end=end,
-        other=wall - inside - text - begun - (film or 0.0) - end,
+        other=wall - inside - text - begun - (video or 0.0) - end,
     )
 
 
-def through(words: list[str | Path], model: Path, steps: int, cache: Path, rows: Rows) -> None:
-    """Run the stages one by one, without a film, and print each."""
+def run_stages(words: list[str | Path], model: Path, steps: int, cache: Path, rows: Rows) -> None:
+    """Run the stages one by one, without writing a video, and print each."""
     total = inside = 0.0
     commands: list[list[str | Path]] = [
         ["encode-text", "--model", model, "--prompt", PROMPT],
@@ -211,44 +212,44 @@ def through(words: list[str | Path], model: Path, steps: int, cache: Path, rows:
         events, output, wall = timed([*command, *(["--from", last] if last else [])], cache)
         last, made = output, sum(computed(events, str(command[0])))
         total, inside = total + wall, inside + (0.0 if command[0] == "encode-text" else made)
-        rows.tell(str(command[0]), wall=wall, computing=made, events=len(events))
-    rows.tell("stages", wall=total, share=inside / total, goal=GOAL, rest=total - inside)
+        rows.print(str(command[0]), wall=wall, computing=made, events=len(events))
+    rows.print("stages", wall=total, share=inside / total, goal=GOAL, rest=total - inside)
 
 
 def main() -> None:
-    """Write the model; in every round run it, say where the time went, run it again, all there."""
+    """Write the model. In each round, run it, print the shares, and run it again from the cache."""
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=50)
-    options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--output", default="frames.png", help="a film, frames, or `none`")
-    options.add_argument("--folder", type=Path, help="where everything is written")
-    asked = options.parse_args()
-    dit, decoder, steps = T2V_1_3B, VAE_21, asked.steps
+    options.add_argument("--steps", type=int, default=50, help="Denoising steps.")
+    options.add_argument("--rounds", type=int, default=2, help="Runs with an empty cache.")
+    options.add_argument("--output", default="frames.png", help="A video, frames, or `none`.")
+    options.add_argument("--folder", type=Path, help="Directory for all files.")
+    args = options.parse_args()
+    dit, decoder, steps = T2V_1_3B, VAE_21, args.steps
     words: list[str | Path] = []
-    if asked.small:
+    if args.small:
         dit, decoder = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
         words, steps = ["--width", "64", "--height", "64", "--num-frames", "5"], min(steps, 4)
     words += ["--steps", str(steps)]
     mx.random.seed(0)
-    rows = Rows(asked.json)
-    rows.start()
-    with tempfile.TemporaryDirectory(dir=asked.folder) as where:
+    rows = Rows(args.json)
+    rows.print_machine()
+    with tempfile.TemporaryDirectory(dir=args.folder) as where:
         model = Path(where) / "model"
         model.mkdir()
         write_model(model, dit, decoder)
         mx.clear_cache()
-        for number in range(asked.rounds):
+        for number in range(args.rounds):
             folder = Path(where) / str(number)
             folder.mkdir()
-            if asked.output == "none":
-                through(words, model, steps, folder / "cache", rows)
+            if args.output == "none":
+                run_stages(words, model, steps, folder / "cache", rows)
                 continue
-            film = folder / asked.output
-            run = ["run", "--model", model, "--prompt", PROMPT, "--output", film, *words]
+            video = folder / args.output
+            run = ["run", "--model", model, "--prompt", PROMPT, "--output", video, *words]
             events, _, wall = timed(run, folder / "cache")
-            tell(events, wall, steps, film, rows)
+            print_shares(events, wall, steps, video, rows)
             _, _, wall = timed(run, folder / "cache")
-            rows.tell("the same run, everything there", wall=wall)
+            rows.print("the same run, everything cached", wall=wall)
 
 
 if __name__ == "__main__":

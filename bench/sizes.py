@@ -1,4 +1,4 @@
-"""Dimensions of the real networks, and the sizes at which they are measured."""
+"""Dimensions of the official networks, and the video sizes of the measurements."""
 
 from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import Triple
@@ -8,7 +8,7 @@ WIDE, HD, TI2V_HD = (21, 60, 104), (21, 90, 160), (31, 44, 80)
 
 _LARGE = {"dim": 5120, "ffn_dim": 13824, "heads": 40, "layers": 40, "out_dim": 16}
 T2V_1_3B = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16)
-T2V_14B = DiTConfig(**_LARGE, in_dim=16)  # and either expert of T2V-A14B
+T2V_14B = DiTConfig(**_LARGE, in_dim=16)  # also each expert of T2V-A14B
 I2V_14B = DiTConfig(**_LARGE, in_dim=36, clip_dim=1280)
 I2V_A14B = DiTConfig(**_LARGE, in_dim=36)
 TI2V_5B = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_dim=48, out_dim=48)

@@ -1,8 +1,8 @@
-"""Times what a user waits for before any work is done: whole processes, with the median of several.
+"""Times the start-up of the command line: whole processes, median of several runs.
 
-    python bench/startup.py [RUNS [CHECKPOINT]]
+    python -m bench.startup [RUNS [CHECKPOINT]]
 
-`--help` has a goal of 0.3 s, a run that finds its film made a goal of 1.5 s.
+Goals: 0.3 s for `--help`, 1.5 s for a run whose video is cached.
 """
 
 import statistics
@@ -19,7 +19,7 @@ SIZE = ["--width", "64", "--height", "64", "--num-frames", "5", "--steps", "4"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A command and the seconds that it should take at most."""
+    """A command and its goal in seconds."""
 
     name: str
     words: list[str]
@@ -27,20 +27,20 @@ class Case:
 
 
 def cases(checkpoint: Path) -> list[Case]:
-    """What is timed; a run is the same each time, so that only the first one computes."""
-    film = ["--prompt", "a red ball", "--output", "film.mp4", *SIZE]
-    run = ["run", "--checkpoint-dir", str(checkpoint), *film]
+    """Return the timed commands. Only the first run computes; later ones reuse its entries."""
+    video = ["--prompt", "a red ball", "--output", "video.mp4", *SIZE]
+    run = ["run", "--checkpoint-dir", str(checkpoint), *video]
     return [
         Case(name="wanpipe --help", words=["--help"], goal=0.3),
         Case(name="wanpipe run --help", words=["run", "--help"], goal=0.3),
-        Case(name="wanpipe run, all there", words=run, goal=1.5),
+        Case(name="wanpipe run, everything cached", words=run, goal=1.5),
         Case(name="wanpipe run --dry-run", words=[*run, "--dry-run"], goal=1.5),
-        Case(name="wanpipe show film.mp4", words=["show", "film.mp4"], goal=1.5),
+        Case(name="wanpipe show video.mp4", words=["show", "video.mp4"], goal=1.5),
     ]
 
 
 def seconds(words: list[str], folder: Path) -> float:
-    """How long a process takes, from its start to its end."""
+    """Run a command and return its wall time."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "wanpipe", *words]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
@@ -48,7 +48,7 @@ def seconds(words: list[str], folder: Path) -> float:
 
 
 def main() -> None:
-    """Print a table: median and slowest of the runs, and the goal."""
+    """Print the median and the slowest time of each command, and its goal."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     checkpoint = Path(sys.argv[2]) if len(sys.argv) > 2 else DEMO
     with tempfile.TemporaryDirectory() as name:
@@ -56,7 +56,7 @@ def main() -> None:
         print("| command | median, s | slowest, s | goal, s | |")
         print("|---|---|---|---|---|")
         for case in cases(checkpoint.resolve()):
-            seconds(case.words, folder)  # makes the film, and warms the disk's cache
+            seconds(case.words, folder)  # makes the video and fills the page cache
             times = [seconds(case.words, folder) for _ in range(runs)]
             median = statistics.median(times)
             verdict = "met" if median <= case.goal else "missed"

@@ -1,11 +1,11 @@
-"""Times the text encoder at full size (T5-XXL) with random weights: 512 tokens.
+"""Times the full-size text encoder (T5-XXL) on 512 tokens, with random weights.
 
     python -m bench.text [--small] [--folder DIR]
 
-Writes a converted file (11.4 GB), then measures: the network resident; `encode`, which reads
-block by block, with the file in the page cache and after asking the system to forget it; reading
-the same blocks and computing nothing; reading the file's bytes. Goals: 1.2 times the reading of
-the bytes, 1.5 GB. The system may not forget a file, as in a folder that is memory.
+Writes a converted file (11.4 GB). Times `encode`, which streams the blocks, from the page cache and
+after dropping the file from it; reading the blocks without computing; reading the file's bytes; and
+the resident network. Goals: 1.2 times the reading of the bytes, 1.5 GB. On a file system in memory,
+dropping the file has no effect.
 """
 
 import gc
@@ -34,7 +34,7 @@ TOKENS = 512
 SMALL = {"vocab": 1000, "dim": 128, "attention_dim": 128, "ffn_dim": 256, "heads": 2, "layers": 4}
 
 
-def forget(path: Path) -> None:
+def drop_cached(path: Path) -> None:
     """Ask the system to drop a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -43,8 +43,8 @@ def forget(path: Path) -> None:
 
 
 def cold(path: Path, run: Callable[[], None]) -> float:
-    """Seconds of a call, after the file was forgotten."""
-    forget(path)
+    """Return the seconds of a call after dropping the file from the page cache."""
+    drop_cached(path)
     start = time.perf_counter()
     run()
     mx.synchronize()
@@ -52,11 +52,11 @@ def cold(path: Path, run: Callable[[], None]) -> float:
 
 
 def resident(path: Path, config: T5Config, ids: list[int], repeats: int, rows: Rows) -> None:
-    """Time the network with all weights in memory."""
+    """Time the resident network."""
     network = load_network(T5(config), path, mlx_dtype(compute_dtype("bfloat16")))
     timing = measure(lambda: mx.eval(network(ids)), repeats)
     flops = budget.text_plan(config, 1, [len(ids)]).flops
-    rows.tell(
+    rows.print(
         "t5, resident",
         tokens=len(ids),
         seconds=timing.seconds,
@@ -68,7 +68,7 @@ def resident(path: Path, config: T5Config, ids: list[int], repeats: int, rows: R
 def streamed(
     path: Path, config: T5Config, blocks: int, ids: list[int], repeats: int, rows: Rows
 ) -> None:
-    """Time the encoder as a run has it, and the reading alone, from the page cache and not."""
+    """Time the streamed encoder, and reading alone, with a warm and a cold page cache."""
     dtype = mlx_dtype(compute_dtype("bfloat16"))
     need = budget.text_plan(config, blocks, [len(ids)])
 
@@ -82,7 +82,7 @@ def streamed(
 
     timing, reading = measure(run, repeats), measure(read, repeats).seconds
     plainly = read_plainly(path)
-    rows.tell(
+    rows.print(
         "t5, streamed, warm",
         seconds=timing.seconds,
         reading_blocks=reading,
@@ -94,8 +94,8 @@ def streamed(
         peak_over_expected_percent=100 * (timing.peak / need.peak - 1),
     )
     whole, reading = cold(path, run), cold(path, read)
-    rows.tell(
-        "t5, streamed, forgotten before",
+    rows.print(
+        "t5, streamed, cold",
         seconds=whole,
         reading_blocks=reading,
         over_reading=whole / reading,
@@ -105,26 +105,26 @@ def streamed(
 def main() -> None:
     """Write the file and measure."""
     options = parser(__doc__)
-    options.add_argument("--folder", type=Path, help="where the file is written")
-    asked = options.parse_args()
-    config = replace(T5_XXL, **SMALL) if asked.small else T5_XXL
+    options.add_argument("--folder", type=Path, help="Directory for the file.")
+    args = options.parse_args()
+    config = replace(T5_XXL, **SMALL) if args.small else T5_XXL
     mx.random.seed(0)
-    rows = Rows(asked.json)
-    rows.start()
-    tokens = 64 if asked.small else TOKENS
+    rows = Rows(args.json)
+    rows.print_machine()
+    tokens = 64 if args.small else TOKENS
     ids = [int(i) for i in mx.random.randint(0, config.vocab, (tokens,))]
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "t5_encoder.safetensors"
         random = Random(T5(config), rules.ROWS)
         start = time.perf_counter()
         random.write(path)
-        rows.tell("t5, file", gigabytes=random.bytes / 1e9, written=time.perf_counter() - start)
+        rows.print("t5, file", gigabytes=random.bytes / 1e9, written=time.perf_counter() - start)
         itemsize = ITEMSIZE[compute_dtype("bfloat16")]
         blocks = (random.parameters - config.vocab * config.dim) * itemsize
-        streamed(path, config, blocks, ids, asked.repeats, rows)
+        streamed(path, config, blocks, ids, args.repeats, rows)
         gc.collect()
         mx.clear_cache()
-        resident(path, config, ids, asked.repeats, rows)
+        resident(path, config, ids, args.repeats, rows)
 
 
 if __name__ == "__main__":

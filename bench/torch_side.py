@@ -1,11 +1,11 @@
 """The PyTorch side of bench/dit.py, bench/vae.py and bench/parity.py: diffusers' Wan networks.
 
-    python -m bench.torch_side step TASK         times a step of random weights; TASK is JSON
-    python -m bench.torch_side coder TASK        times one half of a VAE likewise
-    python -m bench.torch_side compare FOLDER    runs the weights and inputs in FOLDER
+    python -m bench.torch_side step TASK         time a step with random weights; TASK is JSON
+    python -m bench.torch_side coder TASK        time a VAE encoder or decoder; TASK is JSON
+    python -m bench.torch_side compare FOLDER    run the weights and inputs in FOLDER
 
-Loads no MLX. Needs torch and diffusers, and CUDA unless --cpu is given. The last line of `step`
-and `coder` is JSON; `compare` writes arrays beside its inputs.
+Does not load MLX. Needs torch and diffusers, and CUDA unless --cpu is given. The last line of
+`step` and `coder` is JSON. `compare` writes its results to FOLDER.
 """
 
 import json
@@ -29,7 +29,7 @@ RENAMES = (
     (r"cross_attn\.(q|k|v)\b", r"attn2.to_\1"),
     (r"self_attn\.", "attn1."),
     (r"cross_attn\.", "attn2."),
-    (r"norm3", "norm2"),  # there the norm before cross attention is the second
+    (r"norm3", "norm2"),  # diffusers counts the norm before cross attention as the second
     (r"ffn\.fc1", "ffn.net.0.proj"),
     (r"ffn\.fc2", "ffn.net.2"),
     (r"head\.linear", "proj_out"),
@@ -38,7 +38,7 @@ RENAMES = (
 
 
 def network(config: dict[str, Any]) -> Any:
-    """Make diffusers' transformer of these sizes, with weights of its own."""
+    """Make diffusers' transformer of these sizes, with random weights."""
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(
@@ -54,14 +54,14 @@ def network(config: dict[str, Any]) -> Any:
 
 
 def renamed(name: str) -> str:
-    """Their name of one of our parameters."""
+    """Return diffusers' name of one of our parameters."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Read a converted file as float32 tensors under their names."""
+    """Read a converted file as float32 tensors under diffusers' names."""
     from safetensors.torch import load_file
 
     weights = {renamed(name): value.float() for name, value in load_file(path).items()}
@@ -74,7 +74,7 @@ def state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(task: dict[str, Any], device: str) -> None:
-    """Time a step with guidance as a batch of two, bfloat16, weights as they are made."""
+    """Time a step with guidance as a batch of two, in bfloat16."""
     import torch
 
     config, dtype = task["config"], torch.bfloat16
@@ -92,11 +92,11 @@ def step(task: dict[str, Any], device: str) -> None:
     def run() -> None:
         model(hidden_states=latent, timestep=when, encoder_hidden_states=text, return_dict=False)
 
-    tell(run, task["repeats"], device)
+    print_timing(run, task["repeats"], device)
 
 
 def coder(task: dict[str, Any], device: str) -> None:
-    """Time one half of a VAE on one video, bfloat16, weights as they are made."""
+    """Time a VAE encoder or decoder on one video, in bfloat16."""
     import torch
     from diffusers import AutoencoderKLWan
 
@@ -106,18 +106,18 @@ def coder(task: dict[str, Any], device: str) -> None:
         base_dim=task["encoder_dim"],
         decoder_base_dim=task["decoder_dim"],
         z_dim=task["z_dim"],
-        latents_mean=zeros,  # not used within the network
+        latents_mean=zeros,  # not used by the network
         latents_std=zeros,
         **(residual if task["version"] == "2.2" else {}),
     ).eval()
     model = model.to(**kind)
     given = torch.randn(1, *task["shape"], **kind)
     work = model.decode if task["half"] == "decode" else model.encode
-    tell(lambda: work(given, return_dict=False), task["repeats"], device)
+    print_timing(lambda: work(given, return_dict=False), task["repeats"], device)
 
 
-def tell(run: Callable[[], object], repeats: int, device: str) -> None:
-    """Print median seconds and peak memory of several runs after two that do not count."""
+def print_timing(run: Callable[[], object], repeats: int, device: str) -> None:
+    """Print the median time and the peak memory of several runs, after two untimed ones."""
     import torch
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -138,13 +138,13 @@ def tell(run: Callable[[], object], repeats: int, device: str) -> None:
 
 
 def compare(folder: Path, device: str) -> None:
-    """Run the model in a folder in float32 and in bfloat16; write `torch-DTYPE-WHAT.npy`."""
+    """Run the model of a folder in float32 and bfloat16; write `torch-DTYPE-WHAT.npy`."""
     import torch
 
-    torch.backends.cudnn.allow_tf32 = False  # on by default, for the convolution of the patches
+    torch.backends.cudnn.allow_tf32 = False  # on by default; affects the patch embedding
     config = json.loads((folder / "config.json").read_text())
     inputs = {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in config["inputs"]}
-    with torch.device(device):  # a CPU takes long to draw weights that are replaced anyway
+    with torch.device(device):  # drawing weights on a CPU is slow, and they are replaced anyway
         model = network(config)
     model.load_state_dict(state(folder / "model.safetensors", config))
     for dtype in (torch.float32, torch.bfloat16):
@@ -157,7 +157,7 @@ def compare(folder: Path, device: str) -> None:
 
 
 def narrow(model: Any) -> None:
-    """Make parameters bfloat16 but for those that diffusers keeps in float32 when it loads."""
+    """Cast parameters to bfloat16, except those that diffusers keeps in float32."""
     import torch
 
     full = set(model._keep_in_fp32_modules)
@@ -167,7 +167,7 @@ def narrow(model: Any) -> None:
 
 
 def results(model: Any, inputs: dict[str, Any], dtype: Any, device: str) -> dict[str, Any]:
-    """The stream after the first block (L, D), and the velocity (C, F, H, W) of the whole."""
+    """Return the stream after the first block (L, D), and the model's velocity (C, F, H, W)."""
     import torch
 
     latent, text, stream, time, words = (
@@ -185,16 +185,16 @@ def results(model: Any, inputs: dict[str, Any], dtype: Any, device: str) -> dict
 
 
 def main() -> None:
-    """Do what is asked; one line says what is missing."""
+    """Run a command. Exits with one line if a requirement is missing."""
     what, given, *rest = sys.argv[1:]
     device = "cpu" if "--cpu" in rest else "cuda"
     try:
         import diffusers  # noqa: F401
         import torch
     except ImportError as error:
-        sys.exit(f"no {error.name} here")
+        sys.exit(f"{error.name} is not installed")
     if device == "cuda" and not torch.cuda.is_available():
-        sys.exit("PyTorch finds no CUDA here")
+        sys.exit("PyTorch finds no CUDA device")
     if what in ("step", "coder"):
         {"step": step, "coder": coder}[what](json.loads(given), device)
     else:

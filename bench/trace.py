@@ -1,9 +1,9 @@
-"""Which kernels a denoising step runs, and where the GPU waits for the host between them.
+"""Lists the kernels of a denoising step, and the gaps in which the GPU waits for the host.
 
     python -m bench.trace [NAME] [--layers N]
 
-NAME is one of DITS in bench/sizes.py, `1.3b` without one. The profiler of PyTorch (the one that
-bench/torch_side.py compares with) sees every kernel of the process, MLX's too. Needs CUDA.
+NAME is a key of DITS in bench/sizes.py, by default `1.3b`. PyTorch's profiler sees every kernel of
+the process, including MLX's. Needs CUDA.
 """
 
 import json
@@ -24,14 +24,14 @@ from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models.dit import DiT
 
 KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
-MOST = 25  # kernels that are told
-LETTERS = 90  # of a kernel's name
-WAITS = (2, 5, 10, 30, 100)  # microseconds that part waits into classes
-LONG = 30  # microseconds: of a wait that is told by what came after it
+MOST = 25  # kernels in the output
+LETTERS = 90  # length of a kernel's name
+GAPS = (2, 5, 10, 30, 100)  # microseconds, the bounds of the classes of gaps
+LONG = 30  # microseconds; longer gaps are listed by the kernel after them
 
 
 class Work(NamedTuple):
-    """What the GPU did: a kernel or a copy, microseconds."""
+    """A kernel or a copy on the GPU; times in microseconds."""
 
     name: str
     start: float
@@ -39,7 +39,7 @@ class Work(NamedTuple):
 
 
 def traced(step: Callable[[], None]) -> list[Work]:
-    """Run a step under the profiler and return what the GPU did, in the order of time."""
+    """Profile one step and return the GPU's work in order of time."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -64,8 +64,8 @@ def traced(step: Callable[[], None]) -> list[Work]:
     return sorted(works, key=lambda work: work.start)
 
 
-def waits(works: Sequence[Work]) -> list[tuple[float, str]]:
-    """Microseconds in which nothing ran, each with what ran next."""
+def gaps(works: Sequence[Work]) -> list[tuple[float, str]]:
+    """Return the idle gaps in microseconds, each with the name of the next kernel."""
     found, end = [], works[0].start
     for work in works:
         if work.start > end:
@@ -75,7 +75,7 @@ def waits(works: Sequence[Work]) -> list[tuple[float, str]]:
 
 
 def grouped(pairs: Sequence[tuple[str, float]]) -> list[tuple[str, int, float]]:
-    """Name, count and sum of microseconds, the largest sum first."""
+    """Return name, count and total microseconds, the largest total first."""
     found: dict[str, list[float]] = defaultdict(list)
     for name, took in pairs:
         found[name].append(took)
@@ -83,39 +83,39 @@ def grouped(pairs: Sequence[tuple[str, float]]) -> list[tuple[str, int, float]]:
     return sorted(rows, key=lambda row: row[2], reverse=True)
 
 
-def tell(works: Sequence[Work], rows: Rows) -> None:
-    """Print the step, its kernels and its waits."""
+def print_trace(works: Sequence[Work], rows: Rows) -> None:
+    """Print the step, its kernels and its gaps."""
     end = max(work.start + work.took for work in works)
-    idle = waits(works)
-    rows.tell(
+    idle = gaps(works)
+    rows.print(
         "step",
         ms=(end - works[0].start) / 1e3,
         busy_ms=sum(work.took for work in works) / 1e3,
-        waiting_ms=sum(took for took, _ in idle) / 1e3,
+        idle_ms=sum(took for took, _ in idle) / 1e3,
     )
     for name, count, total in grouped([(work.name, work.took) for work in works])[:MOST]:
-        rows.tell(name, times=count, ms=total / 1e3, each_us=total / count)
-    for low, high in zip((0, *WAITS), (*WAITS, float("inf")), strict=True):
+        rows.print(name, times=count, ms=total / 1e3, each_us=total / count)
+    for low, high in zip((0, *GAPS), (*GAPS, float("inf")), strict=True):
         chosen = [took for took, _ in idle if low <= took < high]
-        rows.tell(f"waits of {low} to {high} us", times=len(chosen), ms=sum(chosen) / 1e3)
+        rows.print(f"gaps of {low} to {high} us", times=len(chosen), ms=sum(chosen) / 1e3)
     for name, count, total in grouped([(after, took) for took, after in idle if took >= LONG]):
-        rows.tell(f"waits before {name}", times=count, ms=total / 1e3)
+        rows.print(f"gaps before {name}", times=count, ms=total / 1e3)
 
 
 def main() -> None:
     """Trace one network."""
     options = parser(__doc__)
     options.add_argument("name", nargs="?", default="1.3b", choices=DITS)
-    options.add_argument("--layers", type=int, help="fewer blocks than the network has")
-    asked: Namespace = options.parse_args()
+    options.add_argument("--layers", type=int, help="Number of blocks, if not all.")
+    args: Namespace = options.parse_args()
     if not is_cuda():
-        raise SystemExit("a trace needs CUDA, and PyTorch for its profiler")
+        raise SystemExit("bench.trace needs CUDA, and PyTorch for its profiler")
     mx.random.seed(0)
-    rows = Rows(asked.json)
-    rows.start()
-    config, latent = chosen_size(asked.name, asked)
+    rows = Rows(args.json)
+    rows.print_machine()
+    config, latent = chosen_size(args.name, args)
     network = Random(DiT(config), rules.ROWS).fill(DiT(config), mx.bfloat16)
-    tell(traced(stepper(network, latent)), rows)
+    print_trace(traced(stepper(network, latent)), rows)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
-"""Both VAEs at full size, with random weights, on the device that MLX uses: where the time goes.
+"""Times both VAEs at full size, with random weights.
 
     python -m bench.vae [--small] [--at-once N] [--unlimited] [--torch] [NAME ...]
     python -m bench.vae [--small] [--at-once N] --layers | --conv [NAME ...]
 
-Without options: for each of SIZES the median seconds of one decode and one encode, held to the
-memory that a run allows, TFLOP/s, the peak beside the planned one, and how many times the limit
-that is (arithmetic at the ceiling of bench/limits.py); an image-to-video clip, of which most is
-grey, beside the plain video; with `--torch` what diffusers takes on the same machine. `--layers`
-times every distinct layer alone, `--conv` three ways of computing every distinct 3x3x3 convolution.
-`--small` takes sizes that a CPU can do.
+Prints the median time of a decode, an encode, and an encode of an image-to-video clip, most of
+which is gray. Each is held to the memory of its plan. The limit is the arithmetic at the ceiling of
+bench/limits.py. `--torch` adds diffusers. `--layers` times every distinct layer alone. `--conv`
+compares three implementations of every distinct 3x3x3 convolution.
 """
 
 import statistics
@@ -24,7 +22,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
 from bench import limits
-from bench.peer import beside
+from bench.peer import run_diffusers
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
 from wanpipe.backend.device import describe, is_cuda, within
 from wanpipe.models import vae
@@ -49,8 +47,8 @@ SMALL = {
 }
 
 
-def randomise(network: nn.Module) -> nn.Module:
-    """Fill a network with normal weights in bfloat16, gains of norms in float32."""
+def randomize(network: nn.Module) -> nn.Module:
+    """Fill a network with normal bfloat16 weights, and norms with float32 gains of 1."""
 
     def draw(name: str, value: mx.array) -> mx.array:
         if name.endswith("gamma"):
@@ -65,7 +63,7 @@ def randomise(network: nn.Module) -> nn.Module:
 
 
 def clock(run: Callable[[], object], inner: int = 1) -> float:
-    """Warm up once, then give the median seconds of `run`, `inner` of them timed together."""
+    """Return the median seconds of `run` after a warm-up; `inner` calls are timed together."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -79,40 +77,40 @@ def clock(run: Callable[[], object], inner: int = 1) -> float:
     return statistics.median(once() for _ in range(REPEATS))
 
 
-def held(need: MemoryPlan, asked: Namespace) -> AbstractContextManager[None]:
-    """MLX's memory held to what a run allows it, unless that is not wanted."""
-    return nullcontext() if asked.unlimited else within(need.limit)
+def held(need: MemoryPlan, args: Namespace) -> AbstractContextManager[None]:
+    """Limit MLX's memory to the plan, unless --unlimited is given."""
+    return nullcontext() if args.unlimited else within(need.limit)
 
 
-def way(config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> DecodePlan:
-    """How a film of this size is decoded: as --at-once asks, else as a run does it."""
-    ways = budget.decode_plans(config, shape, ITEMSIZE["bfloat16"], is_cuda())
-    fitting = [need for need in ways if asked.at_once in (None, need.at_once) and not need.tiled]
+def decode_plan(config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> DecodePlan:
+    """Return the decode plan with --at-once frames, by default the first one that a run uses."""
+    plans = budget.decode_plans(config, shape, ITEMSIZE["bfloat16"], is_cuda())
+    fitting = [need for need in plans if args.at_once in (None, need.at_once) and not need.tiled]
     if not fitting:
-        raise SystemExit("--at-once 2 is for small frames, not for these; leave it out")
+        raise SystemExit("--at-once 2 is only for small frames; omit it")
     return fitting[0]
 
 
-def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> None:
+def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> None:
     """Time a decode, slice by slice."""
     decoder = vae.decoder(config)
-    randomise(decoder)
-    latent, need = mx.random.normal((config.z_dim, *shape)), way(config, shape, asked)
+    randomize(decoder)
+    latent, need = mx.random.normal((config.z_dim, *shape)), decode_plan(config, shape, args)
 
     def run() -> None:
         for frames in decoder.frames(latent, need.at_once):
             mx.eval(frames)
 
-    with held(need, asked):
+    with held(need, args):
         seconds = clock(run)
-        tell(f"{name} decode", seconds, need)
-    compare(name, "decode", config, (config.z_dim, *shape), seconds, asked)
+        print_row(f"{name} decode", seconds, need)
+    compare(name, "decode", config, (config.z_dim, *shape), seconds, args)
 
 
-def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> None:
-    """Time an encode of a video, and one of an image before grey frames."""
+def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> None:
+    """Time the encode of a video, and of an image followed by gray frames."""
     encoder = vae.encoder(config)
-    randomise(encoder)
+    randomize(encoder)
     sides = [n * stride for n, stride in zip(shape[1:], config.stride[1:], strict=True)]
     image, four = mx.random.normal((1, *sides, 3)), mx.random.normal((4, *sides, 3))
 
@@ -122,32 +120,32 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Nam
             yield others()
 
     need = budget.image_plan(config, shape, ITEMSIZE["bfloat16"], is_cuda(), 0)
-    grey = mx.zeros_like(four)
-    with held(need, asked):
+    gray = mx.zeros_like(four)
+    with held(need, args):
         seconds = clock(lambda: encoder.encode(clip(lambda: four + 0)))
-        tell(f"{name} encode", seconds, need)
-        still = clock(lambda: encoder.encode(clip(lambda: grey)))
-        tell(f"{name} encode image, then grey", still, need)
-    compare(name, "encode", config, (3, 4 * shape[0] - 3, *sides), seconds, asked)
+        print_row(f"{name} encode", seconds, need)
+        still = clock(lambda: encoder.encode(clip(lambda: gray)))
+        print_row(f"{name} encode image, then gray", still, need)
+    compare(name, "encode", config, (3, 4 * shape[0] - 3, *sides), seconds, args)
 
 
 def compare(
-    name: str, half: str, config: VAEConfig, shape: Sequence[int], ours: float, asked: Namespace
+    name: str, half: str, config: VAEConfig, shape: Sequence[int], ours: float, args: Namespace
 ) -> None:
-    """Print what diffusers takes for the same, where that is asked for."""
-    if asked.torch:
-        mx.clear_cache()  # the GPU's memory is theirs, too
+    """Print the time of diffusers for the same work, if --torch is given."""
+    if args.torch:
+        mx.clear_cache()  # diffusers needs the GPU's memory
         task = {**plain(config), "half": half, "shape": shape, "repeats": 1}
-        theirs = beside("coder", task, ours, cpu=asked.small)
-        told = f"skipped: {theirs.get('skipped')} | | | | |"
+        theirs = run_diffusers("coder", task, ours, cpu=args.small)
+        row = f"skipped: {theirs.get('skipped')} | | | | |"
         if "seconds" in theirs:
             ratio = f"ours {theirs['ours_over_theirs']:.2f} of it"
-            told = f" | {theirs['seconds']:.3f} s | | {ratio} | {theirs['peak_gb']:.2f} GB | |"
-        print(f"| {name} {half}, diffusers | {told}", flush=True)
+            row = f" | {theirs['seconds']:.3f} s | | {ratio} | {theirs['peak_gb']:.2f} GB | |"
+        print(f"| {name} {half}, diffusers | {row}", flush=True)
 
 
-def tell(name: str, seconds: float, need: MemoryPlan) -> None:
-    """Print one row; the arithmetic of a grey clip is counted as if it were all computed."""
+def print_row(name: str, seconds: float, need: MemoryPlan) -> None:
+    """Print one row. A gray clip counts as if all its arithmetic were computed."""
     rate, times = need.flops / seconds / 1e12, seconds / (need.flops / limits.CONVOLUTION)
     memory = f"{mx.get_peak_memory() / 1e9:.2f} GB | {need.peak / 1e9:.2f} GB"
     row = f"{need.flops / 1e12:.1f} | {seconds:.3f} s | {rate:.1f} | {times:.2f} | {memory}"
@@ -155,7 +153,7 @@ def tell(name: str, seconds: float, need: MemoryPlan) -> None:
 
 
 class Work(NamedTuple):
-    """One layer alone: what to run, how often a chunk runs it, its arithmetic and its bytes."""
+    """One layer: how often a chunk runs it, and its arithmetic and bytes."""
 
     name: str
     count: int
@@ -165,7 +163,7 @@ class Work(NamedTuple):
 
 
 def works(config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> Iterator[Work]:
-    """Give every distinct layer of a chunk of either half that is not the first."""
+    """Yield every distinct layer of the decoder and the encoder, for a chunk after the first."""
     chunks = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
     for half, chunk in zip(("decode", "encode"), chunks, strict=True):
         alike = Counter[tuple[object, ...]]()
@@ -182,7 +180,7 @@ def works(config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> Itera
 
 
 def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
-    """Split a step into what kernels do: name, what to run, arithmetic and bytes."""
+    """Split a step into kernels: name, function, arithmetic and bytes."""
     T, H, W, C = step.shape
     x = mx.random.normal(step.shape).astype(mx.bfloat16)
     made, weights = step.places * step.outputs, step.parameters
@@ -190,7 +188,7 @@ def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
     past = Past()
     past.first = False
     if step.kind == "causal":
-        norm, conv = Norm(C), randomise(CausalConv(C, step.outputs))
+        norm, conv = Norm(C), randomize(CausalConv(C, step.outputs))
         joined = mx.random.normal((T + 2, H, W, C)).astype(mx.bfloat16)
         y = mx.random.normal((T, H, W, step.outputs)).astype(mx.bfloat16)
         mx.eval(joined, y)
@@ -204,22 +202,22 @@ def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
         yield "conv", lambda: conv.products(joined), step.flops, 2 * (joined.size + made + weights)
         yield "bias, residual", lambda: summed(y, y, conv.bias, dtype=y.dtype), 0.0, 6 * y.size
     elif step.kind == "phases":
-        up = randomise(Upsample(C, step.outputs // 4, False))
+        up = randomize(Upsample(C, step.outputs // 4, False))
         yield "upsample", lambda: up(x, past), step.flops, 2 * (x.size + 3 * made + weights)
     elif step.kind == "down":
-        down = randomise(Downsample(C, False))
+        down = randomize(Downsample(C, False))
         yield "downsample", lambda: down(x, past), step.flops, 2 * (x.size + made + weights)
     elif step.kind == "attention":
-        block = randomise(AttentionBlock(C))
+        block = randomize(AttentionBlock(C))
         flops = step.flops + 8.0 * T * H * W * C * C
         yield "attention", lambda: block(x), flops, 4 * x.size
     elif step.kind == "linear" and step.outputs != 3 * C:
-        linear = randomise(Linear(C, step.outputs))
+        linear = randomize(Linear(C, step.outputs))
         yield "linear", lambda: linear(x), step.flops, 2 * (x.size + made + weights)
 
 
 def layers(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
-    """Print a row for each distinct layer, and what the chunk takes if all ran one by one."""
+    """Print a row for each distinct layer, and their total per chunk."""
     print(f"\n{name}, {at_once} frames at once: layers of one chunk\n")
     print("| layer | in a chunk | GFLOP | MB | ms | TFLOP/s | GB/s | of the limit |")
     print("|---|---|---|---|---|---|---|---|")
@@ -238,15 +236,15 @@ def layers(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: i
 
 
 def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
-    """Time each distinct 3x3x3 convolution as such, over frames as channels, and as three sums."""
-    print(f"\n{name}: a 3x3x3 convolution in three ways, ms (TFLOP/s), and their difference\n")
+    """Time each distinct 3x3x3 convolution in three implementations."""
+    print(f"\n{name}: 3x3x3 convolutions, ms (TFLOP/s), and difference from conv3d\n")
     print("| convolution | conv3d | frames as channels | three conv2d | difference |")
     print("|---|---|---|---|---|")
     halves = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
     every = [step for chunk in halves for step in chunk if step.kind == "causal"]
     for T, H, W, C, outputs in dict.fromkeys((*step.shape, step.outputs) for step in every):
         x = mx.random.normal((T + 2, H, W, C)).astype(mx.bfloat16)
-        weight = randomise(CausalConv(C, outputs)).weight
+        weight = randomize(CausalConv(C, outputs)).weight
         stacked = mx.contiguous(weight.transpose(0, 2, 3, 1, 4).reshape(outputs, 3, 3, 3 * C))
         taps = [mx.contiguous(weight[:, t : t + 1].squeeze(1)) for t in range(3)]
         mx.eval(x, weight, stacked, taps)
@@ -264,42 +262,42 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
             return summed(*terms, dtype=x.dtype)
 
         flops = 2.0 * T * H * W * 27 * C * outputs
-        ways = [clock(way, inner=3) for way in (plain, channels, sums)]
-        told = [f"{seconds * 1e3:.2f} ({flops / seconds / 1e12:.1f})" for seconds in ways]
+        times = [clock(work, inner=3) for work in (plain, channels, sums)]
+        cells = [f"{seconds * 1e3:.2f} ({flops / seconds / 1e12:.1f})" for seconds in times]
         exact = plain().astype(mx.float32)
-        off = [mx.linalg.norm(way() - exact) / mx.linalg.norm(exact) for way in (channels, sums)]
+        off = [mx.linalg.norm(work() - exact) / mx.linalg.norm(exact) for work in (channels, sums)]
         size = f"{T}+2x{H}x{W}x{C} to {outputs}"
         print(
-            f"| {size} | {' | '.join(told)} | {off[0].item():.1e}, {off[1].item():.1e} |",
+            f"| {size} | {' | '.join(cells)} | {off[0].item():.1e}, {off[1].item():.1e} |",
             flush=True,
         )
 
 
 def main() -> None:
-    """Measure the sizes that are named, or all."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure the named sizes, or all."""
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SIZES))
-    parser.add_argument("--small", action="store_true", help="sizes for a CPU")
-    parser.add_argument("--at-once", type=int, choices=(1, 2))
-    parser.add_argument("--unlimited", action="store_true", help="no limit of memory for MLX")
-    parser.add_argument("--torch", action="store_true", help="diffusers' network too")
-    parser.add_argument("--layers", action="store_true", help="every distinct layer alone")
-    parser.add_argument("--conv", action="store_true", help="3x3x3 convolutions in three ways")
-    asked = parser.parse_args()
-    sizes = SMALL if asked.small else SIZES
+    parser.add_argument("--small", action="store_true", help="Use sizes for a CPU.")
+    parser.add_argument("--at-once", type=int, choices=(1, 2), help="Frames decoded at a time.")
+    parser.add_argument("--unlimited", action="store_true", help="Set no memory limit for MLX.")
+    parser.add_argument("--torch", action="store_true", help="Also time diffusers.")
+    parser.add_argument("--layers", action="store_true", help="Time every distinct layer alone.")
+    parser.add_argument("--conv", action="store_true", help="Compare convolutions.")
+    args = parser.parse_args()
+    sizes = SMALL if args.small else SIZES
     print(f"{describe()}, mlx {mx.__version__}", flush=True)
-    if not (asked.layers or asked.conv):
+    if not (args.layers or args.conv):
         print("| work | TFLOP | seconds | TFLOP/s | of the limit | peak | planned |")
         print("|---|---|---|---|---|---|---|", flush=True)
-    for name in asked.names or sizes:
+    for name in args.names or sizes:
         config, shape = sizes[name]
-        if asked.layers:
-            layers(name, config, shape, way(config, shape, asked).at_once)
-        if asked.conv:
-            convolutions(name, config, shape, way(config, shape, asked).at_once)
-        if not (asked.layers or asked.conv):
-            decode(name, config, shape, asked)
-            encode(name, config, shape, asked)
+        if args.layers:
+            layers(name, config, shape, decode_plan(config, shape, args).at_once)
+        if args.conv:
+            convolutions(name, config, shape, decode_plan(config, shape, args).at_once)
+        if not (args.layers or args.conv):
+            decode(name, config, shape, args)
+            encode(name, config, shape, args)
         mx.clear_cache()
 
 

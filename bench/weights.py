@@ -1,8 +1,8 @@
-"""Random weights in the form of a converted model, in memory or in a file; timing; rows of output.
+"""Shared parts of the programs: random models, timing, and rows of output.
 
-Normal with fan-in scale: outputs keep about the size of inputs. Where they are quantised, all
-blocks share the codes of one. A file is written in the memory of one tensor and not flushed: what
-reads it finds it in the page cache.
+Weights are normal with fan-in scale, so outputs have about the size of inputs. Quantized blocks
+all use the codes of one block. Writing a file takes the memory of one tensor and does not flush,
+so that the file is in the page cache afterwards.
 """
 
 import json
@@ -30,16 +30,16 @@ from wanpipe.weights.load import CODES, FULL, parameter_shapes, with_quantized
 from wanpipe.weights.quantize import MATRICES, packed, quantize
 from wanpipe.weights.write import Slot, Written, arranged, header
 
-READ = 1 << 24  # bytes read at once
+READ = 1 << 24  # bytes per read
 DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, CODES: mx.uint32}
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Random:
-    """Draws the tensors that a converted file of `network` has, quantised where `spec` is given.
+    """Draws the tensors of a converted `network`, quantized if `spec` is given.
 
-    `rows` tell which tensors stay float32; `dtype` is the format of the others; `gains` are factors
-    of tensors that are to be larger or smaller.
+    `rows` say which tensors stay float32, and `dtype` is the format of the others. `gains` scale
+    single tensors.
     """
 
     def __init__(
@@ -62,20 +62,20 @@ class Random:
         self.slots = packed(plain, spec) if spec else plain
         self._widths = {slot.name: slot.shape for slot in plain}
         assert self.gains.keys() <= self._widths.keys(), self.gains
-        self._codes: dict[str, tuple[np.ndarray, ...]] = {}  # of one block's matrices
+        self._codes: dict[str, tuple[np.ndarray, ...]] = {}  # codes of one block's matrices
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says beside its tensors."""
+        """Metadata of the file."""
         return {FULL: " ".join(self.full)}
 
     @property
     def bytes(self) -> int:
-        """Size of the file."""
+        """Size of the file in bytes."""
         return len(header(self.slots, self.metadata)) + sum(slot.nbytes for slot in self.slots)
 
     def draw(self, slot: Slot) -> mx.array:
-        """Draw one tensor of the file, in its format."""
+        """Draw one tensor in the format of the file."""
         stem, _, word = slot.name.rpartition(".")
         if self.spec and MATRICES.fullmatch(f"{stem}.weight") and word != "bias":
             part = ("weight", "scales", "biases").index(word)
@@ -98,7 +98,7 @@ class Random:
         return self._codes[kind]
 
     def fill(self, network: Network, dtype: mx.Dtype) -> Network:
-        """Fill a network in memory, as a file of these tensors would, computing in `dtype`."""
+        """Load these tensors into a network that computes in `dtype`."""
         stored = {slot.name: TensorInfo(slot.shape, slot.dtype, slot.nbytes) for slot in self.slots}
         with_quantized(network, stored)
         assert parameter_shapes(network).keys() == stored.keys()
@@ -111,7 +111,7 @@ class Random:
         return network
 
     def write(self, path: Path) -> Written:
-        """Write the file, tensor by tensor."""
+        """Write the file one tensor at a time."""
         state, size = xxhash.xxh3_128(), 0
         with path.open("wb") as file:
             for data in (header(self.slots, self.metadata), *map(self._data, self.slots)):
@@ -128,7 +128,7 @@ class Random:
 
 
 def scale(name: str, shape: Sequence[int]) -> tuple[float, float]:
-    """Mean and deviation of a tensor."""
+    """Return the mean and the standard deviation of a tensor."""
     stem, _, word = name.rpartition(".")
     if word == "gamma" or (word == "weight" and "norm" in stem.rpartition(".")[2]):
         return 1.0, 0.05
@@ -142,7 +142,7 @@ def scale(name: str, shape: Sequence[int]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Timing:
-    """Median and shortest seconds of several runs, and the highest peak of memory in bytes."""
+    """Median and shortest time of several runs in seconds, and their highest peak in bytes."""
 
     seconds: float
     shortest: float
@@ -150,7 +150,7 @@ class Timing:
 
 
 def measure(run: Callable[[], object], repeats: int = 3, warm: int = 2) -> Timing:
-    """Time what evaluates all that it computes, after `warm` runs that do not count."""
+    """Time `run`, which evaluates its results, after `warm` untimed runs."""
     for _ in range(warm):
         run()
     seconds, peak = [], 0
@@ -166,7 +166,7 @@ def measure(run: Callable[[], object], repeats: int = 3, warm: int = 2) -> Timin
 
 
 def read_plainly(path: Path) -> float:
-    """Seconds to read a file from start to end into one buffer."""
+    """Return the seconds it takes to read a file sequentially into one buffer."""
     buffer = bytearray(READ)
     start = time.perf_counter()
     with path.open("rb", buffering=0) as file:
@@ -176,40 +176,40 @@ def read_plainly(path: Path) -> float:
 
 
 def relative(ours: np.ndarray, reference: np.ndarray) -> float:
-    """Norm of the difference over norm of the reference, in float64."""
+    """Return the relative L2 error, computed in float64."""
     a, b = (np.asarray(one, dtype=np.float64) for one in (ours, reference))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 class Rows:
-    """Prints results, one a line: for a person, or as JSON for a program."""
+    """Prints one result per line, as text or as JSON."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
-    def tell(self, subject: str, **values: Any) -> None:
+    def print(self, subject: str, **values: Any) -> None:
         """Print one result."""
         if self.as_json:
             line = json.dumps({"subject": subject, **values}, ensure_ascii=False)
         else:
-            line = f"{subject}: " + ", ".join(f"{k} {shown(v)}" for k, v in values.items())
+            line = f"{subject}: " + ", ".join(f"{k} {formatted(v)}" for k, v in values.items())
         print(line, flush=True)
 
-    def start(self) -> None:
-        """Print where this runs."""
+    def print_machine(self) -> None:
+        """Print the device and the versions."""
         batch = os.environ.get("MLX_MAX_MB_PER_BUFFER", "default")
-        self.tell("machine", device=describe(), mlx=mx.__version__, mb_per_buffer=batch)
+        self.print("machine", device=describe(), mlx=mx.__version__, mb_per_buffer=batch)
 
 
-def shown(value: Any) -> str:
-    """A value for a person: four digits of a float."""
+def formatted(value: Any) -> str:
+    """Format a value, with four digits of a float."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def parser(description: str | None) -> ArgumentParser:
-    """Give the options that these programs share."""
+    """Return a parser with the options that the programs share."""
     result = ArgumentParser(description=(description or "").partition("\n")[0])
-    result.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
-    result.add_argument("--json", action="store_true", help="one JSON object a line")
-    result.add_argument("--repeats", type=int, default=3)
+    result.add_argument("--small", action="store_true", help="Use tiny sizes.")
+    result.add_argument("--json", action="store_true", help="Print one JSON object per line.")
+    result.add_argument("--repeats", type=int, default=3, help="Timed runs per measurement.")
     return result

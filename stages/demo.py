@@ -71,17 +71,17 @@ def make_videos(params: Params, session: Session) -> list[Path]:
 
 def remark(prompt: str, store: Store) -> None:
     """Tell which words of the prompt the model never saw, or what the prompt leaves open."""
-    from wanpipe.demo import world
+    from wanpipe.demo import vocabulary
 
-    if strange := world.strangers(prompt):
+    if strange := vocabulary.unknown_words(prompt):
         store.report.remark(
             f"the tiny model never saw {', '.join(strange)}, so the film shows something else; "
-            f"it knows {world.vocabulary()}"
+            f"it knows {vocabulary.summary()}"
         )
-    elif missing := world.missing(prompt):
+    elif missing := vocabulary.missing(prompt):
         store.report.remark(
             f"the prompt names no {', no '.join(missing)}, so the model chooses; "
-            f"it knows {world.vocabulary()}"
+            f"it knows {vocabulary.summary()}"
         )
 
 

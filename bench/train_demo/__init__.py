@@ -1,6 +1,6 @@
-"""How the tiny Wan of wanpipe/demo was made: PyTorch, one CUDA GPU, a quarter of an hour.
+"""Trains the demo models of wanpipe/demo, in a quarter of an hour on one CUDA GPU.
 
-Run from the root of the repository, with PyTorch, NumPy, tokenizers and safetensors installed:
+Run from the root of the repository. Needs PyTorch, NumPy, tokenizers and safetensors:
 
     C=wanpipe/demo/checkpoints; T="python -m bench.train_demo"
     $T.data --out run/data.npz --tokenizer $C/t2v/google/umt5-xxl/tokenizer.json    # 15 s, CPU
@@ -12,12 +12,13 @@ Run from the root of the repository, with PyTorch, NumPy, tokenizers and safeten
     $T.export --run run/dit --vae run/vae/Wan2.1_VAE.pth --checkpoints $C
     $T.evaluate --checkpoints $C
 
-Each run is boxed by the seconds that it is given, starts from files and leaves files; any of them
-can be cut in two (`--resume` of train_vae, `t2v+` and `small+` of train_dit). Seeds are fixed,
-but a clock decides the number of steps, so that two runs differ a little.
+Each program trains for the given number of seconds, and reads and writes files. Training can be
+continued (`--resume` of train_vae, `t2v+` and `small+` of train_dit). Seeds are fixed, but the
+number of steps depends on the clock, so two runs differ slightly.
 
-On one H100 (PyTorch 2.11): 10141 steps of the VAE at 32 ms, 23181 of T5 and transformer at
-16 ms, about 8 ms a step for the smaller experts. `data` is the training set, `fused` a kernel of
-the VAE, `vae_net` and `wan_net` the networks with the official key names, `optim` Muon and AdamW
-by the clock, `flow` the loss, `sampler` and `evaluate` what the result is measured with.
+On one H100 (PyTorch 2.11): 10141 steps of the VAE at 32 ms, 23181 steps of T5 and transformer at
+16 ms, about 8 ms per step for the smaller experts. `world` draws clips and captions, `data` is the
+training set, `vae_net` and `wan_net` are the networks with the official key names, `fused` is a
+kernel of the VAE, `optim` has Muon and AdamW, `flow` the loss. `sampler`, `judge` and `evaluate`
+measure the result.
 """

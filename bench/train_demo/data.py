@@ -1,7 +1,8 @@
-"""The training set: rows of numbers to draw, captions as token ids, and the tokenizer itself.
+"""Writes the training set: rows to draw, captions as token ids, and the tokenizer.
 
-Run `python -m bench.train_demo.data --out data.npz --tokenizer tokenizer.json` once; it takes
-half a minute on a CPU, and the training programs read the file.
+    python -m bench.train_demo.data --out data.npz --tokenizer tokenizer.json
+
+Takes half a minute on a CPU. The training programs read the file.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanpipe.demo import world
+from bench.train_demo import world
+from wanpipe.demo.vocabulary import WORDS
 
-CLIPS, WAYS, TOKENS = 32768, 4, 64
+CLIPS, CAPTIONS, TOKENS = 32768, 4, 64  # clips, captions per clip, tokens per caption
 NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
@@ -27,10 +29,10 @@ SYNONYMS = ("gray", "scene", "clip", "film", "showing", "shape", "moving", "grow
 
 
 def vocabulary() -> list[list]:
-    """List the pieces: specials, 256 bytes, whole words of the captions, then single letters."""
+    """List the pieces: special tokens, 256 bytes, the words of the captions, single letters."""
     words = set(SYNONYMS) | {"a", "an", "the", "video", "of", "that", "there", "is"}
-    for ways in world.WORDS.values():
-        for phrases in ways.values():
+    for values in WORDS.values():
+        for phrases in values.values():
             words |= {w for p in phrases for w in re.findall(r"[a-z]+", p)}
     words |= {w.capitalize() for w in words}
     pieces: list[list] = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0]]
@@ -42,7 +44,7 @@ def vocabulary() -> list[list]:
 
 
 def write_tokenizer(path: Path) -> None:
-    """Write tokenizer.json: Unigram with byte fallback, `</s>` appended, as the official one."""
+    """Write tokenizer.json: like the official one, Unigram with byte fallback and `</s>`."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     names = ("<pad>", "</s>", "<unk>")
     spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
@@ -55,7 +57,7 @@ def write_tokenizer(path: Path) -> None:
         "added_tokens": [
             {"id": i, "content": n, **special, "special": True} for i, n in enumerate(names)
         ],
-        # the official file holds the same NFKC map as a table of 300 kB
+        # the official file has the same NFKC map as a table of 300 kB
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -78,7 +80,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def encode(path: Path, texts: list[str]) -> np.ndarray:
-    """Turn texts into ids (N, TOKENS), padded with 0, cut so that the last id is `</s>`."""
+    """Tokenize texts to ids (N, TOKENS), padded with 0 and truncated to end in `</s>`."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
@@ -90,23 +92,23 @@ def encode(path: Path, texts: list[str]) -> np.ndarray:
 
 
 def prepare(out: Path, tokenizer: Path, clips: int, seed: int = 0) -> None:
-    """Draw the scenes of the training set and write rows, ids and the test prompts' ids."""
+    """Sample the training scenes; write their rows, their ids and the ids of the test prompts."""
     rng = np.random.default_rng(seed)
     scenes = world.sample_scenes(rng, clips)
-    rows = np.stack([world.place(s, rng) for s in scenes])
-    texts = [world.caption(world.vaguer(s, rng), rng) for s in scenes for _ in range(WAYS)]
+    rows = np.stack([world.sample_row(s, rng) for s in scenes])
+    texts = [world.caption(world.omit_words(s, rng), rng) for s in scenes for _ in range(CAPTIONS)]
     test = [text for text, _ in world.test_prompts()]
     np.savez_compressed(
         out,
         rows=rows,
-        ids=encode(tokenizer, texts).reshape(clips, WAYS, TOKENS),
+        ids=encode(tokenizer, texts).reshape(clips, CAPTIONS, TOKENS),
         dropped=encode(tokenizer, ["", NEGATIVE]),
         test=encode(tokenizer, test),
     )
 
 
 class Painter:
-    """Draws rows on the device, values -1 to 1."""
+    """Draws rows on the device, with values from -1 to 1."""
 
     def __init__(self, device: torch.device):
         self.constants = tuple(torch.from_numpy(c).to(device) for c in world.paint_constants())
@@ -118,7 +120,7 @@ class Painter:
 
 def main() -> None:
     """Write the tokenizer and the training set."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=CLIPS)

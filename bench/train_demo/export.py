@@ -1,10 +1,9 @@
-"""Lays the trained weights out as official checkpoints, every weight in bfloat16.
+"""Writes the trained weights as official checkpoints in bfloat16.
 
     python -m bench.train_demo.export --run OUT --vae Wan2.1_VAE.pth \\
         --checkpoints wanpipe/demo/checkpoints
 
-`OUT` is what train_dit.py left; parts that are not there are left out. The tokenizer is
-written by data.py.
+`OUT` is the output of train_dit.py; missing parts are skipped. data.py writes the tokenizer.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ def save_dit(source: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Write every part that the run has, then list the sizes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write every part of the run, then list the sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, required=True)
@@ -62,7 +61,7 @@ def main() -> None:
     for path in paths:
         path.chmod(0o644)
         print(f"{path.stat().st_size:9d} {path.relative_to(root)}")
-    print(f"{sum(p.stat().st_size for p in paths):9d} in all")
+    print(f"{sum(p.stat().st_size for p in paths):9d} total")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Flow matching: one training loop for the transformer, its experts and its LoRA."""
+"""Trains a transformer, an expert or a LoRA with flow matching."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bench.train_demo.wan_net import T5, Dit, is_matrix
 
 @dataclass(frozen=True, kw_only=True)
 class Set:
-    """What is trained on: latents (N, 16, F, H, W), ids (N, ways, L), dropped ids (2, L)."""
+    """A training set: latents (N, 16, F, H, W), ids (N, captions, L), dropped ids (2, L)."""
 
     latents: Tensor
     ids: Tensor
     dropped: Tensor
-    images: Tensor | None = None  # the latents of the first frames alone, for I2V
+    images: Tensor | None = None  # the latents of the first frames, for I2V
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How one network is trained; u from `low` to `high` becomes the noise level 3u/(1+2u)."""
+    """Settings of one training; u from `low` to `high` gives the noise level 3u/(1+2u)."""
 
     seconds: float
     rates: Rates
@@ -41,12 +41,12 @@ class Plan:
 
 
 def velocity_loss(t5: T5, dit: Dit, data: Set, plan: Plan) -> Tensor:
-    """Draw a batch, noise it and compare the velocities; gives one loss per clip."""
+    """Draw a batch, add noise and compare the velocities; returns one loss per clip."""
     device, batch = data.latents.device, plan.batch
     pick = torch.randint(len(data.latents), (batch,), device=device)
-    way = torch.randint(data.ids.shape[1], (batch,), device=device)
+    which = torch.randint(data.ids.shape[1], (batch,), device=device)
     chance = torch.rand(batch, 1, device=device)
-    ids = data.ids[pick, way].long()
+    ids = data.ids[pick, which].long()
     ids = torch.where(chance < 0.05, data.dropped[0], ids)
     ids = torch.where(chance > 0.93, data.dropped[1], ids)
     u = plan.low + (plan.high - plan.low) * strata(batch, device)
@@ -65,7 +65,7 @@ def velocity_loss(t5: T5, dit: Dit, data: Set, plan: Plan) -> Tensor:
 
 
 def train(t5: T5, dit: Dit, data: Set, plan: Plan, matrix: Callable = is_matrix) -> None:
-    """Train in place for the plan's seconds; leaves the averaged weights in the networks."""
+    """Train the networks in place for the plan's seconds; they end with averaged weights."""
     t5.requires_grad_(plan.text)
     both = nn.ModuleDict({"t5": t5, "dit": dit})
     optimizer = Optimizer(both, plan.rates, matrix)
@@ -78,15 +78,17 @@ def train(t5: T5, dit: Dit, data: Set, plan: Plan, matrix: Callable = is_matrix)
     def step() -> Tensor:
         losses = velocity_loss(t5, dit, data, plan)
         norm = optimizer.step(list(torch.autograd.grad(losses.mean(), optimizer.params)))
-        quarters.lerp_(losses.detach().view(4, -1).mean(1), 0.05)  # strata: u by quarters
+        quarters.lerp_(
+            losses.detach().view(4, -1).mean(1), 0.05
+        )  # u is stratified, so these are quarters of it
         return norm
 
-    optimizer.turn(plan.first)
+    optimizer.set_progress(plan.first)
     graph = Graph(step, plan.record)
     print(f"ready after {time.monotonic() - begin:.0f} s", flush=True)
     shown = time.monotonic()
     for i, progress in clock(plan.seconds, plan.first):
-        optimizer.turn(progress)
+        optimizer.set_progress(progress)
         norm = graph()
         if i % 20 == 0 and time.monotonic() - shown > plan.show:
             shown = time.monotonic()
@@ -97,7 +99,7 @@ def train(t5: T5, dit: Dit, data: Set, plan: Plan, matrix: Callable = is_matrix)
 
 
 class Lora(nn.Module):
-    """A linear layer with a low-rank change beside its frozen weight."""
+    """A frozen linear layer plus a low-rank update."""
 
     def __init__(self, base: nn.Linear, rank: int):
         super().__init__()
@@ -112,7 +114,7 @@ class Lora(nn.Module):
 
 
 def add_lora(dit: Dit, rank: int) -> None:
-    """Put a LoRA beside every matrix of the blocks; nothing else stays trainable."""
+    """Add a LoRA to every matrix of the blocks, and freeze everything else."""
     dit.requires_grad_(False)
     for block in dit.blocks:
         for attn in (block.self_attn, block.cross_attn):
@@ -122,7 +124,7 @@ def add_lora(dit: Dit, rank: int) -> None:
 
 
 def lora_state(dit: Dit) -> dict[str, Tensor]:
-    """Name the low-rank parts as the Lightning files do, in bfloat16; alpha is the rank."""
+    """Return the LoRA in bfloat16 with the key names of the Lightning files; alpha is the rank."""
     state = {}
     for name, module in dit.named_modules():
         if isinstance(module, Lora):

@@ -1,7 +1,7 @@
-"""RMS norm over channels, then SiLU, then two zero frames in front: one pass over memory.
+"""Fuses RMS norm over channels, SiLU and the padding with zero frames into one kernel.
 
-The VAE spends most of its time between convolutions, so on CUDA these three steps and their
-gradient are one Triton kernel each; elsewhere plain PyTorch computes the same function.
+The VAE spends most of its time between convolutions. On CUDA these steps and their gradient are one
+Triton kernel each; elsewhere plain PyTorch computes the same function.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no CUDA build of PyTorch: the plain version below is used
+except ImportError:  # no CUDA build of PyTorch; the plain version is used
     triton = None
 
 
 def norm_silu(x: Tensor, gamma: Tensor, scale: float, pad: int, act: bool = True) -> Tensor:
-    """Map (B, T, Y, X, C) to (B, pad + T, Y, X, C); scale is the root of the real channel count."""
+    """Map (B, T, Y, X, C) to (B, pad + T, Y, X, C); scale is the root of the unpadded channels."""
     if x.is_cuda and triton is not None and act:
         return _Fused.apply(x, gamma, scale, pad)
     return plain(x, gamma, scale, pad, act)
 
 
 def plain(x: Tensor, gamma: Tensor, scale: float, pad: int, act: bool = True) -> Tensor:
-    """Compute the same with PyTorch's own operations."""
+    """Compute the same with plain PyTorch."""
     y = F.normalize(x.float(), dim=-1, eps=1e-12) * scale * gamma
     y = F.silu(y) if act else y
     return F.pad(y.to(x.dtype), (0, 0, 0, 0, 0, 0, pad, 0))
@@ -131,10 +131,10 @@ class _Fused(torch.autograd.Function):
 
 
 def _rows(channels: int) -> int:
-    """Choose the rows of one program so that it works on about 4096 numbers."""
+    """Return the rows of one program, such that it works on about 4096 values."""
     return max(16, 4096 // _power(channels))
 
 
 def _power(channels: int) -> int:
-    """Round up to a power of two, as Triton's blocks must be."""
+    """Round up to a power of two, which Triton requires of blocks."""
     return 1 << (channels - 1).bit_length()

@@ -1,6 +1,6 @@
-"""Muon for matrices and AdamW for the rest, a schedule by the clock, and steps as CUDA graphs.
+"""Muon for matrices, AdamW for the rest, and training steps as CUDA graphs.
 
-Learning rates are given by elapsed time, not by step, so that a run fits the seconds it has.
+Learning rates depend on elapsed time, not on the step, so that training ends on time.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al., five
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Highest learning rates and how they rise and fall."""
+    """Peak learning rates and their schedule."""
 
     muon: float = 0.02
     adam: float = 1.5e-3
     betas: tuple[float, float] = (0.9, 0.98)
-    decay: float = 0.0  # of weights, relative to the learning rate
+    decay: float = 0.0  # weight decay, relative to the learning rate
     warmup: int = 50  # steps
-    flat: float = 0.25  # part of the time before the linear fall to 0
-    clip: float = 1.0  # norm of the whole gradient
-    ema: float = 0.0  # of weights; 0 keeps no average
+    flat: float = 0.25  # fraction of the time before the linear decay to 0
+    clip: float = 1.0  # largest norm of the whole gradient
+    ema: float = 0.0  # decay of the weight average; 0 keeps no average
 
 
 class Optimizer:
-    """One optimizer over named parameters; matrices of one shape are stacked for Muon."""
+    """An optimizer of named parameters; matrices of the same shape are stacked for Muon."""
 
     def __init__(self, model: nn.Module, rates: Rates, is_matrix: Callable[[str, Tensor], bool]):
         self.rates, self.count = rates, 0
@@ -49,11 +49,11 @@ class Optimizer:
         self.second = [torch.zeros_like(p) for p in self.others]
         self.mean = [p.detach().clone() for p in self.params] if rates.ema else []
         self.names = {id(p): n for n, p in named}
-        # rate, 1 / (1 - beta1^t), 1 / (1 - beta2^t), weight of the new value in the average
+        # rate, 1 / (1 - beta1^t), 1 / (1 - beta2^t), weight of new values in the average
         self.knobs = torch.zeros(4, device=self.params[0].device)
 
-    def turn(self, progress: float) -> None:
-        """Set the rates of the next step, where progress is the part of the time that is over."""
+    def set_progress(self, progress: float) -> None:
+        """Set the rates of the next step; `progress` is the elapsed fraction of the time."""
         self.count += 1
         r, t = self.rates, self.count
         rate = min(1.0, t / r.warmup) * min(1.0, max(0.0, (1 - progress) / max(1 - r.flat, 1e-6)))
@@ -63,7 +63,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, grads: list[Tensor]) -> Tensor:
-        """Update the parameters in place; returns the norm of the gradient."""
+        """Update the parameters in place and return the norm of the gradient."""
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         scale = (self.rates.clip / (norm + 1e-6)).clamp(max=1.0)
         grads = torch._foreach_mul(grads, scale)
@@ -101,13 +101,13 @@ class Optimizer:
             torch._foreach_add_(ps, [c.view_as(p) for c, p in zip(change, ps, strict=True)])
 
     def averages(self) -> dict[str, Tensor]:
-        """Give the averaged parameters by name, the current ones where none are kept."""
+        """Return the averaged parameters by name, or the current ones without an average."""
         kept = self.mean or self.params
         return {self.names[id(p)]: m.detach() for p, m in zip(self.params, kept, strict=True)}
 
 
 def orthogonal(stack: Tensor) -> Tensor:
-    """Bring the singular values of each matrix (N, R, C) near 1, in bfloat16 where CUDA has it."""
+    """Move the singular values of each matrix (N, R, C) toward 1, in bfloat16 on CUDA."""
     a, b, c = NEWTON_SCHULZ
     tall = stack.shape[1] > stack.shape[2]
     x = (stack.mT if tall else stack).to(torch.bfloat16 if stack.is_cuda else stack.dtype)
@@ -119,7 +119,7 @@ def orthogonal(stack: Tensor) -> Tensor:
 
 
 class Graph:
-    """Run one training step again and again, recorded as a CUDA graph where there is CUDA."""
+    """Repeats one training step, recorded as a CUDA graph on CUDA."""
 
     def __init__(self, step: Callable[[], Tensor], record: bool):
         self.step, self.graph = step, None
@@ -147,7 +147,7 @@ class Graph:
 
 
 def clock(seconds: float, first: float = 0.0, every: int = 20) -> Iterator[tuple[int, float]]:
-    """Count steps until the seconds are over; yields (step, progress from `first` to 1)."""
+    """Yield (step, progress from `first` to 1) until the seconds are over."""
     begin, step = time.monotonic(), 0
     while True:
         progress = (time.monotonic() - begin) / seconds
@@ -156,14 +156,14 @@ def clock(seconds: float, first: float = 0.0, every: int = 20) -> Iterator[tuple
         yield step, first + (1 - first) * progress
         step += 1
         if step % every == 0 and torch.cuda.is_available():
-            torch.cuda.synchronize()  # the clock must not run ahead of the device
+            torch.cuda.synchronize()  # keep the clock in step with the device
 
 
 def strata(count: int, device: torch.device) -> Tensor:
-    """Draw one number from each of `count` equal parts of 0 to 1."""
+    """Draw one number from each of `count` equal intervals of 0 to 1."""
     return (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
 
 
 def psnr(error: float, peak: float = 2.0) -> float:
-    """Turn a mean squared error into decibels."""
+    """Return the PSNR of a mean squared error, in dB."""
     return 10 * math.log10(peak * peak / max(error, 1e-12))

@@ -1,4 +1,4 @@
-"""UniPC and Euler sampling with guidance, as the official code does it, on a batch of prompts."""
+"""Samples a batch of prompts with UniPC or Euler, like the official code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to sample."""
+    """Sampling settings."""
 
     solver: str = "unipc"
     steps: int = 20
@@ -24,7 +24,7 @@ class Settings:
 
 
 def sigmas(s: Settings) -> list[float]:
-    """Give the noise levels, the last one 0."""
+    """Return the noise levels; the last one is 0."""
     top = 1.0 if s.solver == "euler" else float(np.float32(1 - 1 / 1000))
     line = np.linspace(top, 0, s.steps + 1)[:-1]
     line = s.shift * line / (1 + (s.shift - 1) * line)
@@ -32,7 +32,7 @@ def sigmas(s: Settings) -> list[float]:
 
 
 def sample(velocity: Velocity, x: Tensor, s: Settings) -> Tensor:
-    """Follow the velocity (x, timestep) from noise to a clean latent."""
+    """Integrate velocity(x, timestep) from noise to a clean latent."""
     levels = sigmas(s)
     if s.solver == "euler":
         for now, then in pairwise(levels):
@@ -62,12 +62,12 @@ def unipc(velocity: Velocity, x: Tensor, levels: list[float]) -> Tensor:
 
 
 def lam(sigma: float) -> float:
-    """Give half the log signal-to-noise ratio."""
+    """Return half the log signal-to-noise ratio."""
     return float(np.log(1 - sigma) - np.log(sigma))
 
 
 def predict(levels: list[float], i: int, x: Tensor, clean: list[Tensor], order: int) -> Tensor:
-    """Take the step from level i to i + 1."""
+    """Predict the sample at level i + 1 from level i."""
     now, then = levels[i], levels[i + 1]
     if then == 0:
         return clean[i]
@@ -83,7 +83,7 @@ def predict(levels: list[float], i: int, x: Tensor, clean: list[Tensor], order: 
 def correct(
     levels: list[float], i: int, x: Tensor, clean: list[Tensor], m: Tensor, order: int
 ) -> Tensor:
-    """Improve the step from level i - 1 to i with the model's answer m at its end."""
+    """Correct the step from level i - 1 to i with the model's output m at level i."""
     now, then = levels[i - 1], levels[i]
     h = lam(then) - lam(now)
     b = np.expm1(-h)

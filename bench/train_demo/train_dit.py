@@ -1,11 +1,11 @@
-"""Trains the transformers of the demo on the latents of the VAE, one after another.
+"""Trains the transformers of the demo on the latents of the VAE.
 
     python -m bench.train_demo.train_dit --data data.npz --vae Wan2.1_VAE.pth --out OUT \\
         --stages t2v:330 small:100 high:25 low:25
 
-Stages: `t2v` (with the text encoder), `small` (what the experts start from), `high` and `low`
-(the pair), `i2v-high` and `i2v-low`, `outline` (the LoRA). A stage starts from the files that
-earlier ones left in OUT; `t2v+` and `small+` go on training what is there.
+Stages: `t2v` (with the text encoder), `small` (the initial weights of the experts), `high` and
+`low` (the two experts), `i2v-high` and `i2v-low`, `outline` (the LoRA). A stage reads the files of
+earlier stages in OUT; `t2v+` and `small+` continue training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.train_demo import evaluate
+from bench.train_demo import evaluate, judge, world
 from bench.train_demo.data import Painter, vocabulary
 from bench.train_demo.flow import Plan, Set, add_lora, lora_state, train
 from bench.train_demo.optim import Rates
@@ -30,18 +30,17 @@ from bench.train_demo.sampler import Settings
 from bench.train_demo.train_vae import rounded
 from bench.train_demo.vae_net import normalised
 from bench.train_demo.wan_net import T5, Dit, DitConfig
-from wanpipe.demo import judge, world
 
 LARGE = DitConfig(dim=160, ffn_dim=416, num_heads=5, num_layers=6)
 SMALL = DitConfig(dim=96, ffn_dim=256, num_heads=3, num_layers=5, freq_dim=64)
 RANK = 8
-# noise levels of the experts as u: 0.7 is 0.875, 0.75 is 0.9; a little of the other side too
+# noise levels of the experts as u, with some overlap; 0.7 is 0.875, 0.75 is 0.9
 SPANS = {"high": (0.66, 1.0), "low": (0.0, 0.74), "i2v-high": (0.7, 1.0), "i2v-low": (0.0, 0.8)}
 BASES = {"i2v-high": "small", "i2v-low": "small", "high": "small", "low": "small"}
 
 
 class Studio:
-    """The training set on the device, the files of the run, and what its stages share."""
+    """The training set on the device, and the state that stages share."""
 
     def __init__(self, args: argparse.Namespace, pool: Executor | None):
         self.args, self.pool, self.out = args, pool, args.out
@@ -61,7 +60,7 @@ class Studio:
 
     @torch.no_grad()
     def latents(self, rows: Tensor, outline: bool = False, picture: bool = False) -> Tensor:
-        """Encode the clips of rows, (N, 16, F, H, W) in bfloat16; `picture` greys later frames."""
+        """Encode rows as (N, 16, F, H, W) in bfloat16; `picture` makes later frames gray."""
         begin, painter, parts = time.monotonic(), Painter(self.device), []
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         for part in rows.split(64):
@@ -80,7 +79,7 @@ class Studio:
         return made
 
     def fresh(self, name: str) -> Dit:
-        """Make the transformer of a stage, with the weights it starts from."""
+        """Make the transformer of a stage with its initial weights."""
         config = LARGE if name.startswith(("t2v", "outline")) else SMALL
         config = replace(config, in_dim=36) if name.startswith("i2v") else config
         dit = Dit(config).to(self.device)
@@ -88,14 +87,14 @@ class Studio:
         if source:
             state = torch.load(self.out / f"{source}.pt", map_location=self.device)
             weight, key = dit.patch_embedding.weight.detach().clone(), "patch_embedding.weight"
-            if weight.shape != state[key].shape:  # the image condition starts unseen
+            if weight.shape != state[key].shape:  # the image condition starts at 0
                 weight[:, :16], weight[:, 16:] = state[key], 0
                 state[key] = weight
             dit.load_state_dict(state)
         return dit
 
     def plan(self, name: str, seconds: float) -> Plan:
-        """Choose rates and noise levels of a stage."""
+        """Choose the learning rates and noise levels of a stage."""
         a, cuda = self.args, self.device.type == "cuda"
         common = {"seconds": seconds, "batch": a.batch, "show": a.show}
         common |= {"record": cuda and not a.eager, "compile": cuda and not a.eager}
@@ -114,7 +113,7 @@ class Studio:
         return Plan(**common, rates=full, text=name == "t2v")
 
     def stage(self, name: str, seconds: float) -> None:
-        """Train one stage and leave its weights in OUT."""
+        """Train one stage and write its weights to OUT."""
         print(f"== {name}, {seconds:.0f} s", flush=True)
         data, dit = self.data, self.fresh(name)
         count = sum(p.numel() for p in dit.parameters())
@@ -142,7 +141,7 @@ class Studio:
 
 
 def check(studio: Studio, names: list[str], settings: list[str], seed: int) -> None:
-    """Score what the stages made on the 50 test prompts, with weights as they are shipped."""
+    """Score the trained models on the 50 test prompts, with weights rounded as shipped."""
     device, prompts = studio.device, world.test_prompts()
     prompts = prompts[: studio.args.count]
     ids = torch.from_numpy(studio.file["test"][: len(prompts)]).long().to(device)
@@ -157,7 +156,7 @@ def check(studio: Studio, names: list[str], settings: list[str], seed: int) -> N
             continue
         low, high = (load_stage(studio, part) for part in models[name])
         boundary = 0.9 if name == "i2v" else 0.875
-        film = evaluate.Film(t5=t5, vae=studio.vae, low=low, high=high, boundary=boundary)
+        model = evaluate.Networks(t5=t5, vae=studio.vae, low=low, high=high, boundary=boundary)
         images, scenes = evaluate.first_frames(device)
         images, scenes = images[: len(prompts)], scenes[: len(prompts)]
         y = evaluate.condition(studio.vae, images) if name == "i2v" else None
@@ -166,7 +165,7 @@ def check(studio: Studio, names: list[str], settings: list[str], seed: int) -> N
             s = Settings(
                 solver=solver, steps=int(steps), guidance=float(guidance), shift=float(shift)
             )
-            clips = evaluate.films(film, ids, negative, start, s, y)
+            clips = evaluate.make_videos(model, ids, negative, start, s, y)
             evaluate.table(f"{name} {text} seed {seed}", clips, scenes, studio.pool)
             if name == "i2v":
                 print(evaluate.first_psnr(clips, images), flush=True)
@@ -185,35 +184,41 @@ def load_stage(studio: Studio, name: str | None) -> Dit | None:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", nargs="*", default=["t2v:330"], help="name:seconds")
+    parser.add_argument("--stages", nargs="*", default=["t2v:330"], help="NAME:SECONDS.")
     parser.add_argument("--check", nargs="*", default=["unipc,20,2,5"])
     parser.add_argument("--models", nargs="*", default=["t2v", "small", "pair", "i2v"])
-    parser.add_argument("--clips", type=int, default=32768, help="of the training set")
-    parser.add_argument("--few", type=int, default=16384, help="clips of I2V and LoRA")
-    parser.add_argument("--count", type=int, default=50, help="test prompts")
+    parser.add_argument("--clips", type=int, default=32768, help="Clips of the training set.")
+    parser.add_argument("--few", type=int, default=16384, help="Clips for I2V and the LoRA.")
+    parser.add_argument("--count", type=int, default=50, help="Test prompts.")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--muon", type=float, default=0.02)
-    parser.add_argument("--first", type=float, default=0.0, help="progress that `+` starts at")
-    parser.add_argument("--flat", type=float, default=0.0, help="part before the fall, for `+`")
+    parser.add_argument("--first", type=float, default=0.0, help="Initial progress of `+`.")
+    parser.add_argument(
+        "--flat", type=float, default=0.0, help="Fraction before the decay, for `+`."
+    )
     parser.add_argument("--show", type=float, default=15)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--eager", action="store_true", help="neither compile nor record")
+    parser.add_argument(
+        "--eager", action="store_true", help="Neither compile nor record a CUDA graph."
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run the stages, then score what they made."""
+    """Run the stages, then score the models."""
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    torch._dynamo.config.cache_size_limit = 64  # one entry a stage and shape
+    torch._dynamo.config.cache_size_limit = 64  # one entry per stage and shape
     with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
-        pool.map(judge.look, np.zeros((8, 2, 16, 16, 3), np.uint8))  # started while we train
+        pool.map(
+            judge.look, np.zeros((8, 2, 16, 16, 3), np.uint8)
+        )  # starts the processes during training
         studio = Studio(args, pool)
         for text in args.stages:
             name, seconds = text.split(":")

@@ -1,9 +1,9 @@
-"""Trains the tiny VAE on clips drawn on the fly, folds its statistics, writes Wan2.1_VAE.pth.
+"""Trains the VAE of the demo, folds its latent statistics, and writes Wan2.1_VAE.pth.
 
     python -m bench.train_demo.train_vae --data data.npz --out OUT --seconds 330
 
-Whole clips, a loss on pixels and their differences, Muon for the kernels. `--resume OUT/vae.pt`
-goes on from saved weights (momentum starts anew), with `--first` as the progress to start at.
+Clips are drawn during training. The loss compares pixels and their differences. `--resume
+OUT/vae.pt` continues from saved weights, without momentum; `--first` is its initial progress.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.train_demo import world
 from bench.train_demo.data import Painter
 from bench.train_demo.optim import Graph, Optimizer, Rates, clock, psnr
 from bench.train_demo.vae_net import STD, Vae, fold, normalised
-from wanpipe.demo import world
 
-KL, OUTLINES, PICTURES = 3e-5, 1 / 8, 1 / 16  # weight; parts of the clips
+KL, OUTLINES, PICTURES = 3e-5, 1 / 8, 1 / 16  # weight of the loss; fractions of the clips
 
 
 def is_kernel(name: str, p: Tensor) -> bool:
-    """Tell which weights Muon trains: all kernels but the first and the last one."""
+    """Return whether Muon trains a weight: every kernel except the first and the last."""
     ends = ("encoder.conv1.weight", "decoder.head.2.weight", "conv1.weight", "conv2.weight")
     return p.ndim >= 4 and name not in ends and not name.endswith("gamma")
 
 
 def draw(rows: Tensor, painter: Painter, batch: int) -> Tensor:
-    """Draw random clips; some as outlines, some as a picture followed by grey frames."""
+    """Draw random clips; some as outlines, some as a picture followed by gray frames."""
     pick = rows[torch.randint(len(rows), (batch,), device=rows.device)]
     outline = (torch.rand(batch, 1, device=rows.device) < OUTLINES).float()
     clips = painter(torch.cat([pick[:, :-1], outline], 1))
@@ -42,7 +42,7 @@ def draw(rows: Tensor, painter: Painter, batch: int) -> Tensor:
 
 
 def loss_of(vae: Vae, clips: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Give the loss and the mean squared error."""
+    """Return the loss and the mean squared error."""
     mu, logvar = vae.moments(clips.to(dtype))
     z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
     off = vae.decode(z, dtype).float() - clips
@@ -53,7 +53,7 @@ def loss_of(vae: Vae, clips: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
 
 
 def train(vae: Vae, rows: Tensor, args: argparse.Namespace) -> None:
-    """Train for args.seconds, printing the error now and then."""
+    """Train for args.seconds and print the error regularly."""
     device = rows.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     painter = Painter(device)
@@ -65,13 +65,13 @@ def train(vae: Vae, rows: Tensor, args: argparse.Namespace) -> None:
         norm = optimizer.step(list(torch.autograd.grad(loss, optimizer.params)))
         return torch.stack([loss.detach(), square, norm])
 
-    optimizer.turn(0.0)
+    optimizer.set_progress(0.0)
     begin = time.monotonic()
     graph = Graph(step, record=device.type == "cuda" and not args.eager)
     print(f"ready after {time.monotonic() - begin:.0f} s", flush=True)
     shown = saved = time.monotonic()
     for i, progress in clock(args.seconds, args.first):
-        optimizer.turn(progress)
+        optimizer.set_progress(progress)
         now = graph()
         if i % 20 == 0 and time.monotonic() - shown > args.show:
             shown = time.monotonic()
@@ -90,10 +90,10 @@ def train(vae: Vae, rows: Tensor, args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def measure(vae: Vae, device: torch.device, outline: bool = False) -> float:
-    """Print the PSNR on clips of held-out scenes, pooled, by shape and by motion."""
+    """Print the PSNR of held-out scenes, pooled, by shape and by motion."""
     painter, errors, words = Painter(device), [], []
     for i, (_, scene) in enumerate(world.test_prompts()):
-        row = world.place(scene, np.random.default_rng(9000 + i), outline)
+        row = world.sample_row(scene, np.random.default_rng(9000 + i), outline)
         clips = painter(torch.from_numpy(row)[None].to(device))
         found = vae.decode(vae.moments(clips)[0]).clamp(-1, 1)
         errors.append((found - clips).square().mean().item())
@@ -111,7 +111,7 @@ def measure(vae: Vae, device: torch.device, outline: bool = False) -> float:
 
 @torch.no_grad()
 def statistics(vae: Vae, rows: Tensor, count: int = 2048) -> tuple[Tensor, Tensor]:
-    """Measure mean and deviation of every latent channel over training clips."""
+    """Return the mean and deviation of every latent channel over training clips."""
     painter = Painter(rows.device)
     means = torch.cat([vae.moments(painter(part))[0] for part in rows[:count].split(16)])
     flat = means.flatten(0, -2)
@@ -119,30 +119,30 @@ def statistics(vae: Vae, rows: Tensor, count: int = 2048) -> tuple[Tensor, Tenso
 
 
 def rounded(state: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Store weights as bfloat16 on the CPU, in the official order of keys."""
+    """Return the weights in bfloat16 on the CPU, in the official order of keys."""
     return OrderedDict((k, v.detach().to("cpu", torch.bfloat16).clone()) for k, v in state.items())
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=330, help="of training")
+    parser.add_argument("--seconds", type=float, default=330, help="Training time.")
     parser.add_argument("--first", type=float, default=0.0)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dim", type=int, default=12)
     parser.add_argument("--muon", type=float, default=0.02)
-    parser.add_argument("--show", type=float, default=10, help="seconds between lines")
+    parser.add_argument("--show", type=float, default=10, help="Seconds between lines.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--eager", action="store_true", help="record no CUDA graph")
-    parser.add_argument("--count", type=int, default=2048, help="clips for the statistics")
+    parser.add_argument("--eager", action="store_true", help="Record no CUDA graph.")
+    parser.add_argument("--count", type=int, default=2048, help="Clips for the statistics.")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train, measure, fold, measure what will be shipped."""
+    """Train, measure, fold the statistics, and measure the shipped weights."""
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)

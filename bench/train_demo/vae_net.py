@@ -42,7 +42,7 @@ class Conv(nn.Module):
         self.stride, self.causal = stride, causal
 
     def forward(self, x: Tensor, front: bool = True) -> Tensor:
-        """Convolve; `front` puts the missing frames of a causal kernel before x as zeros."""
+        """Convolve; `front` pads x with the zero frames of a causal kernel."""
         cout, cin, *kernel = self.weight.shape
         w = self.weight.to(x.dtype)
         b = F.pad(self.bias.to(x.dtype), (0, padded(cout) - cout))
@@ -60,7 +60,7 @@ class Conv(nn.Module):
         return y.permute(0, 2, 3, 4, 1)
 
     def flat(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        """Convolve every frame by itself; stride 2 pads one row below and one column right."""
+        """Convolve each frame; stride 2 pads one row below and one column on the right."""
         batch, frames = x.shape[:2]
         x = x.flatten(0, 1).permute(0, 3, 1, 2)
         if self.stride == 2:
@@ -71,7 +71,7 @@ class Conv(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMS norm over channels, with the SiLU and the causal padding that follow it."""
+    """RMS norm over channels, followed by SiLU and causal padding."""
 
     def __init__(self, channels: int, dims: int = 3):
         super().__init__()
@@ -100,7 +100,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over the pixels of each frame."""
+    """Attention with one head over the pixels of each frame."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -119,7 +119,7 @@ class Attention(nn.Module):
 
 
 class Resample(nn.Module):
-    """Halve or double the picture, and the frames after the first where `time` says so."""
+    """Halve or double the resolution, and with `time` the frames after the first."""
 
     def __init__(self, channels: int, up: bool, time: bool):
         super().__init__()
@@ -185,25 +185,25 @@ class Stack(nn.Module):
 
 
 class Vae(nn.Module):
-    """Clips (B, T, Y, X, 3) in -1 to 1 and latents (B, F, H, W, 16)."""
+    """Maps clips (B, T, Y, X, 3) in -1 to 1 to latents (B, F, H, W, 16), and back."""
 
     def __init__(self, dim: int = 12, z: int = 16):
         super().__init__()
         self.encoder, self.decoder = Stack(dim, z, True), Stack(dim, z, False)
         self.conv1, self.conv2 = Conv(z * 2, z * 2, (1, 1, 1)), Conv(z, z, (1, 1, 1))
-        with torch.no_grad():  # a sharp posterior from the start, or the latent collapses
+        with torch.no_grad():  # without a sharp initial posterior, the latent collapses
             for conv in (self.conv1, self.conv2):
                 conv.weight.copy_(torch.eye(len(conv.weight))[..., None, None, None])
             self.encoder.head["2"].weight[z:] *= 0.1
             self.conv1.bias[z:] = -5.0
 
     def moments(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Give mean and log variance of the latent, float32."""
+        """Return mean and log variance of the latent, float32."""
         x = F.pad(clips, (0, padded(3) - 3))
         return self.conv1(self.encoder(x).float()).chunk(2, -1)
 
     def decode(self, z: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw a latent, not clamped."""
+        """Decode a latent to a clip, without clamping."""
         return self.decoder(self.conv2(z.float()).to(dtype))[..., :3]
 
 

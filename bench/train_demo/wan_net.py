@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class DitConfig:
-    """The dims of a transformer, named as in config.json."""
+    """Dimensions of a transformer, named as in config.json."""
 
     dim: int = 160
     ffn_dim: int = 352
@@ -30,7 +30,7 @@ class DitConfig:
     eps: float = 1e-6
 
     def official(self) -> dict:
-        """Give the content of config.json."""
+        """Return the content of config.json."""
         kind = "i2v" if self.in_dim == 36 else "t2v"
         head = {"_class_name": "WanModel", "_diffusers_version": "0.33.0"}
         return dict(sorted({**head, **asdict(self), "model_type": kind}.items()))
@@ -69,7 +69,7 @@ class T5Block(nn.Module):
 
 
 class T5(nn.Module):
-    """Token ids (B, L) to text rows (B, L, D), zero after the end of each text."""
+    """Maps token ids (B, L) to text rows (B, L, D), which are 0 after the end of a text."""
 
     def __init__(self, vocab: int, dim: int = 96, ffn: int = 192, heads: int = 4, layers: int = 2):
         super().__init__()
@@ -88,12 +88,12 @@ class T5(nn.Module):
 
 
 def look_up(table: Tensor, ids: Tensor) -> Tensor:
-    """Choose rows by a matrix product, whose gradient a CUDA graph can record."""
+    """Look up rows by a matrix product, because a CUDA graph can record its gradient."""
     return (ids[..., None] == torch.arange(len(table), device=ids.device)).to(table.dtype) @ table
 
 
 def relative_buckets(length: int, device: torch.device) -> Tensor:
-    """Give the bucket of every (query, key) pair, (L, L): 32, bidirectional, 8 exact, to 128."""
+    """Return the bucket of every (query, key) pair, (L, L): 32, bidirectional, up to 128."""
     at = torch.arange(length, device=device)
     offset = at[None] - at[:, None]
     far = offset.abs().clamp(min=1).float()
@@ -103,7 +103,7 @@ def relative_buckets(length: int, device: torch.device) -> Tensor:
 
 
 def rope_table(grid: tuple[int, int, int], width: int, device: torch.device) -> Tensor:
-    """Give cosines and sines of every token, (2, 1, L, 1, D/2), float32."""
+    """Return cosines and sines of every token, (2, 1, L, 1, D/2), float32."""
     axes = (width - 4 * (width // 6), 2 * (width // 6), 2 * (width // 6))
     places = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     angles = [
@@ -115,7 +115,7 @@ def rope_table(grid: tuple[int, int, int], width: int, device: torch.device) -> 
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn adjacent pairs of (B, L, N, D) by the angles of the table."""
+    """Rotate adjacent pairs of (B, L, N, D) by the angles of the table."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope[0], rope[1]
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
@@ -178,7 +178,7 @@ class Head(nn.Module):
 
 
 class Dit(nn.Module):
-    """The velocity of a latent (B, C, F, H, W) at timesteps (B,), given text rows (B, L, D)."""
+    """Predicts the velocity of a latent (B, C, F, H, W) at timesteps (B,), given text rows."""
 
     def __init__(self, c: DitConfig):
         super().__init__()
@@ -219,7 +219,7 @@ class Dit(nn.Module):
 
 
 def mlp(cin: int, dim: int, act: nn.Module) -> nn.Sequential:
-    """Make the two layers that embed text or time."""
+    """Make the two-layer embedding of text or time."""
     return nn.Sequential(nn.Linear(cin, dim), act, nn.Linear(dim, dim))
 
 
@@ -232,5 +232,5 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
 
 
 def is_matrix(name: str, p: Tensor) -> bool:
-    """Tell which weights Muon trains: those of attention and feed forward."""
+    """Return whether Muon trains a weight: attention and feed forward."""
     return p.ndim == 2 and "blocks." in name and "embedding" not in name

@@ -1,4 +1,4 @@
-"""`wanpipe demo`: films from an empty folder, and what it says of a prompt."""
+"""`wanpipe demo`: videos from an empty directory, and remarks about the prompt."""
 
 from pathlib import Path
 
@@ -16,7 +16,9 @@ def remarks(place: Place, prompt: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_demo_in_an_empty_folder_makes_film_and_sheet_and_again_nothing(tmp_path: Path) -> None:
+def test_demo_writes_a_video_and_a_sheet_and_reuses_them(
+    tmp_path: Path,
+) -> None:
     place = Place(tmp_path, demo.T2V)
     first = place.do("demo", "a red circle moves right on a white background", "--seed", 3)
     stem = "demo/a-red-circle-moves-right-on-a-white-background"
@@ -31,21 +33,21 @@ def test_demo_in_an_empty_folder_makes_film_and_sheet_and_again_nothing(tmp_path
     assert reused == ["convert", "encode-text", "denoise", "decode", "film"]
 
 
-def test_a_word_outside_the_world_is_a_remark_that_lists_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_word_gets_a_remark_that_lists_the_vocabulary(tmp_path: Path) -> None:
     [said] = remarks(Place(tmp_path, demo.T2V), "a green cat moves left")
     assert said.startswith("the tiny model never saw cat, so the film shows something else; ")
-    assert "shapes: circle, square, triangle, star; colours: red, " in said
+    assert "shapes: circle, square, triangle, star; colors: red, " in said
 
 
-def test_what_a_prompt_leaves_open_is_a_remark(tmp_path: Path) -> None:
+def test_a_prompt_without_a_color_gets_a_remark(tmp_path: Path) -> None:
     [said] = remarks(Place(tmp_path, demo.T2V), "a circle moves left")
-    assert said.startswith("the prompt names no colour, so the model chooses; ")
+    assert said.startswith("the prompt names no color, so the model chooses; ")
 
 
-def test_a_prompt_of_the_world_needs_no_remark(tmp_path: Path) -> None:
+def test_a_prompt_within_the_vocabulary_gets_no_remark(tmp_path: Path) -> None:
     assert remarks(Place(tmp_path, demo.T2V), "The golden disc rises gently, over black.") == []
 
 
-def test_a_prompt_that_says_nothing_is_refused(tmp_path: Path) -> None:
+def test_an_empty_prompt_is_rejected(tmp_path: Path) -> None:
     place = Place(tmp_path, demo.T2V)
     place.refuse("demo", " ", code=2, says="a prompt must say something, got none; try ")

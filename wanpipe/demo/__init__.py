@@ -1,6 +1,6 @@
-"""The tiny Wan that ships: checkpoints in the official layout, their world, a judge of films.
+"""The demo models: tiny Wan checkpoints in the official layout, and the words they understand.
 
-T5, VAE and tokenizer are stored once, with the text-to-video model; the pairs borrow them.
+The text-to-video model stores the T5, the VAE and the tokenizer. The two-expert models share them.
 """
 
 import shutil
@@ -18,13 +18,13 @@ SHARED = ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "google/umt5-xxl/
 
 @contextmanager
 def checkpoint(name: str) -> Iterator[Path]:
-    """Give a folder with the whole checkpoint `name`, one of NAMES, in the official layout.
+    """Provide a directory with the complete checkpoint `name`, one of NAMES.
 
-    The folder of a pair is temporary: convert it before the block ends. Raises KeyError for
-    another name.
+    The directory of a two-expert model is temporary and exists only inside the `with` block.
+    Raises KeyError for any other name.
     """
     if name not in NAMES:
-        raise KeyError(f"no demo checkpoint {name}; there are {', '.join(NAMES)}")
+        raise KeyError(f"unknown demo checkpoint {name}; use one of {', '.join(NAMES)}")
     if name == "t2v":
         yield T2V
         return
@@ -39,6 +39,6 @@ def checkpoint(name: str) -> Iterator[Path]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy contents alone: modes of a read-only installation would keep the copy from going."""
+    """Copy a file's contents without its mode, which is read-only in some installations."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)

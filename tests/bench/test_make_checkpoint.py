@@ -1,4 +1,4 @@
-"""Random checkpoints of the benches: the official names and shapes, sane numbers."""
+"""Random checkpoints have the official names and shapes, and convert."""
 
 import math
 import subprocess
@@ -9,26 +9,21 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tests.checkpoints.foreign import (
-    converted,
-)
+from bench import layouts, make_checkpoint
+from tests.checkpoints.foreign import converted
 
 pytestmark = pytest.mark.slow
 
-BENCH = Path(__file__).parents[1] / "bench"
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_tables_of_the_benches_are_the_official_checkpoints(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCH))
-    tables = __import__("make_checkpoint")
-
+def test_tensor_tables_match_the_official_checkpoints() -> None:
     def size(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, int]:
         table = dict(tensors)
         return len(table), sum(map(math.prod, table.values()))
 
-    dits = {name: size(tables.dit_tensors(preset)) for name, preset in tables.PRESETS.items()}
+    presets = make_checkpoint.PRESETS
+    dits = {name: size(make_checkpoint.dit_tensors(one)) for name, one in presets.items()}
     assert dits == {
         "tiny": (69, 163_584),
         "1.3b": (825, 1_418_996_800),
@@ -36,16 +31,16 @@ def test_the_tables_of_the_benches_are_the_official_checkpoints(
         "5b": (825, 4_999_787_712),
         "a14b-expert": (1095, 14_288_491_584),
     }
-    assert size(tables.t5_tensors(tables.PRESETS["14b"])) == (242, 5_680_910_336)
-    assert size(tables.layouts.vae("2.1", 96, 96, 16)) == (194, 126_892_531)
-    assert size(tables.layouts.vae("2.2", 160, 256, 48)) == (196, 704_688_668)
+    assert size(make_checkpoint.t5_tensors(presets["14b"])) == (242, 5_680_910_336)
+    assert size(layouts.vae("2.1", 96, 96, 16)) == (194, 126_892_531)
+    assert size(layouts.vae("2.2", 160, 256, 48)) == (196, 704_688_668)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_random_checkpoint_converts(tmp_path: Path, dtype: str) -> None:
     source = tmp_path / "source"
-    command = [sys.executable, BENCH / "make_checkpoint.py", "tiny", source, "--dtype", dtype]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "bench.make_checkpoint", "tiny", source, "--dtype", dtype]
+    subprocess.run(command, check=True, cwd=ROOT)
     converted(source, tmp_path / "model")
     weights = mx.load(str(tmp_path / "model" / "model.safetensors"))
     for name, value in weights.items():

@@ -1,4 +1,4 @@
-"""Every part of bench/gpu.sh at tiny sizes: a program that fails there would cost time on a GPU."""
+"""Every part of bench/gpu.sh runs at tiny sizes, so that none fails on a rented GPU."""
 
 import os
 import re
@@ -10,13 +10,13 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PARTS = re.findall(r'^  "(\S+) +(?:MLX_\S+ )?(.+)"$', (ROOT / "bench/gpu.sh").read_text(), re.M)
 NEEDS_CUDA = {"trace"}
 
 
 def small(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Run a part as bench/gpu.sh does with SMALL."""
+    """Run a part like bench/gpu.sh with SMALL=1."""
     words = [sys.executable, "-m", *command.split(), "--small"]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(tmp_path)}
@@ -24,18 +24,18 @@ def small(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("name", "command"), [part for part in PARTS if part[0] not in NEEDS_CUDA])
-def test_parts_run_and_tell_something(name: str, command: str, tmp_path: Path) -> None:
+def test_a_part_runs_and_prints_rows(name: str, command: str, tmp_path: Path) -> None:
     done = small(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trace_says_what_it_needs(tmp_path: Path) -> None:
+def test_trace_without_cuda_says_what_it_needs(tmp_path: Path) -> None:
     done = small("bench.trace 1.3b", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "a trace needs CUDA, and PyTorch for its profiler\n"
+    assert done.stderr == "bench.trace needs CUDA, and PyTorch for its profiler\n"
 
 
-def test_there_are_parts() -> None:
+def test_the_parts_of_the_script_are_found() -> None:
     assert {"dit-14b", "run", "parity", "streamed-14b"} <= {name for name, _ in PARTS}

@@ -1,7 +1,7 @@
-"""Looks at the frames of a clip and says what they show. NumPy only; knows no network.
+"""Classifies what the frames of a clip show, by their pixels. Uses NumPy and no network.
 
-The background of the toy world depends on the row of pixels alone, so the object is what differs
-from it. Its outline, as a radius for every angle around its centre, tells shape and rotation.
+A background of the toy world depends only on the pixel row, so the object is every pixel that
+differs from it. The object's radius at each angle around its center gives its shape and rotation.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wanpipe.demo import world
+from bench.train_demo import world
 
-ANGLES, RADII = 120, np.arange(0, 60, 0.5)  # directions; distances from the centre in pixels
-BORDER = 5  # pixels at the left and right where the background is read
-BLURRED = 0.12  # largest deviation of an outline from its shape, as a part of the radius
-CLUTTER = 8.0  # grey levels, of 255, that one object before its background may leave unexplained
-MOVED, GREW, TURNED = 8.0, 1.2, 0.4  # pixels, ratio, radians: less is standing still
-FAST = {"move": 27.0, "growing": 1.78, "spinning": 1.35}  # from here on it is fast
+ANGLES, RADII = 120, np.arange(0, 60, 0.5)  # directions; distances from the center in pixels
+BORDER = 5  # pixels at the left and right edges that show the background
+BLURRED = 0.12  # largest deviation of an outline from its shape, as a fraction of the radius
+CLUTTER = 8.0  # largest mean difference, of 255, from one object on its background
+MOVED, GREW, TURNED = 8.0, 1.2, 0.4  # pixels, ratio, radians; less counts as still
+FAST = {"move": 27.0, "growing": 1.78, "spinning": 1.35}  # this much or more counts as fast
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the frames show; a word is None where nothing fits."""
+    """What the frames show; None means that no word fits."""
 
     shape: str | None
-    colour: str | None
+    color: str | None
     motion: str | None
     speed: str | None
     background: str | None
@@ -39,13 +39,13 @@ def look(frames: np.ndarray) -> Seen:
     cover, fill = separate(frames, back)
     background = nearest_background(back)
     if cover is None or clutter(frames, back, cover, fill) > CLUTTER:
-        return Seen(shape=None, colour=None, motion=None, speed=None, background=background)
-    centres, radii, inside = outlines(cover)
-    shape = vote([fit(r) for r in radii])
-    motion, speed = movement(centres, radii, shape)
+        return Seen(shape=None, color=None, motion=None, speed=None, background=background)
+    centers, radii, inside = outlines(cover)
+    shape = majority([nearest_shape(r) for r in radii])
+    motion, speed = movement(centers, radii, shape)
     return Seen(
         shape=shape,
-        colour=min(world.COLOURS, key=lambda c: float(np.abs(fill - world.COLOURS[c]).sum())),
+        color=min(world.COLORS, key=lambda c: float(np.abs(fill - world.COLORS[c]).sum())),
         motion=motion,
         speed=speed,
         background=background,
@@ -53,31 +53,31 @@ def look(frames: np.ndarray) -> Seen:
     )
 
 
-def score(frames: np.ndarray, asked: world.Scene) -> dict[str, bool | None]:
-    """Compare frames with what was asked; None where the prompt left it open."""
+def score(frames: np.ndarray, scene: world.Scene) -> dict[str, bool | None]:
+    """Compare frames with a scene; None for a kind of word that the scene leaves open."""
     seen = look(frames)
-    names = ("colour", "shape", "motion", "speed", "background")
+    names = ("color", "shape", "motion", "speed", "background")
     result: dict[str, bool | None] = {
-        name: None if getattr(asked, name) is None else getattr(seen, name) == getattr(asked, name)
+        name: None if getattr(scene, name) is None else getattr(seen, name) == getattr(scene, name)
         for name in names
     }
-    result["all"] = bool(result["colour"] and result["shape"] and result["motion"])
+    result["all"] = bool(result["color"] and result["shape"] and result["motion"])
     return result
 
 
 def backdrop(frames: np.ndarray) -> np.ndarray:
-    """Read the colour of every row, (Y, 3), from the left and right borders of all frames."""
+    """Return the background color of every row, (Y, 3), from the left and right borders."""
     sides = np.concatenate([frames[:, :, :BORDER], frames[:, :, -BORDER:]], axis=2)
     rows: np.ndarray = np.median(sides, axis=(0, 2))
     return rows
 
 
 def separate(frames: np.ndarray, back: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """Find how much of each pixel the object covers, (T, Y, X) in 0 to 1, and its colour."""
+    """Return the object's coverage of each pixel, (T, Y, X) in 0 to 1, and its color."""
     change = frames - back[:, None]
     distance = np.sqrt((change**2).sum(-1))  # (T, Y, X)
     strong = distance > 0.7 * np.quantile(distance, 0.99)
-    if np.quantile(distance, 0.99) < 25:  # nothing but noise
+    if np.quantile(distance, 0.99) < 25:  # only noise
         return None, np.zeros(3)
     fill = np.median(frames[strong], axis=0)
     contrast = fill - back[:, None]
@@ -87,13 +87,13 @@ def separate(frames: np.ndarray, back: np.ndarray) -> tuple[np.ndarray | None, n
 
 
 def clutter(frames: np.ndarray, back: np.ndarray, cover: np.ndarray, fill: np.ndarray) -> float:
-    """Measure what one object of one colour does not explain, in the worst frame."""
+    """Return the mean difference from one object of one color, in the worst frame."""
     ideal = back[:, None] + cover[..., None] * (fill - back[:, None])
     return float(np.abs(frames - ideal).mean((1, 2, 3)).max())
 
 
 def nearest_background(back: np.ndarray) -> str | None:
-    """Name the background of the world that is nearest to the rows (Y, 3)."""
+    """Return the background nearest to the rows (Y, 3), or None if none is near."""
     rows = len(back)
     at = (np.arange(rows) + 0.5) * world.SIZE / rows - 0.5
     errors = {}
@@ -106,31 +106,31 @@ def nearest_background(back: np.ndarray) -> str | None:
 
 
 def outlines(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Measure each frame: centre (T, 2), radius by angle (T, ANGLES), how full the inside is (T,).
+    """Measure each frame: center (T, 2), radius by angle (T, ANGLES), filled fraction (T,).
 
-    Radii are NaN in a frame that shows nothing.
+    The radii of an empty frame are NaN.
     """
-    centres, radii, inside = [], [], []
+    centers, radii, inside = [], [], []
     for frame in cover:
-        y, x = centre(frame)
+        y, x = center(frame)
         reach, full = np.full(ANGLES, np.nan), 0.0
         if np.isfinite(x):
-            y, x = recentre(extent(polar(frame, y, x)), y, x)
+            y, x = recenter(extent(polar(frame, y, x)), y, x)
             profile = polar(frame, y, x)
             reach = extent(profile)
             core = RADII[None] < 0.45 * reach[:, None]
             full = float(profile[core].mean()) if core.any() else 0.0
-        centres.append((x, y))
+        centers.append((x, y))
         radii.append(reach)
         inside.append(full)
-    return np.array(centres), np.array(radii), np.array(inside)
+    return np.array(centers), np.array(radii), np.array(inside)
 
 
 def extent(profile: np.ndarray) -> np.ndarray:
-    """Give the radius at every angle, (ANGLES,), of what (ANGLES, len(RADII)) samples show.
+    """Return the radius at every angle, (ANGLES,), from samples (ANGLES, len(RADII)).
 
-    The inside counts as filled, so that an outline is the shape it encloses, and a line that is
-    too thin to cover a pixel counts as whole.
+    The inside counts as filled, so an outline measures like the shape it encloses. A line too thin
+    to cover a pixel counts as solid.
     """
     filled = np.maximum.accumulate(profile[:, ::-1], axis=1)[:, ::-1]
     filled = filled / np.maximum(filled[:, :1], 0.35)
@@ -138,8 +138,8 @@ def extent(profile: np.ndarray) -> np.ndarray:
     return reach
 
 
-def centre(frame: np.ndarray) -> tuple[float, float]:
-    """Find the centre of gravity (y, x); NaN for an empty frame."""
+def center(frame: np.ndarray) -> tuple[float, float]:
+    """Return the center of mass (y, x), or NaN for an empty frame."""
     total = frame.sum()
     if total < 20:
         return np.nan, np.nan
@@ -147,8 +147,8 @@ def centre(frame: np.ndarray) -> tuple[float, float]:
     return (frame * y).sum() / total, (frame * x).sum() / total
 
 
-def recentre(reach: np.ndarray, y: float, x: float) -> tuple[float, float]:
-    """Move (y, x) to the centre of the area that the radii enclose."""
+def recenter(reach: np.ndarray, y: float, x: float) -> tuple[float, float]:
+    """Move (y, x) to the center of the area that the radii enclose."""
     angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
     area = np.maximum((reach**2).sum() / 2, 1e-6)
     return y - (reach**3 * np.cos(angle)).sum() / 3 / area, x + (
@@ -157,7 +157,7 @@ def recentre(reach: np.ndarray, y: float, x: float) -> tuple[float, float]:
 
 
 def polar(frame: np.ndarray, y: float, x: float) -> np.ndarray:
-    """Sample a frame around a centre, (ANGLES, len(RADII)); angle 0 is up, then clockwise."""
+    """Sample a frame around a center, (ANGLES, len(RADII)); angle 0 is up, then clockwise."""
     angle = 2 * np.pi * np.arange(ANGLES)[:, None] / ANGLES
     rows, columns = y - RADII * np.cos(angle), x + RADII * np.sin(angle)
     top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
@@ -173,7 +173,7 @@ def polar(frame: np.ndarray, y: float, x: float) -> np.ndarray:
 
 
 def ideal(shape: str) -> np.ndarray:
-    """Give the outline of a shape with mean radius 1, (ANGLES,), its corner at angle 0."""
+    """Return the outline of a shape, (ANGLES,), with mean radius 1 and a corner at angle 0."""
     index = world.SHAPES.index(shape)
     corners, waist = world.CORNERS[index], world.WAIST[index]
     if corners == 0:
@@ -182,14 +182,14 @@ def ideal(shape: str) -> np.ndarray:
     angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
     angle = abs(angle - sector * np.floor(angle / sector + 0.5))
     ex, ey = waist * np.cos(sector / 2) - 1, waist * np.sin(sector / 2)
-    # where the ray at this angle meets the edge from the corner to the waist
+    # the intersection of the ray at this angle with the edge from corner to waist
     reach: np.ndarray = ey / (ey * np.cos(angle) - ex * np.sin(angle))
     reach /= reach.mean()
     return reach
 
 
-def fit(reach: np.ndarray) -> str | None:
-    """Name the shape whose outline, turned as it fits best, is nearest; None if none is near."""
+def nearest_shape(reach: np.ndarray) -> str | None:
+    """Return the shape whose outline is nearest at its best rotation, or None if none is near."""
     if not np.isfinite(reach).all() or reach.mean() < 3:
         return None
     reach = reach / reach.mean()
@@ -203,20 +203,20 @@ def fit(reach: np.ndarray) -> str | None:
     return best if errors[best] < BLURRED else None
 
 
-def vote(names: list[str | None]) -> str | None:
-    """Choose the shape that at least two thirds of the frames show."""
+def majority(names: list[str | None]) -> str | None:
+    """Return the shape that at least two thirds of the frames show."""
     best = max(set(names), key=names.count)
     return best if names.count(best) * 3 >= len(names) * 2 else None
 
 
 def movement(
-    centres: np.ndarray, radii: np.ndarray, shape: str | None
+    centers: np.ndarray, radii: np.ndarray, shape: str | None
 ) -> tuple[str | None, str | None]:
-    """Tell motion and speed from the first and last frames and the rotation in between."""
+    """Derive motion and speed from the first and last frames and the rotation between them."""
     if not np.isfinite(radii).all():
         return None, None
-    shift = centres[-2:].mean(0) - centres[:2].mean(0)
-    shift *= len(centres) / max(len(centres) - 2, 1) * (len(centres) - 1) / len(centres)
+    shift = centers[-2:].mean(0) - centers[:2].mean(0)
+    shift *= len(centers) / max(len(centers) - 2, 1) * (len(centers) - 1) / len(centers)
     size = radii.mean(1)
     growth = size[-2:].mean() / size[:2].mean()
     turn = rotation(radii, shape)
@@ -238,7 +238,7 @@ def movement(
 
 
 def rotation(radii: np.ndarray, shape: str | None) -> float:
-    """Add up the turns between frames, in radians, from the phase of the shape's corners."""
+    """Sum the rotation between frames, in radians, from the phase of the shape's corners."""
     corners = world.CORNERS[world.SHAPES.index(shape)] if shape else 0
     if corners == 0:
         return 0.0
