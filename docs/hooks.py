@@ -4,6 +4,7 @@ A line `<!-- commands -->` becomes one section per command; `<!-- common options
 that several of them share.
 """
 
+import html
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import click
 from wanpipe.app import cli
 
 COMMANDS, COMMON = "<!-- commands -->", "<!-- common options -->"
+PIPE = "&#124;"
 SHARED = 6  # commands that have an option, from which on it is described once for all
 
 
@@ -60,7 +62,7 @@ def section(context: click.Context, shared: dict[str, click.Option]) -> Iterator
     yield f"{text_of(command)}\n"
     mine = options(context)
     yield from rows(one for one in mine if row(one) not in shared)
-    taken = [f"`{one.opts[0]}`" for one in mine if row(one) in shared]
+    taken = [code(one.opts[0]) for one in mine if row(one) in shared]
     if taken:
         yield f"\nCommon options: {', '.join(taken)}.\n"
 
@@ -82,13 +84,17 @@ def rows(chosen: Any) -> Iterator[str]:
 
 def row(option: click.Option) -> str:
     """One option as a row: names, value, help, environment variable, default."""
-    names = ", ".join(f"`{name}`" for name in option.opts)
-    value = option.make_metavar(click.Context(cli)) if not option.is_flag else ""
-    text = (option.help or "").replace("|", "\\|")
+    names = ", ".join(map(code, option.opts))
+    value = "" if option.is_flag else option.make_metavar(click.Context(cli))
+    text = (option.help or "").replace("|", PIPE)
     extra = option.get_help_extra(click.Context(cli))
     if "envvars" in extra:
-        text += f" Environment: `{'`, `'.join(extra['envvars'])}`."
+        text += f" Environment: {', '.join(map(code, extra['envvars']))}."
     if "default" in extra:
-        text += f" Default: `{extra['default']}`."
-    value = f" `{value}`".replace("|", "\\|") if value else ""
-    return f"| {names}{value} | {text} |"
+        text += f" Default: {code(extra['default'])}."
+    return f"| {names} {code(value)} | {text} |"
+
+
+def code(text: str) -> str:
+    """Set text in the font of code; in a table even `|` needs another spelling."""
+    return f"<code>{html.escape(text).replace('|', PIPE)}</code>" if text else ""

@@ -1,0 +1,54 @@
+"""What stands in for downloads and large videos when a page of the documentation is run."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from tests.pages import CHECKPOINTS, EXPERTS, FRAMES, SIDE, STEPS
+from wanpipe import demo
+
+SMALLER = {"--width": SIDE, "--height": SIDE, "--num-frames": FRAMES, "--steps": STEPS}
+
+
+def small(words: Sequence[str]) -> list[str]:
+    """Words of a wanpipe command, with sizes that a test has time for."""
+    found = list(words)
+    for index, word in enumerate(found[1:], 1):
+        most = SMALLER.get(found[index - 1])
+        if most is not None and word.isdecimal() and int(word) > most:
+            found[index] = str(most)
+    return found
+
+
+def download(words: Sequence[str]) -> None:
+    """Act as `hf download REPOSITORY [FILE ...] [--include PATTERN] --local-dir FOLDER`: copy the
+    checkpoint that stands in for a repository, or the demo LoRA.
+    """
+    if words[:1] != ["download"] or "--local-dir" not in words:
+        sys.exit(f"hf: only `download … --local-dir FOLDER` is known here, got {words}")
+    repository, *rest = words[1:]
+    folder, name = Path(rest[rest.index("--local-dir") + 1]), repository.split("/")[-1]
+    if name in CHECKPOINTS:
+        # a real download adds what is missing
+        shutil.copytree(Path(os.environ["SHELF"]) / name, folder, dirs_exist_ok=True)
+        return
+    asked = [word for word in rest if "*" in word or word.endswith(".safetensors")]
+    if not asked:
+        sys.exit(f"hf: {repository} is no checkpoint that is known here; name LoRA files")
+    loras(folder, asked)
+
+
+def loras(folder: Path, asked: Sequence[str]) -> None:
+    """Write every file that is asked for, by path or pattern: a LoRA for experts by its name, else
+    the demo's.
+    """
+    shelf = Path(os.environ["SHELF"])
+    for one in asked:
+        names = EXPERTS if fnmatch(EXPERTS[0], Path(one).name) else (Path(one).name,)
+        for name in names:
+            path = folder / Path(one).parent / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(shelf / "expert.safetensors" if name in EXPERTS else demo.LORA, path)
