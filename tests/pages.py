@@ -230,13 +230,12 @@ def install(programs: Path) -> None:
 
 NOTHING = "#!/bin/sh\nexit 0\n"
 STAND_INS = {
-    # the code of this tree; sizes of real models are made as small as the demo's
+    # the code of this tree, with small videos
     "wanpipe": """#!@PYTHON@
 import sys
 sys.path[0] = "@ROOT@"
-from tests.stand_ins import small
-from wanpipe.app import main
-main(small(sys.argv[1:]))
+from tests.stand_ins import wanpipe
+wanpipe(sys.argv[1:])
 """,
     "hf": """#!@PYTHON@
 import sys

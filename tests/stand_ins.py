@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.pages import CHECKPOINTS, EXPERTS, FRAMES, SIDE, STEPS
 from wanpipe import demo
+from wanpipe.app import main
 
 SMALLER = {"--width": SIDE, "--height": SIDE, "--num-frames": FRAMES, "--steps": STEPS}
 
@@ -21,6 +22,12 @@ def small(words: Sequence[str]) -> list[str]:
         if most is not None and word.isdecimal() and int(word) > most:
             found[index] = str(most)
     return found
+
+
+def wanpipe(words: Sequence[str]) -> None:
+    """Act as `wanpipe`, with small videos; those of `wanpipe demo` are small too."""
+    demo.T2V = Path(os.environ["SHELF"]) / "Wan2.1-T2V-1.3B"
+    main(small(words))
 
 
 def download(words: Sequence[str]) -> None:
