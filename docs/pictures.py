@@ -134,21 +134,18 @@ def drafts() -> None:
     """
     screen = Screen()
     text = screen.type(f'wanpipe encode-text --model model --prompt "{STAR}"', quiet=True)
-    seeds = "--seed 1 --seed 2 --seed 3"
+    seeds = "--seed 1 --seed 2"
     screen.type(f"wanpipe denoise --model model --from {text} {seeds} --stop-at 8", quiet=True)
-    screen.type("wanpipe preview --all-drafts --vae --output drafts.png", quiet=True)
+    screen.type("wanpipe preview --all-drafts --vae --columns 3 --output drafts.png", quiet=True)
     screen.type(f'wanpipe demo "{STAR}" --seed 1 --seed 2 --output-dir demo', quiet=True)
-    shrink(Path("drafts.png"), "drafts", WIDTH * 8)
+    shrink(Path("drafts.png"), "drafts")
     shrink(next(Path("demo").glob("*.png")), "contact-sheet")
 
 
-def shrink(source: Path, name: str, width: int | None = None) -> None:
-    """Write a PNG with a palette, at most `width` pixels wide."""
+def shrink(source: Path, name: str) -> None:
+    """Write a PNG with a palette."""
     with Image.open(source) as picture:
-        whole = picture.convert("RGB")
-        if width:
-            whole.thumbnail((width, width))
-        small = whole.quantize(COLORS, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
         small.save(TARGET / f"{name}.png", optimize=True)
 
 
