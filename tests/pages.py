@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+from tests.stand_ins import CHECKPOINTS, EXPERTS, FRAMES, SIDE, STEPS
 from wanpipe import demo
 from wanpipe.demo import world
 
@@ -30,19 +31,8 @@ ROOT = Path(__file__).parent.parent
 SHELL, PYTHON = ("bash", "sh", "console"), "python"
 SHOWN = ("text", "json", "toml", "yaml")  # output and files: never run
 FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w+-]*)(?P<rest>.*)")
-CHECKPOINTS = {  # what a page may presume, and what it is here: of the demo, or of tests/data
-    "Wan2.1-T2V-1.3B": "t2v",
-    "Wan2.1-T2V-14B": "t2v",
-    "Wan2.2-T2V-A14B": "t2v-a14b",
-    "Wan2.2-I2V-A14B": "i2v-a14b",
-    "Wan2.1-I2V-14B-480P": "wan21-i2v",
-    "Wan2.1-I2V-14B-720P": "wan21-i2v",
-    "Wan2.2-TI2V-5B": "wan22-ti2v-5b",
-}
 STYLE = "style.safetensors"  # a LoRA for Wan2.1-T2V-1.3B, the demo's
-EXPERTS = ("high_noise_model.safetensors", "low_noise_model.safetensors")  # for Wan2.2-T2V-A14B
 EXPERT_WIDTH = 96  # of the transformers that stand in for Wan2.2-T2V-A14B
-SIDE, FRAMES, STEPS = 32, 5, 12  # of the videos that these checkpoints make by default
 SMALL = {"width": SIDE, "height": SIDE, "num_frames": FRAMES, "steps": STEPS}
 PATIENCE = 120  # seconds for one block
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -106,11 +96,13 @@ class Reader:
         lay_out(self.folder, shelf)
         install(self.programs)
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
+        left_out = {"WANPIPE_CACHE", "PYTHONDONTWRITEBYTECODE"}
         self.environment = {
-            **{name: text for name, text in os.environ.items() if name != "WANPIPE_CACHE"},
+            **{name: text for name, text in os.environ.items() if name not in left_out},
             "PATH": path,
             "PYTHONPATH": str(ROOT),
             "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPYCACHEPREFIX": str(shelf / "bytecode"),  # compiled once for all commands
             "SHELF": str(shelf),  # where `hf download` finds checkpoints
         }
         self.state = folder / "state"

@@ -1,4 +1,7 @@
-"""What stands in for downloads and large videos when a page of the documentation is run."""
+"""What stands in for downloads and large videos when a page of the documentation is run.
+
+Every command of a page loads this, so it imports little.
+"""
 
 import os
 import shutil
@@ -7,10 +10,20 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tests.pages import CHECKPOINTS, EXPERTS, FRAMES, SIDE, STEPS
 from wanpipe import demo
 from wanpipe.app import main
 
+CHECKPOINTS = {  # what a page may presume, and what it is here: of the demo, or of tests/data
+    "Wan2.1-T2V-1.3B": "t2v",
+    "Wan2.1-T2V-14B": "t2v",
+    "Wan2.2-T2V-A14B": "t2v-a14b",
+    "Wan2.2-I2V-A14B": "i2v-a14b",
+    "Wan2.1-I2V-14B-480P": "wan21-i2v",
+    "Wan2.1-I2V-14B-720P": "wan21-i2v",
+    "Wan2.2-TI2V-5B": "wan22-ti2v-5b",
+}
+EXPERTS = ("high_noise_model.safetensors", "low_noise_model.safetensors")  # for Wan2.2-T2V-A14B
+SIDE, FRAMES, STEPS = 32, 5, 10  # of the videos that these checkpoints make by default
 SMALLER = {"--width": SIDE, "--height": SIDE, "--num-frames": FRAMES, "--steps": STEPS}
 
 
