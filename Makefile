@@ -7,7 +7,7 @@ WANPIPE := $(BIN)/wanpipe
 # MLX's backend: plain on macOS, CUDA where an NVIDIA driver is, else the CPU
 EXTRA := $(shell [ "$$(uname)" = Darwin ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo '[cuda13]' || echo '[cpu]'; })
 
-.PHONY: help demo picture test quick lint types unit format films clean
+.PHONY: help demo picture docs test quick lint types unit format films clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,13 +31,19 @@ demo: .venv/ready  ## make films with the tiny model that ships
 	$(DEMO) "a red circle moves right on a white background"
 	@echo "Look at out/demo: six films, and a contact sheet (.png) of each prompt."
 
-picture: .venv/ready  ## draw docs/demo.gif anew, the picture in the README
+picture: .venv/ready  ## draw the pictures of the README and the documentation
 	$(BIN)/python docs/picture.py
+	$(BIN)/python docs/pictures.py
 
-test: lint types unit  ## all checks
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/ready  ## build the documentation into site/; open site/index.html
+	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/offline.py site
+
+test: lint types docs unit  ## run all checks and build the documentation
 
 quick: TESTS = -m 'not slow'
-quick: test  ## run the checks without the slow tests
+quick: lint types unit  ## run the checks without the slow tests
 
 lint: .venv/ready
 	$(BIN)/ruff check .
