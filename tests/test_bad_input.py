@@ -135,7 +135,7 @@ def test_two_entries_of_a_stage_are_refused(studio: Place) -> None:
 def test_a_step_takes_no_seed_and_no_other_grid(studio: Place) -> None:
     step = studio.made("denoise", "--from", studio.text(), *SMALL, "--stop-at", 2)
     for more, says in (
-        (("--seed", 1), "a seed or noise is given together with a step"),
+        (("--seed", 1), "a step to continue from has its own noise"),
         (("--steps", 9), "steps of the run that step"),
         (("--width", 48), "width of the run"),
         (("--scheduler", "euler"), "scheduler of the run"),

@@ -15,6 +15,7 @@ EXPORTS = {
     "encode_image": ("stages.encode_image", "run"),
     "denoise": ("stages.denoise", "run"),
     "decode": ("stages.decode", "run"),
+    "Inputs": ("wanpipe.pipeline.inputs", "Inputs"),
     "Store": ("wanpipe.store", "Store"),
     "open_model": ("wanpipe.weights.model", "open_model"),
 }
