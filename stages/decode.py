@@ -59,7 +59,7 @@ def run(model: Model | None, given: Sources, params: Params, store: Store) -> En
     from wanpipe.media import video
 
     if params.output is not None:
-        video.film_format(params.output)
+        video.video_format(params.output)
     if params.fps is not None and not 0 < params.fps <= LARGEST_FPS:
         raise UsageError(
             f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
@@ -317,7 +317,7 @@ class Filming(Later[bool]):
         if output.exists() and not self.store.force and says(output, comment):
             return False
         metadata = {"title": lineage.get("prompt") or "", "comment": comment}
-        video.write_film(output, slices, rate, metadata)
+        video.write_video(output, slices, rate, metadata)
         return True
 
 
@@ -331,17 +331,18 @@ def says(film: Path, comment: str) -> bool:
         return False  # not a film: it is replaced by one
 
 
-@click.command("decode", short_help="a latent to frames and a film")
-@stage_options
+@click.command("decode")
 @options.model
 @options.sources
-@options.film
+@options.video
 @options.memory
+@stage_options
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
-    """Decode a denoised latent with the VAE, and write a film: .mp4, .webm, .gif, or a folder of
-    .png frames.
+    """Decode a latent to frames, and write them as a video.
+
+    Give a step, or frames that are already decoded. Without --output only the entry is made.
     """
     given = sources.collect(references, ("step", "frames"), session.store)
     needed = given.frames is None and given.step is not None
     found = find_model(model, given.entries, session.store, given.run) if needed else None
-    session.deliver([run(found, given, Params(**asked), session.store).path])
+    session.print_paths([run(found, given, Params(**asked), session.store).path])

@@ -349,8 +349,7 @@ def filler(
     return fill
 
 
-@click.command("denoise", short_help="noise to latents, step by step")
-@stage_options
+@click.command("denoise")
 @options.model
 @options.sources
 @options.canvas
@@ -358,12 +357,15 @@ def filler(
 @options.loras
 @options.memory
 @options.stop_at
+@stage_options
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
-    """Denoise a video's latent from a text entry (and an image entry), or from a step of a run.
+    """Denoise a latent step by step, from noise or from a step.
 
-    Every step is kept: interrupted, the same command resumes where it stopped.
+    Give a text entry, and an image entry for image-to-video, to start a run. Give a step to finish
+    its run, or to branch from it with other settings. Every step becomes an entry, so after an
+    interruption the same command resumes at the last finished step.
     """
     given = sources.collect(references, ("text", "image", "step"), session.store)
     found = find_model(model, given.entries, session.store, given.run)
     entries = run(found, given, Params(**asked), session.store)
-    session.deliver([entry.path for entry in entries])
+    session.print_paths([entry.path for entry in entries])
