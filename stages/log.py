@@ -91,7 +91,7 @@ class StepFormatter:
     def start(self) -> str:
         """Return the seed, prompt and settings that the run started with."""
         run = self.view.runs.get(self.first.key)
-        seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
+        seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
         return f"{seed}, {self.prompt(self.first)}, {self.settings(self.first)}"
 
     def shown(self, key: str) -> bool:

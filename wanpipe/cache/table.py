@@ -17,7 +17,7 @@ def columns(one: Listed, now: float) -> tuple[str, ...]:
     """Format one entry or run; `now` is in seconds since 1970."""
     row, run, what = one.row, one.run, units.plain(one.what)
     if row.step is not None:
-        seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
+        seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
         of = f"/{run.settings.steps}" if run else ""
         what = f"{seed}, step {row.step + 1}{of}, {what}"
     if one.prompt is not None:

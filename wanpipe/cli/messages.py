@@ -70,10 +70,10 @@ def missing(fields: dict[str, Any]) -> str:
         line = f"denoise: {count(fields['steps'], 'step')} to compute"
     if nearest is not None and not fields["differences"]:
         line += " again (--force)"
-    if fields["step"]:
+    if fields.get("step"):
         line += f", starting at step {fields['step'] + 1}"
     if nearest is None:
-        return line if fields["step"] else f"{line}. The cache has no {stage} entry yet."
+        return line if fields.get("step") else f"{line}. The cache has no {stage} entry yet."
     if not fields["differences"]:
         return line
     what = "run" if stage == "denoise" else "entry"
@@ -81,9 +81,14 @@ def missing(fields: dict[str, Any]) -> str:
 
 
 def differing(fields: dict[str, Any]) -> str:
-    """List differences: seed (0 → 4), width (32 → 48) and guidance (2.0 → 6.0)."""
-    each: Sequence[dict[str, str]] = fields["differences"]
-    texts = [f"{one['what']} ({one['there']} → {one['wanted']})" for one in each]
+    """List the differences of an event `missing`: seed (0 → 4) and guidance (2.0 → 6.0)."""
+    return listed(
+        [f"{one['what']} ({one['there']} → {one['wanted']})" for one in fields["differences"]]
+    )
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Join texts as in a sentence: a, b and c."""
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
