@@ -36,7 +36,7 @@ def main() -> None:
     store, films = Store("cache", PlainReport()), []
     for prompt in PROMPTS:
         asked = demo.Params(prompt=prompt, seeds=(SEED,), output_dir=Path("out/demo"))
-        films.append(video.read_film(demo.run(asked, store)[0])[:2])
+        films.append(video.read_video(demo.run(asked, store)[0])[:2])
     clips, fps = np.stack([frames for frames, _ in films]), films[0][1]  # (6, T, Y, X, 3)
     # one palette, no dithering: small, and nothing shimmers
     pages = [draw(clips[:, t]) for t in range(clips.shape[1])]

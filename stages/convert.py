@@ -147,14 +147,24 @@ def quantization(params: Params) -> dict[str, Quantization]:
     }
 
 
-@click.command("convert", short_help="an original checkpoint to a model")
-@stage_options
+@click.command("convert")
 @options.checkpoint
 @options.quantization
-@click.option("--from-model", metavar="MODEL", help="Quantise a converted model, keeping it.")
-@click.option("--output-dir", type=options.PATH, help="Where the model goes. Default: the cache.")
+@click.option(
+    "--from-model", metavar="MODEL", help="Quantize this converted model instead of a checkpoint."
+)
+@click.option(
+    "--output-dir",
+    type=options.PATH,
+    metavar="DIR",
+    help="Write the model to DIR.  [default: an entry of the cache]",
+)
+@stage_options
 def command(session: Session, **asked: Any) -> None:
-    """Convert an original Wan checkpoint, recognised by its files, to safetensors for MLX."""
+    """Convert a PyTorch checkpoint to a model for MLX.
+
+    The variant of Wan is recognized by the files and their contents.
+    """
     source = click.get_current_context().get_parameter_source("dtype")
     if asked["from_model"] is not None and source is not ParameterSource.DEFAULT:
         raise UsageError("--dtype is for checkpoints, a model keeps its own; leave it out")

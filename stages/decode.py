@@ -100,22 +100,23 @@ def check_params(params: Params) -> None:
     from wanpipe.media import video
 
     if params.output is not None:
-        video.film_format(params.output)
+        video.video_format(params.output)
     if params.fps is not None and not 0 < params.fps <= LARGEST_FPS:
         raise UsageError(
             f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
         )
 
 
-@click.command("decode", short_help="a latent to frames and a film")
-@stage_options
+@click.command("decode")
 @options.model
 @options.sources
-@options.film
+@options.video
 @options.memory
+@stage_options
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
-    """Decode a denoised latent with the VAE, and write a film: .mp4, .webm, .gif, or a folder of
-    .png frames.
+    """Decode a latent to frames, and write them as a video.
+
+    Give a step, or frames that are already decoded. Without --output only the entry is made.
     """
     inputs = resolve_inputs(references, ("step", "frames"), session.store)
     needed = inputs.frames is None and inputs.step is not None

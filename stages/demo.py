@@ -99,22 +99,31 @@ def write_sheet(params: Params, entries: Sequence[Entry], stem: str) -> Path:
     return path
 
 
-@click.command("demo", short_help="a film from the tiny model that ships")
-@stage_options
+@click.command("demo")
 @click.argument("prompt", default=PROMPT)
-@click.option("--seed", "seeds", type=int, multiple=True, default=(0,), help="Repeatable.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    default=(0,),
+    metavar="N",
+    help="Set the random seed. Repeatable, for one video per seed.  [default: 0]",
+)
 @click.option(
     "--output-dir",
     type=options.PATH,
+    metavar="DIR",
     default=Path("demo"),
     show_default=True,
-    help="Where films and contact sheet go.",
+    help="Write the videos and their contact sheet to DIR.",
 )
+@stage_options
 def command(session: Session, prompt: str, seeds: tuple[int, ...], output_dir: Path) -> None:
-    """Make a film of PROMPT, such as "a red circle moves right on a white background".
+    """Make a video with the tiny included model, in seconds.
 
-    The model that ships knows shapes (circle, square, triangle, star), colours, backgrounds and
-    motions, nothing else; it shows what the stages do in seconds.
+    PROMPT is a sentence such as "a red circle moves right on a white background". The model knows
+    shapes (circle, square, triangle, star), colors, backgrounds and motions, and nothing else.
     """
     if session.name is not None:
         raise UsageError("--name is for one entry, a demo makes many; leave it out")

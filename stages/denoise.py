@@ -76,8 +76,7 @@ def run(model: Model, inputs: Inputs, params: Params, store: Store) -> list[Entr
     return plan(model, inputs, params, store).make()
 
 
-@click.command("denoise", short_help="noise to latents, step by step")
-@stage_options
+@click.command("denoise")
 @options.model
 @options.sources
 @options.canvas
@@ -85,10 +84,13 @@ def run(model: Model, inputs: Inputs, params: Params, store: Store) -> list[Entr
 @options.loras
 @options.memory
 @options.stop_at
+@stage_options
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
-    """Denoise a video's latent from a text entry (and an image entry), or from a step of a run.
+    """Denoise a latent step by step, from noise or from a step.
 
-    Every step is kept: interrupted, the same command resumes where it stopped.
+    Give a text entry, and an image entry for image-to-video, to start a run. Give a step to finish
+    its run, or to branch from it with other settings. Every step becomes an entry, so after an
+    interruption the same command resumes at the last finished step.
     """
     inputs = resolve_inputs(references, ("text", "image", "step"), session.store)
     found = find_model(model, inputs.entries, session.store, inputs.run)

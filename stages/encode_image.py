@@ -177,14 +177,17 @@ def filler(
     return fill
 
 
-@click.command("encode-image", short_help="an image to latents for image-to-video")
-@stage_options
+@click.command("encode-image")
 @options.model
 @options.image
 @options.canvas
 @options.memory
+@stage_options
 def command(session: Session, model: str | None, image: Path | None, **canvas: Any) -> None:
-    """Encode the first frame of a video with the model's VAE (and CLIP, for Wan2.1)."""
+    """Encode an image to latents for image-to-video.
+
+    The image becomes the first frame of the video. Wan2.1 also encodes it with CLIP.
+    """
     if image is None:
         raise UsageError("no image is given; use --image FILE")
     found = find_model(model, [], session.store)

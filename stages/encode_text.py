@@ -189,13 +189,18 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     return (*prompts, *lines)
 
 
-@click.command("encode-text", short_help="prompts to umT5 embeddings")
-@stage_options
+@click.command("encode-text")
 @options.model
-@click.option("--prompt", multiple=True, help="What the video shows. Repeatable.")
-@click.option("--prompt-file", type=options.PATH, help="A text file with one prompt a line.")
+@click.option("--prompt", multiple=True, metavar="TEXT", help="Encode this prompt. Repeatable.")
+@click.option(
+    "--prompt-file",
+    type=options.PATH,
+    metavar="FILE",
+    help="Encode every line of this text file as a prompt.",
+)
 @options.negative
 @options.memory
+@stage_options
 def command(
     session: Session,
     model: str | None,
@@ -205,8 +210,9 @@ def command(
     no_negative_prompt: bool,
     memory: int | None,
 ) -> None:
-    """Encode prompts with umT5, each together with the negative prompt; every prompt becomes one
-    entry.
+    """Encode prompts to text embeddings with umT5.
+
+    Each prompt becomes one entry, together with the negative prompt.
     """
     params = Params(
         prompts=read_prompts(prompt, prompt_file),

@@ -1,7 +1,7 @@
-"""log: a run and its branches, as a tree.
+"""log: draw a run and its branches as a tree.
 
 Reads: summaries of the cache's entries.
-Writes: nothing; the tree goes to stdout.
+Writes: nothing; prints the tree on stdout.
 """
 
 import time
@@ -20,8 +20,10 @@ from wanpipe.store.index import Summary
 
 
 def run(reference: str, store: Store) -> Iterator[str]:
-    """Draw the run that a step belongs to with all its branches, or every run of a text or an
-    image, line by line, the latest step on top.
+    """Draw the run of a step or of its frames with all its branches, or every run of a text or an
+    image, line by line with the latest step on top.
+
+    Raises UsageError for an entry that has no steps.
     """
     path = store.locate(reference)
     home = Store(path.parent.parent, store.report)
@@ -36,17 +38,19 @@ def run(reference: str, store: Store) -> Iterator[str]:
     else:
         roots = [trees.root(step)] if step in trees.steps else []
     if not roots:
-        raise UsageError(f"no step in {home.root} belongs to {reference}")
+        raise UsageError(f"no step in {home.root} was made from {reference}")
     owners = {step: run for run in reversed(home.runs.all()) for step in run.steps}
-    known = Known(rows, trees, owners, labels(home))
+    view = View(rows, trees, owners, labels(home))
     for index, root in enumerate(roots):
         if index:
             yield ""
-        yield from tree(trees, root, Teller(known, root, row.key))
+        formatter = StepFormatter(view, root, row.key)
+        yield from draw(trees, root, formatter.line, formatter.shown)
+        yield f"o {formatter.start()}"
 
 
 def labels(store: Store) -> dict[str, list[str]]:
-    """Names and pins by stage/key."""
+    """Return names and pins by stage/key."""
     found: dict[str, list[str]] = {}
     for name, place in store.names.all().items():
         found.setdefault(place, []).append(name)
@@ -55,81 +59,74 @@ def labels(store: Store) -> dict[str, list[str]]:
     return found
 
 
-def tree(trees: Forest, root: str, teller: "Teller") -> Iterator[str]:
-    """Draw one run and, below it, what it started from."""
-    yield from draw(trees, root, teller.line, teller.shown)
-    yield f"o {teller.start()}"
-
-
 @dataclass(frozen=True)
-class Known:
-    """What is known of a cache: summaries by stage/key, its trees, runs by step, and labels by
-    stage/key.
-    """
+class View:
+    """The contents of a cache: summaries by stage/key, trees, runs by step, labels by stage/key."""
 
     rows: dict[str, Summary]
     trees: Forest
     runs: dict[str, Run]
-    names: dict[str, list[str]]
+    labels: dict[str, list[str]]
 
 
-class Teller:
-    """Tells the steps of one tree in words, each only in what is not said at its root."""
+class StepFormatter:
+    """Formats the steps of one tree. A step shows only what differs from the start of its run."""
 
-    def __init__(self, known: Known, root: str, asked: str) -> None:
-        self.rows, self.trees, self.runs = known.rows, known.trees, known.runs
-        self.names, self.asked = known.names, asked
-        trees = known.trees
+    def __init__(self, view: View, root: str, selected: str) -> None:
+        self.view, self.selected = view, selected
+        trees = view.trees
         self.first = trees.steps.get(root) or trees.steps[trees.after[root][0]]
         self.now = time.time()
 
-    def what(self, row: Summary) -> str:
-        """What a step holds, with the size and LoRAs of its run."""
-        return units.plain(said(row, self.runs.get(row.key)))
+    def settings(self, row: Summary) -> str:
+        """Return the settings of a step, with the size and the LoRAs of its run."""
+        return units.plain(said(row, self.view.runs.get(row.key)))
 
     def prompt(self, row: Summary) -> str:
-        """The prompt of a step in quotation marks, or its key where the text is gone."""
+        """Return the prompt of a step in quotation marks, or its key if the text was removed."""
         key = row.inputs.get("text", "")
-        text = self.rows.get(f"encode-text/{key}")
+        text = self.view.rows.get(f"encode-text/{key}")
         return units.quoted(text.prompt) if text and text.prompt is not None else f"text {key[:8]}"
 
     def start(self) -> str:
-        """What the run began with."""
-        run = self.runs.get(self.first.key)
-        seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
-        return f"{seed}, {self.prompt(self.first)}, {self.what(self.first)}"
+        """Return the seed, prompt and settings that the run started with."""
+        run = self.view.runs.get(self.first.key)
+        seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
+        return f"{seed}, {self.prompt(self.first)}, {self.settings(self.first)}"
 
     def shown(self, key: str) -> bool:
-        """Whether a step is worth a line of its own wherever it stands."""
-        return key == self.asked or key in self.trees.frames or f"denoise/{key}" in self.names
+        """Return whether a step in the middle of a run gets a line of its own."""
+        named = f"denoise/{key}" in self.view.labels
+        return key == self.selected or key in self.view.trees.frames or named
 
     def line(self, key: str) -> str:
-        """One step: its key, number, names, what differs from the root, frames, age."""
-        row = self.trees.steps.get(key)
+        """Format a step: key, number, labels, what differs from the start, frames, age."""
+        row = self.view.trees.steps.get(key)
         if row is None:
             return f"{key[:8]}  removed"
-        run = self.runs.get(key)
+        run = self.view.runs.get(key)
         of = f"/{run.settings.steps}" if run else ""
         parts = [f"{key[:8]}  step {(row.step or 0) + 1}{of}"]
-        labels = [*self.names.get(row.place, []), *(["this one"] if key == self.asked else [])]
-        if labels:
+        selected = ["this one"] if key == self.selected else []
+        if labels := [*self.view.labels.get(row.place, []), *selected]:
             parts.append(f"({', '.join(labels)})")
-        known = self.what(self.first).split(", ")
-        parts += [part for part in self.what(row).split(", ") if part not in known]
+        initial = self.settings(self.first).split(", ")
+        parts += [part for part in self.settings(row).split(", ") if part not in initial]
         if row.inputs != self.first.inputs:
             parts.append(self.prompt(row))
-        parts += [f"frames {film.key[:8]}" for film in self.trees.frames.get(key, ())]
+        parts += [f"frames {one.key[:8]}" for one in self.view.trees.frames.get(key, ())]
         parts.append(units.age(self.now - units.seconds_of(row.time)))
         return "  ".join(parts)
 
 
-@click.command("log", short_help="a run and its branches, as a tree")
-@read_only_options
+@click.command("log")
 @click.argument("reference", metavar="ENTRY")
+@read_only_options
 def command(session: Session, reference: str) -> None:
-    """Draw the run that ENTRY belongs to, with its branches, the latest step on top.
+    """Draw a run and its branches as a tree.
 
-    Of a text or an image, every run.
+    ENTRY is a step, its frames, or a run; the latest step is on top. For a text or an image, every
+    run that uses it is drawn.
     """
     for line in run(reference, session.store):
         click.echo(line)

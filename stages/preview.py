@@ -1,6 +1,6 @@
-"""preview: drafts at a glance, as one picture with a row of frames for each.
+"""preview: draw drafts as one image, with a row of frames for each.
 
-Reads: denoise entries, `x0` alone; with --vae a model's vae.
+Reads: `x0` of denoise entries; with --vae also a model's vae.
 Writes: a PNG; prints its path.
 """
 
@@ -24,8 +24,9 @@ COLUMNS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Where the picture goes and how many frames a row has; without `output` it is named by what it
-    shows.
+    """Where to write the image, and how many frames to show of each video.
+
+    Without `output` the image is named after its steps.
     """
 
     output: Path | None = None
@@ -33,8 +34,10 @@ class Params:
 
 
 def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | None = None) -> Path:
-    """Draw the clean video that each step predicts, with the VAE where a model is given; return the
-    picture's path.
+    """Draw the clean video that each step predicts, and return the path of the image.
+
+    With a `model` the frames are decoded by its VAE; otherwise a linear map approximates them.
+    Raises UsageError for an output that is not .png.
     """
     from wanpipe.media import video
 
@@ -42,7 +45,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
         raise UsageError(f"columns must be 1 or more, got {params.columns}; use {COLUMNS}")
     output = params.output or Path(f"drafts-{key_of([step.key for step in steps])[:8]}.png")
     if output.suffix.lower() != ".png":
-        raise UsageError(f"a preview must end in .png, got {output.name}")
+        raise UsageError(f"a preview must end in .png, got {output.name}; use a .png name")
     rows = []
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
@@ -64,9 +67,9 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
 
 
 def choose(references: Sequence[str], all_drafts: bool, store: Store) -> list[Entry]:
-    """Find the steps that are named, or the last step of every run that is not finished."""
+    """Return the given steps, or the last step of every unfinished run."""
     if bool(references) == all_drafts:
-        raise UsageError("give the steps to look at, or --all-drafts; one of the two")
+        raise UsageError("give either steps or --all-drafts")
     paths = [store.locate(reference) for reference in references]
     if all_drafts:
         paths = [store.root / place for place in drafts(store)]
@@ -74,34 +77,44 @@ def choose(references: Sequence[str], all_drafts: bool, store: Store) -> list[En
             raise UsageError(f"no draft in {store.root}; make one with `wanpipe denoise --stop-at`")
     for path in paths:
         if path.parent.name != "denoise":
-            raise UsageError(
-                f"a preview takes steps of denoise, got {path.parent.name}/{path.name}"
-            )
+            raise UsageError(f"preview takes steps of denoise, got {path.parent.name}/{path.name}")
     return [read_entry(path) for path in paths]
 
 
 def drafts(store: Store) -> list[str]:
-    """The last step of every run that is not finished, oldest first, as stage/key."""
+    """Return the last step of every unfinished run as stage/key, the oldest first."""
     steps = {row.key: row for row in store.index.read().values() if row.stage == "denoise"}
     found = {}
     for run in store.runs.all():
-        there = [steps[key] for key in run.steps if key in steps and steps[key].readable]
-        if there and there[-1].step is not None and there[-1].step + 1 < run.settings.steps:
-            found[there[-1].key] = (there[-1].time, run.seed or 0, there[-1])
-    # the end of one run may be in the middle of another, which goes on
-    before = {row.parent for row in steps.values()}
-    ends = [one for one in found.values() if one[2].key not in before]
+        done = [steps[key] for key in run.steps if key in steps and steps[key].readable]
+        if done and done[-1].step is not None and done[-1].step + 1 < run.settings.steps:
+            found[done[-1].key] = (done[-1].time, run.seed or 0, done[-1])
+    # the last step of one run may be in the middle of another
+    parents = {row.parent for row in steps.values()}
+    ends = [one for one in found.values() if one[2].key not in parents]
     return [row.place for _, _, row in sorted(ends, key=lambda one: (*one[:2], one[2].key))]
 
 
-@click.command("preview", short_help="drafts at a glance, in one picture")
-@read_only_options
-@click.argument("references", nargs=-1, metavar="ENTRY...")
-@click.option("--all-drafts", is_flag=True, help="Every run in the cache that is not finished.")
-@click.option("--vae", is_flag=True, help="True pixels, through the VAE: slower.")
+@click.command("preview")
+@click.argument("references", nargs=-1, metavar="[ENTRY]...")
+@click.option("--all-drafts", is_flag=True, help="Show every unfinished run in the cache.")
+@click.option("--vae", is_flag=True, help="Decode with the VAE: slower, but exact.")
 @options.model
-@click.option("--output", type=options.PATH, help="The PNG. Default: named by what it shows.")
-@click.option("--columns", type=int, default=COLUMNS, show_default=True, help="Frames in a row.")
+@click.option(
+    "--output",
+    type=options.PATH,
+    metavar="FILE",
+    help="Write the image to this .png file.  [default: drafts-KEY.png]",
+)
+@click.option(
+    "--columns",
+    type=int,
+    metavar="N",
+    default=COLUMNS,
+    show_default=True,
+    help="Show N frames of each video.",
+)
+@read_only_options
 def command(
     session: Session,
     references: tuple[str, ...],
@@ -111,10 +124,10 @@ def command(
     output: Path | None,
     columns: int,
 ) -> None:
-    """Draw the video that each ENTRY, a step of denoise, predicts: a row of frames, labelled with
-    seed and step.
+    """Draw drafts as one image, with a row of frames for each.
 
-    Choose by it, then finish one with `wanpipe denoise --from ENTRY`.
+    An ENTRY is a step of denoise; its row shows the video that it predicts. Finish the one you like
+    with `wanpipe denoise --from ENTRY`.
     """
     store = session.store
     steps = choose(references, all_drafts, store)

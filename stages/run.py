@@ -117,22 +117,23 @@ def plan_model(
     return open_model(directory)
 
 
-@click.command("run", short_help="a prompt to a film, all five in order")
-@stage_options
+@click.command("run")
 @options.model
 @options.checkpoint
 @options.quantization
-@click.option("--prompt", help="What the video shows.")
+@click.option("--prompt", metavar="TEXT", help="Describe the video.")
 @options.negative
 @options.image
 @options.canvas
 @options.sampling
 @options.loras
 @options.memory
-@options.film
+@options.video
+@stage_options
 def command(session: Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
-    """Make a film from a prompt: convert, encode-text, encode-image, denoise and decode, each only
-    as far as needed.
+    """Make a video from a prompt, with all five stages in order.
+
+    Only what the cache lacks is computed. Without --output the video is named after the prompt.
     """
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
@@ -140,7 +141,7 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
     if params.decode.output is not None:
         from wanpipe.media import video
 
-        video.film_format(params.decode.output)
+        video.video_format(params.decode.output)
     conversion = None
     if checkpoint_dir is not None:
         conversion = convert.Params(

@@ -1,4 +1,4 @@
-"""Runs wanpipe as its users do: whole processes, paths on stdout, JSON events on stderr."""
+"""Runs wanpipe as users do: in a process of its own, with paths on stdout and events on stderr."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: exit code, lines of stdout, stderr, and the events in it."""
+    """The result of a command: exit code, paths on stdout, stderr, and the events in it."""
 
     code: int
     paths: list[str]
@@ -20,7 +20,7 @@ class Result:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def computed(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """Entries that were computed, of one stage or of all."""
+        """The events of computed entries, of one stage or of all."""
         return [
             event
             for event in self.events
@@ -28,12 +28,12 @@ class Result:
         ]
 
     def loaded(self) -> list[str]:
-        """Components whose weights were loaded."""
+        """The components whose weights were loaded."""
         return [event["component"] for event in self.events if event["event"] == "loaded"]
 
 
 def wanpipe(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> Result:
-    """Run a command in `cwd` with --events json where it is a stage."""
+    """Run a command in `cwd` with --events json."""
     words = [str(argument) for argument in arguments]
     process = subprocess.run(
         [sys.executable, "-m", "wanpipe", *words, "--events", "json"],

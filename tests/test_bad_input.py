@@ -1,4 +1,4 @@
-"""Wrong input: one line that names it, the right exit code, nothing computed, nothing written."""
+"""Bad input: a one-line error and the right exit code, with nothing computed or written."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def write_noise(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "says"), SETTINGS)
-def test_a_setting_that_cannot_be_is_refused_before_t5_is_read(
+def test_run_refuses_an_invalid_setting_before_any_work(
     options: tuple[object, ...], says: str, place: Place
 ) -> None:
     write_noise(place.root)
@@ -62,7 +62,7 @@ def test_a_setting_that_cannot_be_is_refused_before_t5_is_read(
 
 
 @pytest.mark.parametrize(("options", "says"), SETTINGS)
-def test_denoise_refuses_a_setting_that_cannot_be(
+def test_denoise_refuses_an_invalid_setting(
     options: tuple[object, ...], says: str, studio: Place
 ) -> None:
     write_noise(studio.root)
@@ -74,9 +74,9 @@ def test_denoise_refuses_a_setting_that_cannot_be(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--output", "film.avi"), "film must end in .mp4, .webm, .gif or .png"),
+        (("--output", "film.avi"), "a video must end in .mp4, .webm, .gif or .png"),
         (("--output", "nowhere/film.mp4"), "no folder nowhere"),
-        (("--output", "full"), "holds other files than frames"),
+        (("--output", "full"), "has files that are not frames"),
         (("--output", "x" * 300 + ".mp4"), "name"),
         (("--output", "film.mp4", "--fps", 0), "fps must be above 0"),
         (("--output", "film.mp4", "--fps", "nan"), "fps must be above 0"),
@@ -84,7 +84,7 @@ def test_denoise_refuses_a_setting_that_cannot_be(
         (("--output", "film.mp4", "--fps", 1000), "at most 240"),
     ],
 )
-def test_a_film_that_cannot_be_is_refused_before_any_work(
+def test_an_invalid_output_is_refused_before_any_work(
     options: tuple[object, ...], says: str, studio: Place
 ) -> None:
     (studio.root / "full").mkdir()
@@ -99,14 +99,14 @@ def test_a_film_that_cannot_be_is_refused_before_any_work(
     "reference",
     ["nothing", "abcdef01", "/", "/tmp", "", "..", "a*", "**", "*", "cache", "film.mp4", "\udcff"],
 )
-def test_an_entry_that_is_not_there_is_refused(reference: str, studio: Place) -> None:
+def test_a_missing_entry_is_refused(reference: str, studio: Place) -> None:
     for command in ("denoise", "decode"):
         studio.refuse(command, "--from", reference, code=1, says="")
     if reference != "film.mp4":
         studio.refuse("show", reference, code=1, says="")
 
 
-def test_a_prefix_of_several_entries_is_refused(studio: Place) -> None:
+def test_an_ambiguous_key_prefix_is_refused(studio: Place) -> None:
     key = next(studio.cache.glob("encode-text/*")).name
     twin = studio.cache / "decode" / (key[:6] + "0" * 26)
     shutil.copytree(studio.cache / "encode-text" / key, twin)
@@ -126,13 +126,13 @@ def test_an_entry_of_the_wrong_stage_is_refused(
     studio.refuse(command, "--from", entry, code=2, says=f"got one of {stage}")
 
 
-def test_two_entries_of_a_stage_are_refused(studio: Place) -> None:
+def test_two_entries_of_one_stage_are_refused(studio: Place) -> None:
     other = studio.text("another")
     words = ("denoise", "--from", studio.text(), "--from", other, *SMALL)
     studio.refuse(*words, code=2, says="--from takes one entry of encode-text")
 
 
-def test_a_step_takes_no_seed_and_no_other_grid(studio: Place) -> None:
+def test_a_step_cannot_be_continued_with_another_seed_size_or_schedule(studio: Place) -> None:
     step = studio.made("denoise", "--from", studio.text(), *SMALL, "--stop-at", 2)
     for more, says in (
         (("--seed", 1), "a step to continue from has its own noise"),
@@ -148,29 +148,27 @@ def test_a_step_takes_no_seed_and_no_other_grid(studio: Place) -> None:
 @pytest.mark.parametrize(
     "command", [("encode-text", "--prompt", "x"), ("run", "--prompt", "x"), ("denoise",)]
 )
-def test_a_model_that_is_not_there_is_refused(command: tuple[str, ...], place: Place) -> None:
+def test_a_missing_model_is_refused(command: tuple[str, ...], place: Place) -> None:
     place.refuse(*command, "--model", "nowhere", code=1, says="`wanpipe convert`")
     (place.root / "empty").mkdir()
     place.refuse(*command, "--model", "empty", code=1, says="config.json is missing")
 
 
-def test_a_checkpoint_given_as_model_is_told_to_be_converted(
+def test_a_checkpoint_given_as_a_model_is_refused_with_the_command_to_convert_it(
     place: Place, checkpoints: Path
 ) -> None:
     words = ("encode-text", "--prompt", "x", "--model", checkpoints / "wan21-t2v")
     place.refuse(*words, code=1, says="convert the checkpoint with `wanpipe convert")
 
 
-def test_without_a_model_it_is_asked_for(place: Place) -> None:
+def test_a_command_without_a_model_names_the_missing_option(place: Place) -> None:
     place.refuse("encode-text", "--prompt", "x", code=2, says="use --model")
     place.refuse("run", "--prompt", "x", code=2, says="give --model or --checkpoint-dir")
     place.refuse("decode", code=2, says="--from")
 
 
 @pytest.mark.parametrize("name", ["wan22-i2v-a14b", "wan21-i2v"])
-def test_a_model_of_images_without_an_image_is_refused(
-    name: str, models: Models, place: Place
-) -> None:
+def test_an_image_to_video_model_needs_an_image(name: str, models: Models, place: Place) -> None:
     i2v = Place(place.root, models(name))
     words = ("--model", i2v.model, *SMALL)
     text = i2v.text()
@@ -178,7 +176,7 @@ def test_a_model_of_images_without_an_image_is_refused(
     i2v.refuse("run", "--prompt", "new", *words, code=2, says="needs an image")
 
 
-def test_an_image_for_a_model_of_text_is_refused(models: Models, place: Place) -> None:
+def test_a_text_to_video_model_refuses_an_image(models: Models, place: Place) -> None:
     image = ("--image", BAD / "alpha.png")
     i2v = Place(place.root, models("wan22-i2v-a14b"))
     entry = i2v.made("encode-image", "--model", i2v.model, *image, *SMALL[:-2])
@@ -236,7 +234,7 @@ def test_a_step_of_another_vae_is_not_decoded(models: Models, studio: Place) -> 
         ("empty.png", "cannot be read"),
     ],
 )
-def test_an_image_that_is_none_is_refused(
+def test_an_unreadable_image_is_refused(
     name: str, says: str, models: Models, tmp_path: Path
 ) -> None:
     shutil.copyfile(BAD / "text.png", tmp_path / "text.png")
@@ -250,7 +248,7 @@ def test_an_image_that_is_none_is_refused(
     place.refuse("run", "--prompt", "new", *words, code=2, says=says)
 
 
-def test_a_config_of_another_schema_or_with_unknown_keys_is_refused(
+def test_a_config_with_another_schema_or_unknown_keys_is_refused(
     models: Models, place: Place, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = tmp_path_factory.mktemp("other") / "model"

@@ -1,4 +1,4 @@
-"""The cache as its users meet it: listed, verified, kept small, explained, shared."""
+"""The cache commands: list, verify, clean up, explain, share."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def wanpipe(store: Store, *words: object, code: int = 0) -> Result:
     return result
 
 
-def test_ls_tells_stage_what_size_age_and_name(store: Store) -> None:
+def test_ls_prints_stage_description_size_age_and_name(store: Store) -> None:
     result = inside("cache", "ls", cwd=store.root.parent)
     printed = " ".join(result.paths)
     assert "denoise “a cat”, seed 1, step 8/8, 832x480, 81 frames, guidance 5.0" in printed
@@ -110,11 +110,11 @@ def spoil(entry: Path) -> None:
     file.write_bytes(data)
 
 
-def test_verify_is_silent_about_a_sound_cache(store: Store) -> None:
+def test_verify_prints_nothing_for_an_intact_cache(store: Store) -> None:
     assert wanpipe(store, "cache", "verify", "--quiet").paths == []
 
 
-def test_verify_names_what_is_damaged_and_repairs_it(store: Store) -> None:
+def test_verify_lists_damaged_entries_and_repairs_them(store: Store) -> None:
     victims = sorted(store.root.glob("de*/*"))[3:5]
     for victim in victims:
         spoil(victim)
@@ -127,7 +127,7 @@ def test_verify_names_what_is_damaged_and_repairs_it(store: Store) -> None:
     assert wanpipe(store, "cache", "verify").paths == []
 
 
-def test_verify_reads_the_files_of_a_model_again(place: Place, checkpoints: Path) -> None:
+def test_verify_rereads_the_files_of_a_model(place: Place, checkpoints: Path) -> None:
     model = place.made("convert", "--checkpoint-dir", checkpoints / "wan21-t2v")
     file = model / "vae.safetensors"
     stamp = file.stat()
@@ -139,7 +139,7 @@ def test_verify_reads_the_files_of_a_model_again(place: Place, checkpoints: Path
     assert inside("cache", "verify", cwd=place.root).code == 1
 
 
-def test_a_dry_gc_prints_what_a_real_one_removes(store: Store) -> None:
+def test_a_dry_run_of_gc_prints_what_gc_removes(store: Store) -> None:
     words = ("cache", "gc", "--keep-steps", "last")
     dry = wanpipe(store, *words, "--dry-run")
     assert len(dry.paths) == 11
@@ -152,14 +152,14 @@ def test_a_dry_gc_prints_what_a_real_one_removes(store: Store) -> None:
     assert wanpipe(store, *words).paths == []
 
 
-def test_gc_says_why_it_cannot_free_more(store: Store) -> None:
+def test_gc_reports_why_it_cannot_free_more(store: Store) -> None:
     result = wanpipe(store, "cache", "gc", "--max-size", "0")
-    assert "stay: what is named, pinned" in result.stderr
+    assert "which is more than --max-size: entries that are named, pinned" in result.stderr
     rows = store.index.read().values()
     assert sorted(row.stage for row in rows) == ["denoise", "encode-text"]
 
 
-def test_gc_without_a_limit_removes_rubbish_alone(store: Store) -> None:
+def test_gc_without_a_limit_removes_only_leftovers(store: Store) -> None:
     spoil(next(store.root.glob("decode/*")))
     wanpipe(store, "cache", "verify", "--repair")
     gone = wanpipe(store, "cache", "gc")
@@ -174,7 +174,7 @@ def draft_of(store: Store) -> Any:
     return store.index.read()[f"denoise/{path.name}"]
 
 
-def test_pinned_entries_stay_until_they_are_unpinned(store: Store) -> None:
+def test_pinned_entries_are_kept_until_they_are_unpinned(store: Store) -> None:
     draft = draft_of(store)
     wanpipe(store, "cache", "pin", draft.key[:8])
     everything = ("cache", "gc", "--older-than", "0m", "--dry-run")
@@ -198,7 +198,7 @@ def test_pinned_entries_stay_until_they_are_unpinned(store: Store) -> None:
         (("explain", "show", "best"), "No such option"),
     ],
 )
-def test_what_cannot_be_right_is_refused_in_a_line(
+def test_invalid_arguments_are_one_line_errors(
     words: tuple[str, ...], says: str, store: Store
 ) -> None:
     result = inside("cache", *words, cwd=store.root.parent)
@@ -224,12 +224,13 @@ def test_a_colleague_finishes_a_draft_on_another_machine(place: Place, tmp_path:
     assert ours.record.digest == theirs.record.digest
 
 
-def test_explain_is_the_commands_own_plan(studio: Place) -> None:
+def test_explain_is_the_dry_run_of_the_command(studio: Place) -> None:
     words = ("run", "--model", studio.model, "--prompt", PROMPT, *SMALL, "--seed", 3)
     explained = inside("cache", "explain", *words, cwd=studio.root)
     planned = inside(*words, "--dry-run", cwd=studio.root)
     assert (explained.paths, explained.stderr) == (planned.paths, planned.stderr)
-    assert "text, model: same; seed 0 → 3; so all 4 steps are new" in explained.stderr
+    assert "denoise: 4 steps to compute. Closest run: " in explained.stderr
+    assert ", which differs in seed (0 → 3)." in explained.stderr
     assert "denoise 1/" not in explained.stderr
 
 
@@ -237,7 +238,7 @@ VALUES: list[Any] = [None, True, -1, 0, 10**30, 1.5, "", "x", "../../x", "\x1b[3
 
 
 def spots(node: Any, path: tuple = ()) -> list[tuple]:
-    """Every place in a document where a value stands."""
+    """The path of every value in a document."""
     children: Any = ()
     if isinstance(node, dict | list):
         children = node.items() if isinstance(node, dict) else enumerate(node)
@@ -248,7 +249,7 @@ def spots(node: Any, path: tuple = ()) -> list[tuple]:
 
 
 def change(document: dict, generator: random.Random) -> None:
-    """Put another value in one place, or take the place away."""
+    """Replace or delete a random value of the record."""
     path = generator.choice(spots(document["attributes"]["wanpipe"]))
     node = document["attributes"]["wanpipe"]
     for name in path[:-1]:
@@ -259,7 +260,7 @@ def change(document: dict, generator: random.Random) -> None:
         node[path[-1]] = generator.choice(VALUES)
 
 
-def test_documents_changed_and_sealed_anew_are_refused_or_can_be_looked_at(
+def test_edited_and_resealed_records_are_refused_or_can_be_shown(
     store: Store, tmp_path: Path
 ) -> None:
     generator = random.Random(4)
@@ -283,7 +284,7 @@ def test_documents_changed_and_sealed_anew_are_refused_or_can_be_looked_at(
 
 
 def look_at(draft: Entry, store: Store, folder: Path) -> None:
-    """Do all that shows an entry; nothing but one-line errors may come."""
+    """Show an entry in every way; only one-line errors may come."""
     sheet = preview.Params(output=folder / "x.png")
     actions = (
         lambda: listed(store, Filter(prompt="x")),
@@ -298,7 +299,7 @@ def look_at(draft: Entry, store: Store, folder: Path) -> None:
             assert "\n" not in str(error)
 
 
-def test_sizes_and_ages_are_read_and_written() -> None:
+def test_sizes_and_ages_are_parsed_and_formatted() -> None:
     assert [read_size(word) for word in ("50GB", "1.5 t", "500M", "7", "1GiB", "3kB")] == [
         *(50 * 10**9, 1500 * 10**9, 500 * 10**6, 7, 1 << 30, 3000)
     ]
@@ -311,7 +312,7 @@ def test_sizes_and_ages_are_read_and_written() -> None:
     assert table([("a", "bb"), ("ccc", "d")], frozenset({1})) == "a    bb\nccc   d"
 
 
-def test_an_empty_cache_is_nothing_to_show(tmp_path: Path) -> None:
+def test_an_empty_cache_is_not_an_error(tmp_path: Path) -> None:
     for command in ("ls", "du", "verify", "gc"):
         assert inside("cache", command, cwd=tmp_path).code == 0
     assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])

@@ -1,4 +1,4 @@
-"""The command line as users and scripts meet it: paths, events, plans, names."""
+"""The command line for users and scripts: paths, events, dry runs, names."""
 
 import json
 import re
@@ -15,18 +15,18 @@ FIVE = ("convert", "encode-text", "encode-image", "denoise", "decode")
 
 
 def words(place: Place, *more: object) -> tuple[object, ...]:
-    """The run that made the small film, or one that differs."""
+    """The command that made the small video, or one with other options."""
     film = ("--output", "film.mp4", *SMALL)
     return ("run", "--model", place.model, "--prompt", PROMPT, *film, *more)
 
 
 def everything(root: Path) -> dict[str, bytes]:
-    """Every file and folder below, with what it holds."""
+    """Every file and folder below a folder, with the contents of files."""
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in root.rglob("*")}
 
 
 def python(code: str, cwd: Path) -> str:
-    """What a program prints that uses wanpipe in a process of its own."""
+    """The output of a Python program that runs in its own process."""
     return subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True
     ).stdout
@@ -61,7 +61,7 @@ def test_a_stage_can_be_used_without_click(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [*stages.COMMANDS])
-def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
+def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     shown = inside(command, "--help", cwd=tmp_path)
     assert shown.code == 0
     assert "--cache" in shown.paths
@@ -75,7 +75,7 @@ def test_every_stage_has_the_common_options(command: str, tmp_path: Path) -> Non
     assert [option for option in common if option not in shown] == []
 
 
-def test_stdout_has_paths_alone(studio: Place) -> None:
+def test_stdout_has_only_paths(studio: Place) -> None:
     plain = inside(*words(studio, "--seed", 1, "--seed", 2), cwd=studio.root)
     assert plain.paths == ["film-1.mp4", "film-2.mp4"]
     text = studio.do("encode-text", "--model", studio.model, "--prompt", "a", "--prompt", "b")
@@ -98,7 +98,7 @@ def test_with_json_events_every_line_of_stderr_is_an_object(
     assert kinds >= {"reused", "computed", "loaded", "progress", "written"}
 
 
-def test_progress_counts_up_to_all_steps(studio: Place) -> None:
+def test_progress_counts_every_step(studio: Place) -> None:
     made = studio.film("--seed", 1)
     steps = [event for event in made.events if event.get("stage") == "denoise" and "done" in event]
     assert [event["done"] for event in steps] == [1, 2, 3, 4]
@@ -106,7 +106,7 @@ def test_progress_counts_up_to_all_steps(studio: Place) -> None:
     assert steps[-1]["seconds_left"] == 0
 
 
-def test_quiet_is_silent(studio: Place) -> None:
+def test_quiet_prints_only_paths(studio: Place) -> None:
     for more in ((), ("--seed", 1)):
         result = inside(*words(studio, *more), "--quiet", cwd=studio.root)
         assert result.code == 0
@@ -114,14 +114,14 @@ def test_quiet_is_silent(studio: Place) -> None:
         assert result.paths == ["film.mp4"]
 
 
-def test_without_a_terminal_progress_is_plain_lines(studio: Place) -> None:
+def test_progress_is_plain_lines_without_a_terminal(studio: Place) -> None:
     result = inside(*words(studio, "--seed", 1), cwd=studio.root)
     lines = result.stderr.splitlines()
     assert any(line.startswith("denoise 4/4  ") and line.endswith("0:00 left") for line in lines)
     assert not set("\r\x1b") & set(result.stderr)
 
 
-def test_a_plan_of_what_is_there_computes_and_writes_nothing(studio: Place) -> None:
+def test_a_dry_run_of_a_cached_video_computes_and_writes_nothing(studio: Place) -> None:
     before = everything(studio.root)
     plan = studio.do(*words(studio, "--dry-run"))
     statuses = [event["status"] for event in plan.events if event["event"] == "planned"]
@@ -140,7 +140,7 @@ def test_a_plan_of_what_is_there_computes_and_writes_nothing(studio: Place) -> N
         (("--width", 48), "32 → 48"),
     ],
 )
-def test_a_plan_says_what_differs_from_the_nearest_entry(
+def test_a_dry_run_reports_the_difference_from_the_closest_entry(
     more: tuple[object, ...], reason: str, studio: Place
 ) -> None:
     before = everything(studio.root)
@@ -152,20 +152,23 @@ def test_a_plan_says_what_differs_from_the_nearest_entry(
     assert everything(studio.root) == before
 
 
-def test_the_plan_of_a_person_reads_in_lines(studio: Place) -> None:
+def test_a_dry_run_prints_one_sentence_per_stage(studio: Place) -> None:
     result = inside(*words(studio, "--seed", 4, "--dry-run"), cwd=studio.root)
     lines = result.stderr.splitlines()
-    assert "already there" in lines[0]
-    assert "(step 1): to compute" in lines[1]
-    assert "seed 0 → 4" in lines[1]
+    assert re.fullmatch(r"encode-text [\da-f]{8}: cached", lines[0])
+    assert re.fullmatch(
+        r"denoise: 4 steps to compute\. "
+        r"Closest run: [\da-f]{8}, which differs in seed \(0 → 4\)\.",
+        lines[1],
+    )
     assert re.fullmatch(
         r"denoise with model: 4 steps, at most [\d.]+ MB of memory, "
-        r"about 0:\d\d at the pace of the last ones here",
+        r"about 0:\d\d \(estimated from recent runs\)",
         lines[2],
     )
 
 
-def test_what_is_planned_is_what_is_then_computed(place: Place) -> None:
+def test_a_run_computes_what_its_dry_run_plans(place: Place) -> None:
     plan = place.do(*words(place, "--dry-run"))
     assert not list(place.root.iterdir())
     keys = {event["key"] for event in plan.events if event.get("status") == "to compute"}
@@ -173,7 +176,7 @@ def test_what_is_planned_is_what_is_then_computed(place: Place) -> None:
     assert keys == {event["key"] for event in made.computed()}
 
 
-def test_a_plan_of_each_stage_writes_nothing(studio: Place) -> None:
+def test_a_dry_run_of_each_stage_writes_nothing(studio: Place) -> None:
     text = studio.text()
     step = studio.made("denoise", "--from", text, *SMALL, "--stop-at", 2)
     before = everything(studio.root)
@@ -188,7 +191,7 @@ def test_a_plan_of_each_stage_writes_nothing(studio: Place) -> None:
     assert everything(studio.root) == before
 
 
-def test_force_computes_again_what_is_there(studio: Place) -> None:
+def test_force_recomputes_cached_entries(studio: Place) -> None:
     frames = studio.frames(studio.film())
     forced = studio.film("--force")
     stages_done = [event["stage"] for event in forced.computed()]
@@ -211,20 +214,20 @@ def test_an_entry_is_found_by_name_prefix_and_path(form: str, studio: Place) -> 
     assert not studio.do("denoise", "--from", forms[form], *SMALL).computed()
 
 
-def test_a_name_can_be_given_anew(studio: Place) -> None:
+def test_a_name_can_be_reused(studio: Place) -> None:
     first = studio.made("encode-text", "--model", studio.model, "--prompt", "a", "--name", "x")
     second = studio.made("encode-text", "--model", studio.model, "--prompt", "b", "--name", "x")
     step = studio.entry(studio.made("denoise", "--from", "x", *SMALL, "--stop-at", 1))
     assert step.inputs["text"] == second.name != first.name
 
 
-def test_a_name_that_cannot_be_is_refused_before_any_work(studio: Place) -> None:
+def test_an_invalid_name_is_refused_before_any_work(studio: Place) -> None:
     for name in ("a/b", "..", "deadbeef", ".hidden", "", "a b"):
         more = ("denoise", "--from", studio.text(), *SMALL, "--seed", 9, "--name", name)
         studio.refuse(*more, code=2, says="a name must be")
 
 
-def test_the_cache_is_where_the_option_or_the_environment_says(
+def test_the_cache_is_set_by_option_or_environment(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("encode-text", "--model", place.model, "--prompt", "a")
@@ -237,7 +240,7 @@ def test_the_cache_is_where_the_option_or_the_environment_says(
     assert not place.cache.exists()
 
 
-def test_a_broken_pipe_is_no_traceback(studio: Place) -> None:
+def test_a_broken_pipe_prints_no_traceback(studio: Place) -> None:
     command = f"{sys.executable} -m wanpipe show film.mp4 | true"
     done = subprocess.run(
         ["bash", "-c", f"{command}; exit 0"], cwd=studio.root, capture_output=True, text=True
@@ -261,7 +264,7 @@ def test_wrong_usage_is_one_line_and_code_two(
     place.refuse(*arguments, code=2, says=says)
 
 
-def test_another_package_named_stages_is_named(tmp_path: Path) -> None:
+def test_another_package_named_stages_is_an_error_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "__init__.py").write_text("")
     code = "from wanpipe.app import main; main(['--help'])"

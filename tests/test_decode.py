@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.workshop import SMALL, Place, files, inside
 from wanpipe.media import video
-from wanpipe.media.video import read_film
+from wanpipe.media.video import read_video
 from wanpipe.models.vae import Decoder
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.lineage import Source
@@ -36,7 +36,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def test_the_film_is_the_decoded_frames(studio: Place) -> None:
     frames = studio.frames(studio.film())
-    film, fps, _ = read_film(studio.root / "film.mp4")
+    film, fps, _ = read_video(studio.root / "film.mp4")
     assert film.shape == frames.shape == (5, 32, 32, 3)
     assert fps == 16
     assert difference(film, frames) < 3
@@ -46,7 +46,7 @@ def test_the_film_is_the_decoded_frames(studio: Place) -> None:
 def test_every_format_holds_the_same_frames(name: str, close: float, studio: Place) -> None:
     frames = studio.frames(studio.film())
     studio.do("decode", "--from", frames_key(studio), "--output", name)
-    film, fps, _ = read_film(studio.root / name)
+    film, fps, _ = read_video(studio.root / name)
     assert film.shape == frames.shape
     assert fps == pytest.approx(16, rel=0.05)  # a .gif counts in hundredths of a second
     assert difference(film, frames) <= close
@@ -55,7 +55,7 @@ def test_every_format_holds_the_same_frames(name: str, close: float, studio: Pla
 def test_a_folder_of_frames_is_exact(studio: Place) -> None:
     frames = studio.frames(studio.film())
     studio.do("decode", "--from", frames_key(studio), "--output", "film.png")
-    assert np.array_equal(read_film(studio.root / "film.png")[0], frames)
+    assert np.array_equal(read_video(studio.root / "film.png")[0], frames)
     assert len(list((studio.root / "film.png").iterdir())) == 5
 
 
@@ -67,7 +67,7 @@ def test_another_film_of_cached_frames_needs_no_model(
     film = place.do("decode", "--from", frames_key(place), "--output", name, "--fps", fps)
     assert not film.loaded()
     assert not film.computed()
-    assert read_film(place.root / name)[1] == pytest.approx(fps, rel=0.01)
+    assert read_video(place.root / name)[1] == pytest.approx(fps, rel=0.01)
 
 
 def test_a_film_that_is_there_already_is_not_written_again(studio: Place) -> None:
@@ -82,14 +82,14 @@ def test_a_film_that_is_there_already_is_not_written_again(studio: Place) -> Non
 def test_another_film_in_the_way_is_replaced(studio: Place) -> None:
     shutil.copyfile(studio.root / "film.mp4", studio.root / "old.mp4")
     frames = studio.frames(studio.film("--seed", 1, "--output", "old.mp4"))
-    film = read_film(studio.root / "old.mp4")[0]
+    film = read_video(studio.root / "old.mp4")[0]
     assert difference(film, frames) < 3
 
 
 def test_a_step_before_the_last_can_be_looked_at(studio: Place) -> None:
     step = studio.made("denoise", "--from", studio.text(), *SMALL, "--stop-at", 2)
     frames = studio.made("decode", "--from", step, "--output", "draft.mp4")
-    assert len(read_film(studio.root / "draft.mp4")[0]) == 5
+    assert len(read_video(studio.root / "draft.mp4")[0]) == 5
     assert studio.entry(frames).inputs == {"step": step.name}
 
 
@@ -153,7 +153,7 @@ def undecoded(studio: Place) -> tuple[Place, Path]:
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Is set when a film has taken its first slice and asks for the next one."""
-    event, write = threading.Event(), video.write_film
+    event, write = threading.Event(), video.write_video
 
     def watched(path: Path, slices: Iterable[np.ndarray], *rest: Any) -> Path:
         def passing() -> Iterator[np.ndarray]:
@@ -163,7 +163,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
         return write(path, passing(), *rest)
 
-    monkeypatch.setattr(video, "write_film", watched)
+    monkeypatch.setattr(video, "write_video", watched)
     return event
 
 
@@ -194,9 +194,9 @@ def test_a_film_takes_frames_while_others_are_computed(
     assert taken == [True]
     kinds = [event["event"] for event in made.events]
     assert kinds.index("computed") < kinds.index("written")
-    film, fps, metadata = read_film(place.root / name)
+    film, fps, metadata = read_video(place.root / name)
     place.do("decode", "--from", frames_key(place), "--output", f"cached-{name}")
-    theirs, their_fps, their_metadata = read_film(place.root / f"cached-{name}")
+    theirs, their_fps, their_metadata = read_video(place.root / f"cached-{name}")
     assert np.array_equal(film, theirs)
     assert (fps, metadata) == (their_fps, their_metadata)
     assert frames_key(place) in metadata["comment"]
@@ -206,7 +206,7 @@ def test_a_film_has_no_frames_that_were_trimmed(undecoded: tuple[Place, Path]) -
     place, _ = undecoded
     made = place.film("--num-frames", 5, "--trim-first-frames", 1, "--output", "new.png")
     assert made.computed("decode")
-    assert np.array_equal(read_film(place.root / "new.png")[0], place.frames(made))
+    assert np.array_equal(read_video(place.root / "new.png")[0], place.frames(made))
 
 
 def test_a_film_is_left_alone_where_its_frames_are_computed_again(
@@ -261,7 +261,7 @@ def test_a_decode_that_fails_leaves_the_film_before(
 ) -> None:
     place, step = undecoded
     (place.root / "film.mp4").unlink()
-    video.write_film(place.root / name, [np.zeros((1, 32, 32, 3), np.uint8)], 16)
+    video.write_video(place.root / name, [np.zeros((1, 32, 32, 3), np.uint8)], 16)
     fed.clear()
     before = {path: time for path, time in files(place.root).items() if name in path}
     started: list[subprocess.Popen[bytes]] = []
@@ -308,7 +308,7 @@ def test_what_waits_for_a_film_is_not_written_after_an_interruption(
             while not film.left:
                 time.sleep(0.01)
 
-    monkeypatch.setattr(video, "write_film", slow)
+    monkeypatch.setattr(video, "write_video", slow)
     store = Store(studio.cache)
     source = Source.of(None, Inputs(frames=entry), store)
     film = VideoWriter(source, studio.root / "new.mp4", None, store)

@@ -237,7 +237,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_ctrl_c_on_a_terminal_does_not_reach_ffmpeg(name: str, tmp_path: Path) -> None:
     code = f"""
 import numpy as np
-from wanpipe.media.video import read_film, write_film
+from wanpipe.media.video import read_video, write_video
 interrupt.install()
 
 def slices():
@@ -247,10 +247,10 @@ def slices():
             time.sleep(0.2)
         yield np.full((4, 32, 32, 3), 30 * n, np.uint8)
 
-thread = threading.Thread(target=write_film, args=({name!r}, slices(), 16))
+thread = threading.Thread(target=write_video, args=({name!r}, slices(), 16))
 thread.start()
 thread.join()
-print(outcome(), len(read_film({name!r})[0]))
+print(outcome(), len(read_video({name!r})[0]))
 """
     done = python(code, cwd=tmp_path, session=True)
     assert done.stdout.split() == ["130", "32"], done.stderr
@@ -260,7 +260,7 @@ def test_a_film_under_way_on_the_main_thread_ends_and_leaves_nothing(tmp_path: P
     done = python(
         """
 import numpy as np
-from wanpipe.media.video import write_film
+from wanpipe.media.video import write_video
 interrupt.install()
 
 def slices():
@@ -269,7 +269,7 @@ def slices():
     yield np.zeros((4, 32, 32, 3), np.uint8)
 
 try:
-    write_film("film.mp4", slices(), 16)
+    write_video("film.mp4", slices(), 16)
 except Interrupted as error:
     print(error.code, os.listdir())
 """,

@@ -1,4 +1,4 @@
-"""The tree of a run: every branch drawn once, what differs said where it begins."""
+"""The tree of a run: each branch is drawn once, with its differences at its first step."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def drawn(store: Store, entry: Entry) -> list[str]:
-    """The tree with ages left out and keys replaced by nothing."""
+    """The tree without ages."""
     return [re.sub(r"  \d+ s$", "", line) for line in log.run(entry.key, store)]
 
 
@@ -32,7 +32,7 @@ def test_a_straight_run_is_a_straight_line(store: Store) -> None:
     ]
 
 
-def test_branches_leave_the_trunk_where_they_began(store: Store) -> None:
+def test_a_branch_leaves_the_trunk_at_its_first_step(store: Store) -> None:
     words, other = text(store), text(store, "a dog")
     trunk = chain(store, words, 8)
     strong = chain(store, words, 8, after=trunk[3], guide_scale=[6.0, 6.0])
@@ -57,7 +57,7 @@ def test_branches_leave_the_trunk_where_they_began(store: Store) -> None:
     ]
 
 
-def test_a_branch_of_a_branch_is_drawn_beside_it(store: Store) -> None:
+def test_a_branch_of_a_branch_is_drawn_next_to_it(store: Store) -> None:
     words = text(store)
     trunk = chain(store, words, 4)
     branch = chain(store, words, 4, after=trunk[0], guide_scale=[6.0, 6.0])
@@ -66,7 +66,7 @@ def test_a_branch_of_a_branch_is_drawn_beside_it(store: Store) -> None:
     assert marks == ["*", ":", "*", "| *", "| *", "| | *", "| | *", "| |/", "| *", "|/", "*", "o"]
 
 
-def test_every_member_of_the_tree_draws_the_same_tree(store: Store) -> None:
+def test_every_entry_of_a_tree_draws_the_same_tree(store: Store) -> None:
     words = text(store)
     trunk = chain(store, words, 5)
     branch = chain(store, words, 5, after=trunk[1], guide_scale=[6.0, 6.0])
@@ -76,7 +76,7 @@ def test_every_member_of_the_tree_draws_the_same_tree(store: Store) -> None:
     assert trees[0] == trees[1] == drawn(store, film)
 
 
-def test_a_text_draws_every_run_of_it(store: Store) -> None:
+def test_a_text_draws_every_run_that_uses_it(store: Store) -> None:
     words = text(store)
     for seed in (1, 2, 3):
         chain(store, words, 2, seed=seed)
@@ -88,7 +88,7 @@ def test_a_text_draws_every_run_of_it(store: Store) -> None:
     assert lines.count("") == 2
 
 
-def test_steps_that_were_removed_do_not_hide_those_that_are_left(store: Store) -> None:
+def test_removed_steps_do_not_hide_the_remaining_ones(store: Store) -> None:
     import shutil
 
     words = text(store)
@@ -103,10 +103,10 @@ def test_steps_that_were_removed_do_not_hide_those_that_are_left(store: Store) -
     assert f"text {words.key[:8]}" in drawn(store, trunk[-1])[-1]
 
 
-def test_what_has_no_steps_is_refused_in_a_line(store: Store) -> None:
+def test_an_entry_without_steps_is_a_one_line_error(store: Store) -> None:
     words = text(store)
     model = store.obtain(recipe(stage="convert"), fill_model)
-    with pytest.raises(UsageError, match=r"no step in .* belongs to"):
+    with pytest.raises(UsageError, match=r"no step in .* was made from"):
         list(log.run(words.key, store))
     with pytest.raises(UsageError, match="log takes a step"):
         list(log.run(model.key, store))

@@ -1,4 +1,4 @@
-"""Contact sheets of drafts: the right colours in the right rows, without a VAE."""
+"""Contact sheets of drafts: the right colors in the right rows, without a VAE."""
 
 from pathlib import Path
 
@@ -17,21 +17,21 @@ from wanpipe.store import Store
 pytest_plugins = ["tests.workshop"]
 
 
-def latent_of(colour: tuple[float, float, float], channels: int) -> np.ndarray:
-    """A latent (C, 2, 3, 4) that the published map turns into one colour in [-1, 1]."""
+def latent_of(color: tuple[float, float, float], channels: int) -> np.ndarray:
+    """A latent (C, 2, 3, 4) that the published map turns into one color in [-1, 1]."""
     factors, bias = (np.array(part) for part in MAPS[channels])
-    found, *_ = np.linalg.lstsq(factors.T, np.array(colour) - bias, rcond=None)
+    found, *_ = np.linalg.lstsq(factors.T, np.array(color) - bias, rcond=None)
     return np.broadcast_to(found[:, None, None, None], (channels, 2, 3, 4)).astype(np.float32)
 
 
 @pytest.mark.parametrize("channels", [16, 48])
-@pytest.mark.parametrize("colour", [(1.0, -1.0, 0.0), (-0.5, 0.5, 0.25), (2.0, -3.0, 0.0)])
-def test_a_latent_of_one_colour_is_seen_in_it(
-    colour: tuple[float, float, float], channels: int
+@pytest.mark.parametrize("color", [(1.0, -1.0, 0.0), (-0.5, 0.5, 0.25), (2.0, -3.0, 0.0)])
+def test_a_latent_of_one_color_gives_frames_of_that_color(
+    color: tuple[float, float, float], channels: int
 ) -> None:
-    frames = linear_frames(latent_of(colour, channels))
+    frames = linear_frames(latent_of(color, channels))
     assert frames.shape == (2, 3, 4, 3)
-    expected = np.clip((np.array(colour) + 1) * 127.5, 0, 255)
+    expected = np.clip((np.array(color) + 1) * 127.5, 0, 255)
     assert np.abs(frames.astype(float) - expected).max() <= 1
 
 
@@ -45,12 +45,12 @@ def test_the_map_is_the_published_one() -> None:
     assert [len(factors) for factors, _ in MAPS.values()] == [16, 48]
 
 
-def test_other_channels_have_no_map() -> None:
+def test_a_latent_with_other_channels_is_refused() -> None:
     with pytest.raises(UsageError, match="16 or 48 channels, got 4; use --vae"):
         linear_frames(np.zeros((4, 1, 2, 2), np.float32))
 
 
-def test_drafts_are_the_ends_of_runs_that_are_not_finished(tmp_path: Path) -> None:
+def test_drafts_are_the_last_steps_of_unfinished_runs(tmp_path: Path) -> None:
     store = Store(tmp_path)
     words = text(store)
     finished = chain(store, words, 8, seed=1)
@@ -68,7 +68,7 @@ def drafted(place: Place, *seeds: int) -> list[str]:
     return place.do("denoise", "--from", text, *SMALL, *words, "--stop-at", 2).paths
 
 
-def test_ten_drafts_make_one_sheet_with_a_row_each(place: Place) -> None:
+def test_ten_drafts_make_one_sheet_of_ten_rows(place: Place) -> None:
     steps = drafted(place, *range(10))
     result = place.do("preview", "--all-drafts")
     sheet = Image.open(place.root / result.paths[0])
@@ -87,7 +87,7 @@ def rows(sheet: Image.Image) -> list[bytes]:
     ]
 
 
-def test_a_row_shows_the_clean_video_that_its_step_predicts(place: Place) -> None:
+def test_a_row_shows_the_clean_video_predicted_by_its_step(place: Place) -> None:
     (step,) = drafted(place, 1)
     place.do("preview", step, "--output", "x.png", "--columns", 2)
     sheet = Image.open(place.root / "x.png")
@@ -97,7 +97,7 @@ def test_a_row_shows_the_clean_video_that_its_step_predicts(place: Place) -> Non
         assert sheet.crop((left, 28, left + 240, 268)).tobytes() == expected.tobytes()
 
 
-def test_the_vae_shows_true_pixels(place: Place) -> None:
+def test_with_vae_a_preview_is_decoded(place: Place) -> None:
     (step,) = drafted(place, 1)
     place.do("preview", step, "--vae", "--output", "vae.png")
     place.do("preview", step, "--output", "map.png")
@@ -106,7 +106,7 @@ def test_the_vae_shows_true_pixels(place: Place) -> None:
     assert rows(sheets[0]) != rows(sheets[1])
 
 
-def test_only_the_array_that_is_shown_is_read(place: Place) -> None:
+def test_a_preview_reads_only_x0(place: Place) -> None:
     (step,) = drafted(place, 1)
     for chunk in (place.root / step).glob("latent/c.*"):
         chunk.unlink()
@@ -116,16 +116,16 @@ def test_only_the_array_that_is_shown_is_read(place: Place) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "give the steps to look at, or --all-drafts"),
+        ((), "give either steps or --all-drafts"),
         (("--all-drafts",), "no draft in cache"),
         (("nothing",), "no entry nothing"),
-        (("TEXT",), "a preview takes steps of denoise, got encode-text"),
+        (("TEXT",), "preview takes steps of denoise, got encode-text"),
         (("STEP", "--output", "x.jpg"), "a preview must end in .png"),
         (("STEP", "--columns", "0"), "columns must be 1 or more"),
         (("STEP", "--output", "missing/x.png"), "cannot be written"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_in_a_line(
+def test_invalid_arguments_are_one_line_errors(
     words: tuple[str, ...], says: str, place: Place
 ) -> None:
     text = place.text()
@@ -139,7 +139,7 @@ def test_what_cannot_be_shown_is_refused_in_a_line(
     assert not list(place.root.glob("*.png"))
 
 
-def test_a_damaged_draft_is_one_line(place: Place) -> None:
+def test_a_damaged_draft_is_a_one_line_error(place: Place) -> None:
     (step,) = drafted(place, 1)
     next((place.root / step).glob("x0/c.*")).unlink()
     result = inside("preview", step, cwd=place.root)

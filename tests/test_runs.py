@@ -57,7 +57,7 @@ def test_a_run_stands_for_its_last_step(place: Place) -> None:
     assert [Path(video.path).name for video in place.run(draft).videos] == ["film.mp4"]
     shown = json.loads(" ".join(inside("show", key, "--json", cwd=place.root).paths))
     assert shown["run"] == key
-    assert shown["steps"] == "4 of 4 are there"
+    assert shown["steps"] == "4 of 4 in the cache"
 
 
 def test_a_branch_is_a_run_of_its_own(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""show: what an entry, a model or a film is, back to prompt and model."""
+"""show: an entry, a model or a video is described back to its prompt and model."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,14 @@ from tests.workshop import PROMPT, SMALL, Models, Place, inside
 
 def show(place: Place, reference: object) -> dict[str, Any]:
     """The rows of show as JSON."""
-    words = ("--model", "x")[:0]
-    result = inside("show", reference, "--json", *words, cwd=place.root)
+    result = inside("show", reference, "--json", cwd=place.root)
     assert result.code == 0, result.stderr
     rows: dict[str, Any] = json.loads(" ".join(result.paths))
     return rows
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "film.webm", "film.gif", "film.png"])
-def test_a_film_tells_how_it_was_made(name: str, studio: Place) -> None:
+def test_a_video_shows_how_it_was_made(name: str, studio: Place) -> None:
     made = studio.film("--seed", 3, "--guide-scale", 4, "--output", name)
     rows = show(studio, name)
     assert rows["prompt"] == PROMPT
@@ -32,7 +31,7 @@ def test_a_film_tells_how_it_was_made(name: str, studio: Place) -> None:
     assert rows["variant"] == "wan2.1-t2v-1.3b"
 
 
-def test_a_film_of_an_image_names_its_image_entry(models: Models, tmp_path: Path) -> None:
+def test_a_video_made_from_an_image_names_its_image_entry(models: Models, tmp_path: Path) -> None:
     place = Place(tmp_path, models("wan22-i2v-a14b"))
     made = place.film("--image", DATA / "bad" / "cmyk.jpg", "--steps", 2)
     assert show(place, "film.mp4")["encode-image"] == made.computed("encode-image")[0]["key"]
@@ -48,7 +47,7 @@ def test_an_entry_is_shown_by_path_by_prefix_and_by_name(studio: Place) -> None:
         assert {**other, "entry": ""} == {**rows[0], "entry": ""}
 
 
-def test_every_stage_of_a_film_can_be_shown(studio: Place) -> None:
+def test_every_stage_of_a_video_can_be_shown(studio: Place) -> None:
     for path in studio.cache.glob("[a-z]*/*"):
         rows = show(studio, path)
         assert rows["stage"] == path.parent.name
@@ -64,7 +63,7 @@ def test_every_stage_of_a_film_can_be_shown(studio: Place) -> None:
         ("wan22-ti2v-5b", "wan2.2-ti2v-5b", ["model"]),
     ],
 )
-def test_a_model_tells_variant_parameters_and_defaults(
+def test_a_model_shows_its_variant_parameters_and_defaults(
     name: str, variant: str, networks: list[str], models: Models, tmp_path: Path
 ) -> None:
     rows = show(Place(tmp_path, tmp_path), models(name))
@@ -84,7 +83,7 @@ def test_show_writes_nothing(studio: Place) -> None:
     assert sorted(studio.root.rglob("*")) == before
 
 
-def test_a_film_of_someone_else_is_said_to_tell_nothing(studio: Place) -> None:
-    (studio.root / "notes.txt").write_text("no film")
-    studio.refuse("show", "notes.txt", code=1, says="notes.txt cannot be read as a film")
+def test_a_file_that_is_not_a_video_is_refused(studio: Place) -> None:
+    (studio.root / "notes.txt").write_text("not a video")
+    studio.refuse("show", "notes.txt", code=1, says="notes.txt cannot be read as a video")
     studio.refuse("show", "nowhere.mp4", code=1, says="no entry nowhere.mp4")

@@ -1,4 +1,4 @@
-"""How the code is written, where a program can tell: sizes, imports, docstrings, names."""
+"""The style rules that a program can check: sizes, imports, docstrings, names."""
 
 import ast
 import re
@@ -87,7 +87,7 @@ def test_no_package_imports_tests_or_bench() -> None:
 
 
 @pytest.mark.parametrize("folder", ["stages", "wanpipe", "bench", "tests"])
-def test_every_module_says_what_it_is(folder: str) -> None:
+def test_every_module_has_a_docstring(folder: str) -> None:
     silent = {
         name(path)
         for path in (ROOT / folder).rglob("*.py")
@@ -98,7 +98,7 @@ def test_every_module_says_what_it_is(folder: str) -> None:
 
 
 @pytest.mark.parametrize("command", FIVE)
-def test_a_stage_says_what_it_reads_and_writes(command: str) -> None:
+def test_the_docstring_of_a_stage_names_what_it_reads_and_writes(command: str) -> None:
     module = ROOT / (stages.COMMANDS[command].replace(".", "/") + ".py")
     docstring = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
     assert docstring.startswith(f"{command}: ")
@@ -116,7 +116,7 @@ def test_one_word_leads_to_command_module_test_and_heading(command: str) -> None
     assert command in headings
 
 
-def test_no_class_is_named_for_nothing() -> None:
+def test_no_class_has_a_vague_name() -> None:
     vague = {
         f"{name(path)}:{node.name}"
         for path in SOURCES

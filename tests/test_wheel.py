@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.workshop import SMALL
-from wanpipe.media.video import read_film
+from wanpipe.media.video import read_video
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +65,8 @@ def test_an_installed_wheel_makes_a_film_in_an_empty_folder(
         done = subprocess.run(command, cwd=tmp_path, env=OUTSIDE, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "film.mp4\n"
-    assert "already there" in done.stderr
-    assert len(read_film(tmp_path / "film.mp4")[0]) == 5
+    assert "cached" in done.stderr
+    assert len(read_video(tmp_path / "film.mp4")[0]) == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "film.mp4"]
 
 

@@ -1,7 +1,6 @@
 """Wan2.1 / Wan2.2 video generation with MLX, as stages over a content-addressed cache.
 
-`wanpipe.encode_text`, `wanpipe.denoise` and the other stages are functions; importing this loads
-none of them.
+`wanpipe.encode_text`, `wanpipe.denoise` and the other stages are functions. They load on first use.
 """
 
 from importlib import import_module

@@ -1,6 +1,7 @@
-"""The command line, for `wanpipe` and for `python -m wanpipe`.
+"""The entry point of `wanpipe` and `python -m wanpipe`.
 
-Hears signals before anything heavy is imported, so that Ctrl-C ends any import with one line.
+Installs the signal handlers before any heavy import, so that Ctrl-C during an import prints one
+line.
 """
 
 import sys
@@ -10,7 +11,7 @@ from wanpipe.runtime import interrupt
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     interrupt.install(as_json=wants_json(sys.argv[1:]))
     from wanpipe import app
 

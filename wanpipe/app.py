@@ -1,7 +1,7 @@
-"""The command line: finds a stage by name, gives it a session, turns errors into one line and an
-exit code.
+"""The command line application: loads a command by name, and turns errors into one line and an exit
+code.
 
-The only place that reads the environment. Loads neither MLX nor Zarr.
+Loads neither MLX nor Zarr.
 """
 
 import sys
@@ -17,17 +17,17 @@ from wanpipe.errors import UsageError, WanpipeError, error_line, wants_json
 from wanpipe.runtime import interrupt
 from wanpipe.runtime.interrupt import Interrupted
 
-INTERRUPTED = 130  # the exit code where no handler of ours tells the signal
-KEPT = "every finished step is kept, the same command goes on from there"
-SMALLER = "make width, height or num-frames smaller, or use decode --tiling spatial"
+INTERRUPTED = 130  # exit code of an interruption whose signal is unknown
+RESUME_HINT = "run the same command again to resume, finished steps are kept"
+MEMORY_HINT = "reduce --width, --height or --num-frames, or use --tiling spatial"
 
 
-class Stopped(Exception):
-    """Take an interruption past click, which would print an empty line."""
+class CommandInterrupted(Exception):
+    """Carries a KeyboardInterrupt past click, which would print an empty line for it."""
 
 
-class Stages(click.Group):
-    """The commands of `stages.COMMANDS`, imported when they are needed."""
+class LazyGroup(click.Group):
+    """The commands in `stages.COMMANDS`, each imported when it is needed."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(stages.COMMANDS)
@@ -40,52 +40,54 @@ class Stages(click.Group):
         return command
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command. Raises Stopped where it is interrupted."""
+        """Run a command. Raises CommandInterrupted if it is interrupted."""
         try:
             return super().invoke(context)
         except KeyboardInterrupt as error:
-            raise Stopped from error
+            raise CommandInterrupted from error
 
 
-@click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="wanpipe")
 def cli() -> None:
-    """Make videos with Wan2.1 and Wan2.2: five stages over a cache that computes nothing twice.
+    """Make videos with Wan2.1 and Wan2.2.
 
-    \b
-    convert, encode-text, encode-image, denoise and decode each print the path of the entry they
-    made;
-    run does all of them. Interrupted, the same command goes on where it stopped.
+    `wanpipe run` makes a video from a prompt in five stages. Each stage is also a command of its
+    own: convert, encode-text, encode-image, denoise and decode print the path of their entry in the
+    cache.
+
+    Nothing is computed twice. After an interruption, run the same command again to resume.
     """
 
 
 def fail(message: str, code: int, as_json: bool) -> NoReturn:
-    """Print one line on stderr and leave."""
+    """Print one line on stderr and exit."""
     print(error_line(message, as_json), file=sys.stderr)
     sys.exit(code)
 
 
-def check_stages() -> None:
-    """Raise WanpipeError where another package called `stages` is imported in place of ours."""
+def check_stages_package() -> None:
+    """Raise WanpipeError if another package named `stages` shadows ours."""
     ours = Path(__file__).resolve().parent.parent / "stages" / "__init__.py"
     found = Path(stages.__file__ or "").resolve()
     if found != ours:
         raise WanpipeError(
-            f"another package named stages, at {found.parent}, hides wanpipe's; remove it from the "
-            "path"
+            f"another package named stages, at {found.parent}, shadows wanpipe's; "
+            "remove it from the Python path"
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Exit code 2 for usage, 1 for other failures, 128 and its number for a
-    signal.
+    """Run the command line.
+
+    Exits with 2 for a usage error, 1 for another failure, and 128 plus the number of a signal.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    as_json = wants_json(words)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = wants_json(given)
     try:
         interrupt.check()
-        check_stages()
-        cli.main(args=words, prog_name="wanpipe", standalone_mode=False)
+        check_stages_package()
+        cli.main(args=given, prog_name="wanpipe", standalone_mode=False)
     except WanpipeError as error:
         fail(str(error), error.exit_code, as_json)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -95,21 +97,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"; see `{context.command_path} --help`" if context else ""
         fail(error.format_message().rstrip(".") + hint, error.exit_code, as_json)
-    except (KeyboardInterrupt, Stopped, click.Abort) as error:
+    except (KeyboardInterrupt, CommandInterrupted, click.Abort) as error:
         cause = error.__cause__ or error
         code = cause.code if isinstance(cause, Interrupted) else INTERRUPTED
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # the terminal has put ^C on this line
-        fail(f"interrupted; {KEPT}", code, as_json)
+            print(file=sys.stderr)  # the terminal has echoed ^C on this line
+        fail(f"interrupted; {RESUME_HINT}", code, as_json)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except MemoryError:
-        fail(f"out of memory; {SMALLER}", 1, as_json)
-    except RuntimeError as error:  # MLX has no type of its own for an allocation that failed
+        fail(f"out of memory; {MEMORY_HINT}", 1, as_json)
+    except RuntimeError as error:  # MLX has no exception type for a failed allocation
         if "alloc" not in str(error).lower():
             raise
-        fail(f"out of memory ({error}); {SMALLER}", 1, as_json)
+        fail(f"out of memory ({error}); {MEMORY_HINT}", 1, as_json)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         fail(f"{place}{error.strerror or error}", 1, as_json)

@@ -1,12 +1,13 @@
 """Why an entry is not there, in words that a person can act on."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.store.shelf import Heard, chain, fill, recipe, run_of, step_recipe, text
-from wanpipe.cli.progress import describe
+from wanpipe.cli.messages import describe
 from wanpipe.pipeline.dry_run import DryRun
 from wanpipe.pipeline.plan import expected, target
 from wanpipe.runtime.documents import plain
@@ -68,7 +69,11 @@ def test_every_field_that_differs_is_told(
     misses = plan(store, run(words, **changes), words, **changes)
     assert [(miss["steps"], miss["nearest"]) for miss in misses] == [(8, first.key)]
     assert misses[0]["reason"] == reason
-    assert describe("missing", misses[0]).endswith(f"{reason}; so all 8 steps are new")
+    listed = " and ".join(reason.partition("same; ")[2].rsplit(", ", 1))
+    listed = re.sub(r"(\S+ → [^ ,]+)", r"(\1)", listed)
+    assert describe("missing", misses[0]) == (
+        f"denoise: 8 steps to compute. Closest run: {first.key[:8]}, which differs in {listed}."
+    )
 
 
 def test_a_text_without_its_negative_part_is_the_same_text(store: Store) -> None:
@@ -124,7 +129,10 @@ def test_a_branch_is_compared_with_its_siblings(store: Store) -> None:
         (4, 4, trunk[4].key)
     ]
     assert misses[0]["reason"] == "text, model: same; guidance 5.0 → 6.0"
-    assert describe("missing", misses[0]).endswith("; so 4 steps are new")
+    assert describe("missing", misses[0]) == (
+        "denoise: 4 steps to compute, starting at step 5. "
+        f"Closest run: {trunk[4].key[:8]}, which differs in guidance (5.0 → 6.0)."
+    )
 
 
 def test_a_run_that_stopped_is_said_to_go_on(store: Store) -> None:

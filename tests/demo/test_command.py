@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.workshop import Place
 from wanpipe import demo
-from wanpipe.media.video import read_film
+from wanpipe.media.video import read_video
 
 
 def remarks(place: Place, prompt: str) -> list[str]:
@@ -23,7 +23,7 @@ def test_demo_writes_a_video_and_a_sheet_and_reuses_them(
     first = place.do("demo", "a red circle moves right on a white background", "--seed", 3)
     stem = "demo/a-red-circle-moves-right-on-a-white-background"
     assert first.paths == [f"{stem}.mp4", f"{stem}.png"]
-    assert read_film(tmp_path / first.paths[0])[0].shape == (17, 96, 96, 3)
+    assert read_video(tmp_path / first.paths[0])[0].shape == (17, 96, 96, 3)
     with Image.open(tmp_path / first.paths[1]) as sheet:
         assert sheet.width < 700
     again = place.do("demo", "a red circle moves right on a white background", "--seed", 3)

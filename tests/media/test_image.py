@@ -1,4 +1,4 @@
-"""Images as the official code reads and fits them, and what is refused."""
+"""Images are read and fitted like in the official code; bad ones are refused."""
 
 import io
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_fitted_image_is_the_official_tensor(
     assert abs(pixels.std(dtype=np.float64) - deviation) < 1e-7
 
 
-def test_bicubic_is_that_of_torch_with_its_overshoot() -> None:
+def test_bicubic_matches_torch_including_its_overshoot() -> None:
     pixels = np.array([[0, 255, 64], [128, 32, 200]], np.uint8)
     expected = [  # torch.nn.functional.interpolate(size=(3, 4), mode="bicubic")
         [-1.2478535, 0.5364402, 0.7699085, -0.7157007],
@@ -116,7 +116,7 @@ def test_bicubic_is_that_of_torch_with_its_overshoot() -> None:
     np.testing.assert_allclose(resized[..., 1], expected, rtol=0, atol=5e-7)
 
 
-def test_bicubic_to_the_same_size_changes_nothing() -> None:
+def test_bicubic_to_the_same_size_is_exact() -> None:
     pixels = np.asarray(fixture_image("wan21-i2v"))
     np.testing.assert_array_equal(bicubic(pixels, *pixels.shape[:2]), signed(pixels))
 
@@ -133,7 +133,7 @@ def test_fit_fills_the_canvas(source: tuple[int, int], mode: str, resample: str)
 
 
 @pytest.mark.parametrize("resample", ["bicubic", "lanczos"])
-def test_pad_centres_the_whole_image_on_black(resample: str) -> None:
+def test_pad_centers_the_whole_image_on_black(resample: str) -> None:
     pixels = fit(plain(20, 40), 48, 32, "pad", resample)
     bright = pixels[..., 0] > 0
     assert bright[:, 16:32].all() and bright.sum() == 16 * 32
@@ -141,19 +141,19 @@ def test_pad_centres_the_whole_image_on_black(resample: str) -> None:
 
 
 @pytest.mark.parametrize("resample", ["bicubic", "lanczos"])
-def test_cover_crops_the_centre(resample: str) -> None:
+def test_cover_crops_to_the_center(resample: str) -> None:
     image = plain(96, 32)
     image.paste((0, 0, 0), (0, 0, 24, 32))
     image.paste((0, 0, 0), (72, 0, 96, 32))
     np.testing.assert_allclose(fit(image, 48, 32, "cover", resample)[..., 0], 1, atol=1e-6)
 
 
-def test_image_far_narrower_than_its_canvas_is_refused() -> None:
+def test_an_image_far_narrower_than_its_canvas_is_refused() -> None:
     with pytest.raises(UsageError, match="too narrow to cover 1280x720; crop it first"):
         fit(plain(1, 1000), 1280, 720, "cover", "lanczos")
 
 
-def test_clip_pixels_are_in_units_of_clip() -> None:
+def test_clip_pixels_are_normalized_by_the_mean_and_deviation_of_clip() -> None:
     pixels = clip_pixels(plain(31, 57))
     assert pixels.shape == (224, 224, 3) and pixels.dtype == np.float32
     white, black = (1 - 0.48145466) / 0.26862954, -0.4578275 / 0.26130258

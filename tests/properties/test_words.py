@@ -1,4 +1,4 @@
-"""Sizes, ages and times: what is written is read back, and what is no size is refused."""
+"""Sizes, ages and times read back as formatted, and other text is refused."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
@@ -31,16 +31,14 @@ def test_a_whole_size_is_read_exactly(
 
 @repeatable
 @given(st.decimals(0, 10**6, places=3), UNITS)
-def test_a_fraction_of_a_size_is_read_exactly_but_for_parts_of_a_byte(
-    number: object, unit: tuple[str, int]
-) -> None:
+def test_a_fractional_size_is_rounded_down_to_bytes(number: object, unit: tuple[str, int]) -> None:
     exact = Fraction(str(number)) * 1000 ** unit[1]
     assert units.read_size(f"{number}{unit[0]}") == int(exact)
 
 
 @repeatable
 @given(BYTES)
-def test_a_size_in_words_is_read_back_within_its_three_digits(size: int) -> None:
+def test_a_formatted_size_is_read_back_to_three_digits(size: int) -> None:
     text = units.amount(size, "B")
     assert "e" not in text and len(text.split()[0]) <= 6
     assert abs(units.read_size(text) - size) <= 0.005 * size + 0.5
@@ -48,14 +46,14 @@ def test_a_size_in_words_is_read_back_within_its_three_digits(size: int) -> None
 
 @repeatable
 @given(BYTES, BYTES)
-def test_of_two_sizes_the_greater_is_never_less_in_words(one: int, other: int) -> None:
+def test_formatting_keeps_the_order_of_sizes(one: int, other: int) -> None:
     low, high = sorted([one, other])
     assert units.read_size(units.amount(low, "B")) <= units.read_size(units.amount(high, "B"))
 
 
 @repeatable
 @given(st.integers(0, 10**6), st.sampled_from("mhdw"))
-def test_an_age_is_read_and_told_again(count: int, unit: str) -> None:
+def test_an_age_is_parsed_and_formatted(count: int, unit: str) -> None:
     seconds = units.read_age(f"{count}{unit}")
     assert seconds == count * {"m": 60, "h": 3600, "d": 86400, "w": 604800}[unit]
     number, name = units.age(seconds).split()
@@ -65,7 +63,7 @@ def test_an_age_is_read_and_told_again(count: int, unit: str) -> None:
 
 @repeatable
 @given(st.text(max_size=12) | st.text("0123456789.kMGTiBmhdw -", max_size=12))
-def test_any_text_is_a_size_or_an_age_or_refused_in_one_line(text: str) -> None:
+def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
     for read in (units.read_size, units.read_age):
         try:
             assert read(text) >= 0
@@ -78,7 +76,7 @@ def test_any_text_is_a_size_or_an_age_or_refused_in_one_line(text: str) -> None:
     st.datetimes(datetime(1980, 1, 1), datetime(2200, 1, 1)),
     st.integers(-14 * 60, 14 * 60),
 )
-def test_a_time_of_a_record_is_read_back_in_any_zone(time: datetime, minutes: int) -> None:
+def test_the_time_of_a_record_is_read_back_in_any_time_zone(time: datetime, minutes: int) -> None:
     moment = time.replace(tzinfo=UTC)
     there = moment.astimezone(timezone(timedelta(minutes=minutes)))
     assert units.seconds_of(there.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
@@ -87,6 +85,6 @@ def test_a_time_of_a_record_is_read_back_in_any_zone(time: datetime, minutes: in
 
 @repeatable
 @given(st.text(), st.integers(1, 40))
-def test_any_prompt_in_quotation_marks_is_one_printable_line(prompt: str, length: int) -> None:
+def test_a_quoted_prompt_is_one_printable_line(prompt: str, length: int) -> None:
     shown = units.quoted(prompt, length)
     assert shown.isprintable() and len(shown) <= length + 2

@@ -1,1 +1,1 @@
-"""The command line: options, progress and the entry point. Loads neither MLX nor Zarr."""
+"""The command line: shared options, sessions, progress. Loads neither MLX nor Zarr."""

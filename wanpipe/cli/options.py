@@ -1,4 +1,7 @@
-"""The options that several commands share, as decorators, and how their values are read."""
+"""Options that several commands share, as decorators, and the types of their values.
+
+A default that depends on the model is written in the help text, since click does not know it.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,9 +11,12 @@ from typing import Any
 import click
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime.units import read_size
+from wanpipe.runtime.units import read_age, read_size
 
 Command = Callable[..., None]
+
+
+PATH = click.Path(path_type=Path)
 
 
 class Size(click.ParamType[int]):
@@ -21,7 +27,7 @@ class Size(click.ParamType[int]):
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> int:
-        """Read the size, or fail with click's message."""
+        """Parse the size, or fail with click's message."""
         if isinstance(value, int):
             return value
         try:
@@ -30,18 +36,32 @@ class Size(click.ParamType[int]):
             self.fail(str(error), parameter, context)
 
 
-PATH = click.Path(path_type=Path)
+class Age(click.ParamType[float]):
+    """An age such as 30d, in seconds."""
+
+    name = "age"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        """Parse the age, or fail with click's message."""
+        if isinstance(value, int | float):
+            return float(value)
+        try:
+            return read_age(value)
+        except UsageError as error:
+            self.fail(str(error), parameter, context)
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between."""
+    """Numbers separated by commas."""
 
     name = "number[,number...]"
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> tuple[float, ...]:
-        """Read the numbers, or fail with click's message."""
+        """Parse the numbers, or fail with click's message."""
         if isinstance(value, tuple):
             return value
         try:
@@ -49,12 +69,12 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         except ValueError:
             numbers = (math.nan,)
         if not all(math.isfinite(number) for number in numbers):
-            self.fail(f"must be numbers with commas between, got {value!r}", parameter, context)
+            self.fail(f"must be numbers separated by commas, got {value!r}", parameter, context)
         return numbers
 
 
 def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Join options into one decorator; --help shows them in this order."""
+    """Combine options into one decorator. --help shows them in this order."""
 
     def decorate(function: Command) -> Command:
         for option in reversed(options):
@@ -67,137 +87,193 @@ def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 model = click.option(
     "--model",
     metavar="MODEL",
-    help="A model that `wanpipe convert` wrote: directory, entry or name.",
+    help="Use this converted model: a directory, a cache entry or a name.",
 )
 sources = click.option(
     "--from",
     "references",
     multiple=True,
     metavar="ENTRY",
-    help="An entry to work from: path, key prefix or name. Repeatable.",
+    help="Start from this cache entry: a path, a key prefix or a name. Repeatable.",
 )
 negative = group(
     click.option(
-        "--negative-prompt", help="What it must not show. Default, and when empty: the model's own."
+        "--negative-prompt",
+        metavar="TEXT",
+        help="Negative prompt. If omitted or empty, the model's default is used.",
     ),
-    click.option(
-        "--no-negative-prompt", is_flag=True, help="Take the empty text as negative prompt."
-    ),
+    click.option("--no-negative-prompt", is_flag=True, help="Use an empty negative prompt."),
 )
 checkpoint = group(
-    click.option("--checkpoint-dir", type=PATH, help="A checkpoint in the official layout."),
+    click.option(
+        "--checkpoint-dir",
+        type=PATH,
+        metavar="DIR",
+        help="Convert the checkpoint in DIR: the official layout, diffusers or ComfyUI files.",
+    ),
     click.option(
         "--dtype",
         type=click.Choice(["bfloat16", "float16", "float32"]),
         default="bfloat16",
         show_default=True,
-        help="Of the converted matrices.",
+        help="Store the weight matrices in this type.",
     ),
     click.option(
         "--model-version",
         type=click.Choice(["auto", "2.1", "2.2"]),
         default="auto",
         show_default=True,
-        help="Insist on a version of Wan.",
+        help="Require this version of Wan.",
     ),
 )
 quantization = group(
-    click.option("--quantize", is_flag=True, help="Store the transformer blocks in fewer bits."),
-    click.option("--quantize-text-encoder", is_flag=True, help="Store T5's blocks in fewer bits."),
+    click.option("--quantize", is_flag=True, help="Quantize the transformer blocks."),
+    click.option("--quantize-text-encoder", is_flag=True, help="Quantize the T5 blocks."),
     click.option(
         "--bits",
         type=click.Choice([4, 8]),
-        help="Bits per weight. Default: 4, of T5 8.",
+        help="Quantize to this many bits per weight.  [default: 4; 8 for T5]",
     ),
     click.option(
         "--group-size",
         type=click.Choice([32, 64, 128]),
-        help="Weights that share a scale. Default: 64.",
+        help="Share one scale among this many weights.  [default: 64]",
     ),
 )
 canvas = group(
-    click.option("--width", type=int, help="Pixels. Default: the model's."),
-    click.option("--height", type=int, help="Pixels. Default: the model's."),
-    click.option("--num-frames", type=int, help="4n+1. Default: the model's."),
+    click.option(
+        "--width",
+        type=int,
+        metavar="PIXELS",
+        help="Set the width of the video.  [default: the model's]",
+    ),
+    click.option(
+        "--height",
+        type=int,
+        metavar="PIXELS",
+        help="Set the height of the video.  [default: the model's]",
+    ),
+    click.option(
+        "--num-frames",
+        type=int,
+        metavar="N",
+        help="Set the number of frames, which must be 4n+1.  [default: the model's]",
+    ),
 )
 image = group(
-    click.option("--image", type=PATH, help="The first frame of the video."),
+    click.option(
+        "--image", type=PATH, metavar="FILE", help="Use this image as the first frame of the video."
+    ),
     click.option(
         "--fit",
         type=click.Choice(["stretch", "cover", "pad"]),
-        help="How the image meets the canvas. Default: the official way; with --width cover.",
+        help="Stretch, crop (cover) or pad the image to the size of the video.  "
+        "[default: the model's; cover with --width or --height]",
     ),
 )
 sampling = group(
-    click.option("--steps", type=int, help="Denoising steps. Default: the model's."),
+    click.option(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="Set the number of denoising steps.  [default: the model's]",
+    ),
     click.option(
         "--guide-scale",
         type=Numbers(),
         metavar="G|LOW,HIGH",
-        help="Guidance; a pair for two experts. 1 skips the negative prompt. Default: the model's.",
+        help="Set the guidance scale, or one for each expert. At 1 the negative prompt is unused.  "
+        "[default: the model's]",
     ),
-    click.option("--shift", type=float, help="Shift of the noise levels. Default: the model's."),
+    click.option(
+        "--shift",
+        type=float,
+        metavar="X",
+        help="Set the shift of the noise schedule.  [default: the model's]",
+    ),
     click.option(
         "--scheduler",
         type=click.Choice(["unipc", "dpm++", "euler"]),
-        help="Solver. Default: unipc.",
+        help="Choose the solver.  [default: unipc]",
     ),
     click.option(
         "--timesteps",
         type=Numbers(),
         metavar="T,T,...",
-        help="Explicit timesteps before the shift, such as 1000,750,500,250.",
+        help="Use these timesteps, to which the shift is applied, e.g. 1000,750,500,250.",
     ),
     click.option(
         "--step-cache",
         type=float,
         metavar="THRESHOLD",
-        help="Reuse velocities that change by less, such as 0.05: faster, not exact. Default: off.",
+        help="Reuse the last velocity while it changes by less than THRESHOLD, e.g. 0.05 "
+        "(EasyCache). Faster, but not exact.  [default: off]",
     ),
-    click.option("--seed", "seeds", type=int, multiple=True, help="Repeatable. Default: 0."),
     click.option(
-        "--noise", type=PATH, help="Start noise (C, F, H, W) as .npy, in place of a seed."
+        "--seed",
+        "seeds",
+        type=int,
+        multiple=True,
+        metavar="N",
+        help="Set the random seed. Repeatable, for one video per seed.  [default: 0]",
+    ),
+    click.option(
+        "--noise",
+        type=PATH,
+        metavar="FILE",
+        help="Start from the noise in this .npy file, of shape (C, F, H, W), instead of a seed.",
     ),
     click.option(
         "--trim-first-frames",
         type=int,
         metavar="N",
-        help="Make N more latent frames at the start and drop their 4N frames after decoding.",
+        help="Generate N extra latent frames at the start and drop their 4N video frames.  "
+        "[default: 0]",
     ),
 )
 LORA: dict[str, Any] = {"type": (PATH, float), "multiple": True, "metavar": "PATH STRENGTH"}
 loras = group(
-    click.option("--lora", **LORA, help="A LoRA for every expert. Repeatable."),
-    click.option("--lora-high", **LORA, help="A LoRA for the high-noise expert. Repeatable."),
-    click.option("--lora-low", **LORA, help="A LoRA for the low-noise expert. Repeatable."),
+    click.option("--lora", **LORA, help="Apply a LoRA to every expert. Repeatable."),
+    click.option("--lora-high", **LORA, help="Apply a LoRA to the high-noise expert. Repeatable."),
+    click.option("--lora-low", **LORA, help="Apply a LoRA to the low-noise expert. Repeatable."),
 )
 memory = click.option(
     "--memory",
     type=Size(),
     metavar="SIZE",
-    help="Keep within so much, such as 12GB. Default: what the device recommends.",
+    help="Limit memory use, e.g. 12GB.  [default: what the device recommends]",
 )
 stop_at = click.option(
-    "--stop-at", type=int, metavar="K", help="Stop after step K; finish it later."
+    "--stop-at", type=int, metavar="K", help="Stop after step K; the run can be resumed later."
 )
-film = group(
+video = group(
     click.option(
-        "--output", type=PATH, help="A film: .mp4, .webm, .gif, or a folder of .png frames."
+        "--output",
+        type=PATH,
+        metavar="FILE",
+        help="Write the video to FILE: .mp4, .webm, .gif, or a folder of .png frames.",
     ),
-    click.option("--fps", type=float, help="Frames per second. Default: the model's."),
+    click.option(
+        "--fps",
+        type=float,
+        metavar="N",
+        help="Set the frames per second of the video.  [default: the model's]",
+    ),
     click.option(
         "--tiling",
         type=click.Choice(["auto", "none", "spatial"]),
         default="auto",
         show_default=True,
-        help="Decode in overlapping tiles, for less memory.",
+        help="Decode in overlapping tiles, which need less memory. With auto, only if needed.",
     ),
 )
 
 
 def read_negative(text: str | None, none: bool) -> str | None:
-    """Read --negative-prompt as the official code does: empty means the model's own, unless none is
-    asked for.
+    """Return the negative prompt to encode; None for the model's default.
+
+    An empty text means the default too, as in the official code; `none` asks for the empty prompt.
+    Raises UsageError if both are given.
     """
     if text and none:
         raise UsageError("--negative-prompt and --no-negative-prompt exclude each other; give one")

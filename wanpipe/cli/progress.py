@@ -1,6 +1,6 @@
-"""Progress for people and programs: bars on a terminal, plain lines elsewhere, JSON on request.
+"""Prints progress and messages on stderr: bars on a terminal, plain lines elsewhere, or JSON lines.
 
-Everything goes to stderr; stdout is for the paths of entries.
+stdout is left to the paths of entries. What an event says to a person is in `wanpipe.cli.messages`.
 """
 
 import json
@@ -8,17 +8,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
+from wanpipe.cli.messages import describe
 from wanpipe.runtime.report import Report, Task
-from wanpipe.runtime.units import amount, clock
+from wanpipe.runtime.units import clock
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
 
 
 class JsonReport(Report):
-    """One JSON object a line, flushed at once."""
+    """Prints one JSON object per line, flushed at once."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
@@ -43,7 +43,7 @@ class JsonReport(Report):
 
 
 class PlainReport(Report):
-    """Plain lines, at most one progress line a second and always the last."""
+    """Prints plain lines, with at most one progress line a second and always the last."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
@@ -54,9 +54,9 @@ class PlainReport(Report):
         print(text, file=self.stream, flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
-        sentence = describe(kind, fields)
-        if sentence:
-            self.line(sentence)
+        text = describe(kind, fields)
+        if text:
+            self.line(text)
 
     def remark(self, text: str) -> None:
         self.line(f"wanpipe: {text}")
@@ -71,7 +71,7 @@ class PlainReport(Report):
 
 
 class BarReport(PlainReport):
-    """Progress bars with time left, for a terminal; lines go above the bar."""
+    """Shows progress bars with the time left on a terminal, and prints lines above them."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -115,89 +115,20 @@ class BarReport(PlainReport):
                 del self.bars[id(task)]
 
 
-def describe(kind: str, fields: dict[str, Any]) -> str:
-    """Put an event in one line for a person; empty where it is of no interest to one."""
-    subject = f"{fields.get('stage', '')} {str(fields.get('key', ''))[:8]}".strip()
-    if fields.get("step") is not None:
-        subject = f"{subject} (step {fields['step'] + 1})"
-    if kind == "reused":
-        return f"{subject}: already there"
-    if kind == "computed" and fields.get("stage") != "denoise":
-        return f"{subject}: computed in {fields['seconds']:.1f} s"
-    if kind == "planned":
-        return describe_plan(subject, fields)
-    if kind == "missing":
-        return describe_miss(subject, fields)
-    if kind == "collected":
-        return describe_collection(fields)
-    if kind == "memory":
-        return str(fields["text"])
-    if kind == "forecast":
-        return describe_forecast(fields)
-    if kind == "written":
-        return f"wrote {fields['path']}"
-    if kind == "quantized":
-        error = f"relative error {100 * fields['relative_error']:.2g} %"
-        return f"{fields['component']} {fields['layer']}: quantised, {error}"
-    if kind == "lora":
-        name = Path(fields["path"]).name
-        return f"LoRA {name} at {fields['strength']:g} on {fields['component']}: {fields['text']}"
-    return ""
+class QuietReport(PlainReport):
+    """Prints remarks only: what a person must know even with --quiet, e.g. of a damaged entry."""
 
+    def event(self, kind: str, **fields: Any) -> None:
+        """Print nothing."""
 
-def describe_plan(subject: str, fields: dict[str, Any]) -> str:
-    """Put what is planned of one entry in a line; of the steps of a run, `missing` tells."""
-    if fields["status"] != "to compute":
-        return f"{subject}: {fields['status']}"
-    told = fields["stage"] == "denoise" or fields.get("reason")
-    return "" if told else f"{subject}: to compute"
-
-
-def describe_miss(subject: str, fields: dict[str, Any]) -> str:
-    """Put in a line what is missing, how it differs from what is there, and what follows."""
-    more = fields["steps"] - 1
-    line = f"{subject}: to compute" + (f", and {more} more steps after it" if more else "")
-    if fields["nearest"] is None:
-        return f"{line} ({fields['reason']})"
-    line += f"; nearest is {fields['nearest'][:8]}: {fields['reason']}"
-    if fields["step"] is not None and fields["differences"]:
-        every = "all " if fields["step"] == 0 else ""
-        line += f"; so {every}{fields['steps']} steps are new"
-    return line
-
-
-def describe_forecast(fields: dict[str, Any]) -> str:
-    """Put in a line what work that is to come will take."""
-    seconds = fields["seconds"]
-    line = f"{fields['stage']} with {fields['component']}: "
-    line += f"{fields['units']} steps, " if fields["stage"] == "denoise" else ""
-    line += f"at most {amount(fields['peak_bytes'], 'B')} of memory"
-    if seconds is None:
-        return f"{line}; how long shows when one was made here"
-    return f"{line}, about {clock(seconds)} at the pace of the last ones here"
-
-
-def describe_collection(fields: dict[str, Any]) -> str:
-    """Put in a line what was removed from a cache, or would be, and what stays."""
-    verb = "would remove" if fields["dry_run"] else "removed"
-    gone = f"{verb} {fields['entries']} entries, {amount(fields['bytes'], 'B')}"
-    return f"{gone}; {fields['entries_left']} stay, {amount(fields['bytes_left'], 'B')}"
+    def progress(self, task: Task, elapsed: float, left: float) -> None:
+        """Print nothing."""
 
 
 def make_report(events: str | None, quiet: bool) -> Report:
-    """Choose by the options of a command and by what stderr is."""
+    """Choose a report by --events, --quiet, and whether stderr is a terminal."""
     if events == "json":
         return JsonReport()
     if quiet:
         return QuietReport()
     return BarReport() if sys.stderr.isatty() else PlainReport()
-
-
-class QuietReport(PlainReport):
-    """Only remarks: what a person must know even with --quiet, such as a damaged entry."""
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Say nothing."""
-
-    def progress(self, task: Task, elapsed: float, left: float) -> None:
-        """Say nothing."""

@@ -1,7 +1,4 @@
-"""What every command is given: the options that all of them have, as a `Session`.
-
-The only place that reads the environment.
-"""
+"""The options that every command has, and the `Session` that a command gets in their place."""
 
 import functools
 from collections.abc import Sequence
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What every command gets from the options that all have."""
+    """The cache that a command works on, and the value of --name."""
 
     store: Store
     name: str | None = None
@@ -46,9 +43,10 @@ class Session:
                 plan.make()
 
     def print_paths(self, paths: Sequence[Path], entries: Sequence[Path] | None = None) -> None:
-        """Print the paths of results, one a line, after naming them if --name is given.
+        """Print the paths of the results, one per line, and name them if --name is given.
 
-        Several get NAME-1, NAME-2. `entries` are named in place of paths that are no entries.
+        Several results are named NAME-1, NAME-2 and so on. Pass `entries` if the paths are not
+        entries themselves: a name belongs to an entry.
         """
         for index, (path, entry) in enumerate(zip(paths, entries or paths, strict=True)):
             if self.name is not None and not self.dry_run:
@@ -56,8 +54,35 @@ class Session:
             click.echo(str(path))
 
 
+cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=Path("cache"),
+    envvar="WANPIPE_CACHE",
+    show_envvar=True,
+    show_default=True,
+    help="Use the cache in DIR.",
+)
+output_options = group(
+    click.option(
+        "--events", type=click.Choice(["json"]), help="Print events to stderr as JSON lines."
+    ),
+    click.option("--quiet", is_flag=True, help="Print warnings and errors only."),
+)
+common_options = group(
+    cache_option,
+    click.option(
+        "--dry-run", is_flag=True, help="Print what would be computed, and compute nothing."
+    ),
+    click.option("--force", is_flag=True, help="Recompute entries that are already in the cache."),
+    click.option("--name", metavar="NAME", help="Name the entry, so you can refer to it later."),
+    output_options,
+)
+
+
 def stage_options(function: Command) -> Command:
-    """Add the options that every stage has, and give the command a `session` in their place."""
+    """Add the options that every stage has; the command gets a `session` in their place."""
 
     @functools.wraps(function)
     def wrapper(
@@ -75,37 +100,17 @@ def stage_options(function: Command) -> Command:
         store = Store(cache, report, force=force, read_only=dry_run)
         function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
 
-    return everywhere(wrapper)
+    return common_options(wrapper)
 
 
 def read_only_options(function: Command) -> Command:
-    """Add the options of commands that make no entry, and give the command a `session`."""
+    """Add the options of commands that compute no entry; the command gets a `session` in their
+    place.
+    """
 
     @functools.wraps(function)
     def wrapper(cache: Path, events: str | None, quiet: bool, **rest: Any) -> None:
         session = Session(store=Store(cache, make_report(events, quiet)))
         function(session=session, **rest)
 
-    return group(root, speech)(wrapper)
-
-
-root = click.option(
-    "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("cache"),
-    envvar="WANPIPE_CACHE",
-    show_envvar=True,
-    show_default=True,
-    help="Root of the cache.",
-)
-speech = group(
-    click.option("--events", type=click.Choice(["json"]), help="One JSON object a line on stderr."),
-    click.option("--quiet", is_flag=True, help="No progress on stderr."),
-)
-everywhere = group(
-    root,
-    click.option("--dry-run", is_flag=True, help="Tell what is there and what would be computed."),
-    click.option("--force", is_flag=True, help="Compute again what is there already."),
-    click.option("--name", help="A name for the entry, to use wherever an entry is asked for."),
-    speech,
-)
+    return group(cache_option, output_options)(wrapper)

@@ -1,1 +1,1 @@
-"""Images and videos as files."""
+"""Reads and writes image and video files."""

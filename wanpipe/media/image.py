@@ -1,6 +1,7 @@
-"""Reads an image as the official code does, and fits it to a canvas or to CLIP.
+"""Reads an image as the official code does, and resizes it for the VAE or for CLIP.
 
-Pixels on the host: knows no VAE and no entries. Values for networks are around [-1, 1], unclamped.
+Works on pixels on the host; knows neither networks nor entries. Output values are around [-1, 1],
+unclamped.
 """
 
 import struct
@@ -17,16 +18,17 @@ if TYPE_CHECKING:
 
 Mode = Literal["stretch", "cover", "pad"]
 Resample = Literal["bicubic", "lanczos"]
-LARGEST_RESIZED = 2**28  # pixels: more can only come of an image far narrower than its canvas
+LARGEST_RESIZED = 2**28  # pixels; only an image far narrower than its canvas needs more
 CLIP_SIZE = 224
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
 
 def open_image(path: Path) -> "Image.Image":
-    """Read an image as RGB: alpha is dropped, EXIF orientation ignored, an animation gives frame 1.
+    """Read an image as RGB. Drops alpha, ignores EXIF orientation, takes the first frame of an
+    animation.
 
-    Raises UsageError where it cannot be read or is larger than Pillow deems safe.
+    Raises UsageError if it cannot be read or is larger than Pillow considers safe.
     """
     from PIL import Image
 
@@ -36,11 +38,12 @@ def open_image(path: Path) -> "Image.Image":
             with Image.open(path) as image:
                 return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
-        raise UsageError(f"image {path} is too large: {limit} are read; make it smaller") from error
+        raise UsageError(
+            f"image {path} is too large; it may have at most {Image.MAX_IMAGE_PIXELS} pixels"
+        ) from error
     except FileNotFoundError as error:
         raise UsageError(f"no image at {path}") from error
-    # what Pillow's decoders raise on damaged files: SyntaxError for PNG, RuntimeError for AVIF
+    # Pillow raises all of these for damaged files: SyntaxError for PNG, RuntimeError for AVIF
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"image {path} cannot be read: {reason}; give a PNG or JPEG") from error
@@ -49,9 +52,9 @@ def open_image(path: Path) -> "Image.Image":
 def fit(
     image: "Image.Image", width: int, height: int, mode: Mode, resample: Resample
 ) -> np.ndarray:
-    """Fit an RGB image to a canvas; returns (Y, X, 3) float32, [-1, 1] but for bicubic overshoot.
+    """Fit an RGB image to a canvas. Returns (Y, X, 3) float32 in [-1, 1], plus bicubic overshoot.
 
-    "stretch" ignores the aspect, "cover" crops the centre, "pad" adds black.
+    "stretch" ignores the aspect ratio, "cover" crops to the center, "pad" adds black.
     Source: wan/image2video.py (bicubic stretch), wan/textimage2video.py (lanczos cover).
     """
     size = _resized(image, width, height, mode)
@@ -70,7 +73,8 @@ def fit(
 
 
 def clip_pixels(image: "Image.Image") -> np.ndarray:
-    """The whole RGB image for CLIP: (224, 224, 3) float32, in units of CLIP's mean and deviation.
+    """Resize the whole RGB image for CLIP: (224, 224, 3) float32, normalized by CLIP's mean and
+    standard deviation.
 
     Source: wan/modules/clip.py, CLIPModel.visual.
     """
@@ -95,14 +99,14 @@ def _resize(image: "Image.Image", width: int, height: int, resample: Resample) -
 
 
 def signed(pixels: np.ndarray) -> np.ndarray:
-    """Map uint8 pixels to float32 in [-1, 1], rounding where torchvision's to_tensor does."""
+    """Map uint8 pixels to float32 in [-1, 1], with the rounding of torchvision's to_tensor."""
     return (pixels.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 
 
 def bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (Y, X, 3) uint8 to float32 as torch's interpolate does: a = -0.75, no antialiasing.
+    """Resize (Y, X, 3) uint8 to float32 like torch's interpolate: a = -0.75, no antialiasing.
 
-    Corners are not aligned, edges repeat, and the overshoot beyond [-1, 1] is kept.
+    Corners are not aligned, edge pixels are repeated, overshoot beyond [-1, 1] is kept.
     """
     rows, row_weights = _taps(pixels.shape[0], height)
     columns, column_weights = _taps(pixels.shape[1], width)
@@ -118,8 +122,8 @@ def bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """The four source indices and weights of every target position, both (4, target)."""
-    # float32 as torch rounds it, after a fused multiply-add: at 1000 pixels worth 1e-4 of a value
+    """Return the four source indices and weights of every target position, each (4, target)."""
+    # float32 rounded after a fused multiply-add, as in torch: matters by 1e-4 at 1000 pixels
     scale = float(np.float32(size) / np.float32(target))
     position = (scale * (np.arange(target) + 0.5) - 0.5).astype(np.float32)
     first = np.floor(position)
@@ -130,7 +134,7 @@ def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Keys' cubic kernel on distances in [0, 2]."""
+    """Evaluate Keys' cubic kernel at distances in [0, 2]."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     weights: np.ndarray = np.where(distance <= 1, near, far)

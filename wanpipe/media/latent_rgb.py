@@ -1,4 +1,4 @@
-"""The published linear maps from normalised latents to RGB in [-1, 1]: one row per channel.
+"""The published linear maps from normalized latents to RGB in [-1, 1], one row per channel.
 
 Source: ComfyUI, comfy/latent_formats.py, classes Wan21 (16 channels) and Wan22 (48 channels).
 """

@@ -1,6 +1,7 @@
-"""Writes and reads films: .mp4, .webm and .gif through ffmpeg, or a folder of PNG frames.
+"""Writes and reads videos: .mp4, .webm and .gif with ffmpeg, or a folder of PNG frames.
 
-Frames are RGB bytes (T, Y, X, 3). A film appears whole or not at all. Knows no entries.
+Frames are (T, Y, X, 3) uint8 RGB. A video is written whole or not at all. Knows no entries.
+No stage calls `read_video`: it is for users who compare videos.
 """
 
 import contextlib
@@ -23,18 +24,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = "png"
-LONGEST_NAME = 200  # bytes; file systems take 255, the temporary name needs some
+LONGEST_NAME = 200  # bytes; file systems allow 255, and the temporary name is longer
 FRAME_NAME = re.compile(r"\d{5,}\.png")
-# the scaler must convert with the matrix that the tags name; its default is that of old television
+# the scaler must use the matrix that the tags name; by default it uses bt601
 BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,"
     "format=yuv420p,setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
 TAGS = "-color_range tv -color_primaries bt709 -color_trc bt709 -colorspace bt709"
-# Ctrl-C goes to the whole foreground group: ffmpeg would end its film early, and the work fail
+# Ctrl-C signals the whole foreground process group; ffmpeg would end its file early and fail
 OWN_GROUP = 0
-POLL = 0.02  # seconds between two looks for a signal while ffmpeg ends
-# by default x264 holds back 40 frames, half a film, and would encode them after the last is given
+POLL = 0.02  # seconds between two checks for a signal while ffmpeg finishes
+# by default x264 buffers 40 frames, half a video, and would encode them after the last one arrives
 ENCODERS = {
     "mp4": f"-vf {BT709} {TAGS} -c:v libx264 -crf 16 -rc-lookahead 10 -movflags +faststart",
     "webm": f"-vf {BT709} {TAGS} -c:v libvpx-vp9 -crf 20 -b:v 0 -row-mt 1 -cpu-used 4",
@@ -42,61 +43,66 @@ ENCODERS = {
 }
 
 
-def film_format(path: str | Path) -> str:
-    """Tell how a film at `path` is written: "mp4", "webm", "gif", or "png" for a folder of frames.
+def video_format(path: str | Path) -> str:
+    """Return the format of a video at `path`: "mp4", "webm", "gif", or "png" for a frames folder.
 
-    A folder is what ends in "/" or .png, has no suffix, or exists as one. Raises UsageError for
-    another suffix, a missing parent, or a folder with other files: worth asking before any work.
+    A path means a folder if it ends in "/" or .png, has no suffix, or is an existing folder. Call
+    this before any work: it raises UsageError for another suffix, a missing parent folder, or a
+    folder with other files.
     """
     target = Path(path)
     if not target.absolute().parent.is_dir():
-        raise UsageError(f"no folder {target.parent} for the film {target.name}; make it first")
+        raise UsageError(f"no folder {target.parent} for the video {target.name}; create it first")
     if len(os.fsencode(target.name)) > LONGEST_NAME:
-        raise UsageError(f"film names have at most {LONGEST_NAME} bytes, got {target.name[:24]}…")
+        raise UsageError(
+            f"a video name may have at most {LONGEST_NAME} bytes, got {target.name[:24]}…"
+        )
     suffix = target.suffix.lower().removeprefix(".")
     if target.is_dir():
         names = [entry.name for entry in target.iterdir()]
         if not all(FRAME_NAME.fullmatch(name) for name in names):
             raise UsageError(
-                f"folder {path} holds other files than frames; give an empty or new one"
+                f"folder {path} has files that are not frames; give an empty or a new folder"
             )
         return FRAMES
     if str(path).endswith(("/", os.sep)) or suffix in ("", FRAMES):
         if target.exists():
-            raise UsageError(f"frames need a folder, but {path} is a file; give another name")
+            raise UsageError(
+                f"frames are written to a folder, but {path} is a file; give another name"
+            )
         return FRAMES
     if suffix not in ENCODERS:
         raise UsageError(
-            f"film must end in .mp4, .webm, .gif or .png (a folder of frames), got {target.name}"
+            f"a video must end in .mp4, .webm, .gif or .png (a folder of frames), got {target.name}"
         )
     return suffix
 
 
-def write_film(
+def write_video(
     path: str | Path,
     slices: Iterable["np.ndarray"],
     fps: float,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write slices of frames, (T, Y, X, 3) uint8 each, as they come; returns the path of the film.
+    """Write slices of frames, each (T, Y, X, 3) uint8, as they arrive; return `path`.
 
-    `metadata` may have "title" and "comment" (a .gif keeps the comment alone). What stands at
-    `path` is replaced at the end. Raises WanpipeError, with ffmpeg's own words where it fails.
+    `metadata` may have "title" and "comment" (a .gif keeps only the comment). An existing file is
+    replaced at the end. Raises WanpipeError with ffmpeg's message if ffmpeg fails.
     """
-    kind, target = film_format(path), Path(path).absolute()
+    kind, target = video_format(path), Path(path).absolute()
     metadata = metadata or {}
     with _reported(target), replacing(target) as partial:
         if kind == FRAMES:
             _save_frames(partial, slices, {"fps": f"{fps:g}", **metadata})
-        else:  # by the suffix, which is that of `path`, ffmpeg chooses the container
+        else:  # ffmpeg chooses the container by the suffix, which `partial` shares with `path`
             _encode(partial, kind, slices, fps, metadata)
         if kind == "gif" and metadata.get("comment"):
             _comment_gif(partial, metadata["comment"])
     return Path(path)
 
 
-def read_film(path: str | Path) -> tuple["np.ndarray", float, dict[str, str]]:
-    """Read a film whole: frames (T, Y, X, 3) uint8, frames per second, metadata."""
+def read_video(path: str | Path) -> tuple["np.ndarray", float, dict[str, str]]:
+    """Read a whole video: frames (T, Y, X, 3) uint8, frames per second, metadata."""
     import numpy as np
 
     if Path(path).is_dir():
@@ -104,7 +110,7 @@ def read_film(path: str | Path) -> tuple["np.ndarray", float, dict[str, str]]:
     metadata, log = _probe(path)
     video = re.search(r"Video: .*?, (\d+)x(\d+)[ ,\n].*?([\d.]+) fps", log)
     if video is None:
-        raise WanpipeError(f"{path} has no film in it; give a file that wanpipe wrote")
+        raise WanpipeError(f"{path} has no video stream; give a file that wanpipe wrote")
     exact = ["-vf", "scale=flags=bicubic+accurate_rnd+full_chroma_int"]
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-fps_mode", "passthrough", "-"]
     data, _ = _run(path, ["-loglevel", "error", *_input(path), *exact, *raw])
@@ -113,7 +119,7 @@ def read_film(path: str | Path) -> tuple["np.ndarray", float, dict[str, str]]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read what a film says of itself, "comment" and "title" among it, without decoding frames."""
+    """Read the metadata of a video, such as "title" and "comment", without decoding frames."""
     if Path(path).is_dir():
         return _load_frames(Path(path), first=True)[2]
     return _probe(path)[0]
@@ -122,9 +128,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def contact_sheet(
     rows: Sequence[tuple[str, "np.ndarray"]], columns: int = 5, width: int = 240
 ) -> "Image.Image":
-    """Draw each film, (T, Y, X, 3) uint8, as a labelled row of evenly chosen frames.
+    """Draw each video, (T, Y, X, 3) uint8, as a labeled row of evenly spaced frames.
 
-    `width` is that of one frame in pixels.
+    `width` is the width of one frame in pixels.
     """
     from PIL import Image, ImageDraw
 
@@ -145,7 +151,7 @@ def contact_sheet(
 
 
 def _evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices of `count`, the first and the last among them."""
+    """Return at most `wanted` evenly spaced indices below `count`, with the first and the last."""
     wanted = min(count, wanted)
     return [round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)]
 
@@ -155,7 +161,7 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WanpipeError(f"film {path} cannot be written: {error.strerror or error}") from error
+        raise WanpipeError(f"video {path} cannot be written: {error.strerror or error}") from error
 
 
 def _save_frames(folder: Path, slices: Iterable["np.ndarray"], metadata: Mapping[str, str]) -> None:
@@ -179,7 +185,7 @@ def _load_frames(folder: Path, first: bool = False) -> tuple["np.ndarray", float
 
     paths = sorted(path for path in folder.iterdir() if FRAME_NAME.fullmatch(path.name))
     if not paths:
-        raise WanpipeError(f"folder {folder} holds no frames; give one that wanpipe wrote")
+        raise WanpipeError(f"folder {folder} has no frames; give one that wanpipe wrote")
     with Image.open(paths[0]) as image:
         metadata = {str(name): str(value) for name, value in image.info.items()}
     frames = np.stack([np.asarray(Image.open(path)) for path in paths[: 1 if first else None]])
@@ -189,7 +195,7 @@ def _load_frames(folder: Path, first: bool = False) -> tuple["np.ndarray", float
 def _encode(
     target: Path, kind: str, slices: Iterable["np.ndarray"], fps: float, metadata: Mapping[str, str]
 ) -> None:
-    """Pipe frames through ffmpeg into `target`; the process never outlives this call."""
+    """Encode frames to `target` with ffmpeg, whose process never outlives this call."""
     slices = iter(slices)
     first = next(slices)
     rows, columns = first.shape[1:3]
@@ -197,9 +203,8 @@ def _encode(
     with tempfile.TemporaryDirectory(prefix="wanpipe-") as folder:
         notes, log = Path(folder, "metadata"), Path(folder, "log")
         with _reported(target.parent), log.open("wb") as stderr:
-            notes.write_text(
-                _ffmetadata(metadata), encoding="utf-8"
-            )  # longer than arguments may be
+            # a file, since the metadata may be longer than a command line
+            notes.write_text(_ffmetadata(metadata), encoding="utf-8")
             command = [_ffmpeg(), "-loglevel", "error", "-y", *raw.split(), "-f", "ffmetadata"]
             command += ["-i", str(notes), "-map", "0:v", "-map_metadata", "1"]
             command += [*ENCODERS[kind].split(), str(target)]
@@ -210,7 +215,7 @@ def _encode(
             complete = _feed(process, itertools.chain([first], slices))
             if _ended(process) or not complete:
                 reason = _last_line(log.read_text(encoding="utf-8", errors="replace"))
-                raise WanpipeError(f"film cannot be written in {target.parent}: {reason}")
+                raise WanpipeError(f"video cannot be written to {target.parent}: {reason}")
         finally:
             process.kill()
             _close(process)
@@ -218,7 +223,7 @@ def _encode(
 
 
 def _feed(process: "subprocess.Popen[bytes]", slices: Iterable["np.ndarray"]) -> bool:
-    """Write all frames to ffmpeg; False where it stops reading before the end."""
+    """Write all frames to ffmpeg; return False if it stops reading before the end."""
     import numpy as np
 
     assert process.stdin is not None
@@ -232,7 +237,7 @@ def _feed(process: "subprocess.Popen[bytes]", slices: Iterable["np.ndarray"]) ->
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for ffmpeg to end; its exit code. Raises Interrupted where a signal comes."""
+    """Wait for ffmpeg and return its exit code. Raises Interrupted if a signal arrives."""
     while True:
         try:
             return process.wait(POLL)
@@ -250,7 +255,7 @@ def _close(process: "subprocess.Popen[bytes]") -> bool:
 
 
 def _comment_gif(path: Path, comment: str) -> None:
-    """Put a comment extension behind the global palette, where every reader looks for it."""
+    """Insert a comment extension after the global palette, where every reader looks for it."""
     data, text = path.read_bytes(), comment.encode()
     flags = data[10]
     start = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -267,15 +272,15 @@ def _ffmpeg() -> str:
     except RuntimeError:
         program = ""
     if shutil.which(program) is None:
-        interrupt.check()  # imageio tries the program, and Ctrl-C ends it
-        raise WanpipeError(f"no ffmpeg at '{program}'; install imageio-ffmpeg again")
+        interrupt.check()  # imageio runs the program to test it, and Ctrl-C may have ended that
+        raise WanpipeError(f"no ffmpeg at '{program}'; reinstall imageio-ffmpeg")
     return program
 
 
 def _run(path: str | Path, arguments: list[str]) -> tuple[bytes, str]:
-    """Run ffmpeg on a film to read; returns what it wrote to stdout and to stderr."""
+    """Run ffmpeg on a video to read; return its stdout and stderr."""
     if not Path(path).is_file():
-        raise UsageError(f"no film at {path}")
+        raise UsageError(f"no video at {path}")
     done = subprocess.run(
         [_ffmpeg(), *arguments],
         stdin=subprocess.DEVNULL,
@@ -284,16 +289,16 @@ def _run(path: str | Path, arguments: list[str]) -> tuple[bytes, str]:
     )
     log = done.stderr.decode(errors="replace")
     if done.returncode:
-        raise WanpipeError(f"{path} cannot be read as a film: {_last_line(log)}")
+        raise WanpipeError(f"{path} cannot be read as a video: {_last_line(log)}")
     return done.stdout, log
 
 
 def _input(path: str | Path) -> list[str]:
-    return ["-i", f"file:{path}"]  # file: a name with a colon is not a protocol
+    return ["-i", f"file:{path}"]  # file: keeps a name with a colon from being a protocol
 
 
 def _probe(path: str | Path) -> tuple[dict[str, str], str]:
-    """The metadata of a film, and what ffmpeg says of its streams."""
+    """Return the metadata of a video, and ffmpeg's log of its streams."""
     data, log = _run(path, [*_input(path), "-f", "ffmetadata", "-"])
     metadata = _parse_ffmetadata(data.decode(errors="replace"))
     if "Input #0, gif" in log:
@@ -305,16 +310,16 @@ def _probe(path: str | Path) -> tuple[dict[str, str], str]:
 
 
 def _ffmetadata(metadata: Mapping[str, str]) -> str:
-    """Metadata as ffmpeg's own text format, in which = ; # \\ and line ends are escaped."""
+    """Format metadata as ffmpeg's text format, which escapes = ; # \\ and line ends."""
     special = re.compile(r"[=;#\\\n\r]")
     lines = [name + "=" + special.sub(r"\\\g<0>", value) for name, value in metadata.items()]
-    # behind a backslash, itself escaped or not, ffmpeg takes a line end for escaped; a NUL is none
+    # ffmpeg treats a line end after any backslash, even an escaped one, as escaped; NUL separates
     lines = [line + "\0" if line.endswith("\\") else line for line in lines]
     return "\n".join([";FFMETADATA1", *lines, ""])
 
 
 def _parse_ffmetadata(text: str) -> dict[str, str]:
-    """The global section of `text`; names in lower case, as Matroska writes them upper."""
+    """Parse the global section. Names become lower case, since Matroska has them in upper case."""
     metadata = {}
     for line in re.findall(r"(?:\\.|[^\\\n])+", text, re.DOTALL):
         if line.startswith("["):
@@ -326,7 +331,7 @@ def _parse_ffmetadata(text: str) -> dict[str, str]:
 
 
 def _last_line(log: str) -> str:
-    """What ffmpeg died of: its last line of substance, without the name of the module."""
+    """Return the last informative line of ffmpeg's log, without the name of its module."""
     lines = [re.sub(r"^(\[[^]]*\]\s*)+", "", line).strip() for line in log.splitlines()]
-    telling = [line for line in lines if line and line != "Conversion failed!"]
-    return telling[-1] if telling else "ffmpeg gave no reason"
+    lines = [line for line in lines if line and line != "Conversion failed!"]
+    return lines[-1] if lines else "ffmpeg gave no reason"

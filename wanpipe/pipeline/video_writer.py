@@ -94,7 +94,7 @@ class VideoWriter(Later[bool]):
         if output.exists() and not self.store.force and has_comment(output, comment):
             return False
         metadata = {"title": lineage.get("prompt") or "", "comment": comment}
-        video.write_film(output, slices, rate, metadata)
+        video.write_video(output, slices, rate, metadata)
         return True
 
 
