@@ -242,7 +242,7 @@ def test_frames_are_kept_when_the_film_fails_midway(
     assert failed.code == 1
     told, error = failed.stderr.splitlines()[-2:]
     assert "computed in" in told
-    assert error.startswith("wanpipe: error: film") and error.endswith("no space left")
+    assert error.startswith("wanpipe: error: video") and error.endswith("no space left")
     assert not failed.paths
     assert sorted(path.name for path in place.root.iterdir()) == ["cache", "film.mp4"]
     monkeypatch.undo()
