@@ -21,7 +21,7 @@ import numpy as np
 
 from stages import decode
 from wanpipe.models.geometry import latent_shape
-from wanpipe.models.vae import as_bytes
+from wanpipe.models.vae import to_uint8
 from wanpipe.runtime.documents import convert, encode, plain
 from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material
 from wanpipe.store.entry import ATTRIBUTE, seal_of
@@ -157,7 +157,7 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
         def pieces() -> Iterator[np.ndarray]:
             for _ in range(PIECES):
                 time.sleep(seconds)
-                yield np.array(as_bytes(pixels))
+                yield np.array(to_uint8(pixels))
 
         def fill(draft: Draft) -> dict[str, Any]:
             with draft.stream("frames", shape) as sink:

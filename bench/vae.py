@@ -26,13 +26,13 @@ from mlx.utils import tree_map_with_path
 from bench import limits
 from bench.peer import beside
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
-from wanpipe.backend.device import describe, is_cuda, within
+from wanpipe.backend.device import describe, is_cuda, memory_limit
 from wanpipe.models import vae
-from wanpipe.models.causal_conv import SAME, CausalConv, Past, convolve, summed
-from wanpipe.models.causal_vae import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae_sizes import Step, steps
+from wanpipe.models.vae_blocks import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.vae_cost import Op, chunk_ops
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, FilmNeed, Need
 from wanpipe.runtime.documents import plain
@@ -81,7 +81,7 @@ def clock(run: Callable[[], object], inner: int = 1) -> float:
 
 def held(need: Need, asked: Namespace) -> AbstractContextManager[None]:
     """MLX's memory held to what a run allows it, unless that is not wanted."""
-    return nullcontext() if asked.unlimited else within(need.limit)
+    return nullcontext() if asked.unlimited else memory_limit(need.limit)
 
 
 def way(config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> FilmNeed:
@@ -95,7 +95,7 @@ def way(config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> Fil
 
 def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> None:
     """Time a decode, slice by slice."""
-    decoder = vae.decoder(config)
+    decoder = vae.Decoder(config)
     randomise(decoder)
     latent, need = mx.random.normal((config.z_dim, *shape)), way(config, shape, asked)
 
@@ -111,7 +111,7 @@ def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Nam
 
 def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], asked: Namespace) -> None:
     """Time an encode of a video, and one of an image before grey frames."""
-    encoder = vae.encoder(config)
+    encoder = vae.Encoder(config)
     randomise(encoder)
     sides = [n * stride for n, stride in zip(shape[1:], config.stride[1:], strict=True)]
     image, four = mx.random.normal((1, *sides, 3)), mx.random.normal((4, *sides, 3))
@@ -166,13 +166,16 @@ class Work(NamedTuple):
 
 def works(config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> Iterator[Work]:
     """Give every distinct layer of a chunk of either half that is not the first."""
-    chunks = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
+    chunks = (
+        chunk_ops(config, "decoder", shape, False, at_once),
+        chunk_ops(config, "encoder", shape),
+    )
     for half, chunk in zip(("decode", "encode"), chunks, strict=True):
         alike = Counter[tuple[object, ...]]()
-        examples: dict[tuple[object, ...], Step] = {}
+        examples: dict[tuple[object, ...], Op] = {}
         for step in chunk:
             key = (step.kind, step.shape, step.outputs)
-            alike[key] += step.times
+            alike[key] += step.repeats
             examples.setdefault(key, step)
         for key, step in examples.items():
             for name, run, flops, size in parts(step):
@@ -181,13 +184,13 @@ def works(config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> Itera
                 yield Work(label, alike[key], run, flops, size)
 
 
-def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
+def parts(step: Op) -> Iterator[tuple[str, Callable[[], object], float, int]]:
     """Split a step into what kernels do: name, what to run, arithmetic and bytes."""
     T, H, W, C = step.shape
     x = mx.random.normal(step.shape).astype(mx.bfloat16)
-    made, weights = step.places * step.outputs, step.parameters
+    made, weights = step.positions * step.outputs, step.parameters
     mx.eval(x)
-    past = Past()
+    past = CausalCache()
     past.first = False
     if step.kind == "causal":
         norm, conv = Norm(C), randomise(CausalConv(C, step.outputs))
@@ -196,14 +199,19 @@ def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
         mx.eval(joined, y)
 
         def join() -> mx.array:
-            past.keep(joined[:2])
-            return past.join(x, 2)
+            past.append(joined[:2])
+            return past.concat(x, 2)
 
         yield "norm and SiLU", lambda: norm(x), 0.0, 4 * x.size
         yield "join", join, 0.0, 2 * (x.size + 2 * joined.size - x.size)
-        yield "conv", lambda: conv.products(joined), step.flops, 2 * (joined.size + made + weights)
-        yield "bias, residual", lambda: summed(y, y, conv.bias, dtype=y.dtype), 0.0, 6 * y.size
-    elif step.kind == "phases":
+        yield (
+            "conv",
+            lambda: conv.without_bias(joined),
+            step.flops,
+            2 * (joined.size + made + weights),
+        )
+        yield "bias, residual", lambda: sum_terms(y, y, conv.bias, dtype=y.dtype), 0.0, 6 * y.size
+    elif step.kind == "polyphase":
         up = randomise(Upsample(C, step.outputs // 4, False))
         yield "upsample", lambda: up(x, past), step.flops, 2 * (x.size + 3 * made + weights)
     elif step.kind == "down":
@@ -242,7 +250,10 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
     print(f"\n{name}: a 3x3x3 convolution in three ways, ms (TFLOP/s), and their difference\n")
     print("| convolution | conv3d | frames as channels | three conv2d | difference |")
     print("|---|---|---|---|---|")
-    halves = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
+    halves = (
+        chunk_ops(config, "decoder", shape, False, at_once),
+        chunk_ops(config, "encoder", shape),
+    )
     every = [step for chunk in halves for step in chunk if step.kind == "causal"]
     for T, H, W, C, outputs in dict.fromkeys((*step.shape, step.outputs) for step in every):
         x = mx.random.normal((T + 2, H, W, C)).astype(mx.bfloat16)
@@ -261,7 +272,7 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
 
         def sums(x=x, taps=taps, T=T) -> mx.array:
             terms = [convolve(x[t : t + T], tap, (1, 1), SAME) for t, tap in enumerate(taps)]
-            return summed(*terms, dtype=x.dtype)
+            return sum_terms(*terms, dtype=x.dtype)
 
         flops = 2.0 * T * H * W * 27 * C * outputs
         ways = [clock(way, inner=3) for way in (plain, channels, sums)]

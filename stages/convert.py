@@ -156,12 +156,12 @@ def filler(write: Callable[[Path], dict[str, str]]) -> Callable[[Draft], dict[st
     """Return what writes the model into an entry, beside its Zarr group."""
 
     def fill(draft: Draft) -> dict[str, Any]:
-        from wanpipe.backend.device import made
+        from wanpipe.backend.device import provenance
 
         for name, digest in write(draft.path).items():
             draft.attach(name, digest)
         draft.attach("config.json")
-        return made()
+        return provenance()
 
     return fill
 

@@ -194,29 +194,29 @@ def filler(
         import mlx.core as mx
         import numpy as np
 
-        from wanpipe.backend.device import made, mlx_dtype, within
+        from wanpipe.backend.device import memory_limit, mlx_dtype, provenance
         from wanpipe.models import tiling, vae
         from wanpipe.weights.load import load_network
 
         assert source.step is not None
         latent = source.step.read("latent")
         trim = 4 * source.trim
-        network = vae.decoder(model.config.vae)
+        network = vae.Decoder(model.config.vae)
         load_network(network, model.checked("vae", store), mlx_dtype(recipe.material.dtype))
         store.report.event("loaded", component="vae")
         stride = model.config.vae.stride
         if way.tiled:
-            pieces = tiling.frames(network, mx.array(latent), stride[1])
+            pieces = tiling.decode(network, mx.array(latent), stride[1])
         else:
             whole = network.frames(mx.array(latent), way.at_once)
-            pieces = (np.array(vae.as_bytes(piece)) for piece in whole)
+            pieces = (np.array(vae.to_uint8(piece)) for piece in whole)
         frames = 4 * (latent.shape[1] - 1) + 1 - trim
         shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
         film.begin(recipe.key)
         with (
             draft.stream("frames", shape) as sink,
             store.report.task("decode", latent.shape[1]) as task,
-            within(way.limit),
+            memory_limit(way.limit),
         ):
 
             def take(frames: "np.ndarray") -> None:
@@ -224,7 +224,7 @@ def filler(
                 film.take(frames)
 
             keep(pieces, trim, take, task.advance)
-        return {**made(), "flops": way.flops}
+        return {**provenance(), "flops": way.flops}
 
     return fill
 

@@ -313,14 +313,14 @@ def filler(
         import mlx.core as mx
         import numpy as np
 
-        from wanpipe.backend.device import made
-        from wanpipe.sampling import SOLVERS, step_cache
+        from wanpipe.backend.device import provenance
+        from wanpipe.sampling import SOLVERS, easy_cache
 
         net, material, state = denoiser(), plain(recipe.material), one.load(recipe, publisher)
         latent = net.prompting.blend(state["latent"])
         # the last step always computes
         rule = material.get("step_cache") if material["sigma_next"] else None
-        velocity = step_cache.reuse(latent, rule, state) if rule else None
+        velocity = easy_cache.reuse(latent, rule, state) if rule else None
         ran = velocity is None
         if velocity is None:
             velocity = net.velocity(latent, material["timestep"], material["guide_scale"])
@@ -330,7 +330,7 @@ def filler(
         moved = net.prompting.blend(moved)
         if rule:
             computed = velocity if ran else None
-            after = after | step_cache.remember(latent, computed, moved, rule, state)
+            after = after | easy_cache.update_state(latent, computed, moved, rule, state)
         arrays = {"latent": moved, "x0": x0}
         arrays |= {f"solver/{name}": array for name, array in after.items()}
         mx.eval(arrays)
@@ -344,7 +344,7 @@ def filler(
             if not ran:
                 event = recipe.event()
                 store.report.event("skipped", component=context.expert(recipe), **event)
-        return made() | noted | ({"flops": need.flops} if ran else {})
+        return provenance() | noted | ({"flops": need.flops} if ran else {})
 
     return fill
 

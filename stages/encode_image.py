@@ -141,11 +141,11 @@ def filler(
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
 
-        from wanpipe.backend.device import made, within
+        from wanpipe.backend.device import memory_limit, provenance
         from wanpipe.pipeline.image_encoder import clip_features, condition, first_frame
 
         dtype = recipe.material.dtype
-        with within(need.limit):
+        with memory_limit(need.limit):
             if model.config.task == "ti2v":
                 draft.write("latent", np.array(first_frame(model, pixels, dtype, store)))
             else:
@@ -154,7 +154,7 @@ def filler(
                 draft.write("condition", array)
             if clip is not None:
                 draft.write("clip", np.array(clip_features(model, clip, dtype, store)))
-        return made() | {"flops": need.flops}
+        return provenance() | {"flops": need.flops}
 
     return fill
 

@@ -106,7 +106,8 @@ def heavy_attention(graph: Graph) -> list[Operation]:
     return [
         operation
         for operation in graph.named("Attention")
-        if 4 * operation.inputs[0].size * operation.inputs[1].shape[2] > 1.2 * layers.HEAVIEST
+        if 4 * operation.inputs[0].size * operation.inputs[1].shape[2]
+        > 1.2 * layers.MAX_ATTENTION_FLOPS
     ]
 
 

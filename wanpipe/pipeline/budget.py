@@ -12,10 +12,10 @@ from math import prod
 from typing import TypeVar
 
 from wanpipe.errors import UsageError
-from wanpipe.models import vae_sizes
+from wanpipe.models import tuning, vae_cost
 from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
-from wanpipe.models.tiling import kept
+from wanpipe.models.tiling import host_bytes
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import amount
 from wanpipe.store.publish import WAITING
@@ -131,7 +131,7 @@ class Expert:
     @property
     def hidden(self) -> int:
         """The widest array of a block: one part of the layer between those that feed forward."""
-        return self.config.portion(self.tokens) * self.config.ffn_dim * self.computed
+        return tuning.ffn_chunk(self.tokens) * self.config.ffn_dim * self.computed
 
     @property
     def row(self) -> int:
@@ -144,7 +144,7 @@ class Expert:
         are prepared, hidden layers included. The counts were fitted to what an H100 took; other
         devices free no later.
         """
-        return (6 + 3 * self.config.ahead(self.tokens)) * self.row
+        return (6 + 3 * tuning.eval_depth(self.tokens, self.config.dim)) * self.row
 
     @property
     def tables(self) -> int:
@@ -212,7 +212,7 @@ def text(config: T5Config, blocks: int, lengths: Sequence[int]) -> Need:
 
 def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list[FilmNeed]:
     """What decoding a latent (F, H, W) takes: with the last layers on two frames at once where one
-    is small, on one, and in overlapping tiles. `stacks` is that of `vae_sizes.plan`.
+    is small, on one, and in overlapping tiles. `stacks` is that of `vae_cost.cost`.
     """
     sides = [side // config.stride[1] for side in (TILE, TILE - OVERLAP)]
     tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
@@ -222,16 +222,16 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
     # fours of frames: one computed, one that waits, one that is written, and those for the video
     written = 4 * frame * (3 + WAITING_SLICES)
     blended = 4 * 3 * prod(tile[1:]) * config.stride[1] ** 2 * 2 * FULL  # as decoded, and weighed
-    summed = kept(latent, config.stride[1]) + blended
+    summed = host_bytes(latent, config.stride[1]) + blended
     whole_film = (4 * (latent[0] - 1) + 1) * frame
 
     def half(size: Triple, at_once: int, way: str, tiles: int = 0) -> FilmNeed:
-        plan = vae_sizes.plan(config, "decoder", size, computed, at_once, stacks)
+        plan = vae_cost.cost(config, "decoder", size, computed, at_once, stacks)
         need = FilmNeed(**asdict(_vae(plan, way, tiles or 1)), at_once=at_once, tiled=tiles > 0)
         return _with_host(need, latents + (max(summed, whole_film + written) if tiles else written))
 
     one = half(latent, 1, "its last layers take frame by frame")
-    if prod(latent[1:]) * prod(config.stride[1:]) // vae_sizes.PATCH[config.version] ** 2 > FILLING:
+    if prod(latent[1:]) * prod(config.stride[1:]) // config.patch_size**2 > FILLING:
         whole = [replace(one, way="")]
     else:
         whole = [half(latent, 2, ""), one]
@@ -240,16 +240,16 @@ def film(config: VAEConfig, latent: Triple, computed: int, stacks: bool) -> list
 
 def image(config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int) -> Need:
     """What encoding a clip to latents (F, H, W) takes, and CLIP of so many bytes after it."""
-    need = _vae(vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks), "", 1)
+    need = _vae(vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks), "", 1)
     pixels = 3 * prod(latent[1:]) * config.stride[1] ** 2 * (1 + FULL)  # bytes, and float32
     # the condition: mask and latent, in parts, joined, and as written
     joined = 3 * (4 + config.z_dim) * prod(latent) * FULL
     return _with_host(replace(need, peak=max(need.peak, clip)), pixels + joined)
 
 
-def _vae(plan: vae_sizes.Plan, way: str, times: int) -> Need:
+def _vae(plan: vae_cost.Cost, way: str, times: int) -> Need:
     """What one half of a VAE takes; a fifth of the work on top is what an H100 took."""
-    peak = plan.weights + plan.past + 6 * plan.work // 5
+    peak = plan.weights + plan.cache + 6 * plan.activations // 5
     return Need(peak=peak, flops=plan.flops * times, largest=plan.largest, way=way)
 
 

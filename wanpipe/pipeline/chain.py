@@ -14,7 +14,7 @@ from wanpipe.errors import UsageError
 from wanpipe.models.config import ModelConfig
 from wanpipe.pipeline.settings import schedule_of
 from wanpipe.runtime.documents import convert, plain
-from wanpipe.sampling import SOLVERS, step_cache
+from wanpipe.sampling import SOLVERS, easy_cache
 from wanpipe.sampling.noise import draw as draw
 from wanpipe.store import Entry, Recipe, Settings, key_of, material
 from wanpipe.store.keys import hash_array
@@ -100,7 +100,7 @@ def plan(model: Model, settings: Settings, inputs: Inputs, dtype: str) -> list[R
         made: Step = material("denoise", **fields)
         if settings.step_cache is not None:
             since = since_reset(made, before)
-            rule = step_cache.rule(settings.step_cache, schedule.steps, since)
+            rule = easy_cache.rule(settings.step_cache, schedule.steps, since)
             made = material("denoise", **fields, step_cache=rule)  # absent otherwise
         recipe = Recipe(material=made, inputs=roles, step=step, parent=parent, made=inputs.made)
         recipes.append(recipe)

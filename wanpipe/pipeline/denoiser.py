@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
-from wanpipe.backend.device import compute_dtype, mlx_dtype, within
+from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.pipeline.budget import ExpertNeed
 from wanpipe.pipeline.chain import expert_at, sides_at
 from wanpipe.pipeline.sources import Prompting
-from wanpipe.sampling.guidance import guided
+from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora import Fit
@@ -96,10 +96,10 @@ class Denoiser:
         conditions = [self.condition(network, side) for side in sides_at(guide_scale)]
         need = self.needs[name]
         turns = [[condition] for condition in conditions] if need.apart else [conditions]
-        with within(need.limit):
+        with memory_limit(need.limit):
             y = self.prompting.condition
             velocities = [one for turn in turns for one in network(latent, times, turn, y)]
             negative = None if guide_scale == 1.0 else velocities[1]
-            velocity = guided(velocities[0], negative, guide_scale)
+            velocity = apply_guidance(velocities[0], negative, guide_scale)
             mx.eval(velocity)
         return velocity
