@@ -32,7 +32,7 @@ def array(seed: int) -> mx.array:
 
 
 def advance(schedule: Schedule, step: int, before: Arrays, velocity: Any) -> Arrays:
-    """Compute the arrays of the next step from those of a step."""
+    """Take one step: compute the arrays of the next entry from `before`."""
     solver = SOLVERS[schedule.solver]
     latent, x0, state = solver.advance(before["latent"], velocity, schedule, step, before)
     return {"latent": latent, "x0": x0, **state}
@@ -79,10 +79,10 @@ def test_a_run_resumed_from_any_step_is_the_whole_run(
     def velocity(latent: mx.array) -> mx.array:
         return mx.sin(latent) - latent
 
-    straight = trajectory(schedule, {"latent": array(seed)}, 0, velocity)
+    whole = trajectory(schedule, {"latent": array(seed)}, 0, velocity)
     cut = data.draw(st.integers(1, schedule.steps))
-    kept = {name: mx.array(np.array(one)) for name, one in straight[cut - 1].items()}
-    for ours, theirs in zip(trajectory(schedule, kept, cut, velocity), straight[cut:], strict=True):
+    stored = {name: mx.array(np.array(one)) for name, one in whole[cut - 1].items()}
+    for ours, theirs in zip(trajectory(schedule, stored, cut, velocity), whole[cut:], strict=True):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 

@@ -15,9 +15,9 @@ from wanpipe.backend import cuda_driver
 # float32 products keep full precision, as in the official code. By default, CUDA and the M5 use
 # TF32, with 10 bits of mantissa
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# CUDA keeps the inputs of operations until their batch is done: on an H100 up to 1000 MB by
-# default, several times the live arrays. This limit makes each large operation a batch, and costs
-# no time
+# CUDA keeps the inputs of operations until their batch is done: on an H100 up to 1000 million
+# values by default, several times the live arrays. This limit makes each large operation a batch,
+# and costs no time
 if mx.cuda.is_available():
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "16")
 

@@ -1,6 +1,6 @@
 """Runs streams of tokens through a sequence of blocks, with a bounded queue of evaluations.
 
-Knows neither what a block computes nor where its weights come from.
+Does not know what a block computes, or where its weights come from.
 """
 
 from collections import deque

@@ -17,7 +17,7 @@ from wanpipe.backend.device import is_cuda, is_gpu, is_metal
 
 # Keys per tile of cuDNN's attention on an H100: with whole tiles it is 7 % faster at 32760 tokens.
 KEY_TILE = 128
-# Below these many keys, or keys per mean, `pad_keys` pads nothing.
+# `pad_keys` needs at least this many keys, and this many keys per mean.
 MIN_KEYS, MIN_GROUP = 8192, 200
 
 # Operations of one attention kernel on Metal, 2 s on an M1: macOS ends a kernel that keeps the GPU
@@ -98,7 +98,7 @@ def add_gated(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
 def gelu(x: mx.array, *, dtype: mx.Dtype) -> mx.array:
     """Apply the tanh form of GELU to `x`, which must have `dtype`."""
     if is_cuda() and cuda_kernels.has_whole_vectors(x):
-        return cuda_kernels.gelu(x)  # MLX's tanh takes six times as long as the memory of an H100
+        return cuda_kernels.gelu(x)  # MLX's tanh takes six times as long as the memory access
     return tanh_gelu(x, dtype=dtype)
 
 

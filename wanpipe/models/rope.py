@@ -71,7 +71,7 @@ def norm_rotate(
 def rotate(x: mx.array, weight: mx.array, table: Tables) -> mx.array:
     """Scale x (L, N, D) by `weight` (N * D), and rotate adjacent pairs by the token's angles.
 
-    `weight` is that of the preceding norm: applied here, it needs no pass over memory of its own.
+    `weight` is that of the preceding norm; applying it here saves a pass over memory.
     The other value of a pair is read through a view with a negative stride.
     """
     L, N, D = x.shape

@@ -26,7 +26,8 @@ Cells = dict[tuple[int, int], "np.ndarray"]  # by first row and column: uint8, o
 class Strip(NamedTuple):
     """A range of pixel rows or columns that is covered by the same tiles throughout.
 
-    It starts at `start` in the video, and is `inside` one of these tiles, maybe the `last`.
+    It begins at `start` in the video and at `inside` in one of these tiles, which may be the
+    `last` of them.
     """
 
     start: int
@@ -132,13 +133,13 @@ def add_tile(values: "np.ndarray", rows: list[Strip], columns: list[Strip], cell
 
     for row in rows:
         for column in columns:
-            place, part = (row.start, column.start), values[:, row.inside, column.inside]
-            total = cells.pop(place) + part if place in cells else part
+            start, part = (row.start, column.start), values[:, row.inside, column.inside]
+            total = cells.pop(start) + part if start in cells else part
             if row.last and column.last:
                 # as `models.vae.to_uint8`, but on the host
-                cells[place] = np.rint((total + 1) * 127.5).astype(np.uint8)
+                cells[start] = np.rint((total + 1) * 127.5).astype(np.uint8)
             else:
-                cells[place] = np.ascontiguousarray(total)
+                cells[start] = np.ascontiguousarray(total)
 
 
 def assemble(cells: Cells, size: tuple[int, int]) -> "np.ndarray":

@@ -1,6 +1,6 @@
 """Analytic FLOP and memory model of the VAE encoder and decoder, per chunk of frames.
 
-Follows from a VAEConfig alone, and loads no array library. Models a GPU, where each kernel writes
+Needs only a VAEConfig, and loads no array library. Models a GPU, where each kernel writes
 one array and the arrays of an evaluation are freed after it. The workspace of convolutions is not
 included. Sizes count values unless they are in bytes; a multiply-add is two operations.
 """
@@ -23,8 +23,8 @@ class Op:
 
     The input has `shape` (T, H, W, C), without cached frames; the output has `outputs` channels at
     `positions`. `parameters` are weights, `cached` the values that it caches for the next chunk,
-    `live` the values alive during its evaluation, and `float32` those of them that are float32
-    whatever the dtype. The op runs `repeats` times per chunk.
+    `live` the values alive during its evaluation, and `float32` the values among them that are
+    float32 whatever the dtype. The op runs `repeats` times per chunk.
     """
 
     kind: str

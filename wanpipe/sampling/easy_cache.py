@@ -5,7 +5,7 @@ anything but the latent changed, because keys are planned before arrays exist.
 
 Source: Zhou et al. 2025, "Less is Enough: Training-Free Video Diffusion Acceleration via
 Runtime-Adaptive Caching" (arXiv 2507.02860), and its code, H-EmbodVis/EasyCache,
-EasyCache4Wan2.2/easycache_generate.py, `easycache_forward`. Differences to that code:
+EasyCache4Wan2.2/easycache_generate.py, `easycache_forward`. Differences from that code:
 - The guided velocity decides, not the conditional one.
 - The warm-up is a fifth of all steps, not 7 (or 10 of 50 in ports to Wan2.1).
 - The network runs at the last step of the run, not of each expert: the next expert starts with a
@@ -66,16 +66,16 @@ def update_state(
     import mlx.core as mx
 
     if velocity is None:
-        kept = {name: state[name] for name in ("cache_latent", "cache_velocity", "cache_rate")}
+        after = {name: state[name] for name in ("cache_latent", "cache_velocity", "cache_rate")}
         drift = state["cache_drift"]
     else:
-        kept, drift = {"cache_latent": latent, "cache_velocity": velocity}, mx.zeros((1, 1, 1, 1))
+        after, drift = {"cache_latent": latent, "cache_velocity": velocity}, mx.zeros((1, 1, 1, 1))
         if rule["since"] == 0:  # `state` belongs to another expert, text or guidance
-            return kept
+            return after
         change = mean_abs(velocity - state["cache_velocity"])
         move = mx.maximum(mean_abs(latent - state["cache_latent"]), EPSILON)
-        kept["cache_rate"] = change / move / mean_abs(velocity)
-    return {**kept, "cache_drift": drift + kept["cache_rate"] * mean_abs(moved - latent)}
+        after["cache_rate"] = change / move / mean_abs(velocity)
+    return {**after, "cache_drift": drift + after["cache_rate"] * mean_abs(moved - latent)}
 
 
 def mean_abs(array: "mx.array") -> "mx.array":
