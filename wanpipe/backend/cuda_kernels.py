@@ -320,7 +320,7 @@ def norm_concat(
 
 def gelu(x: mx.array) -> mx.array:
     """Compute `layers.gelu` in the dtype of `x`."""
-    return _flat("gelu", GELU, {"x": x}, {})
+    return _elementwise("gelu", GELU, {"x": x}, {})
 
 
 def sum_terms(terms: Sequence[mx.array]) -> mx.array:
@@ -329,7 +329,7 @@ def sum_terms(terms: Sequence[mx.array]) -> mx.array:
     assert all(term.shape in (shape, shape[-1:]) for term in terms), [one.shape for one in terms]
     named = {f"y{number}": term for number, term in enumerate(terms)}
     source = sum_terms_source(tuple(term.ndim > 1 for term in terms))
-    return _flat("sum_terms", source, named, {"C": shape[-1]})
+    return _elementwise("sum_terms", source, named, {"C": shape[-1]})
 
 
 @cache
@@ -339,7 +339,7 @@ def sum_terms_source(whole: tuple[bool, ...]) -> str:
     return SUM_TERMS.replace("SUMS", "".join(SUM.replace("FROM", one) for one in sources[1:]))
 
 
-def _flat(
+def _elementwise(
     name: str, source: str, inputs: Mapping[str, mx.array], template: Mapping[str, int]
 ) -> mx.array:
     """Run an elementwise kernel, one vector per thread; the output is like the first input."""

@@ -42,11 +42,12 @@ QKV = tuple[mx.array, mx.array, mx.array]
 
 @dataclass
 class Condition:
-    """The tokens that cross attention attends to, for one prompt and one expert.
+    """The tokens that cross-attention attends to, for one prompt and one expert.
 
     `text` (L, D) and `image` (257, D) are embedded tokens; the last text token stands for all
     padding tokens up to `text_len`. `kv_cache` holds each block's keys and values from the first
-    step on. Blocks that are loaded again at every step are not cached: loading takes far longer.
+    step on. It skips blocks that are loaded again at every step, because loading them takes far
+    longer than computing their keys and values.
     """
 
     text: mx.array

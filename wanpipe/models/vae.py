@@ -132,7 +132,7 @@ class Encoder(_VAEBase):
         return self.encode(chunks(video))
 
     def encode(self, video: Iterable[mx.array]) -> mx.array:
-        """Encode a video given in chunks: one frame, then fours. It need never exist as a whole.
+        """Encode a video given in chunks, one frame and then fours, without holding all of it.
 
         While the chunk is the same array as before, layers with constant output are skipped.
         """

@@ -13,7 +13,7 @@ from wanpipe.models.vae_blocks import Downsample, ResidualBlock, Upsample
 
 
 def avg_down(x: mx.array, outputs: int, factor_t: int, factor_s: int) -> mx.array:
-    """Downsample (T, H, W, C) by averaging blocks of `factor_t` frames and `factor_s` squared.
+    """Average blocks of `factor_t` frames, `factor_s` rows and `factor_s` columns of (T, H, W, C).
 
     The values of a block are ordered channel, frame, row, column; each of the `outputs` channels is
     the mean of a run of them. Zeros pad missing frames at the front. Source: `AvgDown3D`.

@@ -132,7 +132,7 @@ class ChunkTrace:
         self.residual_block(self.C)
 
     def upsample(self, outputs: int, temporal: bool) -> None:
-        """Double rows, columns and, if `temporal`, frames."""
+        """Record layers that double rows, columns and, if `temporal`, frames."""
         x, cached = self.size, 2 * self.frame * self.C if temporal else 0
         if temporal and not self.first:
             joined = cached + x
@@ -150,7 +150,7 @@ class ChunkTrace:
         self.H, self.W, self.C = 2 * self.H, 2 * self.W, outputs
 
     def downsample(self, temporal: bool) -> None:
-        """Halve rows, columns and, if `temporal`, frames."""
+        """Record layers that halve rows, columns and, if `temporal`, frames."""
         positions = self.T * self.frame // 4
         live = self.size + positions * self.C
         self.record("down", self.C, (3, 3), live, positions=positions)
