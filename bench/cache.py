@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from wanpipe.models.geometry import latent_shape
-from wanpipe.models.vae import as_bytes
+from wanpipe.models.vae import to_uint8
 from wanpipe.pipeline.frames import take_behind
 from wanpipe.runtime.documents import convert, encode, plain
 from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material
@@ -162,7 +162,7 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
         def pieces() -> Iterator[np.ndarray]:
             for _ in range(PIECES):
                 time.sleep(seconds)
-                yield np.array(as_bytes(pixels))
+                yield np.array(to_uint8(pixels))
 
         def fill(draft: Draft) -> dict[str, Any]:
             with draft.stream("frames", shape) as sink:

@@ -220,26 +220,26 @@ def round_trips(
     chosen: list[Case], outline: bool, store: Store
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode and decode clips; yield inputs and outputs, uint8 (T, Y, X, 3)."""
-    from wanpipe.models.vae import joined
+    from wanpipe.models.vae import video_uint8
 
     encoder, decoder = load_vae(store)
     for number, _, scene in chosen:
         clip = world.render(scene, seed=FIRST + number, outline=outline)
-        yield clip, joined(decoder.frames(encoder(scaled(clip))))
+        yield clip, video_uint8(decoder.frames(encoder(scaled(clip))))
 
 
 def tiles(chosen: list[Case], store: Store) -> None:
     """Compare decoding in tiles with decoding whole frames."""
     from wanpipe.models import tiling
-    from wanpipe.models.vae import joined
+    from wanpipe.models.vae import video_uint8
 
     print("\n| tile, overlap | clips | to whole frames | worst pixel |\n|---|---|---|---|")
     encoder, decoder = load_vae(store)
     scenes = [world.render(scene, seed=FIRST + number) for number, _, scene in chosen[:6]]
     latents = [encoder(scaled(clip)) for clip in scenes]
-    whole = np.stack([joined(decoder.frames(latent)) for latent in latents])
+    whole = np.stack([video_uint8(decoder.frames(latent)) for latent in latents])
     for tile, overlap in TILES:
-        pieces = (tiling.frames(decoder, latent, 8, tile, overlap) for latent in latents)
+        pieces = (tiling.decode(decoder, latent, 8, tile, overlap) for latent in latents)
         tiled = np.stack([np.concatenate(list(one)) for one in pieces])
         worst = np.abs(tiled.astype(int) - whole).max()
         cells = f"{len(scenes)} | {psnr(tiled, whole):.1f} dB | {worst}"
@@ -254,7 +254,7 @@ def load_vae(store: Store) -> "tuple[Encoder, Decoder]":
     from wanpipe.weights.load import load_network
 
     model = converted("i2v-a14b", store)
-    encoder, decoder = networks.encoder(model.config.vae), networks.decoder(model.config.vae)
+    encoder, decoder = networks.Encoder(model.config.vae), networks.Decoder(model.config.vae)
     load_network(encoder, model.checked("vae_encoder", store), mx.float32)
     load_network(decoder, model.checked("vae", store), mx.float32)
     return encoder, decoder

@@ -25,7 +25,7 @@ from bench import limits, parts
 from bench.peer import run_diffusers
 from bench.sizes import DITS
 from bench.weights import Random, Rows, measure, parser, read_plainly
-from wanpipe.backend.device import compute_dtype, mlx_dtype, within
+from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models.config import DiTConfig, Quantization
 from wanpipe.models.dit import Block, DiT
@@ -123,7 +123,7 @@ def bench(name: str, args: Namespace, rows: Rows) -> None:
     with tempfile.TemporaryDirectory() as folder:
         network = loaded(random, config, args, Path(folder), rows)
         step = stepper(network, latent, args.sequential_cfg)
-        with nullcontext() if args.unlimited else within(need.limit):
+        with nullcontext() if args.unlimited else memory_limit(need.limit):
             timing = measure(step, args.repeats)
     limit = limits.step_seconds(expert)
     rows.print(

@@ -1,4 +1,4 @@
-"""Compares the CUDA kernels of wanpipe/backend/kernels.py with the same functions in plain MLX.
+"""Compares the CUDA kernels of wanpipe.backend.cuda_kernels with the same functions in plain MLX.
 
     python -m bench.kernels [--small]
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.weights import Rows, parser
 from wanpipe.models import causal_conv, layers, rope
-from wanpipe.models.causal_conv import CausalConv, Norm, Past, summed
+from wanpipe.models.causal_conv import CausalCache, CausalConv, Norm, sum_terms
 
 CHOOSERS = (layers, rope, causal_conv)  # modules that choose between the kernel and plain MLX
 CUDA = layers.is_cuda()
@@ -61,7 +61,7 @@ def of_blocks(width: int, hidden: int, grid: tuple[int, int, int]) -> Iterator[t
     yield "gated addition, norm", gated
     yield "addition, norm, modulate", plain
     yield "norm, rotate", lambda: [turn()]
-    yield "keys padded with means", lambda: [layers.with_means(rows, 8)]
+    yield "keys padded with means", lambda: [layers.append_group_means(rows, 8)]
     yield "gelu", lambda: [layers.gelu(inner, dtype=half)]
     yield "gated addition of parts, norm, modulate", of_parts
 
@@ -76,13 +76,13 @@ def of_vae(channels: int, frames: int, rows: int, columns: int) -> Iterator[tupl
     x, before = (normal(n, rows, columns, channels, dtype=mx.bfloat16) for n in (frames, 2))
 
     def convolved() -> list[mx.array]:
-        past = Past(lazy=True)
+        past = CausalCache(lazy=True)
         past.first = False
-        past.keep(before)
+        past.append(before)
         return [conv(x, past, norm)]
 
-    yield "sum of two and biases", lambda: [summed(x, x, conv.bias, dtype=x.dtype)]
-    yield "norm, SiLU, join", lambda: norm.join(before, x)
+    yield "sum of two and biases", lambda: [sum_terms(x, x, conv.bias, dtype=x.dtype)]
+    yield "norm, SiLU, join", lambda: norm.concat(before, x)
     yield "norm, SiLU, join, convolve", convolved
 
 

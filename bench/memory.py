@@ -75,8 +75,8 @@ def networks(size: Size) -> list[tuple[str, Any, Any, Any, str]]:
     half = VAEConfig(version="2.1", encoder_dim=size.vae, decoder_dim=size.vae, z_dim=16)
     return [
         ("t5_encoder", T5(t5), t5, t5_rules.ROWS, "BF16"),
-        ("vae", vae.decoder(half), half, vae_rules.ROWS_21_DECODER, "F32"),
-        ("vae_encoder", vae.encoder(half), half, vae_rules.ROWS_21_ENCODER, "F32"),
+        ("vae", vae.Decoder(half), half, vae_rules.ROWS_21_DECODER, "F32"),
+        ("vae_encoder", vae.Encoder(half), half, vae_rules.ROWS_21_ENCODER, "F32"),
         ("high_noise_model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
         ("low_noise_model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
     ]

@@ -67,11 +67,11 @@ def run(folder: Path, dtype: str) -> None:
     table = rope.tables(grid(inputs["latent"].shape[1:], config.patch), config.dim // config.heads)
 
     def both() -> list[np.ndarray]:
-        kept = block.cross_attn.keys_values(Condition(inputs["words"][0].astype(kind)))
+        kept = block.cross_attn.kv(Condition(inputs["words"][0].astype(kind)))
         advanced = Stream(inputs["stream"])
         block(advanced, inputs["time"], table, kept)
         still = mx.zeros((1, 1, config.dim))
-        advanced.normed(
+        advanced.add_norm(
             still, still, plus_one=True, eps=config.eps, dtype=kind
         )  # applies the pending addition
         stream = advanced.x[0]

@@ -22,9 +22,9 @@ from wanpipe.models.geometry import Triple
 from wanpipe.models.layers import (
     add_norm,
     attend,
-    evened,
     gelu,
     grid,
+    pad_keys,
     rms_norm,
     split_heads,
 )
@@ -112,7 +112,7 @@ def draw(config: DiTConfig, tokens: int, dtype: mx.Dtype) -> Inputs:
         return array
 
     row = normal(1, tokens, D)
-    keys = evened(row[0])
+    keys = pad_keys(row[0])
     mx.eval(keys)
     return Inputs(
         stream=normal(1, tokens, D, dtype=mx.float32),
@@ -143,7 +143,7 @@ def runs(
         "norm, rotate": lambda i: rope.norm_rotate(
             i.row.reshape(-1, width), weight, table, width=width // heads, eps=norm3.eps
         ),
-        "keys or values, padded": lambda i: evened(i.row[0]),
+        "keys or values, padded": lambda i: pad_keys(i.row[0]),
         "self attention": lambda i: attend(split(i.row), split(i.keys), split(i.keys)),
         "gated addition, norm3": lambda i: add_norm(
             i.stream, [i.row], i.gate, norm3.bias, norm3.weight, plus_one=False, **like

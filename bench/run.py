@@ -111,7 +111,7 @@ def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
         "t5_encoder": component(folder, "t5_encoder", T5(t5), t5, t5_rules.ROWS, "BF16"),
         # the VAE stays float32, as convert keeps it
         "vae": component(
-            folder, "vae", vae.decoder(decoder), decoder, vae_rules.ROWS_21_DECODER, "F32", FAINT
+            folder, "vae", vae.Decoder(decoder), decoder, vae_rules.ROWS_21_DECODER, "F32", FAINT
         ),
         "model": component(folder, "model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
     }

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from bench.sizes import T5_XXL
 from bench.weights import Random, Rows, measure, parser, read_plainly
-from wanpipe.backend.device import compute_dtype, mlx_dtype, within
+from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.checkpoints.rules import umt5 as rules
 from wanpipe.models.config import T5Config
 from wanpipe.models.umt5 import T5, Block
@@ -73,7 +73,7 @@ def streamed(
     need = budget.text_plan(config, blocks, [len(ids)])
 
     def run() -> None:
-        with within(need.limit):
+        with memory_limit(need.limit):
             mx.eval(encode(path, config, [ids], dtype))
 
     def read() -> None:

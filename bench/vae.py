@@ -24,13 +24,13 @@ from mlx.utils import tree_map_with_path
 from bench import limits
 from bench.peer import run_diffusers
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
-from wanpipe.backend.device import describe, is_cuda, within
+from wanpipe.backend.device import describe, is_cuda, memory_limit
 from wanpipe.models import vae
-from wanpipe.models.causal_conv import SAME, CausalConv, Past, convolve, summed
-from wanpipe.models.causal_vae import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae_sizes import Step, steps
+from wanpipe.models.vae_blocks import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.vae_cost import Op, chunk_ops
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan, MemoryPlan
 from wanpipe.runtime.documents import plain
@@ -79,7 +79,7 @@ def clock(run: Callable[[], object], inner: int = 1) -> float:
 
 def held(need: MemoryPlan, args: Namespace) -> AbstractContextManager[None]:
     """Limit MLX's memory to the plan, unless --unlimited is given."""
-    return nullcontext() if args.unlimited else within(need.limit)
+    return nullcontext() if args.unlimited else memory_limit(need.limit)
 
 
 def decode_plan(config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> DecodePlan:
@@ -93,7 +93,7 @@ def decode_plan(config: VAEConfig, shape: tuple[int, int, int], args: Namespace)
 
 def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> None:
     """Time a decode, slice by slice."""
-    decoder = vae.decoder(config)
+    decoder = vae.Decoder(config)
     randomize(decoder)
     latent, need = mx.random.normal((config.z_dim, *shape)), decode_plan(config, shape, args)
 
@@ -109,7 +109,7 @@ def decode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Name
 
 def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> None:
     """Time the encode of a video, and of an image followed by gray frames."""
-    encoder = vae.encoder(config)
+    encoder = vae.Encoder(config)
     randomize(encoder)
     sides = [n * stride for n, stride in zip(shape[1:], config.stride[1:], strict=True)]
     image, four = mx.random.normal((1, *sides, 3)), mx.random.normal((4, *sides, 3))
@@ -164,13 +164,16 @@ class Work(NamedTuple):
 
 def works(config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> Iterator[Work]:
     """Yield every distinct layer of the decoder and the encoder, for a chunk after the first."""
-    chunks = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
+    chunks = (
+        chunk_ops(config, "decoder", shape, False, at_once),
+        chunk_ops(config, "encoder", shape),
+    )
     for half, chunk in zip(("decode", "encode"), chunks, strict=True):
         alike = Counter[tuple[object, ...]]()
-        examples: dict[tuple[object, ...], Step] = {}
+        examples: dict[tuple[object, ...], Op] = {}
         for step in chunk:
             key = (step.kind, step.shape, step.outputs)
-            alike[key] += step.times
+            alike[key] += step.repeats
             examples.setdefault(key, step)
         for key, step in examples.items():
             for name, run, flops, size in parts(step):
@@ -179,13 +182,13 @@ def works(config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> Itera
                 yield Work(label, alike[key], run, flops, size)
 
 
-def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
+def parts(step: Op) -> Iterator[tuple[str, Callable[[], object], float, int]]:
     """Split a step into kernels: name, function, arithmetic and bytes."""
     T, H, W, C = step.shape
     x = mx.random.normal(step.shape).astype(mx.bfloat16)
-    made, weights = step.places * step.outputs, step.parameters
+    made, weights = step.positions * step.outputs, step.parameters
     mx.eval(x)
-    past = Past()
+    past = CausalCache()
     past.first = False
     if step.kind == "causal":
         norm, conv = Norm(C), randomize(CausalConv(C, step.outputs))
@@ -194,14 +197,19 @@ def parts(step: Step) -> Iterator[tuple[str, Callable[[], object], float, int]]:
         mx.eval(joined, y)
 
         def join() -> mx.array:
-            past.keep(joined[:2])
-            return past.join(x, 2)
+            past.append(joined[:2])
+            return past.concat(x, 2)
 
         yield "norm and SiLU", lambda: norm(x), 0.0, 4 * x.size
         yield "join", join, 0.0, 2 * (x.size + 2 * joined.size - x.size)
-        yield "conv", lambda: conv.products(joined), step.flops, 2 * (joined.size + made + weights)
-        yield "bias, residual", lambda: summed(y, y, conv.bias, dtype=y.dtype), 0.0, 6 * y.size
-    elif step.kind == "phases":
+        yield (
+            "conv",
+            lambda: conv.without_bias(joined),
+            step.flops,
+            2 * (joined.size + made + weights),
+        )
+        yield "bias, residual", lambda: sum_terms(y, y, conv.bias, dtype=y.dtype), 0.0, 6 * y.size
+    elif step.kind == "polyphase":
         up = randomize(Upsample(C, step.outputs // 4, False))
         yield "upsample", lambda: up(x, past), step.flops, 2 * (x.size + 3 * made + weights)
     elif step.kind == "down":
@@ -240,7 +248,10 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
     print(f"\n{name}: 3x3x3 convolutions, ms (TFLOP/s), and difference from conv3d\n")
     print("| convolution | conv3d | frames as channels | three conv2d | difference |")
     print("|---|---|---|---|---|")
-    halves = (steps(config, "decoder", shape, False, at_once), steps(config, "encoder", shape))
+    halves = (
+        chunk_ops(config, "decoder", shape, False, at_once),
+        chunk_ops(config, "encoder", shape),
+    )
     every = [step for chunk in halves for step in chunk if step.kind == "causal"]
     for T, H, W, C, outputs in dict.fromkeys((*step.shape, step.outputs) for step in every):
         x = mx.random.normal((T + 2, H, W, C)).astype(mx.bfloat16)
@@ -259,7 +270,7 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
 
         def sums(x=x, taps=taps, T=T) -> mx.array:
             terms = [convolve(x[t : t + T], tap, (1, 1), SAME) for t, tap in enumerate(taps)]
-            return summed(*terms, dtype=x.dtype)
+            return sum_terms(*terms, dtype=x.dtype)
 
         flops = 2.0 * T * H * W * 27 * C * outputs
         times = [clock(work, inner=3) for work in (plain, channels, sums)]

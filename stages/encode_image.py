@@ -159,11 +159,11 @@ def filler(
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
 
-        from wanpipe.backend.device import made, within
+        from wanpipe.backend.device import memory_limit, provenance
         from wanpipe.pipeline.image_encoder import clip_features, condition, first_frame
 
         dtype = recipe.material.dtype
-        with within(memory_plan.limit):
+        with memory_limit(memory_plan.limit):
             if model.config.task == "ti2v":
                 draft.write("latent", np.array(first_frame(model, pixels, dtype, store)))
             else:
@@ -172,7 +172,7 @@ def filler(
                 draft.write("condition", array)
             if clip is not None:
                 draft.write("clip", np.array(clip_features(model, clip, dtype, store)))
-        return made() | {"flops": memory_plan.flops}
+        return provenance() | {"flops": memory_plan.flops}
 
     return fill
 

@@ -143,14 +143,14 @@ class Encoding:
     def rows(self, ids: Ids) -> "mx.array":
         """Return the rows (L, D) of a sequence, even of one that was not expected."""
         if ids not in self.done:
-            from wanpipe.backend.device import mlx_dtype, within
+            from wanpipe.backend.device import memory_limit, mlx_dtype
             from wanpipe.pipeline.text_encoder import encode
 
             wanted = list(dict.fromkeys([*self.sequences, ids]))
             path, dtype = self.model.checked("t5_encoder", self.store), mlx_dtype(self.dtype)
             with (
                 self.store.report.task("encode-text", self.config.layers) as task,
-                within(self.plan.limit),
+                memory_limit(self.plan.limit),
             ):
                 rows = encode(path, self.config, wanted, dtype, task.advance)
             self.done = dict(zip(wanted, rows, strict=True))
@@ -163,12 +163,12 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
     def fill(draft: Draft) -> dict[str, Any]:
         import numpy as np
 
-        from wanpipe.backend.device import made
+        from wanpipe.backend.device import provenance
 
         fresh = not encode.done
         draft.write("prompt", np.array(encode.rows(prompt)))
         draft.write("negative", np.array(encode.rows(negative)))
-        return made() | ({"flops": encode.plan.flops} if fresh else {})
+        return provenance() | ({"flops": encode.plan.flops} if fresh else {})
 
     return fill
 

@@ -252,7 +252,7 @@ FAULTS: dict[str, Fault] = {
     "noise: limits cut, not rounded": Text(
         NOISE, "round(short / long * SCALE)", "int(short / long * SCALE)"
     ),
-    "noise: tail of the wrong sign": Text(NOISE, "-far if place", "far if place"),
+    "noise: tail of the wrong sign": Text(NOISE, "-far if offset", "far if offset"),
     "noise: rejected numbers kept": Text(NOISE, "used[at] = fits", "used[at] = True"),
     "noise: second word not used up": Text(NOISE, "following = at + 2", "following = at + 1"),
     "noise: logarithm of the C library": Text(

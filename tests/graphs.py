@@ -1,8 +1,8 @@
-"""Reads what a function would run on Metal: operations with shapes and dtypes; evaluates nothing.
+"""Traces the operations that a function would run on Metal, with shapes and dtypes.
 
-MLX's norms and attention, and the fused elementwise functions of `layers`, are one operation each,
-as on Metal; attention that Metal has no kernel for is spelled out, as MLX does there. What kernels
-allocate for themselves is not seen.
+Nothing is evaluated. MLX's norms and attention, and the fused elementwise functions of `layers`,
+are one operation each, as on Metal. Attention without a Metal kernel is decomposed, as MLX does.
+The workspace of kernels is not included.
 """
 
 import sys
@@ -46,19 +46,21 @@ class Value(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes they take."""
+        """Size in bytes."""
         return self.size * self.dtype.size
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One step of a graph: MLX's primitive, or `Attention`, `LayerNorm`, `RMSNorm`, `Fused` and
-    `Contiguous`, which stand for a kernel of that name."""
+    """An operation of a graph: a primitive of MLX, or a kernel.
+
+    Kernels are called `Attention`, `LayerNorm`, `RMSNorm`, `Fused` and `Contiguous`.
+    """
 
     name: str
     inputs: tuple[Value, ...]
@@ -67,7 +69,7 @@ class Operation:
 
     @property
     def arrays(self) -> tuple[Value, ...]:
-        """What it reads and what it gives."""
+        """Inputs and outputs."""
         return self.inputs + self.outputs
 
     def __str__(self) -> str:
@@ -77,17 +79,17 @@ class Operation:
 
 @dataclass(frozen=True)
 class Graph:
-    """Operations in the order in which they can run, and the names of what they are run for."""
+    """Operations in an order in which they can run, and the names of the outputs."""
 
     operations: tuple[Operation, ...]
     outputs: tuple[str, ...]
 
     def named(self, name: str) -> list[Operation]:
-        """Give the operations called `name`."""
+        """Return the operations called `name`."""
         return [operation for operation in self.operations if operation.name == name]
 
     def after(self, output: int) -> "Graph":
-        """Leave out whatever output number `output` needs, taken as computed before."""
+        """Return the graph without the operations that output number `output` depends on."""
         needed = {self.outputs[output]}
         rest = []
         for operation in reversed(self.operations):
@@ -100,7 +102,7 @@ class Graph:
 
 
 class Tracer:
-    """Builds graphs while `gpu()` holds; remembers which operation stands for which kernel."""
+    """Builds graphs inside `gpu()`, and records which operation stands for which kernel."""
 
     def __init__(self) -> None:
         self.kernels: list[tuple[str, tuple[Any, ...]]] = []
@@ -113,13 +115,13 @@ class Tracer:
         dtype: mx.Dtype,
         arguments: tuple[Any, ...] = (),
     ) -> mx.array:
-        """Give an array (`shape`) that depends on `inputs` through the kernel `name`."""
+        """Return an array (`shape`) that depends on `inputs` through the kernel `name`."""
         self.kernels.append((name, arguments))
         number = mx.array(len(self.kernels) - 1)
         return mx.depends(mx.broadcast_to(mx.array(0, dtype), shape), [number, *inputs])
 
     def read(self, function: Callable[..., Any], *inputs: mx.array) -> Graph:
-        """Trace `function`, which gives an array or several, with inputs that are not evaluated."""
+        """Trace `function`, which returns one or more arrays, without evaluation."""
         records: list[dict[str, Any]] = []
         mx.export_function(records.append, function, *inputs)
         constants = {
@@ -143,8 +145,10 @@ class Tracer:
         function: Callable[..., Any],
         *inputs: mx.array,
     ) -> Graph:
-        """Trace `function(*inputs)`, which uses `network`, with weights in the dtypes that they
-        have in a model converted to bfloat16 by `rows`."""
+        """Trace `function(*inputs)`, which uses `network`.
+
+        Weights have the dtypes of a model that is converted to bfloat16 by `rows`.
+        """
         parameters: Any = tree_flatten(network.parameters())
         names = [name for name, _ in parameters]
         ours = [Row(row.target, row.target, full=row.full) for row in rows if row.target]
@@ -172,13 +176,13 @@ class Tracer:
 
 @contextmanager
 def gpu() -> Iterator[Tracer]:
-    """Make wanpipe take its paths for Metal and MLX record its kernels, evaluating nothing.
+    """Make wanpipe use its Metal code paths, and MLX record kernels instead of evaluating.
 
-    Networks must be made inside: their layers remember the functions they were made with.
+    Build networks inside this context: layers keep references to functions.
     """
     tracer = Tracer()
     is_fused = layers.silu.__code__  # type: ignore[attr-defined]
-    # graphs are those of Metal on every machine
+    # the same graphs on every machine
     with pytest.MonkeyPatch.context() as patch, mx.stream(mx.cpu):
         for path, module in list(sys.modules.items()):
             if not path.startswith("wanpipe."):
@@ -194,12 +198,12 @@ def gpu() -> Iterator[Tracer]:
             patch.setattr(mx.fast, name, _norm(tracer, name))
         attention = _attention(tracer, mx.fast.scaled_dot_product_attention)
         patch.setattr(mx.fast, "scaled_dot_product_attention", attention)
-        # MLX has no way to export this one
+        # MLX cannot export this function
         copy = lambda x: tracer.kernel("Contiguous", [x], x.shape, x.dtype)  # noqa: E731
         patch.setattr(mx, "contiguous", copy)
         patch.setattr(mx, "eval", lambda *arrays: None)
         patch.setattr(mx, "async_eval", lambda *arrays: None)
-        # random weights would leave the global key behind as a graph of thousands of splits
+        # random weights would make the global key a graph of thousands of splits
         patch.setattr(mx.random, "uniform", lambda *_, shape, **__: mx.zeros(shape))
         yield tracer
 
@@ -235,7 +239,7 @@ def _attention(tracer: Tracer, original: Callable[..., mx.array]) -> Callable[..
 
 
 def winograd(operation: Operation) -> int:
-    """Bytes that `winograd_conv_2D_gpu` of MLX's conv.cpp allocates, 0 where it is not chosen."""
+    """Return the bytes that `winograd_conv_2D_gpu` in MLX's conv.cpp allocates; 0 if not used."""
     (N, *sides, C), (out, *kernel, _) = (value.shape for value in operation.inputs)
     aligned = C % 32 == out % 32 == 0 and C + out >= 256
     strides = set(operation.arguments[0])
@@ -247,14 +251,14 @@ def winograd(operation: Operation) -> int:
 
 
 class Layout(NamedTuple):
-    """Where the elements of an array lie: in the memory of array `base`, so many apart an axis."""
+    """The memory layout of an array: the array `base` that owns the memory, and strides."""
 
     base: str
     strides: Strides
 
 
 def layouts(operations: Sequence[Operation]) -> dict[str, Layout]:
-    """Tell the layout of every array of a graph; inputs and results of kernels are row by row."""
+    """Return the layout of every array; inputs and kernel outputs are row-major."""
     known: dict[str, Layout] = {}
     for operation in operations:
         for value in operation.inputs:
@@ -262,7 +266,7 @@ def layouts(operations: Sequence[Operation]) -> dict[str, Layout]:
         for value in operation.outputs:
             known[value.name] = Layout(value.name, rows(value.shape))
             if operation.name == "Attention":
-                # Metal writes it as (B, L, N, D), so that the heads join without a copy
+                # Metal writes (B, L, N, D), so that heads merge without a copy
                 _, N, L, D = value.shape
                 known[value.name] = Layout(value.name, (N * L * D, D, N * D, 1))
             elif operation.name in VIEWS:
@@ -274,12 +278,12 @@ def layouts(operations: Sequence[Operation]) -> dict[str, Layout]:
 
 
 def rows(shape: tuple[int, ...]) -> Strides:
-    """Strides of an array stored row by row."""
+    """Return the strides of a row-major array."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _view(operation: Operation, value: Value, strides: Strides) -> Strides | None:
-    """Strides of `value` as a view of the first input, or None where it is a copy."""
+    """Return the strides of `value` as a view of the first input, or None for a copy."""
     if operation.name == "Transpose":
         return tuple(strides[axis] for axis in operation.arguments[0])
     if operation.name == "Split":
@@ -287,19 +291,19 @@ def _view(operation: Operation, value: Value, strides: Strides) -> Strides | Non
     if operation.name == "Slice":
         return tuple(a * step for a, step in zip(strides, operation.arguments[2], strict=True))
     shape = operation.inputs[0].shape
-    if operation.name == "AsStrided":  # of an array that lies row by row, or else of its copy
+    if operation.name == "AsStrided":  # copies its input unless that is row-major
         axes = zip(shape, strides, rows(shape), strict=True)
         in_place = all(n == 1 or stride == plain for n, stride, plain in axes)
         return tuple(operation.arguments[1]) if in_place else None
     if operation.name == "Broadcast":
         missing = len(value.shape) - len(shape)
-        kept = (0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
-        return (0,) * missing + tuple(kept)
+        own = (0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
+        return (0,) * missing + tuple(own)
     return _reshaped(shape, strides, value.shape)
 
 
 def _reshaped(shape: tuple[int, ...], strides: Strides, target: tuple[int, ...]) -> Strides | None:
-    runs: list[list[int]] = []  # length and stride of axes that are evenly spaced together
+    runs: list[list[int]] = []  # length and stride of axes that are contiguous with each other
     for n, stride in zip(shape, strides, strict=True):
         if n != 1 and runs and runs[-1][1] == n * stride:
             runs[-1] = [runs[-1][0] * n, stride]
@@ -320,19 +324,18 @@ def _reshaped(shape: tuple[int, ...], strides: Strides, target: tuple[int, ...])
 
 
 class Memory(NamedTuple):
-    """Bytes of a graph's results and intermediates, without its inputs: of all, and of those that
-    are alive together at most."""
+    """Bytes of the outputs and intermediates of a graph, without its inputs: total and peak."""
 
     total: int
     peak: int
 
 
 def memory(operations: Sequence[Operation], outputs: Sequence[str] = ()) -> Memory:
-    """Add up what `operations`, run in this order, keep in memory beside their inputs.
+    """Return the memory of `operations` in this order, without their inputs.
 
-    Each array is freed after its last use, but for those named `outputs`; views take nothing, and
-    an elementwise operation writes over an input that nothing else needs. A backend that frees
-    later, or whose kernels need room of their own, takes more.
+    Each array is freed after its last use, except `outputs`. Views take no memory, and an
+    elementwise operation overwrites an input that is not used again. A backend that frees later, or
+    whose kernels need workspace, takes more.
     """
     known = layouts(operations)
     last = {

@@ -1,4 +1,4 @@
-"""Graphs of every network at full size, built and never run."""
+"""Graphs of every network at full size, traced without evaluation."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -21,7 +21,7 @@ from wanpipe.models.dit import DiT
 
 
 def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int = 1) -> Graph:
-    """One step with guidance, conditions and all; `groups` is the number of timesteps."""
+    """Trace a step with guidance, conditions included; `groups` is the number of timesteps."""
     network = DiT(config)
     texts = [mx.zeros((length, config.text_dim)) for length in (60, 130)]
     image = [mx.zeros((20, *shape))] if config.in_dim == 36 else []
@@ -38,46 +38,46 @@ def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int =
 
 
 def decoder(tracer: Tracer, config: VAEConfig, shape: tuple[int, ...]) -> Graph:
-    """Two chunks: the first frame alone, then four."""
+    """Trace two chunks: one frame, then four."""
     rows = vae_rules.ROWS_21_DECODER if config.version == "2.1" else vae_rules.ROWS_22_DECODER
     latents = [mx.zeros((1, *shape[1:], config.z_dim)) for _ in range(2)]
-    return chunks(tracer, vae.decoder(config), rows, latents)
+    return chunks(tracer, vae.Decoder(config), rows, latents)
 
 
 def encoder(tracer: Tracer, config: VAEConfig, shape: tuple[int, ...]) -> Graph:
-    """Two chunks: the first frame alone, then four."""
+    """Trace two chunks: one frame, then four."""
     rows = vae_rules.ROWS_21_ENCODER if config.version == "2.1" else vae_rules.ROWS_22_ENCODER
     height, width = (n * stride for n, stride in zip(shape[1:], config.stride[1:], strict=True))
     videos = [mx.zeros((frames, height, width, 3)) for frames in (1, 4)]
-    return chunks(tracer, vae.encoder(config), rows, videos)
+    return chunks(tracer, vae.Encoder(config), rows, videos)
 
 
 def chunks(
-    tracer: Tracer, half: vae.Decoder | vae.Encoder, rows: Sequence[Row], inputs: list[mx.array]
+    tracer: Tracer, part: vae.Decoder | vae.Encoder, rows: Sequence[Row], inputs: list[mx.array]
 ) -> Graph:
     def run(*inputs: mx.array) -> list[mx.array]:
-        past = vae.Past()
-        return [half.chunk(x, past) for x in inputs]
+        cache = vae.CausalCache()
+        return [part.chunk(x, cache) for x in inputs]
 
-    return tracer.read_network(half, rows, run, *inputs)
+    return tracer.read_network(part, rows, run, *inputs)
 
 
 def text_encoder(tracer: Tracer, config: T5Config) -> Graph:
-    """All blocks with 512 tokens, as they are run: without the table, whose rows the host takes."""
+    """Trace all blocks with 512 tokens, without the embedding table, which the host reads."""
     network = nn.Module()
     network.blocks = [umt5.Block(config) for _ in range(config.layers)]
-    place = umt5.places(512, config.buckets)
+    one_hot = umt5.one_hot_buckets(512, config.buckets)
 
     def run(x: mx.array) -> mx.array:
         for block in network.blocks:
-            x = block(x, place)
+            x = block(x, one_hot)
         return x
 
     return tracer.read_network(network, umt5_rules.ROWS, run, mx.zeros((512, config.dim)))
 
 
 def vision(tracer: Tracer, config: CLIPConfig) -> Graph:
-    """One image."""
+    """Trace one image."""
     network, image = CLIP(config), mx.zeros((config.size, config.size, 3))
     return tracer.read_network(network, clip_rules.ROWS, network, image)
 
@@ -106,6 +106,6 @@ NETWORKS: dict[str, Callable[[Tracer], Graph]] = {
 
 @cache
 def graph(name: str) -> Graph:
-    """The graph of one of NETWORKS, made once."""
+    """Return the graph of one of NETWORKS, traced once."""
     with gpu() as tracer:
         return NETWORKS[name](tracer)

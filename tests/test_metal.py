@@ -1,7 +1,7 @@
-"""What Metal does wrongly or slowly, looked for in the graphs of every network at full size.
+"""Operations that are wrong or slow on Metal, searched for in the graphs of all networks.
 
-No Metal is needed: the graphs are built, never run. Numbers such as mlx#3979 are issues and pull
-requests of github.com/ml-explore/mlx.
+Graphs have full size and are never evaluated, so Metal is not needed. Numbers such as mlx#3979 are
+issues and pull requests of github.com/ml-explore/mlx.
 """
 
 import re
@@ -23,8 +23,8 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
 def large_convolutions(graph: Graph) -> list[Operation]:
-    # mlx#3979: zeros, silently, from inputs of about 2e9 elements on; mlx#3248: wrong where the
-    # output has more than 2**31
+    # mlx#3979: returns zeros without an error for inputs of about 2e9 elements or more; mlx#3248:
+    # wrong for outputs of more than 2**31
     limit = 1_500_000_000
     return [
         operation
@@ -34,7 +34,7 @@ def large_convolutions(graph: Graph) -> list[Operation]:
 
 
 def unfolded_convolutions(graph: Graph) -> list[Operation]:
-    # mlx#3138, mlx#3082: convolutions with groups or spread inputs copy every window, and went
+    # mlx#3138, mlx#3082: convolutions with groups or input dilation copy every window, and are
     # wrong beyond 2**32 elements; all others have kernels that read windows in place (mlx#3147)
     return [
         operation
@@ -44,8 +44,8 @@ def unfolded_convolutions(graph: Graph) -> list[Operation]:
 
 
 def hungry_convolutions(graph: Graph) -> list[Operation]:
-    # mlx#3979: the zeros came where a convolution by Winograd needs more than Metal recommends to
-    # use; mlx#4102 lets it have 3/4 of that, which is 10.7 GiB where there are 16
+    # mlx#3979: the zeros appear if a Winograd convolution needs more memory than Metal recommends;
+    # mlx#4102 allows 3/4 of that: 8 GiB if 10.7 GiB are recommended, as on a Mac with 16 GiB
     limit = 8 * GIB
     return [
         operation
@@ -55,8 +55,8 @@ def hungry_convolutions(graph: Graph) -> list[Operation]:
 
 
 def rounded_winograd(graph: Graph) -> list[Operation]:
-    # mlx#4242: Winograd rounds its transformed tiles to the dtype of the input, which in half
-    # precision is 35 to 43 times the error of other kernels: 6 % of the result in bfloat16
+    # mlx#4242: Winograd rounds its transformed tiles to the dtype of the input. In half precision
+    # the error is 35 to 43 times that of other kernels: 6 % of the result in bfloat16
     return [
         operation
         for operation in graph.named("Convolution")
@@ -65,8 +65,8 @@ def rounded_winograd(graph: Graph) -> list[Operation]:
 
 
 def huge_arrays(graph: Graph) -> list[Operation]:
-    # mlx#3327: from 2**31 elements on, allocation, reshape and indexing overflow; below, so do
-    # neither copies of views (mlx#3836), nor products (mlx#3822), nor gathers (mlx#1338)
+    # mlx#3327: allocation, reshape and indexing overflow from 2**31 elements on, and so do copies
+    # of views (mlx#3836), products (mlx#3822) and gathers (mlx#1338)
     return [
         operation
         for operation in graph.operations
@@ -76,7 +76,7 @@ def huge_arrays(graph: Graph) -> list[Operation]:
 
 def huge_buffers(graph: Graph) -> list[Operation]:
     # Metal's maxBufferLength is a half (16 GiB of 32) to two thirds (mlx#3082: 86.6 of 137 GB,
-    # mlx#3312: 179 of 275 GB) of memory: this is that of the smallest Mac
+    # mlx#3312: 179 of 275 GB) of memory; this is the limit of the smallest Mac
     limit = 4 * GIB
     return [
         operation
@@ -87,7 +87,7 @@ def huge_buffers(graph: Graph) -> list[Operation]:
 
 
 def wide_types(graph: Graph) -> list[Operation]:
-    # mlx#799: Metal has no float64; mlx#4300: its atomics, and so scatters, have 32 bits
+    # mlx#799: Metal has no float64; mlx#4300: its atomics, and therefore scatters, have 32 bits
     wide = (mx.float64, mx.int64, mx.uint64, mx.complex64)
     return [
         operation
@@ -97,7 +97,7 @@ def wide_types(graph: Graph) -> list[Operation]:
 
 
 def large_scores(graph: Graph) -> list[Operation]:
-    # mlx#3885, mlx#3312: attention that has no kernel holds the scores (L, L), silently
+    # mlx#3885, mlx#3312: attention without a kernel silently allocates the scores (L, L)
     return [operation for operation in graph.named("Softmax") if operation.outputs[0].nbytes > GIB]
 
 
@@ -106,12 +106,13 @@ def heavy_attention(graph: Graph) -> list[Operation]:
     return [
         operation
         for operation in graph.named("Attention")
-        if 4 * operation.inputs[0].size * operation.inputs[1].shape[2] > 1.2 * layers.HEAVIEST
+        if 4 * operation.inputs[0].size * operation.inputs[1].shape[2]
+        > 1.2 * layers.MAX_ATTENTION_FLOPS
     ]
 
 
 def long_masks(graph: Graph) -> list[Operation]:
-    # mlx#3360: the kernel for M5 counted the keys of a mask in 16 bits; mlx#2894: in all, 32
+    # mlx#3360: the M5 kernel counted the keys of a mask in 16 bits; mlx#2894: all others in 32
     return [
         operation
         for operation in graph.named("Attention")
@@ -120,8 +121,9 @@ def long_masks(graph: Graph) -> list[Operation]:
 
 
 def reversed_reads(graph: Graph) -> list[Operation]:
-    # slices may run backwards (mlx#1688), and elementwise kernels and copies read them rightly, the
-    # fused ones since 0.32.1 (mlx#3720); reductions (mlx#4528, mlx#4267) and sorts (mlx#4225) don't
+    # slices may have negative strides (mlx#1688). Elementwise kernels and copies read them
+    # correctly (fused ones since 0.32.1: mlx#3720); reductions (mlx#4528, mlx#4267) and sorts
+    # (mlx#4225) do not
     known = graphs.layouts(graph.operations)
     readers = graphs.ELEMENTWISE | graphs.VIEWS | {"Concatenate", "Contiguous", "Pad"}
     return [
@@ -133,7 +135,7 @@ def reversed_reads(graph: Graph) -> list[Operation]:
 
 
 def far_reductions(graph: Graph) -> list[Operation]:
-    # mlx#3784: zeros, silently, where the summands are 2**29 elements apart or more
+    # mlx#3784: returns zeros without an error if the summands are 2**29 elements apart or more
     return [
         operation
         for operation in graph.named("Reduce")
@@ -143,7 +145,7 @@ def far_reductions(graph: Graph) -> list[Operation]:
 
 
 def copies_for_an_index(graph: Graph) -> list[Operation]:
-    # x[0] gathers, and copies what x.squeeze(0) or a slice would show in place
+    # x[0] is a gather, which copies; x.squeeze(0) and slices are views
     return [operation for operation in graph.named("Gather") if operation.inputs[1].shape == ()]
 
 
@@ -152,22 +154,22 @@ def shown(operations: Sequence[Operation]) -> list[str]:
 
 
 @every_network
-def test_no_convolution_takes_or_gives_more_elements_than_metal_computes(name: str) -> None:
+def test_no_convolution_has_more_elements_than_metal_supports(name: str) -> None:
     assert shown(large_convolutions(graph(name))) == []
 
 
 @every_network
-def test_every_convolution_has_a_kernel_that_copies_no_windows(name: str) -> None:
+def test_no_convolution_copies_its_windows(name: str) -> None:
     assert shown(unfolded_convolutions(graph(name))) == []
 
 
 @every_network
-def test_no_convolution_needs_more_memory_than_a_16_gb_mac_has_for_it(name: str) -> None:
+def test_every_convolution_fits_in_a_16_gb_mac(name: str) -> None:
     assert shown(hungry_convolutions(graph(name))) == []
 
 
 @every_network
-def test_no_convolution_in_half_precision_goes_by_winograd(name: str) -> None:
+def test_no_convolution_in_half_precision_uses_winograd(name: str) -> None:
     assert shown(rounded_winograd(graph(name))) == []
 
 
@@ -182,12 +184,12 @@ def test_every_array_fits_in_a_buffer_of_the_smallest_mac(name: str) -> None:
 
 
 @every_network
-def test_no_array_has_a_type_that_metal_lacks(name: str) -> None:
+def test_no_array_has_a_dtype_that_metal_lacks(name: str) -> None:
     assert shown(wide_types(graph(name))) == []
 
 
 @every_network
-def test_attention_without_a_kernel_has_few_scores(name: str) -> None:
+def test_attention_without_a_kernel_has_small_scores(name: str) -> None:
     assert shown(large_scores(graph(name))) == []
 
 
@@ -198,7 +200,7 @@ def test_every_head_of_a_transformer_has_an_attention_kernel(name: str) -> None:
 
 
 @every_network
-def test_no_attention_keeps_the_gpu_for_seconds(name: str) -> None:
+def test_no_attention_blocks_the_gpu_for_seconds(name: str) -> None:
     assert shown(heavy_attention(graph(name))) == []
 
 
@@ -208,12 +210,12 @@ def test_masked_attention_is_short(name: str) -> None:
 
 
 @every_network
-def test_only_elementwise_kernels_read_backwards(name: str) -> None:
+def test_only_elementwise_kernels_read_negative_strides(name: str) -> None:
     assert shown(reversed_reads(graph(name))) == []
 
 
 @every_network
-def test_no_reduction_reaches_farther_than_metal_can(name: str) -> None:
+def test_no_reduction_strides_farther_than_metal_supports(name: str) -> None:
     assert shown(far_reductions(graph(name))) == []
 
 
@@ -222,7 +224,7 @@ def test_no_array_is_copied_to_drop_an_axis(name: str) -> None:
     assert shown(copies_for_an_index(graph(name))) == []
 
 
-def test_the_mlx_required_reads_backwards_in_fused_kernels() -> None:
+def test_the_required_mlx_reads_negative_strides_in_fused_kernels() -> None:
     project = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
     required = re.findall(r'"mlx(?:\[\w+\])?>=([\d.]+)"', project)
     assert required != []
@@ -238,7 +240,7 @@ def convolve(x: mx.array, kernel: int = 1, **options: Any) -> mx.array:
     return mx.conv_general(x, mx.zeros((192, kernel, kernel, inputs), x.dtype), **options)
 
 
-# what each rule must find: a function and the shapes of its inputs
+# a violation of each rule: a function and the shapes of its inputs
 BAD: list[tuple[Callable[[Graph], list[Operation]], Callable[..., Any], list[tuple[int, ...]]]] = [
     (large_convolutions, convolve, [(1, 10_000, 10_000, 16)]),
     (unfolded_convolutions, lambda x: convolve(x, groups=2), [(1, 8, 8, 32)]),
@@ -259,7 +261,7 @@ BAD: list[tuple[Callable[[Graph], list[Operation]], Callable[..., Any], list[tup
 
 
 @pytest.mark.parametrize(("rule", "function", "shapes"), BAD)
-def test_every_rule_finds_what_breaks_it(
+def test_every_rule_finds_a_violation(
     rule: Callable[[Graph], list[Operation]],
     function: Callable[..., Any],
     shapes: list[tuple[int, ...]],
@@ -269,34 +271,34 @@ def test_every_rule_finds_what_breaks_it(
     assert rule(bad) != []
 
 
-def test_every_rule_is_known_to_fail() -> None:
-    taking = {rule for rule, *_ in BAD}
+def test_every_rule_has_a_violation() -> None:
+    tested = {rule for rule, *_ in BAD}
     rules = {
         value
         for value in globals().values()
         if getattr(value, "__annotations__", {}).get("return") == list[Operation]
     }
-    assert taking == rules
+    assert tested == rules
 
 
-def test_tracing_leaves_mlx_and_wanpipe_as_they_were() -> None:
+def test_tracing_restores_mlx_and_wanpipe() -> None:
     before = (mx.eval, mx.fast.rms_norm, layers.gelu, mx.random.state[0].tolist())
     with gpu() as tracer:
         NETWORKS["clip-vit-h"](tracer)
     assert (mx.eval, mx.fast.rms_norm, layers.gelu, mx.random.state[0].tolist()) == before
 
 
-def test_memory_counts_what_is_alive_together() -> None:
+def test_memory_counts_arrays_that_are_alive_together() -> None:
     def chain(x: mx.array) -> mx.array:
-        wide = mx.concatenate([x, x])  # 8 KiB beside the input
-        return (mx.exp(wide).T.reshape(2, -1) + 1).sum()  # over itself; a copy; over itself
+        wide = mx.concatenate([x, x])  # 8 KiB
+        return (mx.exp(wide).T.reshape(2, -1) + 1).sum()  # in place; a copy; in place
 
     with gpu() as tracer:
         operations = tracer.read(chain, mx.zeros((32, 32))).operations
     assert graphs.memory(operations) == (4 * 2**13 + 4, 2 * 2**13)
 
 
-def test_what_comes_after_an_output_needs_nothing_of_it() -> None:
+def test_after_leaves_out_the_operations_of_an_output() -> None:
     def run(x: mx.array) -> list[mx.array]:
         y = mx.exp(x)
         return [mx.sin(y), mx.cos(y) @ x]

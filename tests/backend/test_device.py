@@ -1,4 +1,4 @@
-"""What the device and CUDA's driver are asked, as far as a machine without a GPU can tell."""
+"""Device queries and calls of the CUDA driver, with a fake driver instead of a GPU."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -10,13 +10,11 @@ from wanpipe.backend import cuda_driver, device
 
 
 class Driver:
-    """CUDA's driver, which answers `moves` to the question it is asked, and remembers what it is to
-    move.
-    """
+    """A fake CUDA driver that reports `migrates`, and records what it prefetches."""
 
-    def __init__(self, moves: int = 1, failed: int = 0, absent: int = 0) -> None:
-        self.moves, self.failed, self.absent = moves, failed, absent
-        self.moved: list[tuple[int, int, int]] = []
+    def __init__(self, migrates: int = 1, failed: int = 0, absent: int = 0) -> None:
+        self.migrates, self.failed, self.absent = migrates, failed, absent
+        self.prefetched: list[tuple[int, int, int]] = []
         self.streams = 0
 
     def cuInit(self, flags: int) -> int:
@@ -24,7 +22,7 @@ class Driver:
 
     def cuDeviceGetAttribute(self, answer: ctypes.c_int, attribute: int, number: int) -> int:
         assert (attribute, number) == (89, 0)
-        answer._obj.value = self.moves
+        answer._obj.value = self.migrates
         return self.failed
 
     def cuDevicePrimaryCtxRetain(self, context: object, number: int) -> int:
@@ -40,13 +38,13 @@ class Driver:
     def cuMemPrefetchAsync(
         self, start: ctypes.c_uint64, size: ctypes.c_size_t, number: int, stream: object
     ) -> int:
-        self.moved.append((start.value, size.value, number))
-        return 1  # a refusal stops nothing
+        self.prefetched.append((start.value, size.value, number))
+        return 1  # errors are ignored
 
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Driver | None], None]]:
-    """Put a driver, or none, in the place of what is on this machine."""
+    """Replace the driver of this machine by a fake one, or by none."""
 
     def use(library: Driver | None) -> None:
         def load(name: str) -> Driver:
@@ -57,15 +55,19 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Driver | None
 
         monkeypatch.setattr(device, "is_cuda", lambda: True)
         monkeypatch.setattr(cuda_driver.ctypes, "CDLL", load)
-        forget()
+        clear()
 
-    def forget() -> None:
-        for asked in (cuda_driver.driver, cuda_driver.moves_memory, cuda_driver._beside):
-            asked.cache_clear()
+    def clear() -> None:
+        for cached in (
+            cuda_driver.driver,
+            cuda_driver.migrates_memory,
+            cuda_driver._context_and_stream,
+        ):
+            cached.cache_clear()
 
     yield use
     monkeypatch.undo()
-    forget()
+    clear()
 
 
 Install = Callable[[Driver | None], None]
@@ -73,52 +75,54 @@ CPU = mx.Device(mx.cpu, 0)
 
 
 def test_the_cpu_reads_files_for_itself_and_for_metal() -> None:
-    assert device.reader() == CPU
+    assert device.load_device() == CPU
 
 
 @pytest.mark.parametrize(
-    ("library", "reads"),
+    ("library", "expected"),
     [
         (Driver(), CPU),
-        (Driver(moves=0), None),
+        (Driver(migrates=0), None),
         (Driver(failed=1), None),
         (Driver(absent=100), None),
         (None, None),
     ],
 )
-def test_the_cpu_reads_files_for_cuda_where_memory_moves(
-    install: Install, library: Driver | None, reads: mx.Device | None
+def test_the_cpu_reads_files_for_cuda_if_memory_migrates(
+    install: Install, library: Driver | None, expected: mx.Device | None
 ) -> None:
     install(library)
-    assert device.reader() == reads
+    assert device.load_device() == expected
 
 
-def test_what_was_read_is_moved_from_its_place_in_memory(install: Install) -> None:
+def test_arrays_are_prefetched_from_their_address(install: Install) -> None:
     library = Driver()
     install(library)
     arrays = [mx.arange(count, dtype=mx.int32) for count in (1 << 20, 1 << 18, 1000)]
     mx.eval(arrays)
     for array in arrays:
-        device.hand_over(array)
-    assert [size for _, size, _ in library.moved] == [4 << 20, 1 << 20]  # not the little one
-    for (start, size, number), array in zip(library.moved, arrays, strict=False):
+        device.prefetch_to_gpu(array)
+    assert [size for _, size, _ in library.prefetched] == [4 << 20, 1 << 20]  # not the small one
+    for (start, size, number), array in zip(library.prefetched, arrays, strict=False):
         assert number == 0
         assert ctypes.string_at(start, size) == bytes(memoryview(array))
     assert library.streams == 1
 
 
-@pytest.mark.parametrize("library", [Driver(moves=0), None])
-def test_nothing_is_moved_where_memory_does_not(install: Install, library: Driver | None) -> None:
+@pytest.mark.parametrize("library", [Driver(migrates=0), None])
+def test_nothing_is_prefetched_if_memory_does_not_migrate(
+    install: Install, library: Driver | None
+) -> None:
     install(library)
-    device.hand_over(mx.zeros(1 << 20))
-    assert library is None or library.moved == []
+    device.prefetch_to_gpu(mx.zeros(1 << 20))
+    assert library is None or library.prefetched == []
 
 
-def test_without_cuda_the_driver_is_not_asked(
+def test_without_cuda_the_driver_is_not_called(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = Driver()
     install(library)
     monkeypatch.setattr(device, "is_cuda", lambda: False)
-    device.hand_over(mx.zeros(1 << 20))
-    assert library.moved == []
+    device.prefetch_to_gpu(mx.zeros(1 << 20))
+    assert library.prefetched == []

@@ -1,6 +1,4 @@
-"""CUDA's compiler, as far as a machine without one can tell: what it is asked, and what it answers
-when it fails.
-"""
+"""CUDA's runtime compiler, with a fake library: its calls, and errors."""
 
 import ctypes
 from collections.abc import Iterator
@@ -13,29 +11,29 @@ from wanpipe.errors import WanpipeError
 
 
 class Compiler:
-    """Stands for the library: notes which programs are not destroyed, and gives its `texts`."""
+    """A fake library that returns `texts`, and records programs until they are destroyed."""
 
-    def __init__(self, status: int = 0, made: int = 0) -> None:
-        self.status, self.made = status, made
+    def __init__(self, status: int = 0, created: int = 0) -> None:
+        self.status, self.created = status, created
         self.texts = {"CUBIN": b"a \0 cubin", "ProgramLog": b"kernel.cu(1): error: no\n\0"}
-        self.held: list[bytes] = []
+        self.programs: list[bytes] = []
         self.options: list[bytes] = []
 
     def nvrtcCreateProgram(self, reference: Any, source: bytes, *more: object) -> int:
-        self.held.append(source)
-        return self.made
+        self.programs.append(source)
+        return self.created
 
     def nvrtcCompileProgram(self, program: object, count: int, options: Any) -> int:
         self.options = [options[index] for index in range(count)]
         return self.status
 
     def nvrtcDestroyProgram(self, reference: object) -> int:
-        self.held.pop()
+        self.programs.pop()
         return 0
 
     def __getattr__(self, name: str) -> Any:
-        what = name.removeprefix("nvrtcGet").removesuffix("Size")
-        text = self.texts[what]
+        output = name.removeprefix("nvrtcGet").removesuffix("Size")
+        text = self.texts[output]
 
         def size(program: object, reference: Any) -> int:
             reference._obj.value = len(text)
@@ -49,14 +47,14 @@ class Compiler:
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
+def no_cached_library() -> Iterator[None]:
     nvrtc.library.cache_clear()
     yield
     nvrtc.library.cache_clear()
 
 
 def load(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> list[str]:
-    """Let CUDA 12's library be the only one; return the names that are asked for."""
+    """Install only the library of CUDA 12, and record the names that are loaded."""
     names: list[str] = []
 
     def cdll(name: str) -> Compiler:
@@ -69,33 +67,33 @@ def load(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> list[str]:
     return names
 
 
-def test_a_source_becomes_a_cubin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_returns_a_cubin(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = Compiler()
     names = load(monkeypatch, compiler)
     assert nvrtc.compile("source", "sm_86") == b"a \0 cubin"
     assert compiler.options == [b"--gpu-architecture=sm_86"]
-    assert compiler.held == []
+    assert compiler.programs == []
     assert names == ["libnvrtc.so.13", "libnvrtc.so.12"]
 
 
-def test_what_does_not_compile_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compile_error_includes_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = Compiler(status=6)
     load(monkeypatch, compiler)
     with pytest.raises(WanpipeError, match=r"not compile for sm_90: kernel.cu\(1\): error: no$"):
         nvrtc.compile("source", "sm_90")
-    assert compiler.held == []
+    assert compiler.programs == []
 
 
-def test_a_program_that_cannot_be_made_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    load(monkeypatch, Compiler(made=1))
-    with pytest.raises(WanpipeError, match="its status 1; update MLX"):
+def test_a_program_that_cannot_be_created_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    load(monkeypatch, Compiler(created=1))
+    with pytest.raises(WanpipeError, match="NVRTC failed with status 1; update MLX"):
         nvrtc.compile("source", "sm_90")
 
 
-def test_without_the_library_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def cdll(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", cdll)
-    with pytest.raises(WanpipeError, match=r"no libnvrtc.so.13 or libnvrtc.so.12 .*install mlx"):
+    with pytest.raises(WanpipeError, match=r"no libnvrtc.so.13 or libnvrtc.so.12 .*reinstall mlx"):
         nvrtc.compile("source", "sm_90")

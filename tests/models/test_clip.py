@@ -1,4 +1,4 @@
-"""CLIP's vision tower against the official one, from the image file to the tokens."""
+"""CLIP's vision tower against the official code, from the image file to the tokens."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ def network(checkpoints: Path, dtype: str) -> CLIP:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_tokens_are_the_official_ones(checkpoints: Path, dtype: str, tolerance: float) -> None:
+def test_tokens_match_the_official_code(checkpoints: Path, dtype: str, tolerance: float) -> None:
     pixels = clip_pixels(open_image(DATA / "expected" / "wan21-i2v" / "image.png"))
     tokens = network(checkpoints, dtype)(mx.array(pixels))
     assert tokens.dtype == mx.float32
     assert relative_error(tokens, golden("wan21-i2v/clip")["clip_fea"][0]) < tolerance
 
 
-def test_the_last_block_and_the_final_norm_are_not_kept(checkpoints: Path) -> None:
+def test_the_last_block_and_the_final_norm_are_dropped(checkpoints: Path) -> None:
     model = network(checkpoints, "float32")
     names = [name for name, _ in tree_flatten(model.parameters())]
     assert len(model.blocks) == model.config.layers - 1

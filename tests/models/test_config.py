@@ -1,4 +1,4 @@
-"""A model's config.json: what 0.1.0 wrote is read and written the same, and nothing else passes."""
+"""A model's config.json: files of 0.1.0 round-trip byte for byte, and invalid ones are refused."""
 
 import copy
 import json
@@ -26,24 +26,24 @@ from wanpipe.weights.convert import Options, convert, material_of_model
 from wanpipe.weights.model import open_model
 
 KEY = "0123456789abcdef" * 2
-WRITTEN = {  # by 0.1.0, with the key of the same model with its text encoder in 8 bits
+WRITTEN = {  # by 0.1.0, and the key of the same model with an 8-bit text encoder
     "wan21-i2v": ("wan21-i2v", "82d844fda426b60fd0e91c63f115f9c8"),
     "wan22-t2v-a14b": ("wan22-t2v-a14b", "ca99eb728f72e6e06dc3c1ad5368eb76"),
 }
-OVERRIDES = {"shift": 5, "guide_scale": [4, 4.5], "fps": 8}  # whole numbers stay whole
+OVERRIDES = {"shift": 5, "guide_scale": [4, 4.5], "fps": 8}  # integers stay integers
 FOUR = Quantization(bits=4, group_size=32)
 Json = Any
-Spoil = Callable[[Json], object]
+Change = Callable[[Json], object]
 
 
 def written(name: str) -> bytes:
-    """A config.json that 0.1.0 wrote."""
+    """Read a config.json that 0.1.0 wrote."""
     return (DATA / "configs" / f"{name}.json").read_bytes()
 
 
 @pytest.fixture
 def tiny(models: Models, tmp_path: Path) -> Callable[[str], Path]:
-    """Gives a copy of a converted model, to spoil its config.json; its other files are links."""
+    """Copy a converted model, so that a test can change its config.json; other files are links."""
 
     def copied(family: str) -> Path:
         target = tmp_path / family
@@ -56,8 +56,8 @@ def tiny(models: Models, tmp_path: Path) -> Callable[[str], Path]:
     return copied
 
 
-def change(model: Path, spoil: Spoil) -> None:
-    """Change what a config.json says."""
+def change(model: Path, spoil: Change) -> None:
+    """Change the config.json of a model."""
     path = model / "config.json"
     data = json.loads(path.read_bytes())
     spoil(data)
@@ -65,7 +65,7 @@ def change(model: Path, spoil: Spoil) -> None:
 
 
 def refusal(model: Path) -> str:
-    """The one line that refuses a model."""
+    """Return the one-line error that refuses a model."""
     with pytest.raises(CheckpointError) as caught:
         open_model(model)
     assert str(caught.value).isprintable()
@@ -73,12 +73,12 @@ def refusal(model: Path) -> str:
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_config_of_0_1_0_is_read_and_written_byte_for_byte(name: str) -> None:
+def test_a_config_of_0_1_0_round_trips_byte_for_byte(name: str) -> None:
     assert encode(decode(written(name), ModelConfig)) == written(name)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_conversion_writes_the_bytes_that_0_1_0_wrote(
+def test_a_conversion_writes_the_same_bytes_as_0_1_0(
     name: str, checkpoints: Path, tmp_path: Path
 ) -> None:
     source = shutil.copytree(checkpoints / name, tmp_path / "checkpoint")
@@ -93,7 +93,7 @@ def test_a_conversion_writes_the_bytes_that_0_1_0_wrote(
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_goes_into_keys_is_as_0_1_0_had_it(name: str) -> None:
+def test_key_material_is_that_of_0_1_0(name: str) -> None:
     config = decode(written(name), ModelConfig)
     eight = Quantization(bits=8, group_size=64)
     material = material_of_model(config, Options(text_encoder=eight))
@@ -108,7 +108,7 @@ def test_what_goes_into_keys_is_as_0_1_0_had_it(name: str) -> None:
 
 
 def config_of(name: str) -> Callable[[Json], Json]:
-    """Give the dimensions of a component."""
+    """Select the dimensions of a component."""
     return lambda data: data["components"][name]["config"]
 
 
@@ -166,8 +166,8 @@ EXPERTS = ("low_noise_model", "high_noise_model")
         ("wan22-t2v-a14b", lambda data: config_of(EXPERTS[1])(data).update(eps=1e-5), "the same"),
     ],
 )  # fmt: skip
-def test_what_does_not_agree_is_refused_where_it_stands(
-    family: str, spoil: Spoil, says: str, tiny: Callable[[str], Path]
+def test_invalid_values_are_refused_by_name(
+    family: str, spoil: Change, says: str, tiny: Callable[[str], Path]
 ) -> None:
     model = tiny(family)
     change(model, spoil)
@@ -178,18 +178,18 @@ def test_what_does_not_agree_is_refused_where_it_stands(
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"null", b'{"components": NaN}', b"\xff", b"[" * 99999]
 )
-def test_what_is_no_document_is_refused(data: bytes, tiny: Callable[[str], Path]) -> None:
+def test_an_invalid_document_is_refused(data: bytes, tiny: Callable[[str], Path]) -> None:
     model = tiny("wan21-t2v")
     (model / "config.json").write_bytes(data)
     assert "config.json" in refusal(model)
 
 
-def test_a_config_that_is_no_file_or_too_large_is_refused(tiny: Callable[[str], Path]) -> None:
+def test_a_config_that_is_not_a_file_or_too_large_is_refused(tiny: Callable[[str], Path]) -> None:
     model = tiny("wan21-t2v")
     (model / "config.json").write_bytes(b" " * (1 << 20) + b"{}")
     assert "larger than 1048576 bytes" in refusal(model)
     (model / "config.json").unlink()
-    os.mkfifo(model / "config.json")  # nobody writes: reading it would wait for ever
+    os.mkfifo(model / "config.json")  # nothing writes to it, so reading would block
     assert "not a regular file" in refusal(model)
     (model / "config.json").unlink()
     (model / "config.json").mkdir()
@@ -218,38 +218,36 @@ DIMENSIONS = [
 
 
 @pytest.mark.parametrize(("family", "names", "dimensions"), DIMENSIONS)
-def test_dimensions_that_a_file_does_not_have_are_refused(
+def test_dimensions_that_do_not_match_the_file_are_refused(
     family: str, names: tuple[str, ...], dimensions: Json, tiny: Callable[[str], Path]
 ) -> None:
     model = tiny(family)
 
-    def lie(data: Json) -> None:
+    def change_dimensions(data: Json) -> None:
         for name in names:
             config_of(name)(data).update(dimensions)
 
-    change(model, lie)
+    change(model, change_dimensions)
     assert "does not fit the dimensions in config.json" in refusal(model)
 
 
-def test_quantized_files_have_the_dimensions_of_plain_ones(
-    checkpoints: Path, tmp_path: Path
-) -> None:
+def test_quantized_files_have_the_same_dimensions(checkpoints: Path, tmp_path: Path) -> None:
     options = Options(quantization=FOUR, text_encoder=Quantization(bits=8, group_size=32))
     config = convert(detect(checkpoints / "wan22-ti2v-5b"), tmp_path, KEY, options, lambda *_: None)
     assert open_model(tmp_path).config == config
 
 
-def test_widths_that_two_components_share_are_compared_with_their_files(
+def test_widths_shared_by_two_components_are_checked_against_the_files(
     tiny: Callable[[str], Path],
 ) -> None:
     model = tiny("wan21-i2v")
 
-    def lie(data: Json) -> None:
+    def change_dimensions(data: Json) -> None:
         config_of("t5_encoder")(data).update(dim=1 << 20)
         config_of("model")(data).update(text_dim=1 << 20, clip_dim=1 << 20)
         config_of("clip")(data).update(dim=1 << 20)
 
-    change(model, lie)
+    change(model, change_dimensions)
     assert "t5_encoder.safetensors does not fit" in refusal(model)
 
 
@@ -264,15 +262,15 @@ finally:
 """
 
 
-def test_a_huge_model_in_a_small_file_costs_no_memory(tiny: Callable[[str], Path]) -> None:
+def test_a_huge_model_in_a_small_file_needs_little_memory(tiny: Callable[[str], Path]) -> None:
     model = tiny("wan22-t2v-a14b")
 
-    def lie(data: Json) -> None:
+    def change_dimensions(data: Json) -> None:
         for name in EXPERTS:
             config_of(name)(data).update(dim=1 << 20, ffn_dim=1 << 20, layers=256)
         config_of("t5_encoder")(data).update(vocab=1 << 20, ffn_dim=1 << 20, layers=256)
 
-    change(model, lie)
+    change(model, change_dimensions)
     words = ["encode-text", "--model", str(model), "--prompt", "x", "--quiet"]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *words], cwd=model, capture_output=True, text=True
@@ -285,7 +283,7 @@ def test_a_huge_model_in_a_small_file_costs_no_memory(tiny: Callable[[str], Path
 
 
 @pytest.mark.parametrize("more", [(), ("--force",)])
-def test_a_conversion_touches_nothing_outside_its_folder(
+def test_a_conversion_changes_nothing_outside_its_folder(
     more: tuple[str, ...], checkpoints: Path, tmp_path: Path
 ) -> None:
     here = Place(tmp_path, tmp_path / "no model")
@@ -304,65 +302,69 @@ def test_a_conversion_touches_nothing_outside_its_folder(
     }
 
 
-def spots(value: Json, found: list[Json] | None = None) -> list[Json]:
-    """Every object and list of a document, itself included."""
+def containers(value: Json, found: list[Json] | None = None) -> list[Json]:
+    """List every object and list of a document, itself included."""
     found = [] if found is None else found
     if isinstance(value, dict | list):
         found.append(value)
         for inner in value.values() if isinstance(value, dict) else value:
-            spots(inner, found)
+            containers(inner, found)
     return found
 
 
-def spoilt(dice: random.Random, data: Json) -> None:
-    """Change one value of a config.json: near what it is, to another type, or where it stands."""
-    spot = dice.choice([one for one in spots(data) if one])
-    name = dice.choice(list(spot)) if isinstance(spot, dict) else dice.randrange(len(spot))
-    old = spot[name]
+def change_value(dice: random.Random, data: Json) -> None:
+    """Change one value of a config.json: to a similar one, another type, or another position."""
+    container = dice.choice([one for one in containers(data) if one])
+    name = (
+        dice.choice(list(container))
+        if isinstance(container, dict)
+        else dice.randrange(len(container))
+    )
+    old = container[name]
     match dice.randrange(9):
         case 0 | 1 if isinstance(old, int | float) and abs(old) < 1e18:
             others = (-old, old + 1, old - 1, 2 * old, old / 2, float(old), str(old), old * 10**9)
-            spot[name] = dice.choice(others)
+            container[name] = dice.choice(others)
         case 2:
-            del spot[name]
-        case 3 if isinstance(spot, dict):
-            spot[dice.choice(mutations.NAMES)] = copy.deepcopy(dice.choice(mutations.ODD))
+            del container[name]
+        case 3 if isinstance(container, dict):
+            container[dice.choice(mutations.NAMES)] = copy.deepcopy(dice.choice(mutations.ODD))
         case 4:
-            spot[name] = [old] if dice.random() < 0.5 else {"config": old}
+            container[name] = [old] if dice.random() < 0.5 else {"config": old}
         case 5:
-            other = dice.choice([one for one in spots(data) if one])
+            other = dice.choice([one for one in containers(data) if one])
             values = list(other.values() if isinstance(other, dict) else other)
-            spot[name] = copy.deepcopy(dice.choice(values))
+            container[name] = copy.deepcopy(dice.choice(values))
         case 6 if isinstance(old, str):
             paths = ("../", "/etc/", "./", "\0", "\x1b[31m", "\n", "\u202e", ".")
-            spot[name] = dice.choice((dice.choice(paths) + old, old + dice.choice(paths)))
+            container[name] = dice.choice((dice.choice(paths) + old, old + dice.choice(paths)))
         case _:
-            spot[name] = copy.deepcopy(dice.choice(mutations.ODD))
+            container[name] = copy.deepcopy(dice.choice(mutations.ODD))
 
 
 def mutated(dice: random.Random, text: str) -> bytes:
-    """Spoil a config.json in one or two places, sometimes its outer form."""
+    """Change a config.json in one or two values, or make it invalid JSON."""
     if dice.random() < 0.1:
         return mutations.odd_json(dice, text)
     data = json.loads(text)
     for _ in range(dice.randint(1, 2)):
-        spoilt(dice, data)
+        change_value(dice, data)
     return json.dumps(data).encode("utf-8", "surrogatepass")
 
 
-def says(ours: Json, data: Json) -> bool:
-    """Whether all that a file says is in what was read."""
+def contains(ours: Json, data: Json) -> bool:
+    """Return whether the config has all the values of the file."""
     if isinstance(data, dict):
-        return isinstance(ours, dict) and all(says(ours.get(name), data[name]) for name in data)
+        return isinstance(ours, dict) and all(contains(ours.get(name), data[name]) for name in data)
     return bool(ours == data) and isinstance(ours, bool) == isinstance(data, bool)
 
 
-CASES = 400  # of each of three families
+CASES = 400  # per family
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan21-i2v", "wan22-t2v-a14b", "wan22-ti2v-5b"])
-def test_a_spoilt_config_is_refused_in_one_line_or_read_right(
+def test_a_changed_config_is_refused_in_one_line_or_read_correctly(
     family: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = tiny(family)
@@ -379,15 +381,15 @@ def test_a_spoilt_config_is_refused_in_one_line_or_read_right(
             config = open_model(model).config
         except CheckpointError as error:
             assert str(error).isprintable(), (seed, error)
-            right = False
+            valid = False
         else:
-            assert says(json.loads(encode(config)), json.loads(data)), seed
+            assert contains(json.loads(encode(config)), json.loads(data)), seed
             assert read_model_config(model) == config
-            right = True
-        counts[right] += 1
-        for command in commands if right else [commands[seed % 2]]:
-            done = inside(*command, cwd=tmp_path)  # raises what a user would see as a traceback
-            assert done.code in ((0, 1) if right else (1,)), (seed, done.stderr)
+            valid = True
+        counts[valid] += 1
+        for command in commands if valid else [commands[seed % 2]]:
+            done = inside(*command, cwd=tmp_path)  # raises if the user would see a traceback
+            assert done.code in ((0, 1) if valid else (1,)), (seed, done.stderr)
             if done.code:
                 assert len(done.stderr.splitlines()) == 1, (seed, done.stderr)
     assert counts[False] > CASES / 2

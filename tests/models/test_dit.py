@@ -1,4 +1,4 @@
-"""The transformer against the official one for every variant; its dtype zones; what it keeps."""
+"""The transformer against the official code for every variant; its dtypes, cache and memory."""
 
 from functools import cache
 from pathlib import Path
@@ -53,7 +53,7 @@ def condition(model: DiT, topic: str, name: str) -> Condition:
 
 
 def inputs(topic: str, name: str) -> tuple[mx.array, list[float], mx.array | None]:
-    """Latent, timestep and further channels of a forward."""
+    """Return latent, timesteps and appended channels of a forward pass."""
     arrays = reference(topic)
     y = arrays.get(f"{name}_y")
     x, t = mx.array(arrays[f"{name}_x"]), arrays[f"{name}_t"].tolist()
@@ -66,13 +66,15 @@ def forward(model: DiT, topic: str, name: str) -> mx.array:
 
 
 @pytest.mark.parametrize(("topic", "name"), FORWARDS)
-def test_forwards_are_the_official_ones(checkpoints: Path, topic: str, name: str) -> None:
+def test_forward_matches_the_official_code(checkpoints: Path, topic: str, name: str) -> None:
     out = forward(network(checkpoints, topic), topic, name)
     assert relative_error(out, reference(topic)[f"{name}_out"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", "abc")
-def test_timesteps_of_tokens_are_those_of_their_frames(checkpoints: Path, name: str) -> None:
+def test_timesteps_per_frame_match_official_timesteps_per_token(
+    checkpoints: Path, name: str
+) -> None:
     topic = "wan22-ti2v-5b/dit"
     model, arrays = network(checkpoints, topic), reference(topic)
     x, t, _ = inputs(topic, name)
@@ -83,30 +85,30 @@ def test_timesteps_of_tokens_are_those_of_their_frames(checkpoints: Path, name: 
     assert relative_error(out, arrays[f"{name}_out_tokt"]) < TOLERANCE
 
 
-def test_equal_timesteps_of_all_frames_are_one_timestep(checkpoints: Path) -> None:
+def test_equal_timesteps_for_all_frames_equal_one_timestep(checkpoints: Path) -> None:
     topic = "wan22-ti2v-5b/dit"
     model = network(checkpoints, topic)
     x, t, _ = inputs(topic, "b")
-    seen = condition(model, topic, "b")
-    [one], [each] = model(x, t, [seen]), model(x, t * x.shape[1], [seen])
+    prompt = condition(model, topic, "b")
+    [one], [each] = model(x, t, [prompt]), model(x, t * x.shape[1], [prompt])
     assert relative_error(each, one) < 1e-6
 
 
-def test_keys_and_values_are_made_once_per_prompt(checkpoints: Path) -> None:
+def test_keys_and_values_are_computed_once_per_prompt(checkpoints: Path) -> None:
     topic = "wan21-i2v/dit"
     model = network(checkpoints, topic)
     x, t, y = inputs(topic, "a")
-    seen = condition(model, topic, "a")
-    assert not seen.kept
-    [first] = model(x, t, [seen], y)
-    kept = dict(seen.kept)
-    assert sorted(kept) == list(range(model.config.layers))
-    [second] = model(x, t, [seen], y)
-    assert all(seen.kept[index] is kept[index] for index in kept)
+    prompt = condition(model, topic, "a")
+    assert not prompt.kv_cache
+    [first] = model(x, t, [prompt], y)
+    cached = dict(prompt.kv_cache)
+    assert sorted(cached) == list(range(model.config.layers))
+    [second] = model(x, t, [prompt], y)
+    assert all(prompt.kv_cache[index] is cached[index] for index in cached)
     assert np.array_equal(np.array(first), np.array(second))
 
 
-def test_tokens_attend_self_once_before_they_meet_their_texts(
+def test_self_attention_before_the_first_cross_attention_runs_once(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = "wan21-t2v/dit"
@@ -114,28 +116,28 @@ def test_tokens_attend_self_once_before_they_meet_their_texts(
     x, t, _ = inputs(topic, "a")
     texts = [condition(model, topic, name) for name in "ab"]
     alone = [np.array(model(x, t, [text])[0]) for text in texts]
-    around, call = [], dit.Block.attend_self
+    calls, original = [], dit.Block.attend_self
     monkeypatch.setattr(
-        dit.Block, "attend_self", lambda *args: (around.append(args[0]), call(*args))[1]
+        dit.Block, "attend_self", lambda *args: (calls.append(args[0]), original(*args))[1]
     )
     together = model(x, t, texts)
-    assert len(around) == 2 * model.config.layers - 1
+    assert len(calls) == 2 * model.config.layers - 1
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one, np.array(other))
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_tokens_may_feed_forward_in_parts(
+def test_the_feed_forward_layer_may_run_in_chunks(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     topic = "wan22-ti2v-5b/dit"
     model = network(checkpoints, topic)
     whole = forward(model, topic, "a")
-    monkeypatch.setattr(type(model.config), "portion", lambda self, tokens: -(-tokens // count))
+    monkeypatch.setattr(dit, "ffn_chunk", lambda tokens: -(-tokens // count))
     assert relative_error(forward(model, topic, "a"), np.array(whole)) < 1e-6
 
 
-def test_lazy_forward_gives_the_same(checkpoints: Path) -> None:
+def test_a_lazy_forward_gives_the_same_bits(checkpoints: Path) -> None:
     topic = "wan21-t2v/dit"
     model = network(checkpoints, topic)
     x, t, _ = inputs(topic, "a")
@@ -144,20 +146,20 @@ def test_lazy_forward_gives_the_same(checkpoints: Path) -> None:
 
 
 @pytest.mark.parametrize("topic", ["wan21-i2v/dit", "wan22-ti2v-5b/dit"])
-def test_bfloat16_stays_in_its_zones(checkpoints: Path, topic: str) -> None:
+def test_products_are_bfloat16_and_streams_float32(checkpoints: Path, topic: str) -> None:
     model = network(checkpoints, topic, "bfloat16")
     x, t, y = inputs(topic, "a")
-    seen = condition(model, topic, "a")
-    [out] = model(x, t, [seen], y)
-    assert seen.text.dtype == mx.bfloat16
-    assert {kept.dtype for block in seen.kept.values() for kept in block} == {mx.bfloat16}
+    prompt = condition(model, topic, "a")
+    [out] = model(x, t, [prompt], y)
+    assert prompt.text.dtype == mx.bfloat16
+    assert {x.dtype for kv in prompt.kv_cache.values() for x in kv} == {mx.bfloat16}
     time, modulation = model.embed_time(t)
     assert time.dtype == modulation.dtype == model.embed_video(x, y).dtype == mx.float32
     assert out.dtype == mx.float32
     assert relative_error(out, reference(topic)["a_out"]) < 2e-2
 
 
-def test_matrix_products_of_blocks_get_no_float32(
+def test_matrix_products_of_blocks_take_no_float32(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = "wan21-i2v/dit"
@@ -173,12 +175,14 @@ def test_matrix_products_of_blocks_get_no_float32(
     )
     _, modulation = model.embed_time([500.0])
     tokens = mx.random.normal((1, 24, model.config.dim))
-    kept = block.cross_attn.keys_values(condition(model, topic, "a"))
+    kv = block.cross_attn.kv(condition(model, topic, "a"))
     seen["MLP"].clear()
     stream = dit.Stream(tokens)
-    block(stream, modulation, dit.rope.tables((2, 4, 3), 32), kept)
-    still = mx.zeros((1, 1, model.config.dim))
-    stream.normed(still, still, plus_one=True, eps=1e-6, dtype=mx.float32)  # adds what waits
+    block(stream, modulation, dit.rope.tables((2, 4, 3), 32), kv)
+    zero = mx.zeros((1, 1, model.config.dim))
+    stream.add_norm(
+        zero, zero, plus_one=True, eps=1e-6, dtype=mx.float32
+    )  # applies the pending addition
     out = stream.x
     assert seen == {"attend": {mx.bfloat16}, "MLP": {mx.bfloat16}}
     assert out.dtype == mx.float32
@@ -193,7 +197,7 @@ def test_sinusoid_is_cosines_then_sines_of_float64_angles() -> None:
     assert np.array_equal(table[1], [1.0] * 128 + [0.0] * 128)
 
 
-def test_attention_by_groups_of_heads_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_groups_of_heads_equals_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (mx.random.normal((1, 5, length, 8)) for length in (6, 7, 7))
     monkeypatch.setattr(common, "is_gpu", lambda: True)
     whole = common.attend(q, k, v)
@@ -205,7 +209,7 @@ def test_attention_by_groups_of_heads_is_attention(monkeypatch: pytest.MonkeyPat
         "scaled_dot_product_attention",
         lambda q, *rest, **more: (calls.append(q.shape), plain(q, *rest, **more))[1],
     )
-    monkeypatch.setattr(common, "HEAVIEST", 4 * 5 * 6 * 7 * 8 / 2.5)
+    monkeypatch.setattr(common, "MAX_ATTENTION_FLOPS", 4 * 5 * 6 * 7 * 8 / 2.5)
     assert relative_error(common.attend(q, k, v), np.array(whole)) < 1e-6
     assert [shape[1] for shape in calls] == [1, 2, 2]
 
@@ -217,8 +221,8 @@ def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> No
         config = structs.replace(tiny.dit, ffn_dim=1024, layers=layers)
         model = DiT(config)
         x = mx.random.normal((16, 2, 16, 16))
-        seen = model.condition(mx.random.normal((3, config.text_dim)))
-        mx.eval(model.parameters(), model(x, [500.0], [seen]))
-        return allocated(lambda: mx.eval(model(x, [500.0], [seen])))
+        prompt = model.condition(mx.random.normal((3, config.text_dim)))
+        mx.eval(model.parameters(), model(x, [500.0], [prompt]))
+        return allocated(lambda: mx.eval(model(x, [500.0], [prompt])))
 
     assert peak(8) < 1.2 * peak(2)

@@ -1,4 +1,4 @@
-"""Rules of sizes, and the canvases that official image-to-video picks."""
+"""Valid sizes, and the canvases that the official image-to-video code selects."""
 
 import pytest
 from PIL import Image
@@ -13,7 +13,7 @@ STRIDE_21, STRIDE_22, PATCH = (4, 8, 8), (4, 16, 16), (1, 2, 2)
 @pytest.mark.parametrize(
     ("frames", "remedy"), [(80, "77 or 81"), (2, "1 or 5"), (0, "1"), (-3, "1"), (-40, "1")]
 )
-def test_wrong_frame_counts_name_the_nearest_right_ones(frames: int, remedy: str) -> None:
+def test_invalid_frame_counts_suggest_the_nearest_valid_ones(frames: int, remedy: str) -> None:
     with pytest.raises(UsageError) as caught:
         geometry.check_frames(frames)
     assert str(caught.value) == f"frames must be 4n+1, got {frames}; use {remedy}"
@@ -30,7 +30,7 @@ def test_wrong_frame_counts_name_the_nearest_right_ones(frames: int, remedy: str
         ((9, 16), 16, "width must be a multiple of 16, got 9; use 16"),
     ],
 )
-def test_wrong_sides_name_the_nearest_right_ones(
+def test_invalid_sides_suggest_the_nearest_valid_ones(
     size: tuple[int, int], multiple: int, message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -38,7 +38,7 @@ def test_wrong_sides_name_the_nearest_right_ones(
     assert str(caught.value) == message
 
 
-def test_right_sizes_pass() -> None:
+def test_valid_sizes_pass() -> None:
     for frames in (1, 5, 81, 121):
         geometry.check_frames(frames)
     geometry.check_size(1280, 720, 16)
@@ -50,7 +50,7 @@ def test_side_multiples_are_16_and_32() -> None:
     assert geometry.side_multiple(STRIDE_22, PATCH) == 32
 
 
-def test_latent_shapes_are_the_official_ones() -> None:
+def test_latent_shapes_match_the_official_code() -> None:
     assert geometry.latent_shape(832, 480, 81, STRIDE_21) == (21, 60, 104)
     assert geometry.latent_shape(1280, 704, 121, STRIDE_22) == (31, 44, 80)
     assert geometry.latent_shape(48, 32, 1, STRIDE_21) == (1, 4, 6)
@@ -64,14 +64,16 @@ def test_latent_shapes_are_the_official_ones() -> None:
         ("wan22-ti2v-5b", "e2e_i2v", STRIDE_22),
     ],
 )
-def test_canvas_of_an_image_is_the_official_one(
+def test_the_canvas_of_an_image_matches_the_official_code(
     model: str, topic: str, stride: tuple[int, int, int]
 ) -> None:
     pick = geometry.covered_canvas if stride == STRIDE_22 else geometry.stretched_canvas
-    made = settings(f"{model}/{topic}")
+    official = settings(f"{model}/{topic}")
     with Image.open(DATA / "expected" / model / "image.png") as image:
-        width, height = pick(*image.size, made["max_area"], geometry.side_multiple(stride, PATCH))
-    shape = geometry.latent_shape(width, height, made["frame_num"], stride)
+        width, height = pick(
+            *image.size, official["max_area"], geometry.side_multiple(stride, PATCH)
+        )
+    shape = geometry.latent_shape(width, height, official["frame_num"], stride)
     assert shape == golden(f"{model}/{topic}")["noise"].shape[1:]
 
 
@@ -82,7 +84,7 @@ def test_canvas_of_an_image_is_the_official_one(
         ((1080, 1920), (464, 832), (480, 832)),
         ((1000, 1000), (624, 624), (640, 608)),
         ((1, 1), (624, 624), (640, 608)),
-        # the official square root falls just below 480 here, but not for the upright image
+        # the official square root is just below 480 here, but not for the portrait image
         ((832, 480), (832, 464), (832, 480)),
         ((480, 832), (480, 832), (480, 832)),
     ],
@@ -94,7 +96,7 @@ def test_canvases_within_832x480_are_pinned(
     assert geometry.covered_canvas(*image, 832 * 480, 32) == covered
 
 
-def test_canvases_are_legal_and_keep_within_the_area() -> None:
+def test_canvases_are_valid_and_within_the_area() -> None:
     for width in range(10, 1000, 37):
         for height in range(10, 1000, 41):
             for pick in (geometry.stretched_canvas, geometry.covered_canvas):
@@ -105,6 +107,8 @@ def test_canvases_are_legal_and_keep_within_the_area() -> None:
 
 @pytest.mark.parametrize("pick", [geometry.stretched_canvas, geometry.covered_canvas])
 @pytest.mark.parametrize("image", [(1, 100_000), (100_000, 1)])
-def test_image_too_narrow_for_any_canvas_is_refused(pick: object, image: tuple[int, int]) -> None:
+def test_an_image_too_narrow_for_any_canvas_is_refused(
+    pick: object, image: tuple[int, int]
+) -> None:
     with pytest.raises(UsageError, match="give --width and --height"):
         pick(*image, 832 * 480, 32)  # type: ignore[operator]

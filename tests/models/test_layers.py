@@ -1,4 +1,4 @@
-"""Keys and values that are followed by means of them: which, how many, and what that changes."""
+"""Padded keys and values: when they are padded, by how much, and the error of attention."""
 
 from itertools import pairwise
 
@@ -6,12 +6,12 @@ import mlx.core as mx
 import pytest
 
 from wanpipe.models import layers
-from wanpipe.models.layers import attend, evened, split_heads, with_means
+from wanpipe.models.layers import append_group_means, attend, pad_keys, split_heads
 
 
-def test_means_of_groups_follow_the_rows() -> None:
+def test_group_means_are_appended_to_the_rows() -> None:
     x = mx.random.normal((1001, 16))
-    rows = with_means(x, 23)
+    rows = append_group_means(x, 23)
     assert rows.shape == (1024, 16)
     assert mx.array_equal(rows[:1001], x)
     cuts = [1001 * group // 23 for group in range(24)]
@@ -27,33 +27,38 @@ def test_means_of_groups_follow_the_rows() -> None:
         (75600, mx.float16, True, 75648),
         (27280, mx.bfloat16, True, 27392),
         (32768, mx.bfloat16, True, 32768),
-        (32760, mx.float32, True, 32760),  # holds what means would change
+        (32760, mx.float32, True, 32760),  # more precise than the error of padding
         (32760, mx.bfloat16, False, 32760),
         (8184 - 128, mx.bfloat16, True, 8184 - 128),  # few tokens
         (8192 + 80, mx.bfloat16, True, 8192 + 80),  # 48 means of 172 each
     ],
 )
-def test_keys_are_evened_where_it_pays(
+def test_keys_are_padded_when_it_is_faster(
     tokens: int, dtype: mx.Dtype, cuda: bool, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "with_means", lambda x, n: mx.zeros((len(x) + n, x.shape[1])))
+    monkeypatch.setattr(
+        layers, "append_group_means", lambda x, n: mx.zeros((len(x) + n, x.shape[1]))
+    )
     monkeypatch.setattr(layers, "is_cuda", lambda: cuda)
-    assert len(evened(mx.zeros((tokens, 8), dtype))) == expected
+    assert len(pad_keys(mx.zeros((tokens, 8), dtype))) == expected
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 0.3, 1.0, 2.0, 8.0])
-def test_means_take_no_more_than_their_part_of_attention(sharpness: float) -> None:
+def test_the_error_of_padding_is_bounded_by_the_share_of_means(sharpness: float) -> None:
     tokens, groups, heads, width = 4000, 16, 2, 32
     q = sharpness * mx.random.normal((48, heads * width))
-    # what all keys have in common, and values far from zero
+    # keys with a common component, and values far from zero
     k = mx.random.normal((tokens, heads * width)) + mx.random.normal((1, heads * width))
     v = mx.random.normal((tokens, heads * width)) + 3
 
     def attended(k: mx.array, v: mx.array) -> mx.array:
         return attend(*(split_heads(rows, heads) for rows in (q, k, v)))[0]
 
-    plain, more = attended(k, v), attended(with_means(k, groups), with_means(v, groups))
-    means = with_means(v, groups)[tokens:]
+    plain, more = (
+        attended(k, v),
+        attended(append_group_means(k, groups), append_group_means(v, groups)),
+    )
+    means = append_group_means(v, groups)[tokens:]
     farthest = mx.abs(means[:, None] - plain).max(0)
     smallest = tokens // groups  # keys of a group
     bound = farthest / smallest

@@ -1,4 +1,4 @@
-"""The text encoder against the official one, run layer by layer from a file."""
+"""The text encoder against the official code, run block by block from a file."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def file(checkpoints: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def ids() -> list[list[int]]:
-    """Token ids of the golden prompts, without padding."""
+    """Return the token ids of the golden prompts, without padding."""
     arrays = golden("wan21-t2v/tokenizer")
     return [
         row[:length].tolist()
@@ -41,7 +41,7 @@ def ids() -> list[list[int]]:
     ]
 
 
-def test_embeddings_are_the_official_ones(
+def test_embeddings_match_the_official_code(
     file: Path, config: T5Config, ids: list[list[int]]
 ) -> None:
     rows = text_encoder.encode(file, config, ids, mx.float32)
@@ -53,7 +53,7 @@ def test_embeddings_are_the_official_ones(
     assert relative_error(rows[11][-32:], reference["embed_11_last32"]) < TOLERANCE
 
 
-def test_prompts_together_are_prompts_alone(
+def test_encoding_several_prompts_equals_encoding_each(
     file: Path, config: T5Config, ids: list[list[int]]
 ) -> None:
     together = text_encoder.encode(file, config, ids[:3], mx.float32)
@@ -62,7 +62,7 @@ def test_prompts_together_are_prompts_alone(
         assert np.array_equal(np.array(alone), np.array(rows))
 
 
-def test_layer_by_layer_is_the_whole_network(
+def test_block_by_block_equals_the_whole_network(
     file: Path, config: T5Config, ids: list[list[int]]
 ) -> None:
     network = umt5.T5(config)
@@ -81,43 +81,43 @@ def test_bfloat16_products_keep_a_float32_stream(
     assert relative_error(rows, golden("wan21-t2v/t5")["embed_00"]) < 2e-2
 
 
-def test_buckets_are_the_official_ones() -> None:
+def test_buckets_match_the_official_code() -> None:
     # key minus query: -200 to 200
     assert np.array_equal(umt5.buckets(201, 32), golden("wan21-t2v/t5")["rel_bucket"])
 
 
 @pytest.mark.parametrize("length", [1, 2, 40])
-def test_biases_are_those_of_the_distance_from_query_to_key(length: int) -> None:
+def test_the_position_bias_follows_the_distance_from_query_to_key(length: int) -> None:
     table = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
-    got = umt5.biases(mx.array(table), umt5.places(length, 32))
+    got = umt5.position_bias(mx.array(table), umt5.one_hot_buckets(length, 32))
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     rows = umt5.buckets(length, 32)[distance + length - 1]
     assert np.array_equal(np.array(got), table[rows].transpose(2, 0, 1))
 
 
-def test_progress_is_told_after_each_block(file: Path, config: T5Config) -> None:
-    told: list[None] = []
-    text_encoder.encode(file, config, [[1]], mx.float32, lambda: told.append(None))
-    assert len(told) == config.layers
+def test_progress_is_reported_for_each_block(file: Path, config: T5Config) -> None:
+    calls: list[None] = []
+    text_encoder.encode(file, config, [[1]], mx.float32, lambda: calls.append(None))
+    assert len(calls) == config.layers
 
 
-def test_weights_are_never_in_memory_together(tmp_path: Path) -> None:
+def test_all_weights_are_never_in_memory_together(tmp_path: Path) -> None:
     file = tmp_path / "t5_encoder.safetensors"
     weights = tree_flatten(umt5.T5(WIDE).parameters())
     save_file({name: np.array(array) for name, array in weights}, file)
     del weights
-    most = allocated(lambda: mx.eval(text_encoder.encode(file, WIDE, [[5, 6, 7, 1]], mx.float32)))
-    assert most < file.stat().st_size / 3
+    peak = allocated(lambda: mx.eval(text_encoder.encode(file, WIDE, [[5, 6, 7, 1]], mx.float32)))
+    assert peak < file.stat().st_size / 3
 
 
-def test_a_token_beyond_the_table_is_refused(file: Path, config: T5Config) -> None:
+def test_a_token_id_outside_the_table_is_refused(file: Path, config: T5Config) -> None:
     with pytest.raises(CheckpointError, match="has rows 0 to 400, asked for 401"):
         text_encoder.encode(file, config, [[401, 1]], mx.float32)
 
 
-def test_a_file_without_a_block_is_refused(file: Path, config: T5Config, tmp_path: Path) -> None:
+def test_a_file_that_lacks_a_block_is_refused(file: Path, config: T5Config, tmp_path: Path) -> None:
     weights = mx.load(str(file))
-    kept = {name: np.array(value) for name, value in weights.items() if "blocks.2." not in name}
-    save_file(kept, tmp_path / "short.safetensors")
+    short = {name: np.array(value) for name, value in weights.items() if "blocks.2." not in name}
+    save_file(short, tmp_path / "short.safetensors")
     with pytest.raises(CheckpointError, match=r"lacks blocks\.2\."):
         text_encoder.encode(tmp_path / "short.safetensors", config, [[1]], mx.float32)

@@ -15,11 +15,11 @@ from tests import graphs
 from tests.graphs import gpu
 from tests.models.official import on_the_cpu
 from wanpipe.backend import device
-from wanpipe.backend.device import within
+from wanpipe.backend.device import memory_limit
 from wanpipe.checkpoints.rename import Row, matches
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.errors import UsageError
-from wanpipe.models import rope, tiling, vae
+from wanpipe.models import rope, tiling, tuning, vae
 from wanpipe.models.config import DiTConfig, VAEConfig
 from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.models.geometry import Triple
@@ -58,7 +58,7 @@ def live(one: Expert) -> int:
             stream = Stream(x)
             block(stream, time, (cos, sin), kept)
             still = mx.zeros((1, 1, config.dim))
-            stream.normed(still, still, plus_one=True, eps=1e-6, dtype=x.dtype)  # adds what waits
+            stream.add_norm(still, still, plus_one=True, eps=1e-6, dtype=x.dtype)  # adds what waits
             return stream.x
 
         tables = rope.tables(counts, width)
@@ -72,7 +72,7 @@ def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str) -> None:
     # the graph's peak has the stream after the block in it, the budget every pass's stream; each
     # stretch that is begun ahead takes no more than the block does at its highest, and on CUDA keys
     # and values are copied to be followed by their means
-    most = (1 + one.config.ahead(one.tokens)) * live(one) + 2 * one.row
+    most = (1 + tuning.eval_depth(one.tokens, one.config.dim)) * live(one) + 2 * one.row
     assert live(one) <= one.work + one.stream <= most
 
 
@@ -134,8 +134,8 @@ def test_building_a_network_draws_nothing() -> None:
     before = mx.random.state[0]
     sizes = {"dim": 12, "ffn_dim": 8, "heads": 1, "layers": 2, "in_dim": 4, "out_dim": 4}
     DiT(DiTConfig(**sizes, clip_dim=8))
-    vae.decoder(VAE_21)
-    vae.encoder(VAE_22)
+    vae.Decoder(VAE_21)
+    vae.Encoder(VAE_22)
     assert mx.random.state[0] is before
 
 
@@ -240,7 +240,7 @@ def test_a_transformer_is_run_in_four_ways_or_two() -> None:
 
 
 def test_where_products_are_short_more_stretches_are_under_way() -> None:
-    ahead = {name: expert(name).config.ahead(expert(name).tokens) for name in DITS}
+    ahead = {name: tuning.eval_depth(expert(name).tokens, expert(name).config.dim) for name in DITS}
     assert ahead["1.3b"] == ahead["ti2v-5b"] == 3
     assert ahead["14b"] == ahead["14b-720p"] == 1
 
@@ -259,7 +259,7 @@ def test_mlx_waits_before_it_exceeds_a_limit() -> None:
     gc.collect()  # what earlier tests left is not to be freed in between
     # the highest of several: where others use the processor, what is begun is done too soon
     default, free = mx.get_memory_limit(), max(peak() for _ in range(5))
-    with within(mx.get_active_memory() + x.nbytes):
+    with memory_limit(mx.get_active_memory() + x.nbytes):
         limited = peak()
     # the CPU waits for ten operations at a time, so for twenty of its arrays
     assert limited <= 20.5 * x.nbytes < 0.7 * free
@@ -305,7 +305,7 @@ def test_steps_that_wait_for_the_disk_count() -> None:
 def test_a_film_in_tiles_counts_what_is_kept_of_it() -> None:
     *_, tiles = budget.decode_plans(VAE_21, HD, 2, True)
     film = 81 * 720 * 1280 * 3
-    assert film < tiling.kept(HD, 8) < tiles.host < 2.5 * film
+    assert film < tiling.host_bytes(HD, 8) < tiles.host < 2.5 * film
 
 
 def test_performance_has_these_peaks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Schedules of every solver: noise levels that fall to nothing, timesteps that are in range."""
+"""Schedules of every solver: noise levels fall to 0, and timesteps are in range."""
 
 import math
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ WHOLE = st.lists(st.integers(1, 998), min_size=1, max_size=12, unique=True).map(
 
 
 def check(schedule: Schedule, steps: int) -> None:
-    """Claim what is true of all schedules."""
+    """Assert the invariants of all schedules."""
     sigmas, timesteps = np.array(schedule.sigmas), np.array(schedule.timesteps)
     assert schedule.steps == len(timesteps) == steps and len(sigmas) == steps + 1
     assert (np.diff(sigmas) < 0).all() and sigmas[-1] == 0 and sigmas[0] <= 1
     assert (np.diff(timesteps) <= 0).all() and timesteps[-1] >= 0 and timesteps[0] <= 1000
-    # a timestep tells the transformer its level, at most cut to an integer
+    # a timestep is 1000 times its sigma, at most truncated to an integer
     assert (np.abs(timesteps - 1000 * sigmas[:-1]) < 1.001).all()
     assert all(sigma == float(np.float32(sigma)) for sigma in schedule.sigmas)
 
@@ -43,7 +43,7 @@ def test_any_steps_and_shift_make_a_schedule(solver: str, steps: int, shift: flo
 
 @repeatable
 @given(SOLVER, SHIFTS, WHOLE)
-def test_any_whole_timesteps_make_a_schedule(
+def test_any_integer_timesteps_make_a_schedule(
     solver: str, shift: float, grid: Sequence[float]
 ) -> None:
     check(SOLVERS[solver].schedule(0, shift, grid), len(grid))
@@ -56,7 +56,7 @@ def test_any_whole_timesteps_make_a_schedule(
     st.floats() | st.integers(-40, 3).map(lambda power: 10.0**power),
     st.none() | GRIDS | st.lists(st.floats(), max_size=4),
 )
-def test_what_makes_no_schedule_is_refused_in_one_line(
+def test_an_invalid_schedule_is_a_one_line_error(
     solver: str, steps: int, shift: float, grid: Sequence[float] | None
 ) -> None:
     try:

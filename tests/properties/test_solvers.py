@@ -1,4 +1,4 @@
-"""Solvers on schedules of all kinds: their orders, straight lines, continued runs."""
+"""Solvers on arbitrary schedules: orders, straight lines, and resumed runs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ SHAPE = (2, 1, 2, 2)
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
-    """A schedule of any solver, from a number of steps or from a grid."""
+    """Draw a schedule of any solver, from a number of steps or from a grid."""
     solver = SOLVERS[draw(st.sampled_from(list(SOLVERS)))]
     shift = draw(st.floats(0.5, 20))
     if draw(st.booleans()):
@@ -32,7 +32,7 @@ def array(seed: int) -> mx.array:
 
 
 def advance(schedule: Schedule, step: int, before: Arrays, velocity: Any) -> Arrays:
-    """Take a step from what an entry has to what the next one has."""
+    """Take one step: compute the arrays of the next entry from `before`."""
     solver = SOLVERS[schedule.solver]
     latent, x0, state = solver.advance(before["latent"], velocity, schedule, step, before)
     return {"latent": latent, "x0": x0, **state}
@@ -41,7 +41,7 @@ def advance(schedule: Schedule, step: int, before: Arrays, velocity: Any) -> Arr
 def trajectory(
     schedule: Schedule, start: Arrays, first: int, velocity: Callable[[Any], Any]
 ) -> list[Arrays]:
-    """Take all steps from `first` on."""
+    """Run all steps from `first` on."""
     entries = [start]
     for step in range(first, schedule.steps):
         latent = entries[-1]["latent"]
@@ -73,23 +73,23 @@ def test_a_constant_velocity_is_followed_exactly(schedule: Schedule, seed: int) 
 
 @repeatable
 @given(schedules(), st.integers(0, 2**32), st.data())
-def test_a_run_continued_from_any_step_is_the_straight_run(
+def test_a_run_resumed_from_any_step_is_the_whole_run(
     schedule: Schedule, seed: int, data: st.DataObject
 ) -> None:
     def velocity(latent: mx.array) -> mx.array:
         return mx.sin(latent) - latent
 
-    straight = trajectory(schedule, {"latent": array(seed)}, 0, velocity)
+    whole = trajectory(schedule, {"latent": array(seed)}, 0, velocity)
     cut = data.draw(st.integers(1, schedule.steps))
-    kept = {name: mx.array(np.array(one)) for name, one in straight[cut - 1].items()}
-    for ours, theirs in zip(trajectory(schedule, kept, cut, velocity), straight[cut:], strict=True):
+    stored = {name: mx.array(np.array(one)) for name, one in whole[cut - 1].items()}
+    for ours, theirs in zip(trajectory(schedule, stored, cut, velocity), whole[cut:], strict=True):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 @repeatable
 @given(schedules(), st.integers(0, 2**32))
-def test_a_run_ends_at_its_last_clean_video(schedule: Schedule, seed: int) -> None:
+def test_a_run_ends_at_its_last_clean_latent(schedule: Schedule, seed: int) -> None:
     last = trajectory(schedule, {"latent": array(seed)}, 0, mx.cos)[-1]
     assert all(np.isfinite(np.array(one)).all() for one in last.values())
     np.testing.assert_allclose(last["latent"], last["x0"], rtol=1e-6, atol=1e-6)

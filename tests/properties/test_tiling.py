@@ -1,4 +1,4 @@
-"""Tiles of any size: they cover the film, and their weights add up to one."""
+"""Tiles of any size: they cover the video, and their weights sum to 1."""
 
 import itertools
 
@@ -23,13 +23,13 @@ def test_spans_cover_all_rows_in_order(size: int, tile: int, data: st.DataObject
 
 @repeatable
 @given(st.integers(1, 150), st.sampled_from([8, 16]), st.integers(2, 40), st.data())
-def test_weights_add_up_to_one_and_never_fall_below_nothing(
+def test_weights_sum_to_one_and_are_never_negative(
     size: int, stride: int, tile: int, data: st.DataObject
 ) -> None:
     overlap = data.draw(st.integers(1, tile // 2))
     total = np.zeros(size * stride)
-    for place, weights in tiling.ramps(size, stride, tile * stride, overlap * stride):
-        assert len(weights) == (place.stop - place.start) * stride
+    for span, weights in tiling.ramps(size, stride, tile * stride, overlap * stride):
+        assert len(weights) == (span.stop - span.start) * stride
         assert (weights >= 0).all()
-        total[place.start * stride : place.stop * stride] += weights
+        total[span.start * stride : span.stop * stride] += weights
     np.testing.assert_allclose(total, 1, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Sigmas and timesteps against the official samplers', and what is refused."""
+"""Sigmas and timesteps against the official code, and invalid schedules."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ DISTILLED = (1000.0, 750.0, 500.0, 250.0)
 
 @pytest.mark.parametrize(("steps", "shift"), RUNS)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_sigmas_and_timesteps_are_the_official_ones(solver: str, steps: int, shift: int) -> None:
+def test_sigmas_and_timesteps_match_the_official_code(solver: str, steps: int, shift: int) -> None:
     reference = golden("schedulers/schedulers")
     ours = SOLVERS[solver].schedule(steps, shift, None)
     name = f"{OFFICIAL[solver]}_{steps}_{shift}"
@@ -39,25 +39,27 @@ def test_sigmas_and_timesteps_are_the_official_ones(solver: str, steps: int, shi
         "wan21-i2v/e2e",
     ],
 )
-def test_timesteps_of_whole_runs_are_the_official_ones(run: str) -> None:
-    made = settings(run)
-    schedule = SOLVERS[made["solver"]].schedule(made["sampling_steps"], made["shift"], None)
+def test_timesteps_of_whole_runs_match_the_official_code(run: str) -> None:
+    official = settings(run)
+    schedule = SOLVERS[official["solver"]].schedule(
+        official["sampling_steps"], official["shift"], None
+    )
     np.testing.assert_array_equal(schedule.timesteps, golden(run)["timesteps"])
 
 
-def test_even_grid_is_the_schedule_without_grid() -> None:
+def test_an_even_grid_equals_the_schedule_without_a_grid() -> None:
     for solver in ("dpm++", "euler"):
         even = SOLVERS[solver].schedule(4, 5.0, None)
         assert SOLVERS[solver].schedule(50, 5.0, DISTILLED) == even
 
 
-def test_grid_of_unipc_starts_at_its_own_first_sigma() -> None:
+def test_a_grid_for_unipc_starts_at_its_own_first_sigma() -> None:
     schedule = SOLVERS["unipc"].schedule(4, 5.0, DISTILLED)
     assert schedule.sigmas[0] == SOLVERS["unipc"].schedule(4, 5.0, None).sigmas[0] < 1
     assert schedule.timesteps == (999.0, 937.0, 833.0, 625.0)
 
 
-def test_distilled_grid_is_pinned() -> None:
+def test_the_distilled_grid_is_pinned() -> None:
     assert SOLVERS["euler"].schedule(4, 5.0, DISTILLED).timesteps == (
         1000.0,
         937.5,
@@ -67,7 +69,7 @@ def test_distilled_grid_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_schedule_is_plain_float32_numbers(solver: str) -> None:
+def test_schedules_hold_plain_float32_numbers(solver: str) -> None:
     schedule = SOLVERS[solver].schedule(7, 3.0, None)
     assert json.loads(json.dumps(dataclasses.asdict(schedule)))["solver"] == solver
     assert all(value == float(np.float32(value)) for value in schedule.sigmas)
@@ -92,7 +94,7 @@ def test_schedule_is_plain_float32_numbers(solver: str) -> None:
         (2, 5.0, (float("nan"),), "got nan"),
     ],
 )
-def test_impossible_schedules_are_one_line_errors(
+def test_invalid_schedules_are_one_line_errors(
     steps: int, shift: float, grid: tuple[float, ...] | None, message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -101,11 +103,11 @@ def test_impossible_schedules_are_one_line_errors(
 
 
 def test_unipc_refuses_two_timesteps_above_its_start() -> None:
-    with pytest.raises(UsageError, match="neighbours are equal"):
+    with pytest.raises(UsageError, match="some are equal"):
         SOLVERS["unipc"].schedule(2, 5.0, (1000.0, 999.5))
 
 
-def test_planning_loads_no_mlx_and_naming_solvers_loads_no_numpy() -> None:
+def test_schedules_load_no_mlx_and_importing_solvers_loads_no_numpy() -> None:
     program = (
         "import sys; from wanpipe.sampling import SOLVERS; assert 'numpy' not in sys.modules\n"
         "for solver in SOLVERS.values(): solver.order(solver.schedule(4, 5.0, None), 1)\n"

@@ -1,4 +1,4 @@
-"""Trajectories against the official ones, and exact continuation from what is stored."""
+"""Trajectories against the official code, and exact resumption from stored arrays."""
 
 from collections.abc import Callable
 
@@ -19,12 +19,12 @@ def toy_velocity(latent: mx.array, sigma: float) -> mx.array:
     return 0.7 * latent - 0.35 * sigma
 
 
-def keep(arrays: Arrays) -> Arrays:
+def unchanged(arrays: Arrays) -> Arrays:
     return arrays
 
 
 def store(arrays: Arrays) -> Arrays:
-    """What comes back from disk."""
+    """Round-trip arrays through bytes, as an entry does."""
     loaded = {}
     for name, array in arrays.items():
         assert array.dtype == mx.float32, name
@@ -34,7 +34,7 @@ def store(arrays: Arrays) -> Arrays:
 
 
 def trajectory(
-    schedule: Schedule, noise: mx.array, between: Callable[[Arrays], Arrays] = keep
+    schedule: Schedule, noise: mx.array, between: Callable[[Arrays], Arrays] = unchanged
 ) -> list[Arrays]:
     solver = SOLVERS[schedule.solver]
     latent, state, entries = noise, {}, []
@@ -54,7 +54,7 @@ def noise() -> mx.array:
 
 @pytest.mark.parametrize(("steps", "shift"), [(10, 3), (4, 5), (2, 8), (1, 5)])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_trajectory_is_the_official_one(
+def test_trajectories_match_the_official_code(
     solver: str, steps: int, shift: int, noise: mx.array
 ) -> None:
     reference = golden("schedulers/schedulers")[f"{OFFICIAL[solver]}_{steps}_{shift}_traj"]
@@ -64,12 +64,12 @@ def test_trajectory_is_the_official_one(
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_run_cut_at_every_step_is_bit_for_bit_the_straight_run(
+def test_a_run_resumed_at_every_step_is_bit_for_bit_the_whole_run(
     solver: str, noise: mx.array
 ) -> None:
     schedule = SOLVERS[solver].schedule(9, 5.0, None)
-    straight, cut = trajectory(schedule, noise), trajectory(schedule, noise, store)
-    for ours, theirs in zip(straight, cut, strict=True):
+    whole, resumed = trajectory(schedule, noise), trajectory(schedule, noise, store)
+    for ours, theirs in zip(whole, resumed, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_array_equal(np.array(ours[name]), np.array(theirs[name]))
@@ -77,7 +77,7 @@ def test_run_cut_at_every_step_is_bit_for_bit_the_straight_run(
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_explicit_grid_stays_finite_and_ends_at_the_clean_video(
+def test_a_grid_stays_finite_and_ends_at_the_clean_latent(
     solver: str, grid: tuple[float, ...], noise: mx.array
 ) -> None:
     entries = trajectory(SOLVERS[solver].schedule(0, 5.0, grid), noise)
@@ -87,8 +87,8 @@ def test_explicit_grid_stays_finite_and_ends_at_the_clean_video(
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_straight_path_is_solved_exactly(solver: str, noise: mx.array) -> None:
-    # with a constant x0 the path from noise to video is a line, which every solver must follow
+def test_a_straight_path_is_solved_exactly(solver: str, noise: mx.array) -> None:
+    # with a constant x0 the path from noise to x0 is a line, which every solver must follow
     schedule = SOLVERS[solver].schedule(6, 3.0, None)
     clean, latent, state = 0.5 * mx.cos(noise), noise, {}
     for step, sigma in enumerate(schedule.sigmas[:-1]):
@@ -110,7 +110,7 @@ def test_orders_are_pinned(solver: str, orders: list[int]) -> None:
     assert SOLVERS[solver].order(SOLVERS[solver].schedule(1, 5.0, None), 0) == 1
 
 
-def test_only_unipc_stores_more_than_latent_and_x0(noise: mx.array) -> None:
+def test_only_unipc_has_state(noise: mx.array) -> None:
     stored = {
         name: sorted(trajectory(solver.schedule(3, 5.0, None), noise)[1])
         for name, solver in SOLVERS.items()

@@ -63,7 +63,7 @@ def test_keys_and_values_of_the_text_are_kept_for_blocks_in_memory_alone(
     for network in networks(directory / "model.safetensors", config.dit, mx.float32, []):
         seen = network.condition(mx.array(arrays["a_context"]))
         network(x, t, [seen])
-        counts.append(len(seen.kept))
+        counts.append(len(seen.kv_cache))
     assert counts == [config.dit.layers, 0]
 
 

@@ -1,1 +1,1 @@
-"""The device at work: its limits, CUDA kernels and their compiler, and BLAS on the CPU."""
+"""The hardware backends: device queries and limits, CUDA kernels, and BLAS on the CPU."""

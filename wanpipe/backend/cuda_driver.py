@@ -1,6 +1,6 @@
-"""What CUDA's driver is asked beside MLX: whether memory moves to where it is used, and to move it.
+"""Prefetches managed memory to the GPU through the CUDA driver API.
 
-Memory that the CPU writes for a GPU is managed: a page moves when the other side touches it.
+MLX allocates managed memory: a page migrates when the CPU or the GPU touches it.
 """
 
 import ctypes
@@ -8,15 +8,15 @@ from functools import cache
 
 import mlx.core as mx
 
-CONCURRENT_MANAGED_ACCESS = 89  # the attribute's number in the driver's cuda.h
-NON_BLOCKING = 1  # a stream that does not wait for the default one
-FEW = 1 << 20  # bytes that are not worth a call
-GPU = 0  # the number of the device that MLX computes on
+CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS in cuda.h
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
+MIN_PREFETCH = 1 << 20  # bytes; smaller arrays are not worth a call
+GPU = 0  # the device that MLX computes on
 
 
 @cache
 def driver() -> ctypes.CDLL | None:
-    """The driver's library, if there is one."""
+    """Load the driver's library; None if it is not installed or fails to initialize."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -25,8 +25,8 @@ def driver() -> ctypes.CDLL | None:
 
 
 @cache
-def moves_memory() -> bool:
-    """Whether memory moves to where it is used while both sides work: not in WSL, for one."""
+def migrates_memory() -> bool:
+    """Return whether pages migrate while CPU and GPU both work. They do not on WSL."""
     library, answer = driver(), ctypes.c_int(0)
     if library is None:
         return False
@@ -34,27 +34,27 @@ def moves_memory() -> bool:
     return not failed and answer.value == 1
 
 
-def move_to_gpu(array: mx.array) -> None:
-    """Begin to move what the CPU has read to the GPU, behind what that computes.
+def prefetch(array: mx.array) -> None:
+    """Start to migrate an array that the CPU has read to the GPU, while the GPU computes.
 
-    Without it a kernel waits for every page that it touches first: twice the time of a streamed
-    step. A hint, so whatever the driver answers is right: pages then move as they are touched.
-    Does nothing where memory does not move.
+    Without prefetching, a kernel waits for each page that it touches first, and a step with
+    streamed blocks takes twice as long. Errors of the driver are ignored: pages then migrate when
+    they are touched. Does nothing if memory does not migrate.
     """
     library = driver()
-    if library is None or not moves_memory() or array.nbytes < FEW:
+    if library is None or not migrates_memory() or array.nbytes < MIN_PREFETCH:
         return
-    context, stream = _beside(library)
+    context, stream = _context_and_stream(library)
     library.cuCtxSetCurrent(context)
-    # MLX's types do not tell that an array is a buffer
+    # MLX's type stubs do not declare that an array is a buffer
     first = ctypes.c_char.from_buffer(array)  # type: ignore[arg-type]
     start = ctypes.c_uint64(ctypes.addressof(first))
     library.cuMemPrefetchAsync(start, ctypes.c_size_t(array.nbytes), GPU, stream)
 
 
 @cache
-def _beside(library: ctypes.CDLL) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    """The context that MLX computes in, and a stream of its own for what moves."""
+def _context_and_stream(library: ctypes.CDLL) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """Return the primary context, which MLX uses, and a separate stream for prefetches."""
     context, stream = ctypes.c_void_p(), ctypes.c_void_p()
     library.cuDevicePrimaryCtxRetain(ctypes.byref(context), GPU)
     library.cuCtxSetCurrent(context)

@@ -1,6 +1,4 @@
-"""What MLX runs on here, and the dtype to compute in. Everything that asks about the backend asks
-it here.
-"""
+"""The device that MLX computes on: its kind, dtype and memory, and the provenance of results."""
 
 import ctypes
 import os
@@ -8,74 +6,74 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 
 from wanpipe.backend import cuda_driver
 
-# What the official code computes in float32 is so here: by default CUDA and the M5 multiply float32
-# with ten bits of mantissa.
+# float32 products keep full precision, as in the official code. By default, CUDA and the M5 use
+# TF32, with 10 bits of mantissa
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# CUDA keeps what operations read until their batch is done: by default 1000 million numbers on an
-# H100, several times what is alive. Here every large operation is a batch, at no cost in time.
+# CUDA keeps the inputs of operations until their batch is done: on an H100 up to 1000 million
+# values by default, several times the live arrays. This limit makes each large operation a batch,
+# and costs no time
 if mx.cuda.is_available():
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "16")
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
 
 def is_gpu() -> bool:
-    """Whether MLX computes on a GPU (Metal or CUDA) by default."""
+    """Return whether MLX's default device is a GPU (Metal or CUDA)."""
     return mx.default_device().type == mx.DeviceType.gpu
 
 
 def is_cuda() -> bool:
-    """Whether that GPU is NVIDIA's."""
+    """Return whether the default device is a CUDA GPU."""
     return is_gpu() and mx.cuda.is_available()
 
 
 def is_metal() -> bool:
-    """Whether that GPU is a Mac's."""
+    """Return whether the default device is a Metal GPU."""
     return is_gpu() and mx.metal.is_available()
 
 
 def is_unified() -> bool:
-    """Whether MLX computes in the host's memory, as on a Mac and on the CPU."""
+    """Return whether MLX computes in the host's memory, as on a Mac and on the CPU."""
     return not is_cuda()
 
 
 @cache
 def architecture() -> str:
-    """What NVIDIA's compiler calls the GPU: sm_90, for one."""
+    """Return the compute architecture of the GPU, such as sm_90."""
     return str(mx.device_info()["architecture"])
 
 
-def reader() -> mx.Device | None:
-    """Where MLX best reads files: on the CPU, in several threads, while a GPU computes.
+def load_device() -> mx.Device | None:
+    """Return the device for reading files: the CPU, which reads while a GPU computes.
 
-    None, its default, where CUDA does not move by itself what the CPU wrote. No operation may wait
-    for such an array on the GPU: CUDA's driver can keep the CPU from telling it that the array is
-    there until the GPU is done. So wait for it first, then `hand_over`.
+    Returns None, MLX's default, if CUDA cannot migrate memory that the CPU wrote. Evaluate the
+    array before any GPU operation depends on it: the driver may delay the CPU's completion event
+    until the GPU is idle, which would deadlock the stream. Then call `prefetch_to_gpu`.
     """
-    return mx.Device(mx.cpu, 0) if not is_cuda() or cuda_driver.moves_memory() else None
+    return mx.Device(mx.cpu, 0) if not is_cuda() or cuda_driver.migrates_memory() else None
 
 
-def hand_over(array: mx.array) -> None:
-    """Bring what the CPU has read to where it is computed, behind what is under way there."""
+def prefetch_to_gpu(array: mx.array) -> None:
+    """Start to move an array that the CPU has read to the GPU, while the GPU computes."""
     if is_cuda():
-        cuda_driver.move_to_gpu(array)
+        cuda_driver.prefetch(array)
 
 
 def compute_dtype(stored: str) -> str:
-    """The dtype of matrix products: the stored one on a GPU, float32 on the CPU, where bfloat16 is
-    slower.
+    """Return the dtype of matrix products: `stored` on a GPU, float32 on the CPU.
+
+    bfloat16 is slower on the CPU.
     """
     return stored if is_gpu() else "float32"
 
 
 def mlx_dtype(name: str) -> mx.Dtype:
-    """MLX's dtype of that name."""
+    """Return MLX's dtype called `name`."""
     dtype = getattr(mx, name)
     assert isinstance(dtype, mx.Dtype)
     return dtype
@@ -83,13 +81,16 @@ def mlx_dtype(name: str) -> mx.Dtype:
 
 @cache
 def recommended_memory() -> int:
-    """Bytes that this device recommends to use: the working set on Metal, else MLX's own limit."""
+    """Return the bytes that this device recommends to use.
+
+    This is the recommended working set on Metal, else MLX's default limit.
+    """
     return int(mx.device_info().get("max_recommended_working_set_size", mx.get_memory_limit()))
 
 
 @contextmanager
-def within(limit: int) -> Iterator[None]:
-    """Let MLX wait for what is under way before it takes more than `limit` bytes."""
+def memory_limit(limit: int) -> Iterator[None]:
+    """Make MLX wait for pending work before an allocation beyond `limit` bytes."""
     before = mx.set_memory_limit(limit)
     try:
         yield
@@ -98,39 +99,39 @@ def within(limit: int) -> Iterator[None]:
 
 
 def describe() -> str:
-    """The device in words, as noted in entries."""
+    """Return the name of the device, as recorded in entries."""
     if not is_gpu():
         return f"cpu ({platform.processor() or platform.machine()})"
     return str(mx.device_info().get("device_name", "gpu"))
 
 
-def made() -> dict[str, Any]:
-    """What every entry notes of its making: versions, device, peak bytes since the last call."""
+def provenance() -> dict[str, Any]:
+    """Return versions, device, and peak bytes since the last call, as recorded in every entry."""
     from wanpipe.runtime.version import version
 
     peak = mx.get_peak_memory()
     mx.reset_peak_memory()
     return {
         "wanpipe": version(),
-        "mlx": mx.__version__,  # type: ignore[attr-defined]  # not among MLX's types
+        "mlx": mx.__version__,  # type: ignore[attr-defined]  # missing in MLX's type stubs
         "device": describe(),
         "peak_bytes": peak,
-        **({"bits_by": bits_by()} if is_cuda() else {}),
+        **({"bits_by": numerics()} if is_cuda() else {}),
     }
 
 
-def bits_by() -> dict[str, Any]:
-    """What may change the bits of a result on CUDA and is in no key by policy: all stay close."""
+def numerics() -> dict[str, Any]:
+    """Return what may change the bits of a result on CUDA without changing its key."""
     return {
         "tf32": os.environ["MLX_ENABLE_TF32"] != "0",
         "cudnn": _cudnn_version(),
-        "grouped_keys": True,  # means beside the keys of long attention, `models.layers.evened`
+        "grouped_keys": True,  # keys of long attention are padded: `models.layers.pad_keys`
     }
 
 
 @cache
 def _cudnn_version() -> int | None:
-    """The version of the cuDNN that MLX has loaded, such as 92801; None where it has none."""
+    """Return the version of the cuDNN that MLX has loaded, such as 92801, or None."""
     try:
         return int(ctypes.CDLL("libcudnn.so.9").cudnnGetVersion())
     except (OSError, AttributeError):

@@ -1,33 +1,29 @@
-"""CUDA's compiler at run time (NVRTC), the one that MLX has loaded: a source to a kernel.
-
-`mx.fast.cuda_kernel` compiles through it too, but with headers that take it 2.5 s a kernel, in
-every process again. A source that includes nothing takes it 0.06 s.
-"""
+"""CUDA's runtime compiler (NVRTC), from the library that MLX loads."""
 
 import ctypes
 from functools import cache
 
 from wanpipe.errors import WanpipeError
 
-VERSIONS = (13, 12)  # of CUDA, as MLX is built for
+VERSIONS = (13, 12)  # of CUDA, for which MLX has builds
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The library that MLX brings. Raises WanpipeError where there is none."""
+    """Load the library that MLX installs. Raises WanpipeError if it is missing."""
     for version in VERSIONS:
         try:
             return ctypes.CDLL(f"libnvrtc.so.{version}")
         except OSError:
             continue
     wanted = " or ".join(f"libnvrtc.so.{version}" for version in VERSIONS)
-    raise WanpipeError(f"no {wanted} was found; install mlx[cuda13] again")
+    raise WanpipeError(f"no {wanted} was found; reinstall mlx[cuda13]")
 
 
 def compile(source: str, architecture: str) -> bytes:
-    """Compile C++ that includes nothing for an architecture such as sm_90: a cubin.
+    """Compile C++ without includes to a cubin for an architecture such as sm_90.
 
-    Raises WanpipeError with the compiler's words.
+    Raises WanpipeError with the compiler's log.
     """
     nvrtc, program = library(), ctypes.c_void_p()
     reference = ctypes.byref(program)
@@ -35,22 +31,22 @@ def compile(source: str, architecture: str) -> bytes:
     try:
         options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
         if nvrtc.nvrtcCompileProgram(program, 1, options):
-            said = _read("ProgramLog", program).decode().strip("\0\n")
-            raise WanpipeError(f"a CUDA kernel does not compile for {architecture}: {said}")
+            log = _read("ProgramLog", program).decode().strip("\0\n")
+            raise WanpipeError(f"a CUDA kernel does not compile for {architecture}: {log}")
         return _read("CUBIN", program)
     finally:
         nvrtc.nvrtcDestroyProgram(reference)
 
 
-def _read(what: str, program: ctypes.c_void_p) -> bytes:
-    """What NVRTC made of a program: its size is asked first."""
+def _read(name: str, program: ctypes.c_void_p) -> bytes:
+    """Read an output of a compiled program."""
     nvrtc, size = library(), ctypes.c_size_t()
-    _check(getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    _check(getattr(nvrtc, f"nvrtcGet{name}Size")(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
-    _check(getattr(nvrtc, f"nvrtcGet{what}")(program, buffer))
+    _check(getattr(nvrtc, f"nvrtcGet{name}")(program, buffer))
     return buffer.raw
 
 
 def _check(status: int) -> None:
     if status:
-        raise WanpipeError(f"CUDA's compiler answers with its status {status}; update MLX")
+        raise WanpipeError(f"NVRTC failed with status {status}; update MLX")

@@ -12,7 +12,7 @@ from wanpipe.denoising.request import Request
 from wanpipe.denoising.start import Start
 from wanpipe.models.config import HIGH, LOW, ModelConfig
 from wanpipe.runtime.documents import plain
-from wanpipe.sampling import SOLVERS, step_cache
+from wanpipe.sampling import SOLVERS, easy_cache
 from wanpipe.store import Entry, Recipe, key_of, material
 from wanpipe.store.schema import Step
 
@@ -102,7 +102,7 @@ def plan_step(
     rule = None
     if settings.step_cache is not None:
         since = steps_since_reset(made, before)
-        rule = step_cache.rule(settings.step_cache, schedule.steps, since)
+        rule = easy_cache.rule(settings.step_cache, schedule.steps, since)
         made = material("denoise", **fields, step_cache=rule)  # absent without a step cache
     return PlannedStep(
         recipe=Recipe(material=made, inputs=request.roles, step=number, parent=parent),

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
-from wanpipe.backend.device import compute_dtype, mlx_dtype, within
+from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.denoising.chain import PlannedStep, texts_at
 from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.pipeline.budget import ExpertPlan
-from wanpipe.sampling.guidance import guided
+from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora import Fit
@@ -97,10 +97,10 @@ class Denoiser:
         conditions = [self.condition(network, text) for text in texts_at(guide_scale)]
         plan = self.plans[step.expert]
         turns = [[condition] for condition in conditions] if plan.sequential_cfg else [conditions]
-        with within(plan.limit):
+        with memory_limit(plan.limit):
             y = self.conditioning.condition
             velocities = [one for turn in turns for one in network(latent, times, turn, y)]
             negative = None if guide_scale == 1.0 else velocities[1]
-            velocity = guided(velocities[0], negative, guide_scale)
+            velocity = apply_guidance(velocities[0], negative, guide_scale)
             mx.eval(velocity)
         return velocity

@@ -9,7 +9,7 @@ from wanpipe.denoising.chain import PlannedStep
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.trajectory import Trajectory
 from wanpipe.pipeline.budget import ExpertPlan
-from wanpipe.sampling import SOLVERS, step_cache
+from wanpipe.sampling import SOLVERS, easy_cache
 from wanpipe.store import Draft, Publisher, Store
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Sampler:
             import mlx.core as mx
             import numpy as np
 
-            from wanpipe.backend.device import made
+            from wanpipe.backend.device import provenance
 
             state = self.state_before(step, trajectory, publisher)
             arrays, ran = self.advance(step, state)
@@ -86,7 +86,7 @@ class Sampler:
                 if not ran:
                     event = step.recipe.event()
                     self.store.report.event("skipped", component=step.expert, **event)
-            return made() | noted
+            return provenance() | noted
 
         return fill
 
@@ -95,7 +95,7 @@ class Sampler:
         settings, conditioning = self.request.settings, self.denoiser.conditioning
         latent = conditioning.blend(state["latent"])
         rule = None if step.ends else step.cache_rule
-        velocity = step_cache.reuse(latent, rule, state) if rule else None
+        velocity = easy_cache.reuse(latent, rule, state) if rule else None
         ran = velocity is None
         if velocity is None:
             velocity = self.denoiser.velocity(latent, step)
@@ -105,7 +105,7 @@ class Sampler:
         moved = conditioning.blend(moved)
         if rule:
             computed = velocity if ran else None
-            after = after | step_cache.remember(latent, computed, moved, rule, state)
+            after = after | easy_cache.update_state(latent, computed, moved, rule, state)
         return {"latent": moved, "x0": x0} | {f"solver/{name}": a for name, a in after.items()}, ran
 
     def state_before(

@@ -15,8 +15,8 @@ from wanpipe.models.config import ModelConfig
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.runtime.documents import DocumentError, convert, plain
 from wanpipe.sampling import SOLVERS
+from wanpipe.sampling.easy_cache import MIN_STEPS
 from wanpipe.sampling.schedule import Schedule
-from wanpipe.sampling.step_cache import LEAST_STEPS
 from wanpipe.store import Entry, Settings
 from wanpipe.weights.model import Model
 
@@ -144,9 +144,9 @@ def check_trim(trim: int) -> None:
     """Raise UsageError for an invalid number of frames to trim."""
     if trim < 0:
         raise UsageError(f"trim-first-frames must not be negative, got {trim}; use 0 or more")
-    if trim > geometry.LONGEST:
+    if trim > geometry.MAX_FRAMES:
         raise UsageError(
-            f"trim-first-frames must be at most {geometry.LONGEST}, got {trim}; use 1 or 2"
+            f"trim-first-frames must be at most {geometry.MAX_FRAMES}, got {trim}; use 1 or 2"
         )
 
 
@@ -180,10 +180,10 @@ def check_step_cache(settings: Settings) -> None:
             f"step-cache must be above 0 and at most 1, got {threshold:g}; use 0.02 to 0.1, or 0 "
             "to compute every step"
         )
-    if steps < LEAST_STEPS:
+    if steps < MIN_STEPS:
         grid = " in --timesteps" if settings.timesteps else ""
         raise UsageError(
-            f"step-cache needs {LEAST_STEPS} steps or more, because fewer differ too much to be "
+            f"step-cache needs {MIN_STEPS} steps or more, because fewer differ too much to be "
             f"reused, got {steps}{grid}; leave --step-cache out"
         )
 

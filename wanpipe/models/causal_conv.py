@@ -1,8 +1,8 @@
-"""The convolutions of both VAEs, and the frames that each leaves for the next chunk.
+"""The convolutions of both VAEs, and the cache that connects one chunk of frames to the next.
 
-Works on one chunk of frames at a time, channels last (T, H, W, C), without a batch axis. What a
-chunk leaves is handed on in a `Past`; no layer remembers anything itself.
-Official sources: wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2), `CausalConv3d`.
+Layers take one chunk at a time, channels last (T, H, W, C), without a batch axis. They hold no
+state: the frames that the next chunk needs are kept in a `CausalCache`.
+Source: wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2), `CausalConv3d`.
 """
 
 from collections import deque
@@ -13,152 +13,153 @@ from operator import add
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.backend import blas, kernels
+from wanpipe.backend import blas, cuda_kernels
 from wanpipe.backend.device import is_cuda, is_gpu
 from wanpipe.errors import UsageError
-from wanpipe.models.blocks import Paced, unpaced
+from wanpipe.models.execution import BoundedEval, defer_eval
 from wanpipe.models.layers import fused
-from wanpipe.models.vae_sizes import NARROW
+from wanpipe.models.tuning import stacks_frames
 
-LARGEST_INPUT = 1_500_000_000  # elements; Metal's convolutions go wrong silently somewhere above
+# elements; above about 2e9, Metal's convolutions return wrong values without an error
+LARGEST_INPUT = 1_500_000_000
 Padding = tuple[tuple[int, int], ...]
 SAME: Padding = ((1, 1), (1, 1))
 
 
-class Past:
-    """The last input frames of every causal layer of one video, in the order in which layers run.
+class CausalCache:
+    """A queue of the last input frames of every causal layer, in the order in which layers run.
 
-    A chunk takes from the front what the chunk before it left, and leaves its own at the back.
-    One is made for each video and handed to every layer; `lazy` leaves evaluation to the caller.
+    Create one per video and pass it to every layer. Each chunk pops the frames of the previous
+    chunk from the front and appends its own at the back (`feat_cache` in the official code).
+    With `lazy`, evaluation is left to the caller.
     """
 
     def __init__(self, lazy: bool = False) -> None:
-        self.first, self.lazy = True, lazy
-        self._pace = unpaced if lazy else Paced()
+        self.first, self.lazy = True, lazy  # `first`: no chunk has been finished
+        self._evaluate = defer_eval if lazy else BoundedEval()
         self._frames: deque[mx.array] = deque()
-        self._left = 0  # arrays left so far, over all chunks
+        self._appended = 0  # arrays appended over all chunks
+        # run_cached: the last input, and the leading layers whose output is constant
         self._input: mx.array | None = None
-        self._settled, self._skipped, self._result = 0, 0, mx.array(0)
+        self._constant, self._skipped, self._output = 0, 0, mx.array(0)
 
     @cached_property
-    def later(self) -> "Past":
-        """The past of layers that run more often than those before them, once for each piece."""
-        return Past(self.lazy)
+    def nested(self) -> "CausalCache":
+        """The cache of layers that run several times per chunk, once for each piece of it."""
+        return CausalCache(self.lazy)
 
-    def before(self, x: mx.array, count: int) -> mx.array:
-        """Take the `count` frames that the previous chunk left before `x`, zeros in the first."""
+    def pop(self, x: mx.array, count: int) -> mx.array:
+        """Pop the `count` frames that precede `x`; zeros in the first chunk."""
         return mx.zeros((count, *x.shape[1:]), x.dtype) if self.first else self._frames.popleft()
 
-    def join(self, x: mx.array, count: int) -> mx.array:
-        """Put the last `count` frames of the previous chunk before `x`, and leave those of `x`."""
-        joined = mx.concatenate([self.before(x, count), x])
-        self.keep(joined[-count:])
-        return joined
-
-    def keep(self, frames: mx.array) -> None:
-        """Leave `frames` for the next chunk."""
+    def append(self, frames: mx.array) -> None:
+        """Append `frames` for the next chunk."""
         # contiguous: a slice would hold the whole chunk in memory until the next one
         self._frames.append(mx.contiguous(frames))
-        self._left += 1
+        self._appended += 1
+
+    def concat(self, x: mx.array, count: int) -> mx.array:
+        """Prepend the `count` cached frames to `x`, and cache the last `count` frames of both."""
+        joined = mx.concatenate([self.pop(x, count), x])
+        self.append(joined[-count:])
+        return joined
 
     def run(self, layers: Iterable["Layer"], x: mx.array) -> mx.array:
-        """Apply `layers` in turn, each evaluated before the next, so that none's work piles up."""
+        """Apply `layers` in order, and evaluate after each to bound the pending work."""
         for layer in layers:
-            x = self.evaluated(layer(x, self))
+            x = self.evaluate(layer(x, self))
         return x
 
-    def run_still(self, layers: Sequence["Layer"], x: mx.array) -> mx.array:
-        """Do as `run`, but skip what cannot change where `x` is the very array of the last chunk.
+    def run_cached(self, layers: Sequence["Layer"], x: mx.array) -> mx.array:
+        """Apply `layers` as `run` does, but reuse outputs while `x` is the same array as before.
 
-        A layer whose input stands still has settled when it leaves the frames that it found: all
-        that follows is what it gave, bit for bit. That is so from the first layer on.
+        When a layer's input repeats and its cached frames no longer change, its output is constant
+        from then on, so it is reused, bit for bit. The first layer becomes constant first.
         """
-        still, self._input = x is self._input, x
-        if not still:
-            self._settled = self._skipped = 0
-        elif self._settled:
-            x = self._result
+        repeated, self._input = x is self._input, x
+        if not repeated:
+            self._constant = self._skipped = 0
+        elif self._constant:
+            x = self._output
             self._frames.rotate(-self._skipped)
-        for layer in layers[self._settled :]:
-            found, left = tuple(self._frames) if still else (), self._left
-            x = self.evaluated(layer(x, self))
-            count = self._left - left
-            now = tuple(self._frames)[len(self._frames) - count :]
-            still = still and all(map(mx.array_equal, found, now))
-            if still:
-                self._settled, self._skipped, self._result = (
-                    self._settled + 1,
-                    self._skipped + count,
-                    x,
-                )
+        for layer in layers[self._constant :]:
+            before, appended = tuple(self._frames) if repeated else (), self._appended
+            x = self.evaluate(layer(x, self))
+            count = self._appended - appended
+            after = tuple(self._frames)[len(self._frames) - count :]
+            repeated = repeated and all(map(mx.array_equal, before, after))
+            if repeated:
+                self._constant += 1
+                self._skipped += count
+                self._output = x
         return x
 
-    def evaluated(self, x: mx.array) -> mx.array:
-        """Evaluate `x` and the frames that its layers leave, and return it."""
-        # frames first: as long as one waits for its copy, what it is copied from stays in memory
-        self._pace(*self._frames, x)
+    def evaluate(self, x: mx.array) -> mx.array:
+        """Evaluate `x` and all cached frames, and return `x`."""
+        # frames first: while one waits for its copy, the array that it is copied from stays alive
+        self._evaluate(*self._frames, x)
         return x
 
-    def end(self, x: mx.array) -> mx.array:
-        """Evaluate `x`, the result of a chunk, and return it; the next chunk is not the first."""
+    def finish(self, x: mx.array) -> mx.array:
+        """Evaluate `x`, the output of a chunk, and return it; later chunks are not the first."""
         if not self.lazy:
             mx.eval(*self._frames, x)
-        self.first = self.later.first = False
+        self.first = self.nested.first = False
         return x
 
 
-Layer = Callable[[mx.array, Past], mx.array]
+Layer = Callable[[mx.array, CausalCache], mx.array]
 
 
-def summed(*terms: mx.array, dtype: mx.Dtype) -> mx.array:
-    """Add all `terms` in float32, of which some may be biases (C) of all positions."""
-    if is_cuda() and kernels.fits(terms[0]):
-        return kernels.summed([term.astype(dtype) for term in terms])
-    return _summed(*terms, dtype=dtype)
+def sum_terms(*terms: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Add `terms` in float32 and return `dtype`. A term may be a bias (C) for all positions."""
+    if is_cuda() and cuda_kernels.has_whole_vectors(terms[0]):
+        return cuda_kernels.sum_terms([term.astype(dtype) for term in terms])
+    return _sum_terms(*terms, dtype=dtype)
 
 
 @fused
-def _summed(*terms: mx.array) -> mx.array:
+def _sum_terms(*terms: mx.array) -> mx.array:
     return reduce(add, terms)
 
 
 def convolve(x: mx.array, weight: mx.array, stride: tuple[int, ...], padding: Padding) -> mx.array:
-    """Convolve (T, Y, X, C) with (O, *K, C), K over rows and columns, or over frames too.
+    """Convolve (T, Y, X, C) with (O, *kernel, C) over rows and columns, or over frames as well.
 
-    Raises UsageError where the input is larger than every backend can take.
+    Raises UsageError if the input is larger than every backend supports.
     """
     if x.size > LARGEST_INPUT:
         raise UsageError(
             f"a convolution of the VAE takes at most {LARGEST_INPUT} values, got {x.size}; "
             "make width or height smaller"
         )
-    flat = weight.ndim == 4  # rows and columns only: frames are the batch
+    is_2d = weight.ndim == 4  # frames are the batch
     if not is_gpu():
-        if flat:
+        if is_2d:
             weight, stride, padding = weight[:, None], (1, *stride), ((0, 0), *padding)
         return blas.convolve(x, weight, stride, padding)
     low, high = [side[0] for side in padding], [side[1] for side in padding]
-    y = mx.conv_general(x if flat else x[None], weight, stride, (low, high))
-    return y if flat else y.squeeze(0)
+    y = mx.conv_general(x if is_2d else x[None], weight, stride, (low, high))
+    return y if is_2d else y.squeeze(0)
 
 
 @fused
-def scaled(x: mx.array, gamma: mx.array) -> mx.array:
+def scale(x: mx.array, gamma: mx.array) -> mx.array:
     """Multiply by `gamma`."""
     return x * gamma
 
 
 @fused
-def activated(x: mx.array, gamma: mx.array) -> mx.array:
+def scale_silu(x: mx.array, gamma: mx.array) -> mx.array:
     """Multiply by `gamma`, then apply SiLU."""
     x = x * gamma
     return x * mx.sigmoid(x)
 
 
 class Norm(nn.Module):
-    """Scale each pixel's channels to the norm sqrt(C), then by `gamma` (`RMS_norm`), then activate.
+    """Scale each position's channels to an L2 norm of sqrt(C), then by `gamma` (`RMS_norm`).
 
-    `silu` says whether to activate. Computed in float32; returns the dtype of `x`.
+    With `silu`, SiLU follows. Computes in float32 and returns the dtype of `x`.
     """
 
     def __init__(self, dim: int, silu: bool = True) -> None:
@@ -167,26 +168,26 @@ class Norm(nn.Module):
         self.silu = silu
 
     def __call__(self, x: mx.array) -> mx.array:
-        # the reference divides by max(norm, 1e-12); beside a mean square that is 1e-24 / C
+        # the reference divides by max(norm, 1e-12); added to a mean square, that is 1e-24 / C
         y = mx.fast.rms_norm(x, None, 1e-24 / x.shape[-1])
         if not self.silu:
-            return scaled(y, self.gamma, dtype=x.dtype)
+            return scale(y, self.gamma, dtype=x.dtype)
         if is_gpu():
-            return activated(y, self.gamma, dtype=x.dtype)
-        return blas.silu(scaled(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
+            return scale_silu(y, self.gamma, dtype=x.dtype)
+        return blas.silu(scale(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
 
-    def join(self, before: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Put two frames, already normed, before the norm of x; give that and its last two."""
-        if is_cuda() and kernels.fits(x):
-            return kernels.norm_join(before, x, self.gamma, stacked=False)
-        # the last two apart: what is left for the next chunk needs no copy
+    def concat(self, before: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Prepend two normed frames to the norm of x; return the result and its last two frames."""
+        if is_cuda() and cuda_kernels.has_whole_vectors(x):
+            return cuda_kernels.norm_concat(before, x, self.gamma, stacked=False)
+        # the last two frames separately, so that caching them needs no copy
         parts = [self(x[:-2]), self(x[-2:])] if len(x) > 2 else [self(x)]
         joined = mx.concatenate([before, *parts])
         return joined, parts[-1] if len(parts[-1]) == 2 else joined[-2:]
 
 
-class Kernel(nn.Module):
-    """A kernel with bias, its stride and padding, for rows and columns, or for time too."""
+class ConvBase(nn.Module):
+    """The weight, bias, stride and padding of a convolution in two or three dimensions."""
 
     def __init__(
         self,
@@ -201,67 +202,68 @@ class Kernel(nn.Module):
         self.bias = mx.zeros((outputs,))
         self.stride, self.padding = stride, padding
 
-    def products(self, x: mx.array) -> mx.array:
-        """Convolve without the bias, which the caller adds with what else there is to add."""
+    def without_bias(self, x: mx.array) -> mx.array:
+        """Convolve without the bias, which the caller adds together with other terms."""
         return convolve(x, self.weight, self.stride, self.padding)
 
 
-class Conv(Kernel):
+class Conv(ConvBase):
     """A convolution with bias."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        return summed(self.products(x), self.bias, dtype=x.dtype)
+        return sum_terms(self.without_bias(x), self.bias, dtype=x.dtype)
 
 
-class CausalConv(Kernel):
-    """A 3x3x3 convolution that sees two frames before each frame, none after (`CausalConv3d`)."""
+class CausalConv(ConvBase):
+    """A 3x3x3 convolution that sees the two frames before each frame (`CausalConv3d`)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (3, 3, 3), (1, 1, 1), ((0, 0), *SAME))
-        self._stacked = Derived(stacked)  # the underscore keeps it out of the parameters
+        self._stacked = DerivedWeight(stack_frames)  # the underscore: not a parameter
 
     def __call__(
         self,
         x: mx.array,
-        past: Past,
+        cache: CausalCache,
         norm: Norm | None = None,
         residual: mx.array | None = None,
     ) -> mx.array:
-        """Convolve a chunk, after `norm` if there is one, and add `residual`, if there is one."""
+        """Convolve a chunk after the optional `norm`, and add the optional `residual`."""
         if norm is None:
-            y = self._products(past.join(x, 2), past)
-        elif past.first or not (self.narrow and kernels.fits(x)):
-            joined, left = norm.join(past.before(x, 2), x)
-            past.keep(left)
-            y = self._products(past.evaluated(joined), past)
+            y = self._convolve(cache.concat(x, 2), cache)
+        elif cache.first or not (self.stacks_frames and cuda_kernels.has_whole_vectors(x)):
+            joined, last = norm.concat(cache.pop(x, 2), x)
+            cache.append(last)
+            y = self._convolve(cache.evaluate(joined), cache)
         else:
-            joined, left = kernels.norm_join(past.before(x, 2), x, norm.gamma, stacked=True)
-            past.keep(left)
-            y = convolve(past.evaluated(joined), self._stacked(self.weight), (1, 1), SAME)
+            joined, last = cuda_kernels.norm_concat(cache.pop(x, 2), x, norm.gamma, stacked=True)
+            cache.append(last)
+            y = convolve(cache.evaluate(joined), self._stacked(self.weight), (1, 1), SAME)
         terms = (y, self.bias) if residual is None else (y, residual, self.bias)
-        return summed(*terms, dtype=y.dtype)
+        return sum_terms(*terms, dtype=y.dtype)
 
     @property
-    def narrow(self) -> bool:
-        """Whether it is better computed with three frames as channels of one."""
+    def stacks_frames(self) -> bool:
+        """Whether this device is faster with the three frames stacked as channels."""
         outputs, *_, inputs = self.weight.shape
-        return is_cuda() and inputs < NARROW <= 2 * outputs
+        return is_cuda() and stacks_frames(inputs, outputs)
 
-    def _products(self, joined: mx.array, past: Past) -> mx.array:
-        if past.first and len(joined) == 3:
-            # before a video's first frame there are zeros, which two thirds of the kernel would see
+    def _convolve(self, joined: mx.array, cache: CausalCache) -> mx.array:
+        if cache.first and len(joined) == 3:
+            # two thirds of the kernel would see only the zeros before the first frame
             return convolve(joined[2:], self.weight[:, 2:], self.stride, self.padding)
-        return self.products(joined)
+        return self.without_bias(joined)
 
 
-def stacked(weight: mx.array) -> mx.array:
+def stack_frames(weight: mx.array) -> mx.array:
     """Turn a kernel (O, 3, 3, 3, C) over frames into one (O, 3, 3, 3 * C) over their channels."""
     outputs, *_, inputs = weight.shape
+    # (O, 3, 3, 3 * C)
     return mx.contiguous(weight.transpose(0, 2, 3, 1, 4).reshape(outputs, 3, 3, 3 * inputs))
 
 
-class Derived:
-    """What follows from a weight, made once for as long as the weight is the same."""
+class DerivedWeight:
+    """Cache an array that is computed from a weight, until the weight is replaced."""
 
     def __init__(self, derive: Callable[[mx.array], mx.array]) -> None:
         self.derive = derive
@@ -276,7 +278,7 @@ class Derived:
 
 
 class TimeConv(Conv):
-    """A convolution over three frames, pixel by pixel; the frames before are already joined."""
+    """A convolution of each position over three frames; the input includes the cached frames."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, (3, 1, 1), (stride, 1, 1), ((0, 0),) * 3)

@@ -1,6 +1,6 @@
-"""CLIP's vision tower up to its last but one block: the image tokens that Wan2.1 I2V attends to.
+"""CLIP's vision tower without its last block: the image tokens that Wan2.1 I2V attends to.
 
-One image at a time. Follows wan/modules/clip.py (VisionTransformer) of the official code.
+Takes one image at a time. Source: wan/modules/clip.py, `VisionTransformer`.
 """
 
 import mlx.core as mx
@@ -14,16 +14,16 @@ from wanpipe.models.layers import (
     gelu_exact,
     layer_norm,
     matmul_dtype,
-    patches,
     split_heads,
+    to_patches,
 )
 from wanpipe.runtime import interrupt
 
-EPS = 1e-5  # of every norm
+EPS = 1e-5  # of all norms
 
 
 class Attention(nn.Module):
-    """Attention among the image's tokens."""
+    """Attention among the image tokens (`SelfAttention`)."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed forward, each behind a norm, around a float32 residual stream."""
+    """Attention and feed-forward with pre-norm on a float32 stream (`AttentionBlock`)."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Image to tokens; has one block less than `config.layers`."""
+    """Encode an image to tokens, with one block less than `config.layers`."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class CLIP(nn.Module):
         self.blocks = [Block(config) for _ in range(config.layers - 1)]
 
     def __call__(self, image: mx.array) -> mx.array:
-        """Give tokens (257, D), float32, of an image (Y, X, 3) that `image.clip_pixels` made."""
+        """Encode an image (Y, X, 3) from `image.clip_pixels` to tokens (257, D), float32."""
         patch = self.config.patch
         video = image.astype(mx.float32).transpose(2, 0, 1)[:, None]  # (C, F, H, W)
-        x = self.patch_embedding(patches(video, (1, patch, patch)))
+        x = self.patch_embedding(to_patches(video, (1, patch, patch)))
         x = mx.concatenate([self.cls_embedding[None], x]) + self.pos_embedding
         x = layer_norm(x, self.pre_norm, mx.float32)
         for block in self.blocks:

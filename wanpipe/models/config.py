@@ -1,8 +1,7 @@
-"""What a model is: dimensions of its networks, defaults of its family, and the config.json that
-names its components.
+"""Model configs: dimensions of the networks, defaults of the variants, and config.json.
 
-Every document says what it takes, and which of its numbers must agree. Knows nothing of files but
-config.json, and loads no array library.
+Each document validates its own values and how they agree. Reads no file but config.json, and loads
+no array library.
 """
 
 from collections.abc import Iterator
@@ -25,42 +24,43 @@ from wanpipe.runtime.documents import (
 
 SCHEMA: Literal[1] = 1
 Patch = tuple[Literal[1], Literal[2], Literal[2]]
-PATCH: Patch = (1, 2, 2)  # frames, rows and columns of a latent that make one token
 HIGH, LOW = "high_noise_model", "low_noise_model"
 EXPERTS = ("model", LOW, HIGH)
-LARGEST = 1 << 53  # of guidance and shift: up to here a float holds every whole number
-IMAGE_SIDE: Literal[224] = 224  # pixels that an image has for CLIP
-CHANNELS = {"2.1": 16, "2.2": 48}  # of the latents of each VAE
+PATCH: Patch = (1, 2, 2)  # latent frames, rows and columns per token
+MAX_SCALE = 1 << 53  # of guidance and shift: up to here a float holds every whole number
+IMAGE_SIDE: Literal[224] = 224  # pixels per side of an image for CLIP
+CHANNELS = {"2.1": 16, "2.2": 48}  # latent channels of each VAE
+# Architecture of both VAEs: `dim_mult` and `temperal_downsample` of the official code
+DIM_MULT = (1, 2, 4, 4)  # channels of each level, in units of the base width
+TEMPORAL_DOWNSAMPLE = (False, True, True)  # whether the next level halves the frame rate
 
 Task = Literal["t2v", "i2v", "ti2v"]
 Version = Literal["2.1", "2.2"]
 Dtype = Literal["bfloat16", "float16", "float32"]
-Width = Annotated[int, Meta(gt=0, le=1 << 20)]
+Size = Annotated[int, Meta(gt=0, le=1 << 20)]
 Layers = Annotated[int, Meta(gt=0, le=256)]
-# an integer stays one: what 0.1.0 hashed and wrote stays as it was
+# integers stay integers, so that keys and files of 0.1.0 do not change
 Guidance = (
-    Annotated[int, Meta(ge=-LARGEST, le=LARGEST)] | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+    Annotated[int, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
+    | Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
 )
-Shift = Annotated[int, Meta(gt=0, le=LARGEST)] | Annotated[float, Meta(gt=0, le=LARGEST)]
-
-
-LONG = 1e12  # operations of a product: 1.4 ms of an H100
+Shift = Annotated[int, Meta(gt=0, le=MAX_SCALE)] | Annotated[float, Meta(gt=0, le=MAX_SCALE)]
 
 
 class DiTConfig(Document, frozen=True, kw_only=True):
-    """Dimensions of one expert. `clip_dim` is the width of CLIP's tokens (Wan2.1 I2V only)."""
+    """Dimensions of one expert. `clip_dim` is the width of CLIP tokens (Wan2.1 I2V only)."""
 
-    dim: Width
-    ffn_dim: Width
-    heads: Width
+    dim: Size
+    ffn_dim: Size
+    heads: Size
     layers: Layers
-    in_dim: Width
-    out_dim: Width
-    freq_dim: Width = 256
-    text_dim: Width = 4096
-    text_len: Width = 512
+    in_dim: Size
+    out_dim: Size
+    freq_dim: Size = 256
+    text_dim: Size = 4096
+    text_len: Size = 512
     eps: Annotated[float, Meta(gt=0, le=1)] = 1e-6
-    clip_dim: Width | None = None
+    clip_dim: Size | None = None
     patch: Patch = PATCH
 
     def __post_init__(self) -> None:
@@ -71,26 +71,15 @@ class DiTConfig(Document, frozen=True, kw_only=True):
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
 
-    @staticmethod
-    def portion(tokens: int) -> int:
-        """How many of so many tokens feed forward at a time: a quarter, where that fills a GPU."""
-        return -(-tokens // 4) if tokens >= 8192 else tokens
-
-    def ahead(self, tokens: int) -> int:
-        """How many stretches of work are begun ahead with so many tokens: one, where a product
-        takes longer than a host that has slept takes to wake and to begin what follows.
-        """
-        return 1 if 2 * tokens * self.dim**2 > LONG else 3
-
 
 class T5Config(Document, frozen=True, kw_only=True):
     """Dimensions of the umT5 encoder."""
 
-    vocab: Width
-    dim: Width
-    attention_dim: Width
-    ffn_dim: Width
-    heads: Width
+    vocab: Size
+    dim: Size
+    attention_dim: Size
+    ffn_dim: Size
+    heads: Size
     layers: Layers
     buckets: Annotated[int, Meta(ge=4, le=256)] = 32
 
@@ -102,11 +91,11 @@ class T5Config(Document, frozen=True, kw_only=True):
 
 
 class CLIPConfig(Document, frozen=True, kw_only=True):
-    """Dimensions of CLIP's vision tower (ViT-H/14 officially); its last block is never used."""
+    """Dimensions of CLIP's vision tower (officially ViT-H/14). Its last block is never used."""
 
-    dim: Width
-    ffn_dim: Width
-    heads: Width
+    dim: Size
+    ffn_dim: Size
+    heads: Size
     layers: Layers
     patch: Annotated[int, Meta(gt=0, le=IMAGE_SIDE)] = 14
     size: Literal[224] = IMAGE_SIDE
@@ -119,12 +108,12 @@ class CLIPConfig(Document, frozen=True, kw_only=True):
 
 
 class VAEConfig(Document, frozen=True, kw_only=True):
-    """Dimensions of the causal VAE; `version` picks the Wan2.1 or the Wan2.2 architecture."""
+    """Dimensions of the causal VAE. `version` selects the Wan2.1 or the Wan2.2 architecture."""
 
     version: Version
-    encoder_dim: Width
-    decoder_dim: Width
-    z_dim: Width
+    encoder_dim: Size
+    decoder_dim: Size
+    z_dim: Size
 
     def __post_init__(self) -> None:
         if self.z_dim != CHANNELS[self.version]:
@@ -135,36 +124,32 @@ class VAEConfig(Document, frozen=True, kw_only=True):
 
     @property
     def stride(self) -> tuple[int, int, int]:
-        """Pixels per latent along time, rows and columns."""
+        """Pixels per latent position along frames, rows and columns."""
         return (4, 8, 8) if self.version == "2.1" else (4, 16, 16)
 
     @property
-    def side(self) -> int:
-        """Pixels along a side of what the network takes as one position."""
+    def patch_size(self) -> int:
+        """Pixels along a side of one input position of the encoder (`patchify`)."""
         return self.stride[1] // 8
 
 
 class Defaults(Document, frozen=True, kw_only=True):
-    """What a run of this model uses where the user says nothing. `guide_scale` is (low noise, high
-    noise).
-    """
+    """Default settings of a run. `guide_scale` is (low noise, high noise)."""
 
-    width: Annotated[int, Meta(gt=0, le=geometry.LARGEST)]
-    height: Annotated[int, Meta(gt=0, le=geometry.LARGEST)]
-    num_frames: Annotated[int, Meta(gt=0, le=geometry.LONGEST)]
+    width: Annotated[int, Meta(gt=0, le=geometry.MAX_SIDE)]
+    height: Annotated[int, Meta(gt=0, le=geometry.MAX_SIDE)]
+    num_frames: Annotated[int, Meta(gt=0, le=geometry.MAX_FRAMES)]
     fps: Annotated[int, Meta(gt=0, le=240)]
     steps: Annotated[int, Meta(gt=0, le=1000)]
     guide_scale: tuple[Guidance, Guidance]
     shift: Shift
     negative_prompt: Annotated[str, Meta(max_length=1 << 17, pattern=r"^[^\0]*\Z")]
-    # fraction of 1000 from which on the high-noise expert acts
+    # the high-noise expert runs from this fraction of 1000 timesteps on
     boundary: Annotated[float, Meta(gt=0, lt=1)] | None = None
 
 
 class Variant(Document, frozen=True, kw_only=True):
-    """One member of the Wan family: how it is called, what it takes, its defaults as the official
-    configs have them.
-    """
+    """One model of the Wan family: its name, VAE version, task and official defaults."""
 
     name: str
     version: Version
@@ -196,9 +181,8 @@ def _variant(
     return Variant(name=name, version=name[3:6], task=task, defaults=defaults)  # type: ignore[arg-type]
 
 
-SHAKY = "镜头晃动，"  # Wan2.1 I2V puts it before the negative prompt
-# wan/configs of the official Wan2.1 and Wan2.2 repositories; TI2V-5B: 40 steps where the official
-# config says 50
+SHAKY = "镜头晃动，"  # "shaky camera": Wan2.1 I2V prepends it to the negative prompt
+# Source: wan/configs in the Wan2.1 and Wan2.2 repositories, but 40 steps for TI2V-5B, not 50
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -216,31 +200,30 @@ VARIANTS = {
 
 
 class Quantization(Document, frozen=True, kw_only=True):
-    """How the matrices of the blocks are stored: affine, `bits` per weight, one scale and bias per
-    `group_size`.
-    """
+    """Affine quantization of the blocks' matrices: one scale and bias per `group_size` weights."""
 
     bits: Annotated[int, Meta(ge=4, le=8, multiple_of=4)]
     group_size: Annotated[int, Meta(ge=32, le=128, multiple_of=32)]
 
 
-C = TypeVar("C")  # dimensions of a network; None: there is none in the file
+ConfigT = TypeVar("ConfigT")  # the dimensions of a network, or None
 
 
-class Component(Document, Generic[C], frozen=True, kw_only=True):
-    """One file of a model: its content hash (xxh3_128 of the file), size and, for a network, number
-    of parameters and dimensions.
+class Component(Document, Generic[ConfigT], frozen=True, kw_only=True):
+    """One file of a model: its content hash (xxh3_128) and size.
+
+    For a network, also the number of parameters and the dimensions.
     """
 
     file: FileName
     hash: Hash
     bytes: Count
     parameters: Count = 0
-    config: C
+    config: ConfigT
 
 
 class Components(Document, frozen=True, kw_only=True):
-    """The files of a model, in the order in which config.json lists them."""
+    """The files of a model, in the order of config.json."""
 
     tokenizer: Component[None]
     t5_encoder: Component[T5Config]
@@ -253,7 +236,7 @@ class Components(Document, frozen=True, kw_only=True):
 
 
 class ModelConfig(Document, frozen=True, kw_only=True):
-    """A model's config.json. `key` is the hash of what it was converted from and how."""
+    """A model's config.json. `key` identifies the source and the options of the conversion."""
 
     schema: Literal[1]  # SCHEMA
     key: Hash
@@ -268,7 +251,7 @@ class ModelConfig(Document, frozen=True, kw_only=True):
             raise ValueError(contradiction)
 
     def contradictions(self) -> Iterator[str]:
-        """Say what does not agree, each in one line."""
+        """Describe each contradiction in one line."""
         if self.variant not in VARIANTS:
             yield f"variant must be one of {', '.join(VARIANTS)}, got {self.variant}"
             return
@@ -299,29 +282,29 @@ class ModelConfig(Document, frozen=True, kw_only=True):
         )
         for dimension, ours, theirs in pairs:
             if ours != theirs:
-                yield f"{dimension} must be that of the files beside it, {theirs}, got {ours}"
+                yield f"{dimension} must be {theirs} to match the other components, got {ours}"
         if self.quantization is not None and self.quantization.group_size == 96:
             yield "group_size must be 32, 64 or 128, got 96"
 
     @property
     def components(self) -> dict[str, Component[Any]]:
-        """Every component that is there, by name."""
+        """The components of this model by name."""
         every = {name: getattr(self.files, name) for name in Components.__struct_fields__}
         return {name: component for name, component in every.items() if component is not UNSET}
 
     @property
     def task(self) -> Task:
-        """What the model takes: text (t2v), an image and text (i2v), or either (ti2v)."""
+        """The input of the model: text (t2v), an image and text (i2v), or either (ti2v)."""
         return VARIANTS[self.variant].task
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Component names of the transformers, ("model",) or the low- and the high-noise expert."""
+        """Component names of the transformers: ("model",), or the low- and high-noise experts."""
         return tuple(name for name in EXPERTS if name in self.components)
 
     @property
     def dit(self) -> DiTConfig:
-        """Dimensions of the experts (two experts have the same)."""
+        """Dimensions of the experts, which are the same for both."""
         config: DiTConfig = self.components[self.experts[0]].config
         return config
 
@@ -337,31 +320,32 @@ class ModelConfig(Document, frozen=True, kw_only=True):
 
     @property
     def side_multiple(self) -> int:
-        """Of what width and height must be multiples: VAE stride times patch, 16 or 32 pixels."""
+        """The number that width and height must be multiples of: 16 or 32 pixels."""
         return geometry.side_multiple(self.vae.stride, self.dit.patch)
 
 
 def condition_channels(z_dim: int) -> int:
-    """Channels that follow the latent's in image-to-video: a mask of four, and the image's."""
+    """Return the channels appended to the latent in image-to-video: mask (4) and image latent."""
     return 4 + z_dim
 
 
-class Head(Struct):
-    """What tells whether a config.json is a model's, and of which schema."""
+class Header(Struct):
+    """The fields that identify the config.json of a model, and its schema."""
 
     schema: Any = None
     components: Any = None
 
 
 def read_model_config(directory: Path) -> ModelConfig:
-    """Read `directory`/config.json. Raises CheckpointError where it is missing, not ours or of
-    another schema.
+    """Read `directory`/config.json.
+
+    Raises CheckpointError if it is missing, invalid, or has another schema.
     """
     path = directory / "config.json"
     try:
         data = read_regular(path)
-        head = decode(data, Head)
-        if head.components is not None and head.schema == SCHEMA:
+        header = decode(data, Header)
+        if header.components is not None and header.schema == SCHEMA:
             return decode(data, ModelConfig)
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -371,13 +355,14 @@ def read_model_config(directory: Path) -> ModelConfig:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except DocumentError as error:
         raise CheckpointError(
-            f"{path} is not as `wanpipe convert` writes it: {error}; convert the checkpoint again"
+            f"{path} is not a valid model config: {error}; convert the checkpoint again"
         ) from error
-    if head.components is None:
+    if header.components is None:
         raise CheckpointError(
             f"{directory} is not a converted model; convert the checkpoint with `wanpipe convert "
             "--checkpoint-dir`"
         )
     raise CheckpointError(
-        f"{path} has schema {ascii(head.schema)[:40]}, this wanpipe reads {SCHEMA}; convert again"
+        f"{path} has schema {ascii(header.schema)[:40]}, but this wanpipe reads {SCHEMA}; "
+        "convert the checkpoint again"
     )

@@ -1,9 +1,9 @@
-"""The diffusion transformer of Wan2.1 and Wan2.2, one class for every variant.
+"""The diffusion transformer (DiT) of Wan2.1 and Wan2.2, one class for all variants.
 
-One video at a time, never padded. Follows wan/modules/model.py (WanModel) of the official code.
+Takes one video at a time, without padding. Source: wan/modules/model.py, `WanModel`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,50 +12,51 @@ import mlx.nn as nn
 import numpy as np
 
 from wanpipe.models import rope
-from wanpipe.models.blocks import Pace, Paced, through, unpaced
 from wanpipe.models.config import DiTConfig
+from wanpipe.models.execution import BoundedEval, Evaluate, Prefetch, defer_eval, run_blocks
 from wanpipe.models.layers import (
     MLP,
     Linear,
     add_norm,
     attend,
-    evened,
+    from_patches,
     gelu,
     gelu_exact,
     grid,
     layer_norm,
     matmul_dtype,
     norm_modulate,
-    patches,
+    pad_keys,
     rms_norm,
     silu,
     split_heads,
-    unpatches,
+    to_patches,
 )
+from wanpipe.models.tuning import eval_depth, ffn_chunk
 
-# keys and values (L, D) of the text, then those of the image
-KeysValues = tuple[mx.array, ...]
-# queries, keys and values (1, N, L, D / N) of the video's tokens
-Heads = tuple[mx.array, mx.array, mx.array]
+# keys and values (L, D) of the text tokens, then of the image tokens
+KV = tuple[mx.array, ...]
+# queries, keys and values (1, N, L, D / N) of the video tokens
+QKV = tuple[mx.array, mx.array, mx.array]
 
 
 @dataclass
 class Condition:
-    """What cross attention looks at, for one prompt and one expert.
+    """The tokens that cross-attention attends to, for one prompt and one expert.
 
-    `text` (L, D) and `image` (257, D) are embedded tokens; the last of the text's stands for all
-    that follow it, up to `text_len`. Each block's keys and values are made when the block first
-    meets them and kept, so later steps reuse them; not those of a block that is read again at every
-    step, which takes far longer.
+    `text` (L, D) and `image` (257, D) are embedded tokens; the last text token stands for all
+    padding tokens up to `text_len`. `kv_cache` holds each block's keys and values from the first
+    step on. It skips blocks that are loaded again at every step, because loading them takes far
+    longer than computing their keys and values.
     """
 
     text: mx.array
     image: mx.array | None = None
-    kept: dict[int, KeysValues] = field(default_factory=dict)
+    kv_cache: dict[int, KV] = field(default_factory=dict)
 
 
 class SelfAttention(nn.Module):
-    """Attention among the video's tokens, with positions turned into queries and keys."""
+    """Attention among the video tokens, with rotary positions (`WanSelfAttention`)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -65,28 +66,28 @@ class SelfAttention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
 
-    def heads_of(self, x: mx.array, table: rope.Tables, pace: Pace) -> Heads:
-        """Queries, keys and values (1, N, L, D / N) of tokens x."""
-        q = split_heads(self._turned(self.q(x), self.norm_q, table), self.heads)
-        pace(q)
-        k = split_heads(evened(self._turned(self.k(x), self.norm_k, table)), self.heads)
-        v = split_heads(evened(self.v(x).reshape(-1, x.shape[-1])), self.heads)
-        pace(k, v)
+    def qkv(self, x: mx.array, table: rope.Tables, evaluate: Evaluate) -> QKV:
+        """Compute queries, keys and values (1, N, L, D / N) of tokens x."""
+        q = split_heads(self._norm_rotate(self.q(x), self.norm_q, table), self.heads)
+        evaluate(q)
+        k = split_heads(pad_keys(self._norm_rotate(self.k(x), self.norm_k, table)), self.heads)
+        v = split_heads(pad_keys(self.v(x).reshape(-1, x.shape[-1])), self.heads)
+        evaluate(k, v)
         return q, k, v
 
-    def __call__(self, q: mx.array, k: mx.array, v: mx.array, pace: Pace) -> mx.array:
-        """Attend among all tokens: (1, L, D)."""
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, evaluate: Evaluate) -> mx.array:
+        """Attend among all tokens, and return (1, L, D)."""
         y = attend(q, k, v)
-        pace(y)
+        evaluate(y)
         return self.o(y)
 
-    def _turned(self, x: mx.array, norm: nn.RMSNorm, table: rope.Tables) -> mx.array:
-        rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1] // self.heads
+    def _norm_rotate(self, x: mx.array, norm: nn.RMSNorm, table: rope.Tables) -> mx.array:
+        rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1] // self.heads  # (L, D)
         return rope.norm_rotate(rows, norm.weight, table, width=width, eps=norm.eps)
 
 
 class CrossAttention(nn.Module):
-    """Attention to text and, in Wan2.1 I2V, to image tokens, which have keys of their own."""
+    """Attention to text tokens and, in I2V, separately to image tokens (`WanI2VCrossAttention`)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -100,8 +101,8 @@ class CrossAttention(nn.Module):
             self.v_img = Linear(dim, dim)
             self.norm_k_img = nn.RMSNorm(dim, config.eps)
 
-    def keys_values(self, condition: Condition) -> KeysValues:
-        """Keys and values of the condition's tokens."""
+    def kv(self, condition: Condition) -> KV:
+        """Compute keys and values of the tokens of `condition`."""
         pairs = [(self.norm_k, self.k, self.v, condition.text)]
         if condition.image is not None:
             pairs.append((self.norm_k_img, self.k_img, self.v_img, condition.image))
@@ -109,10 +110,10 @@ class CrossAttention(nn.Module):
             x for norm, k, v, tokens in pairs for x in (rms_norm(k(tokens), norm), v(tokens))
         )
 
-    def __call__(self, x: mx.array, kept: KeysValues, pace: Pace) -> mx.array:
+    def __call__(self, x: mx.array, kv: KV, evaluate: Evaluate) -> mx.array:
         q = split_heads(rms_norm(self.q(x), self.norm_q), self.heads)
-        pace(q)
-        rows = [*(lengthened(text, self.text_len) for text in kept[:2]), *kept[2:]]
+        evaluate(q)
+        rows = [*(pad_last(text, self.text_len) for text in kv[:2]), *kv[2:]]
         k, v, *image = (split_heads(one, self.heads) for one in rows)
         y = attend(q, k, v)
         if image:
@@ -121,8 +122,8 @@ class CrossAttention(nn.Module):
         return self.o(y.reshape(x.shape))
 
 
-def lengthened(rows: mx.array, length: int) -> mx.array:
-    """Repeat the last of rows (L, D) until there are `length`."""
+def pad_last(rows: mx.array, length: int) -> mx.array:
+    """Pad rows (L, D) to `length` by repeating the last one."""
     missing = length - len(rows)
     if not missing:
         return rows
@@ -131,23 +132,22 @@ def lengthened(rows: mx.array, length: int) -> mx.array:
 
 @dataclass
 class Stream:
-    """The residual stream x (G, L / G, D), float32, of G groups of tokens that share a timestep,
-    and what the next norm adds to it: rows (L, D) in parts that follow one another, times `gate`
-    (G, 1, D).
+    """The float32 residual stream x (G, L / G, D) and a pending addition to it.
 
-    Changed in place, so that nobody holds what it was.
+    The pending addition is concat(parts), rows (L, D), times `gate` (G, 1, D); the next norm adds
+    it. A stream is changed in place, so that no caller keeps the old x in memory.
     """
 
     x: mx.array
     parts: list[mx.array] = field(default_factory=list)
     gate: mx.array | None = None
 
-    def normed(
+    def add_norm(
         self, shift: mx.array, scale: mx.array, *, plus_one: bool, eps: float, dtype: mx.Dtype
     ) -> mx.array:
-        """Add what is to be added, and return the norm of x in `dtype` (see `add_norm`)."""
+        """Apply the pending addition, and return the norm of x in `dtype` (see `add_norm`)."""
         if not self.parts:
-            assert plus_one  # the first norm of all is a modulated one
+            assert plus_one  # the first norm of a network is modulated
             return norm_modulate(self.x, shift, scale, eps=eps, dtype=dtype)
         self.x, y = add_norm(
             self.x, self.parts, self.gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype
@@ -157,7 +157,7 @@ class Stream:
 
 
 class Block(nn.Module):
-    """Self attention, cross attention and feed forward around a float32 residual stream."""
+    """Self-attention, cross-attention and feed-forward layers (`WanAttentionBlock`)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -174,35 +174,40 @@ class Block(nn.Module):
         stream: Stream,
         time: mx.array,
         table: rope.Tables,
-        kept: KeysValues,
-        pace: Pace = unpaced,
+        kv: KV,
+        evaluate: Evaluate = defer_eval,
     ) -> None:
-        """Advance a stream by `time` (G, 6, D); the next norm adds what feeding forward gave."""
-        y = [self.attend_self(stream, time, table, pace)]
-        self.attend_text(stream, y, time, kept, pace)
+        """Run the block on `stream`, modulated by `time` (G, 6, D).
+
+        The output of the feed-forward layer stays pending; the next norm adds it.
+        """
+        y = [self.attend_self(stream, time, table, evaluate)]
+        self.attend_text(stream, y, time, kv, evaluate)
 
     def attend_self(
         self,
         stream: Stream,
         time: mx.array,
         table: rope.Tables,
-        pace: Pace,
-        ask: Callable[[], object] = lambda: None,
+        evaluate: Evaluate,
+        prefetch: Prefetch = lambda: None,
     ) -> mx.array:
-        """Attend among the tokens, and return what cross attention takes (G, L / G, D); `ask` while
-        that is under way.
+        """Run self-attention, and return the input of cross-attention (G, L / G, D).
+
+        Calls `prefetch` once self-attention is queued.
         """
         shift, scale, gate = mx.split(self.modulation[:3] + time[:, :3], 3, 1)
-        y = stream.normed(shift, scale, plus_one=True, **self._like)
-        pace(stream.x, y)
-        heads = self.self_attn.heads_of(y, table, pace)
-        del y
-        stream.parts, stream.gate = [self.self_attn(*heads, pace)], gate
-        del heads
-        ask()
-        pace(*stream.parts)
-        y = stream.normed(self.norm3.bias, self.norm3.weight, plus_one=False, **self._like)
-        pace(stream.x, y)
+        y = stream.add_norm(shift, scale, plus_one=True, **self._norm_options)
+        evaluate(stream.x, y)
+        qkv = self.self_attn.qkv(y, table, evaluate)
+        del y  # here and below: the name would keep the array in memory
+        stream.parts, stream.gate = [self.self_attn(*qkv, evaluate)], gate
+        del qkv
+        prefetch()
+        evaluate(*stream.parts)
+        shift, scale = self.norm3.bias, self.norm3.weight
+        y = stream.add_norm(shift, scale, plus_one=False, **self._norm_options)
+        evaluate(stream.x, y)
         return y
 
     def attend_text(
@@ -210,37 +215,41 @@ class Block(nn.Module):
         stream: Stream,
         y: list[mx.array],
         time: mx.array,
-        kept: KeysValues,
-        pace: Pace,
+        kv: KV,
+        evaluate: Evaluate,
     ) -> None:
-        """Attend with y, taken out of its list, to what is kept of the text, and feed forward."""
+        """Run cross-attention of y to `kv`, then the feed-forward layer.
+
+        y comes in a list, which is emptied, so that the caller does not keep it in memory.
+        """
         shift, scale, gate = mx.split(self.modulation[3:] + time[:, 3:], 3, 1)
-        stream.parts = [self.cross_attn(y.pop(), kept, pace)]
-        pace(*stream.parts)
-        fed = stream.normed(shift, scale, plus_one=True, **self._like)
-        pace(stream.x, fed)
-        stream.parts, stream.gate = self._fed_forward(fed, pace), gate
+        stream.parts = [self.cross_attn(y.pop(), kv, evaluate)]
+        evaluate(*stream.parts)
+        z = stream.add_norm(shift, scale, plus_one=True, **self._norm_options)
+        evaluate(stream.x, z)
+        stream.parts, stream.gate = self._feed_forward(z, evaluate), gate
 
     @property
-    def _like(self) -> dict[str, Any]:
+    def _norm_options(self) -> dict[str, Any]:
         return {"eps": self.config.eps, "dtype": matmul_dtype(self.self_attn.q)}
 
-    def _fed_forward(self, y: mx.array, pace: Pace) -> list[mx.array]:
-        """Feed forward tokens y (G, L / G, D): rows (L, D), in parts where they are many, so that
-        no more than a part of the hidden layer is in memory.
+    def _feed_forward(self, y: mx.array, evaluate: Evaluate) -> list[mx.array]:
+        """Apply the feed-forward layer to tokens y (G, L / G, D), and return rows (L, D) in parts.
+
+        Many tokens are split into chunks, so that only a part of the hidden layer is in memory.
         """
-        rows = y.reshape(-1, y.shape[-1])
-        size, parts = self.config.portion(len(rows)), []
+        rows = y.reshape(-1, y.shape[-1])  # (L, D)
+        size, parts = ffn_chunk(len(rows)), []
         for part in mx.split(rows, list(range(size, len(rows), size))):
             hidden = self.ffn.hidden(part)
-            pace(hidden)
+            evaluate(hidden)
             parts.append(self.ffn.fc2(hidden))
-            pace(parts[-1])
+            evaluate(parts[-1])
         return parts
 
 
 class Head(nn.Module):
-    """The last norm, modulated by the time embedding itself, and the projection; all float32."""
+    """The last norm, modulated by the time embedding, and the projection, in float32 (`Head`)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -250,12 +259,12 @@ class Head(nn.Module):
 
     def __call__(self, stream: Stream, time: mx.array) -> mx.array:
         shift, scale = mx.split(self.modulation + time[:, None], 2, 1)  # (G, 1, D) each
-        x = stream.normed(shift, scale, plus_one=True, eps=self.eps, dtype=mx.float32)
+        x = stream.add_norm(shift, scale, plus_one=True, eps=self.eps, dtype=mx.float32)
         return self.linear(x)
 
 
 class ImageEmbedding(nn.Module):
-    """Brings CLIP's tokens to the width of the transformer (MLPProj in the official code)."""
+    """Project CLIP tokens to the width of the transformer (`MLPProj`)."""
 
     def __init__(self, config: DiTConfig, width: int) -> None:
         super().__init__()
@@ -271,17 +280,17 @@ class ImageEmbedding(nn.Module):
 
 
 def sinusoid(timesteps: Sequence[float], width: int) -> mx.array:
-    """Embed timesteps as cosines, then sines (G, width); float64 until the end, as officially."""
+    """Embed timesteps as cosines, then sines (G, width), in float64 (`sinusoidal_embedding_1d`)."""
     half = width // 2
-    ladder = 10000.0 ** -(np.arange(half) / half)
-    phase = np.outer(np.asarray(timesteps, dtype=np.float64), ladder)
+    frequencies = 10000.0 ** -(np.arange(half) / half)
+    phase = np.outer(np.asarray(timesteps, dtype=np.float64), frequencies)
     return mx.array(np.concatenate([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32))
 
 
 class DiT(nn.Module):
-    """One expert: noisy latent, timestep and conditions to velocities.
+    """One expert: predict velocities from a noisy latent, its timestep and conditions.
 
-    `blocks` may be any iterable of blocks: a list, or what reads them from the disk one by one.
+    `blocks` may be any iterable of blocks: a list, or one that reads blocks from disk on demand.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -298,15 +307,15 @@ class DiT(nn.Module):
             self.img_emb = ImageEmbedding(config, config.clip_dim)
 
     def condition(self, text: mx.array, clip: mx.array | None = None) -> Condition:
-        """Embed a prompt's rows (L, text_dim) and, in Wan2.1 I2V, CLIP's tokens (257, clip_dim).
+        """Embed a prompt (L, text_dim) and, in Wan2.1 I2V, CLIP tokens (257, clip_dim).
 
-        Officially zero rows fill the text up to `text_len`, and attention, which has no mask, sees
-        them. They are equal, so one is embedded, and repeated where attention looks.
+        The official code pads the text with zero rows to `text_len`, and attends to them without a
+        mask. They are all equal, so one is embedded here; attention repeats it.
         """
-        rows = self.config.text_len - text.shape[0]
-        assert rows >= 0 and (clip is None) == (self.config.clip_dim is None)
-        zero = [(0, min(rows, 1)), (0, 0)]
-        padded = mx.pad(text.astype(matmul_dtype(self.text_embedding.fc1)), zero)
+        missing = self.config.text_len - text.shape[0]
+        assert missing >= 0 and (clip is None) == (self.config.clip_dim is None)
+        padding = [(0, min(missing, 1)), (0, 0)]
+        padded = mx.pad(text.astype(matmul_dtype(self.text_embedding.fc1)), padding)
         return Condition(self.text_embedding(padded), None if clip is None else self.img_emb(clip))
 
     def __call__(
@@ -318,11 +327,11 @@ class DiT(nn.Module):
         *,
         lazy: bool = False,
     ) -> list[mx.array]:
-        """Predict the velocity (out_dim, F, H, W), float32, of latent x (C, F, H, W) under each
-        condition.
+        """Predict the velocity (out_dim, F, H, W), float32, of latent x under each condition.
 
-        `timesteps` holds one, or one for each latent frame; `y` are channels that follow x's. All
-        conditions go through a block together; `lazy` leaves all evaluation to the caller.
+        x is (C, F, H, W); `y` are channels appended to it. Pass one timestep, or one per latent
+        frame. All conditions run through a block before the next block. `lazy` leaves all
+        evaluation to the caller.
         """
         time, modulation = self.embed_time(timesteps)
         counts = grid(x.shape[1:], self.config.patch)
@@ -330,60 +339,59 @@ class DiT(nn.Module):
         tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
         table = rope.tables(counts, self.config.dim // self.config.heads)
         streams = [Stream(tokens) for _ in conditions]
-        pace = unpaced if lazy else Paced(self.config.ahead(tokens.size // self.config.dim))
-        del tokens  # the streams' alone, and gone with their first change
-        self._advance(streams, conditions, modulation, table, pace)
+        depth = eval_depth(tokens.size // self.config.dim, self.config.dim)
+        evaluate = defer_eval if lazy else BoundedEval(depth)
+        del tokens  # the streams drop it with their first change
+        self._run_blocks(streams, conditions, modulation, table, evaluate)
         velocities = []
         for stream in streams:
             values = self.head(stream, time)
-            velocities.append(unpatches(values, counts, self.config.patch))
-            pace(velocities[-1])
+            velocities.append(from_patches(values, counts, self.config.patch))
+            evaluate(velocities[-1])
         return velocities
 
-    def _advance(
+    def _run_blocks(
         self,
         streams: Sequence[Stream],
         conditions: Sequence[Condition],
         time: mx.array,
         table: rope.Tables,
-        pace: Pace,
+        evaluate: Evaluate,
     ) -> None:
-        """Take equal streams through all blocks, each under its condition."""
+        """Run identical streams through all blocks, each with its condition."""
         shared: list[mx.array] = []
 
-        def attend_self(
-            block: Block, index: int, number: int, ask: Callable[[], object]
-        ) -> mx.array:
-            # until they meet their text, all streams are the same
+        def attend_self(block: Block, index: int, number: int, prefetch: Prefetch) -> mx.array:
+            # the streams are identical until the first cross-attention: compute that part once
             if index > 0:
-                return block.attend_self(streams[number], time, table, pace, ask)
+                return block.attend_self(streams[number], time, table, evaluate, prefetch)
             if number == 0:
-                y = block.attend_self(streams[0], time, table, pace, ask)
+                y = block.attend_self(streams[0], time, table, evaluate, prefetch)
                 shared.extend([y] * len(streams))
                 for stream in streams:
                     stream.x = streams[0].x
             return shared.pop()
 
-        def step(index: int, block: Block, number: int, ask: Callable[[], object]) -> None:
-            kept = conditions[number].kept.get(index)
-            if kept is None:
-                kept = block.cross_attn.keys_values(conditions[number])
-                pace(*kept)
+        def step(index: int, block: Block, number: int, prefetch: Prefetch) -> None:
+            kv = conditions[number].kv_cache.get(index)
+            if kv is None:
+                kv = block.cross_attn.kv(conditions[number])
+                evaluate(*kv)
                 if isinstance(self.blocks, list):
-                    conditions[number].kept[index] = kept
-            y = [attend_self(block, index, number, ask)]
-            block.attend_text(streams[number], y, time, kept, pace)
+                    conditions[number].kv_cache[index] = kv
+            y = [attend_self(block, index, number, prefetch)]
+            block.attend_text(streams[number], y, time, kv, evaluate)
 
-        through(self.blocks, len(streams), step)
+        run_blocks(self.blocks, len(streams), step)
 
     def embed_time(self, timesteps: Sequence[float]) -> tuple[mx.array, mx.array]:
-        """Time embedding (G, D) and its projection (G, 6, D) in float32."""
+        """Return the time embedding (G, D) and its projection (G, 6, D), float32."""
         time = self.time_embedding(sinusoid(timesteps, self.config.freq_dim))
         projected = self.time_projection(silu(time, dtype=mx.float32))
         return time, projected.reshape(len(timesteps), 6, -1)  # (G, 6, D)
 
     def embed_video(self, x: mx.array, y: mx.array | None = None) -> mx.array:
-        """Embed the patches of x and y into tokens (L, D), float32, ordered frame, row, column."""
+        """Embed the patches of x and y as tokens (L, D), float32, ordered frame, row, column."""
         video = x if y is None else mx.concatenate([x, y])
         assert video.shape[0] == self.config.in_dim, (video.shape, self.config.in_dim)
-        return self.patch_embedding(patches(video.astype(mx.float32), self.config.patch))
+        return self.patch_embedding(to_patches(video.astype(mx.float32), self.config.patch))

@@ -1,6 +1,6 @@
-"""Which sizes a film can have: the rules of frames and sides, latent shapes, canvases for an image.
+"""Sizes of videos: valid frame counts and sides, latent shapes, and canvases for an image.
 
-Plain integers: knows neither images nor tensors. The order of arguments is width, height, frames.
+Plain integers, without images or arrays. The order of arguments is width, height, frames.
 """
 
 import math
@@ -8,29 +8,31 @@ import math
 from wanpipe.errors import UsageError
 
 Triple = tuple[int, int, int]
-LONGEST, LARGEST = 10_001, 16_384  # frames, and pixels of a side: beyond it is a typing error
-TILE, OVERLAP = 256, 64  # pixels: side of the tiles of a spatial decode, and how far they overlap
+MAX_FRAMES, MAX_SIDE = 10_001, 16_384  # frames, and pixels per side: more is a typing error
+TILE, OVERLAP = 256, 64  # pixels: side and overlap of the tiles of a tiled decode
 
 
 def side_multiple(stride: Triple, patch: Triple) -> int:
-    """Of what width and height must be multiples: VAE stride times patch, 16 or 32 pixels."""
+    """Return the number that sides must be multiples of: VAE stride times patch, 16 or 32."""
     return stride[1] * patch[1]
 
 
 def check_frames(num_frames: int) -> None:
-    """Raise UsageError that names the nearest right counts unless `num_frames` is 4n+1."""
-    if num_frames > LONGEST:
-        raise UsageError(f"frames must be at most {LONGEST}, got {num_frames}; make shorter films")
+    """Raise UsageError with the nearest valid counts unless `num_frames` is 4n+1."""
+    if num_frames > MAX_FRAMES:
+        raise UsageError(
+            f"frames must be at most {MAX_FRAMES}, got {num_frames}; make a shorter video"
+        )
     if num_frames < 1 or num_frames % 4 != 1:
         below = max(-3, (num_frames - 1) // 4 * 4 + 1)
         raise UsageError(f"frames must be 4n+1, got {num_frames}; use {_either(below, below + 4)}")
 
 
 def check_size(width: int, height: int, multiple: int) -> None:
-    """Raise UsageError that names the nearest right values unless both sides fit."""
+    """Raise UsageError with the nearest valid values unless both sides are valid."""
     for name, side in (("width", width), ("height", height)):
-        if side > LARGEST:
-            raise UsageError(f"{name} must be at most {LARGEST}, got {side}; make it smaller")
+        if side > MAX_SIDE:
+            raise UsageError(f"{name} must be at most {MAX_SIDE}, got {side}; make it smaller")
         if side < 1 or side % multiple:
             below = max(0, side // multiple * multiple)
             raise UsageError(
@@ -40,24 +42,24 @@ def check_size(width: int, height: int, multiple: int) -> None:
 
 
 def _either(below: int, above: int) -> str:
-    """The choice between two neighbours, of which only positive ones count."""
+    """Format two suggestions, without those below 1."""
     if below > 0:
         return f"{below} or {above}"
     return str(above)
 
 
 def latent_shape(width: int, height: int, num_frames: int, stride: Triple) -> Triple:
-    """Latent frames, rows and columns (F, H, W) of a film."""
+    """Return the latent shape (F, H, W) of a video."""
     return (num_frames - 1) // stride[0] + 1, height // stride[1], width // stride[2]
 
 
 def stretched_canvas(
     image_width: int, image_height: int, area: int, multiple: int
 ) -> tuple[int, int]:
-    """Width and height of `area` pixels at the image's aspect, each rounded down to a multiple.
+    """Return width and height of `area` pixels at the image's aspect, rounded down to a multiple.
 
-    Raises UsageError where a side would vanish or be too long. Source: wan/image2video.py,
-    WanI2V.generate.
+    Raises UsageError if a side would be 0 or too long. Source: wan/image2video.py,
+    `WanI2V.generate`.
     """
     aspect = image_height / image_width
     height = _floor(math.sqrt(area * aspect), multiple)
@@ -69,11 +71,11 @@ def stretched_canvas(
 def covered_canvas(
     image_width: int, image_height: int, area: int, multiple: int
 ) -> tuple[int, int]:
-    """Width and height of at most `area` pixels, in multiples, nearest to the image's aspect.
+    """Return width and height within `area` pixels, in multiples, closest to the image's aspect.
 
-    Rounds down the width first or the height first, and takes what keeps the aspect better (the
-    latter where both do). Raises UsageError where a side would vanish or be too long.
-    Source: wan/utils/utils.py, best_output_size.
+    Rounds down the width first or the height first, whichever keeps the aspect better (on a tie,
+    the height). Raises UsageError if a side would be 0 or too long.
+    Source: wan/utils/utils.py, `best_output_size`.
     """
     aspect = image_width / image_height
     ideal_width = (area * aspect) ** 0.5
@@ -97,8 +99,8 @@ def _floor(side: float, multiple: int) -> int:
 
 
 def _check_canvas(width: int, height: int, image: tuple[int, int], area: int) -> None:
-    if min(width, height) < 1 or max(width, height) > LARGEST:
+    if min(width, height) < 1 or max(width, height) > MAX_SIDE:
         raise UsageError(
-            f"image of {image[0]}x{image[1]} has no canvas of its aspect within {area} pixels; "
+            f"no canvas within {area} pixels has the aspect of a {image[0]}x{image[1]} image; "
             "give --width and --height"
         )

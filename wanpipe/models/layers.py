@@ -1,7 +1,7 @@
-"""Layers that the transformers share, and the dtype zones they keep.
+"""Layers that the transformers share.
 
-Norms and elementwise work run in float32, matrix products and attention in the weights' dtype.
-Knows no model.
+Norms and elementwise operations run in float32, matrix products and attention in the dtype of the
+weights. Knows no model.
 """
 
 import math
@@ -12,34 +12,35 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.backend import blas, kernels
+from wanpipe.backend import blas, cuda_kernels
 from wanpipe.backend.device import is_cuda, is_gpu, is_metal
 
-# Keys that cuDNN's attention takes at once on an H100: with a multiple of them it is 7 % faster
-# among 32760. MANY is where that is tried, FAR how many keys there must be to a mean.
-TILE, MANY, FAR = 128, 8192, 200
+# Keys per tile of cuDNN's attention on an H100: with whole tiles it is 7 % faster at 32760 tokens.
+KEY_TILE = 128
+# `pad_keys` needs at least this many keys, and this many keys per mean.
+MIN_KEYS, MIN_GROUP = 8192, 200
 
-# Operations of one attention kernel on Metal, 2 s of an M1: macOS ends what keeps the GPU from the
-# display for seconds (ml-explore/mlx#3267). A heavier attention goes in groups of heads.
-HEAVIEST = 5e12
+# Operations of one attention kernel on Metal, 2 s on an M1: macOS ends a kernel that keeps the GPU
+# from the display for seconds (ml-explore/mlx#3267). Larger attention runs in groups of heads.
+MAX_ATTENTION_FLOPS = 5e12
 
 
 class Activation(Protocol):
-    """A function of one array, elementwise, that gives `dtype`."""
+    """An elementwise function of one array that returns `dtype`."""
 
     def __call__(self, x: mx.array, /, *, dtype: mx.Dtype) -> mx.array: ...
 
 
 class Fused(Protocol):
-    """An elementwise function that takes any dtype, computes in float32 and gives `dtype`."""
+    """An elementwise function that takes any dtype, computes in float32 and returns `dtype`."""
 
     def __call__(self, *arrays: mx.array, dtype: mx.Dtype) -> mx.array: ...
 
 
 def fused(function: Callable[..., mx.array]) -> Fused:
-    """Make one Metal kernel of an elementwise float32 `function` and the casts around it."""
+    """Compile an elementwise float32 `function` and the casts around it to one Metal kernel."""
 
-    def zoned(dtype: mx.Dtype) -> Callable[..., mx.array]:
+    def with_casts(dtype: mx.Dtype) -> Callable[..., mx.array]:
         def call(*arrays: mx.array) -> mx.array:
             return function(*(array.astype(mx.float32) for array in arrays)).astype(dtype)
 
@@ -47,13 +48,13 @@ def fused(function: Callable[..., mx.array]) -> Fused:
 
     @cache
     def compiled(dtype: mx.Dtype) -> Callable[..., mx.array]:
-        return mx.compile(zoned(dtype), shapeless=True)
+        return mx.compile(with_casts(dtype), shapeless=True)
 
     @wraps(function)
     def choose(*arrays: mx.array, dtype: mx.Dtype) -> mx.array:
-        # elsewhere compiling costs seconds: on CUDA, where `kernels` has what is large, and on the
-        # CPU, where it would call the C++ compiler of the user's machine, if there is one
-        return (compiled(dtype) if is_metal() else zoned(dtype))(*arrays)
+        # elsewhere compiling takes seconds: CUDA has `cuda_kernels` for large arrays, and the CPU
+        # would need a C++ compiler on the user's machine
+        return (compiled(dtype) if is_metal() else with_casts(dtype))(*arrays)
 
     return choose
 
@@ -95,15 +96,16 @@ def add_gated(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
 
 
 def gelu(x: mx.array, *, dtype: mx.Dtype) -> mx.array:
-    """Apply the tanh form of GELU to `x`, whose dtype is that of the result."""
-    # fused, tanh is six times slower on an H100 than the memory
-    return kernels.gelu(x) if is_cuda() and kernels.fits(x) else tanh_gelu(x, dtype=dtype)
+    """Apply the tanh form of GELU to `x`, which must have `dtype`."""
+    if is_cuda() and cuda_kernels.has_whole_vectors(x):
+        return cuda_kernels.gelu(x)  # MLX's tanh takes six times as long as the memory access
+    return tanh_gelu(x, dtype=dtype)
 
 
 def norm_modulate(
     x: mx.array, shift: mx.array, scale: mx.array, *, eps: float, dtype: mx.Dtype
 ) -> mx.array:
-    """Normalise the stream x (G, L / G, D), then modulate by (G, 1, D), and give `dtype`."""
+    """Normalize the stream x (G, L / G, D), modulate by (G, 1, D), and return `dtype`."""
     return modulate(mx.fast.layer_norm(x, None, None, eps), shift, scale, dtype=dtype)
 
 
@@ -118,15 +120,14 @@ def add_norm(
     eps: float,
     dtype: mx.Dtype,
 ) -> tuple[mx.array, mx.array]:
-    """Add to the stream x (G, L / G, D) what `parts` hold one after another, all but the last in
-    equally many rows, times `gate` (G, 1, D) if there is one; give the stream, and its norm in
-    `dtype`.
+    """Compute x += gate * concat(parts), and return x (G, L / G, D) and its layer norm in `dtype`.
 
-    The norm is modulated by `shift` and `scale` (G, 1, D) with `plus_one`; without, they are its
-    own bias and weight (D).
+    All parts but the last have the same number of rows; `gate` (G, 1, D) is optional. With
+    `plus_one`, the norm is modulated by `shift` and `scale` (G, 1, D); otherwise they are its bias
+    and weight (D).
     """
     if is_cuda():
-        return kernels.add_norm(
+        return cuda_kernels.add_norm(
             x, parts, gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype
         )
     y = (mx.concatenate(parts) if len(parts) > 1 else parts[0]).reshape(x.shape)
@@ -137,102 +138,104 @@ def add_norm(
 
 
 def matmul_dtype(linear: nn.Module) -> mx.Dtype:
-    """The dtype in which a linear layer, quantised or not, wants its input."""
+    """Return the dtype that a linear layer, quantized or not, expects of its input."""
     stored: mx.array = linear.scales if "scales" in linear else linear.weight
     return stored.dtype
 
 
 def layer_norm(x: mx.array, norm: nn.LayerNorm, dtype: mx.Dtype) -> mx.array:
-    """Normalise in float32, with the parameters of `norm`, and give `dtype`."""
+    """Apply `norm` in float32, and return `dtype`."""
     x = x.astype(mx.float32)
     return mx.fast.layer_norm(x, norm.weight, norm.bias, norm.eps).astype(dtype)
 
 
 def rms_norm(x: mx.array, norm: nn.RMSNorm) -> mx.array:
-    """Normalise by the root mean square of the last axis, in float32, and give the dtype of `x`."""
-    # a float32 weight would turn the whole result, and what follows, into float32
+    """Apply `norm` to the last axis in float32, and return the dtype of `x`."""
+    # a float32 weight would promote the result, and all that follows, to float32
     return mx.fast.rms_norm(x, norm.weight.astype(x.dtype), norm.eps)
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:
-    """View (..., L, D) as (1, N, L, D / N), all leading axes joined with L."""
-    return x.reshape(1, -1, heads, x.shape[-1] // heads).transpose(0, 2, 1, 3)  # (B, N, L, D)
+    """View (..., L, D) as (1, N, L, D / N); leading axes are merged into L."""
+    return x.reshape(1, -1, heads, x.shape[-1] // heads).transpose(0, 2, 1, 3)  # (B, N, L, D / N)
 
 
-def with_means(x: mx.array, groups: int) -> mx.array:
-    """Follow rows x (L, D) by the mean of each of so many groups of them, of rows side by side."""
+def append_group_means(x: mx.array, groups: int) -> mx.array:
+    """Append to rows x (L, D) the mean of each of `groups` groups of consecutive rows."""
     if is_cuda():
-        return kernels.with_means(x, groups)
+        return cuda_kernels.append_group_means(x, groups)
     parts = mx.split(x.astype(mx.float32), [len(x) * n // groups for n in range(1, groups)])
     return mx.concatenate([x, *(part.mean(0, keepdims=True).astype(x.dtype) for part in parts)])
 
 
-def evened(x: mx.array) -> mx.array:
-    """Follow keys or values x (L, D) by means of them, so that there are a multiple of TILE, where
-    that makes attention faster and takes less from its results than their dtype does.
+def pad_keys(x: mx.array) -> mx.array:
+    """Pad keys or values x (L, D) to a multiple of KEY_TILE with group means, if that is faster.
 
-    By Jensen's inequality the mean of a group's keys weighs no more than the mean of their weights,
-    so n means of equal groups weigh n / L at most, and move a result by no more than that part of
-    its distance from the mean of the values. Where all weigh alike, that distance is zero.
+    Padding changes attention by less than the rounding of its dtype. By Jensen's inequality, the
+    mean of a group's keys gets at most the mean of their softmax weights. So n means of equal
+    groups get at most n / L of the weight, and move a result by at most that fraction of its
+    distance from the mean of the values. If all weights are equal, that distance is zero.
     """
-    more = -len(x) % TILE
-    pays = is_cuda() and kernels.fits(x) and x.itemsize == 2 and len(x) >= max(MANY, FAR * more)
-    return with_means(x, more) if pays and more else x
+    missing = -len(x) % KEY_TILE
+    is_half = x.itemsize == 2
+    is_long = len(x) >= max(MIN_KEYS, MIN_GROUP * missing)
+    is_faster = is_cuda() and cuda_kernels.has_whole_vectors(x) and is_half and is_long
+    return append_group_means(x, missing) if is_faster and missing else x
 
 
 def attend(
     q: mx.array, k: mx.array, v: mx.array, scale: float | None = None, mask: mx.array | None = None
 ) -> mx.array:
-    """Attend with q, k and v (B, N, L, D) and join the heads: (B, L, N * D).
+    """Attend with q, k and v (B, N, L, D), and merge the heads to (B, L, N * D).
 
-    `scale` is 1 / sqrt(D) unless given; `mask` (N, L, L) is added to the scores.
+    `scale` defaults to 1 / sqrt(D); `mask` (N, L, L) is added to the scores.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not is_gpu():
-        return joined(_attend_blockwise(q * scale, k, v, mask).astype(v.dtype))
+        return merge_heads(_attend_blockwise(q * scale, k, v, mask).astype(v.dtype))
     B, N, L, D = q.shape
-    work = 4 * B * N * L * k.shape[2] * D
-    parts = min(N, math.ceil(work / HEAVIEST)) if is_metal() else 1
+    flops = 4 * B * N * L * k.shape[2] * D
+    parts = min(N, math.ceil(flops / MAX_ATTENTION_FLOPS)) if is_metal() else 1
     if parts == 1:
-        return joined(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+        return merge_heads(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
     assert mask is None
     cuts = [N * part // parts for part in range(1, parts)]
     heads = zip(*(mx.split(x, cuts, axis=1) for x in (q, k, v)), strict=True)
     attended = [mx.fast.scaled_dot_product_attention(*one, scale=scale) for one in heads]
-    return mx.concatenate([joined(x) for x in attended], axis=2)
+    return mx.concatenate([merge_heads(x) for x in attended], axis=2)
 
 
-def joined(x: mx.array) -> mx.array:
-    """Join the heads of (B, N, L, D): (B, L, N * D)."""
-    return x.transpose(0, 2, 1, 3).flatten(2)  # (B, L, D)
+def merge_heads(x: mx.array) -> mx.array:
+    """Merge the heads of (B, N, L, D) to (B, L, N * D)."""
+    return x.transpose(0, 2, 1, 3).flatten(2)  # (B, L, N * D)
 
 
 def _attend_blockwise(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-    """Attend on the CPU, 64 keys at a time with a running maximum; scores never take (L, L).
+    """Attend on the CPU over 64 keys at a time with a running maximum (online softmax).
 
-    There MLX's own attention sums key by key, which costs 2e-5 of the result where 500 padding keys
-    of a short prompt are equal.
+    Never holds scores of (L, L). MLX's own attention on the CPU sums key by key: with the 500 equal
+    padding keys of a short prompt, its relative error is 2e-5.
     """
-    top, total, x = mx.array(-math.inf), mx.array(0.0), mx.array(0.0)
+    maximum, total, x = mx.array(-math.inf), mx.array(0.0), mx.array(0.0)
     for start in range(0, k.shape[2], 64):
         keys = slice(start, start + 64)
         scores = matmul(q, k[:, :, keys].swapaxes(2, 3))
         scores = scores if mask is None else scores + mask[:, :, keys]
-        before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True))
-        fade, weights = mx.exp(before - top), mx.exp(scores - top)
-        total = total * fade + weights.sum(axis=-1, keepdims=True)
-        x = x * fade + matmul(weights, v[:, :, keys])
-        mx.eval(top, total, x)  # else what every round has made stays until the last
+        before, maximum = maximum, mx.maximum(maximum, scores.max(axis=-1, keepdims=True))
+        decay, weights = mx.exp(before - maximum), mx.exp(scores - maximum)
+        total = total * decay + weights.sum(axis=-1, keepdims=True)
+        x = x * decay + matmul(weights, v[:, :, keys])
+        mx.eval(maximum, total, x)  # otherwise the arrays of every iteration stay until the last
     return x / total
 
 
 def matmul(a: mx.array, b: mx.array) -> mx.array:
-    """Multiply matrices with the fastest product there is on this backend."""
+    """Multiply matrices: by MLX on a GPU, by NumPy on the CPU."""
     return a @ b if is_gpu() else blas.matmul(a, b)
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
-    """Multiply x (..., I) by the transpose of `weight` (O, I) and add `bias`, if there is one."""
+    """Multiply x (..., I) by the transpose of `weight` (O, I), and add the optional `bias`."""
     if bias is not None and is_gpu():
         return mx.addmm(bias, x, weight.T)
     y = matmul(x, weight.T)
@@ -240,11 +243,11 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
 
 
 class Linear(nn.Linear):
-    """MLX's linear layer, with the product that suits the backend."""
+    """MLX's linear layer with the `matmul` of the backend."""
 
     def __init__(self, width: int, out: int, bias: bool = True) -> None:
-        # zeros, since weights come from a file: MLX's own layer draws them, and as long as nobody
-        # draws on, every drawing is kept as the origin of the next random key, 120 kB a network
+        # zeros, because weights come from a file. MLX's own layer draws them at random, and each
+        # draw stays in memory as the origin of the next random key: 120 kB per network
         nn.Module.__init__(self)
         self.weight = mx.zeros((out, width))
         if bias:
@@ -255,28 +258,28 @@ class Linear(nn.Linear):
 
 
 class LowRank(NamedTuple):
-    """A matrix (O, I) as `factor` times the product of `up` (O, R) and `down` (R, I)."""
+    """A matrix (O, I) of low rank: `factor` times the product of `up` (O, rank) and `down`."""
 
     up: mx.array
     down: mx.array
     factor: float
 
     def matrix(self) -> mx.array:
-        """The matrix in float32."""
+        """Compute the matrix in float32."""
         return matmul(self.up.astype(mx.float32), self.down.astype(mx.float32)) * self.factor
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Bytes of both factors."""
         return self.up.nbytes + self.down.nbytes
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer whose matrix is stored in `bits` per weight, affine by groups (mx.quantize).
+    """A linear layer whose matrix is stored in `bits` per weight, affine by group (mx.quantize).
 
-    Every call dequantises it and multiplies: with 32760 tokens an H100 so reaches 770 TFLOP/s, with
-    `mx.quantized_matmul` 146. What LoRAs add is kept beside it and summed in float32 after
-    dequantising.
+    Each call dequantizes the matrix and multiplies: with 32760 tokens, an H100 reaches 770 TFLOP/s
+    this way, and 146 with `mx.quantized_matmul`. LoRA products are stored separately, and added in
+    float32 after dequantizing.
     """
 
     def __init__(self, width: int, out: int, bias: bool, bits: int, group_size: int) -> None:
@@ -287,24 +290,24 @@ class QuantizedLinear(nn.Module):
         self.biases = mx.zeros((out, width // group_size))
         if bias:
             self.bias = mx.zeros((out,))
-        self._added: list[LowRank] = []  # the underscore keeps it out of the parameters
+        self._added: list[LowRank] = []  # the underscore: not a parameter
 
     def add(self, products: Sequence[LowRank]) -> None:
-        """Add products to the matrix from now on."""
+        """Add `products` to the matrix of all later calls."""
         self._added.extend(products)
 
     @property
     def nbytes(self) -> int:
-        """Memory that the quantised matrix takes."""
+        """Bytes of the quantized matrix."""
         return self.weight.nbytes + self.scales.nbytes + self.biases.nbytes
 
     @property
     def plain_nbytes(self) -> int:
-        """Memory that the matrix would take in the dtype of its scales."""
+        """Bytes of the matrix if it were stored in the dtype of its scales."""
         return self.weight.size * 32 // self.bits * self.scales.itemsize
 
     def matrix(self) -> mx.array:
-        """The matrix (O, I), dequantised, with what was added, in the dtype of the scales."""
+        """Dequantize the matrix (O, I) in the dtype of the scales, LoRA products included."""
         total = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
         if self._added:
             total = total.astype(mx.float32)
@@ -326,30 +329,31 @@ class MLP(nn.Module):
         self.activation = activation
 
     def hidden(self, x: mx.array) -> mx.array:
-        """What the second layer takes."""
+        """Compute the hidden layer, the input of `fc2`."""
         return self.activation(self.fc1(x), dtype=x.dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.fc2(self.hidden(x))
 
 
-def patches(x: mx.array, size: tuple[int, int, int]) -> mx.array:
-    """Cut a video (C, F, H, W) into patches (L, D), each ordered frame, row, column, channel."""
-    channels, (frames, rows, columns) = x.shape[0], grid(x.shape[1:], size)
-    x = x.reshape(channels, frames, size[0], rows, size[1], columns, size[2])
-    return x.transpose(1, 3, 5, 2, 4, 6, 0).reshape(frames * rows * columns, -1)  # (L, D)
+def to_patches(x: mx.array, size: tuple[int, int, int]) -> mx.array:
+    """Split a video (C, F, H, W) into patches (L, D), each ordered frame, row, column, channel."""
+    C, (F, H, W) = x.shape[0], grid(x.shape[1:], size)  # F, H and W count patches
+    x = x.reshape(C, F, size[0], H, size[1], W, size[2])
+    return x.transpose(1, 3, 5, 2, 4, 6, 0).reshape(F * H * W, -1)  # (L, D)
 
 
-def unpatches(
+def from_patches(
     tokens: mx.array, counts: tuple[int, int, int], size: tuple[int, int, int]
 ) -> mx.array:
-    """Undo `patches` for a grid of `counts` patches: (L, D) to (C, F, H, W)."""
+    """Join a grid of `counts` patches (L, D) to a video (C, F, H, W); inverts `to_patches`."""
     x = tokens.reshape(*counts, *size, -1).transpose(6, 0, 3, 1, 4, 2, 5)
+    # (C, F, H, W)
     return x.reshape(-1, *(count * side for count, side in zip(counts, size, strict=True)))
 
 
 def grid(shape: tuple[int, ...], size: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Count the patches of `size` along frames, rows and columns of a video of (F, H, W)."""
+    """Return the number of patches of `size` along each axis of a video (F, H, W)."""
     assert all(side % part == 0 for side, part in zip(shape, size, strict=True)), (shape, size)
     frames, rows, columns = (side // part for side, part in zip(shape, size, strict=True))
     return frames, rows, columns

@@ -1,6 +1,7 @@
-"""Rotary position embedding over frames, rows and columns: tables and their application.
+"""Rotary position embedding (RoPE) over frames, rows and columns.
 
-Angles are float64 on the host; only the float32 tables reach a device.
+Angles are computed in float64 on the host; the device gets float32 tables.
+Source: wan/modules/model.py, `rope_params` and `rope_apply`.
 """
 
 from functools import lru_cache
@@ -8,7 +9,7 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from wanpipe.backend import kernels
+from wanpipe.backend import cuda_kernels
 from wanpipe.backend.device import is_cuda
 from wanpipe.models.layers import fused
 
@@ -17,41 +18,41 @@ Tables = tuple[mx.array, mx.array]
 
 
 def pairs(width: int) -> tuple[int, int, int]:
-    """Share the pairs of a head of `width` reals among frame, row and column, as WanModel does."""
+    """Return how many pairs of a head of `width` each axis rotates, as in `WanModel`."""
     side = width // 6
     return width // 2 - 2 * side, side, side
 
 
 def angles(grid: tuple[int, int, int], width: int) -> list[np.ndarray]:
-    """Angles of each axis of a grid (F, H, W) in float64: (F, P), (H, P) and (W, P) for P pairs."""
+    """Return the float64 angles (positions, pairs) of each axis of a grid (F, H, W)."""
     return [
-        np.outer(np.arange(count), THETA ** -(np.arange(ladder) / ladder))
-        for count, ladder in zip(grid, pairs(width), strict=True)
+        np.outer(np.arange(count), THETA ** -(np.arange(share) / share))
+        for count, share in zip(grid, pairs(width), strict=True)
     ]
 
 
 @lru_cache(maxsize=2)
 def tables(grid: tuple[int, int, int], width: int) -> Tables:
-    """Cosines (L, 1, D / 2, 1) and signed sines (L, 1, D / 2, 2) of a grid, shaped for `rotate`."""
+    """Return cosines (L, 1, D / 2, 1) and signed sines (L, 1, D / 2, 2) for `rotate`."""
     axes = angles(grid, width)
-    cos = _spread([np.cos(axis) for axis in axes], grid)
-    sin = _spread([np.sin(axis) for axis in axes], grid)
+    cos = _broadcast([np.cos(axis) for axis in axes], grid)
+    sin = _broadcast([np.sin(axis) for axis in axes], grid)
     return mx.array(cos), mx.array(np.concatenate([-sin, sin], axis=-1))
 
 
-def _spread(parts: list[np.ndarray], grid: tuple[int, int, int]) -> np.ndarray:
-    """Give every token of a grid the values (P) of its frame, row and column: (L, 1, D / 2, 1)."""
-    frames, rows, columns = (part.astype(np.float32) for part in parts)
-    spread = [
+def _broadcast(axes: list[np.ndarray], grid: tuple[int, int, int]) -> np.ndarray:
+    """Concatenate for each token the values of its frame, row and column: (L, 1, D / 2, 1)."""
+    frames, rows, columns = (axis.astype(np.float32) for axis in axes)
+    parts = [
         np.broadcast_to(part, (*grid, part.shape[-1]))
         for part in (frames[:, None, None], rows[None, :, None], columns[None, None])
     ]
-    joined = np.concatenate(spread, axis=-1)  # (F, H, W, D / 2)
+    joined = np.concatenate(parts, axis=-1)  # (F, H, W, D / 2)
     return joined.reshape(-1, 1, joined.shape[-1], 1)  # (L, 1, D / 2, 1)
 
 
 @fused
-def _turn(
+def _rotate(
     x: mx.array, swapped: mx.array, weight: mx.array, other: mx.array, cos: mx.array, sin: mx.array
 ) -> mx.array:
     return x * weight * cos + swapped * other * sin
@@ -60,23 +61,21 @@ def _turn(
 def norm_rotate(
     x: mx.array, weight: mx.array, table: Tables, *, width: int, eps: float
 ) -> mx.array:
-    """Normalise rows x (L, D) by their root mean square, scale by `weight` (D), and turn the heads
-    of `width` by their token's angles.
-    """
+    """Apply RMSNorm with `weight` (D) to rows x (L, D), then rotate the heads of `width`."""
     if is_cuda():
-        return kernels.norm_rotate(x, weight, table, width=width, eps=eps)
+        return cuda_kernels.norm_rotate(x, weight, table, width=width, eps=eps)
     heads = mx.fast.rms_norm(x, None, eps).reshape(len(x), -1, width)  # (L, N, D / N)
     return rotate(heads, weight, table).reshape(x.shape)
 
 
 def rotate(x: mx.array, weight: mx.array, table: Tables) -> mx.array:
-    """Scale x (L, N, D) by `weight` (N * D) and turn adjacent pairs by their token's angle.
+    """Scale x (L, N, D) by `weight` (N * D), and rotate adjacent pairs by the token's angles.
 
-    One pass over memory: the other half of a pair is read through a view with a negative stride,
-    and the weight is that of the norm before.
+    `weight` is that of the preceding norm; applying it here saves a pass over memory.
+    The other value of a pair is read through a view with a negative stride.
     """
-    tokens, heads, width = x.shape
-    x = x.reshape(tokens, heads, width // 2, 2)
-    weight = weight.reshape(heads, width // 2, 2)
-    turned = _turn(x, x[..., ::-1], weight, weight[..., ::-1], *table, dtype=x.dtype)
-    return turned.reshape(tokens, heads, width)  # (L, N, D)
+    L, N, D = x.shape
+    x = x.reshape(L, N, D // 2, 2)
+    weight = weight.reshape(N, D // 2, 2)
+    rotated = _rotate(x, x[..., ::-1], weight, weight[..., ::-1], *table, dtype=x.dtype)
+    return rotated.reshape(L, N, D)  # (L, N, D)

@@ -1,9 +1,8 @@
-"""Decodes a latent in overlapping spatial tiles, blended linearly: less memory on the device,
-nearly the same pixels.
+"""Tiled decoding: decodes a latent in overlapping spatial tiles, blended linearly.
 
-A tile is decoded from its first frame to its last before the next is begun, so that the frames kept
-from chunk to chunk are those of one tile. Until the last tile is done the host keeps the film: as
-bytes the pixels that no later tile covers, as float32 sums those that one does (see `kept`).
+Needs less memory on the device, with nearly the same pixels. Each tile is decoded from the first
+frame to the last, so that the device caches the frames of one tile. The host keeps the whole video
+until the last tile: finished pixels as uint8, others as float32 sums (see `host_bytes`).
 Loads no array library before it decodes.
 """
 
@@ -19,16 +18,16 @@ if TYPE_CHECKING:
 
     from wanpipe.models.vae import Decoder
 
-FULL = 4  # bytes of a float32
+FLOAT32 = 4  # bytes
 Ramp = tuple[slice, "np.ndarray"]  # latent rows or columns of a tile, and weights of their pixels
-Cells = dict[tuple[int, int], "np.ndarray"]  # by their first row and column: bytes, or sums
+Cells = dict[tuple[int, int], "np.ndarray"]  # by first row and column: uint8, or float32 sums
 
 
 class Strip(NamedTuple):
-    """Rows or columns of pixels that lie in the same tiles.
+    """A range of pixel rows or columns that is covered by the same tiles throughout.
 
-    They begin at `start` in the film and at `inside` in one of these tiles, which is the `last` of
-    them or not.
+    It begins at `start` in the video and at `inside` in one of these tiles, which may be the
+    `last` of them.
     """
 
     start: int
@@ -37,53 +36,53 @@ class Strip(NamedTuple):
 
 
 def spans(size: int, tile: int, step: int) -> list[slice]:
-    """Cut `size` latent rows or columns into spans of `tile`, each `step` or less after another."""
+    """Split `size` latent rows or columns into spans of `tile`, at most `step` apart."""
     last = max(size - tile, 0)
     return [slice(start, min(start + tile, size)) for start in [*range(0, last, step), last]]
 
 
 def ramps(size: int, stride: int, tile: int, overlap: int) -> list[Ramp]:
-    """Cut `size` latent rows or columns into tiles of `tile` pixels; weights add up to one.
+    """Split `size` latent rows or columns into tiles of `tile` pixels, with weights that sum to 1.
 
-    Where two overlap, the weight of the one falls as that of the other rises. An eighth of the
-    overlap at each inner end counts for nothing: those pixels know least of what is beyond.
+    In an overlap, one weight falls linearly while the other rises. The outer eighth of the overlap
+    has weight 0, because those pixels lack the most context.
     """
     import numpy as np
 
     margin = overlap / 8
-    places = spans(size, tile // stride, (tile - overlap) // stride)
-    weights = np.zeros((len(places), size * stride), np.float32)
-    for row, place in zip(weights, places, strict=True):
-        pixels = np.arange((place.stop - place.start) * stride) + 0.5
+    tiles = spans(size, tile // stride, (tile - overlap) // stride)
+    weights = np.zeros((len(tiles), size * stride), np.float32)
+    for row, span in zip(weights, tiles, strict=True):
+        pixels = np.arange((span.stop - span.start) * stride) + 0.5
         ramp = np.clip((pixels - margin) / (overlap - 2 * margin), 0, 1)
-        before, after = ramp if place.start else 1, ramp[::-1] if place.stop < size else 1
-        row[place.start * stride : place.stop * stride] = np.minimum(before, after)
+        before, after = ramp if span.start else 1, ramp[::-1] if span.stop < size else 1
+        row[span.start * stride : span.stop * stride] = np.minimum(before, after)
     weights /= weights.sum(axis=0)
     return [
-        (place, row[place.start * stride : place.stop * stride])
-        for place, row in zip(places, weights, strict=True)
+        (span, row[span.start * stride : span.stop * stride])
+        for span, row in zip(tiles, weights, strict=True)
     ]
 
 
-def strips(places: Sequence[slice], stride: int) -> list[list[Strip]]:
-    """Cut the rows or columns of every tile wherever another tile begins or ends."""
-    ends = sorted({end for place in places for end in (place.start, place.stop)})
+def strips(tiles: Sequence[slice], stride: int) -> list[list[Strip]]:
+    """Split the rows or columns of each tile at the edges of the other tiles."""
+    ends = sorted({end for span in tiles for end in (span.start, span.stop)})
     return [
         [
             Strip(
                 start=start * stride,
-                inside=slice((start - place.start) * stride, (stop - place.start) * stride),
-                last=number + 1 == len(places) or start < places[number + 1].start,
+                inside=slice((start - span.start) * stride, (stop - span.start) * stride),
+                last=number + 1 == len(tiles) or start < tiles[number + 1].start,
             )
             for start, stop in pairwise(ends)
-            if place.start <= start < place.stop
+            if span.start <= start < span.stop
         ]
-        for number, place in enumerate(places)
+        for number, span in enumerate(tiles)
     ]
 
 
-def kept(latent: Triple, stride: int, tile: int = TILE, overlap: int = OVERLAP) -> int:
-    """Count the bytes that `frames` keeps on the host at most for a latent (F, H, W)."""
+def host_bytes(latent: Triple, stride: int, tile: int = TILE, overlap: int = OVERLAP) -> int:
+    """Return the peak host memory of `decode` for a latent (F, H, W), in bytes."""
     F, H, W = latent
     rows, columns = (spans(side, tile // stride, (tile - overlap) // stride) for side in (H, W))
     most, above = 0, 0
@@ -91,64 +90,64 @@ def kept(latent: Triple, stride: int, tile: int = TILE, overlap: int = OVERLAP) 
         below = H if next_row is None else next_row.start
         for column, next_column in zip_longest(columns, columns[1:]):
             done = W if next_column is None else next_column.start
-            whole = row.start * W + (below - row.start) * done  # bytes
-            sums = (row.stop - below) * done  # where the next row of tiles overlaps this one
-            sums += (row.stop - row.start) * (column.stop - done)  # and the next tile does
-            sums += above * (W - column.stop)  # and this row the one above
-            most = max(most, whole + FULL * sums)
+            finished = row.start * W + (below - row.start) * done  # uint8
+            sums = (row.stop - below) * done  # overlap with the next row of tiles
+            sums += (row.stop - row.start) * (column.stop - done)  # with the next tile
+            sums += above * (W - column.stop)  # and with the previous row of tiles
+            most = max(most, finished + FLOAT32 * sums)
         above = row.stop - below
     return 3 * (4 * (F - 1) + 1) * stride**2 * most
 
 
-def frames(
+def decode(
     decoder: "Decoder", latent: "mx.array", stride: int, tile: int = TILE, overlap: int = OVERLAP
 ) -> "Iterator[np.ndarray]":
-    """Decode a latent (C, F, H, W) tile by tile to blended slices (T, Y, X, 3) of bytes.
+    """Decode a latent (C, F, H, W) in tiles, and yield blended frames (T, Y, X, 3) as uint8.
 
-    `stride`, `tile` and `overlap` are pixels; the latter two multiples of `stride`.
+    `stride`, `tile` and `overlap` are in pixels; `tile` and `overlap` are multiples of `stride`.
     """
     import numpy as np
 
     _, F, H, W = latent.shape
-    downs, acrosses = (ramps(side, stride, tile, overlap) for side in (H, W))
-    rows, columns = (strips([place for place, _ in way], stride) for way in (downs, acrosses))
-    cells: list[Cells] = [{} for _ in range(F)]
-    for (down, above), row in zip(downs, rows, strict=True):
-        for (across, left), column in zip(acrosses, columns, strict=True):
-            weights = (above[:, None] * left)[..., None]
-            pieces = decoder.frames(latent[:, :, down, across])
-            for some, piece in zip(cells, pieces, strict=True):
-                add(np.array(piece) * weights, row, column, some)
-    cells.reverse()
-    while cells:
-        yield assembled(cells.pop(), (H * stride, W * stride))
+    down, across = (ramps(side, stride, tile, overlap) for side in (H, W))
+    rows, columns = (strips([span for span, _ in axis], stride) for axis in (down, across))
+    chunks: list[Cells] = [{} for _ in range(F)]
+    for (h, weights_y), row in zip(down, rows, strict=True):
+        for (w, weights_x), column in zip(across, columns, strict=True):
+            weights = (weights_y[:, None] * weights_x)[..., None]  # (Y, X, 1)
+            pieces = decoder.frames(latent[:, :, h, w])
+            for cells, piece in zip(chunks, pieces, strict=True):
+                add_tile(np.array(piece) * weights, row, column, cells)
+    chunks.reverse()
+    while chunks:
+        yield assemble(chunks.pop(), (H * stride, W * stride))
 
 
-def add(values: "np.ndarray", rows: list[Strip], columns: list[Strip], cells: "Cells") -> None:
-    """Add a tile's part of a slice, (T, Y, X, 3) in [-1, 1], to the cells that it covers.
+def add_tile(values: "np.ndarray", rows: list[Strip], columns: list[Strip], cells: Cells) -> None:
+    """Add weighted frames (T, Y, X, 3) of one tile to the cells that it covers.
 
-    Sums are those of the tiles one after another, rows of tiles from above and each from the left:
-    in another order they would round to other bytes.
+    Call it for tiles from top to bottom, each row from left to right: the order of the sum
+    determines the rounding.
     """
     import numpy as np
 
     for row in rows:
         for column in columns:
-            place, part = (row.start, column.start), values[:, row.inside, column.inside]
-            total = cells.pop(place) + part if place in cells else part
+            start, part = (row.start, column.start), values[:, row.inside, column.inside]
+            total = cells.pop(start) + part if start in cells else part
             if row.last and column.last:
-                # what `models.vae.as_bytes` computes, here on the host
-                cells[place] = np.rint((total + 1) * 127.5).astype(np.uint8)
+                # as `models.vae.to_uint8`, but on the host
+                cells[start] = np.rint((total + 1) * 127.5).astype(np.uint8)
             else:
-                cells[place] = np.ascontiguousarray(total)
+                cells[start] = np.ascontiguousarray(total)
 
 
-def assembled(cells: "Cells", size: tuple[int, int]) -> "np.ndarray":
-    """Join the cells of a slice, all of them bytes, to frames (T, Y, X, 3)."""
+def assemble(cells: Cells, size: tuple[int, int]) -> "np.ndarray":
+    """Assemble finished cells to frames (T, Y, X, 3)."""
     import numpy as np
 
-    count = len(next(iter(cells.values())))
-    whole = np.empty((count, *size, 3), np.uint8)
+    T = len(next(iter(cells.values())))
+    frames = np.empty((T, *size, 3), np.uint8)
     for (y, x), cell in cells.items():
-        whole[:, y : y + cell.shape[1], x : x + cell.shape[2]] = cell
-    return whole
+        frames[:, y : y + cell.shape[1], x : x + cell.shape[2]] = cell
+    return frames

@@ -1,7 +1,7 @@
-"""The umT5 encoder, run layer by layer so that its weights are never in memory together.
+"""The umT5 text encoder.
 
-Takes token ids without padding: the official code pads, masks and cuts, which gives the same rows.
-Follows wan/modules/t5.py (T5Encoder) of the official code.
+Takes token ids without padding. The official code pads, masks and trims, with the same result.
+Source: wan/modules/t5.py, `T5Encoder`.
 """
 
 import math
@@ -25,21 +25,20 @@ from wanpipe.models.layers import (
 )
 
 EPS = 1e-6
-MAX_DISTANCE = 128  # tokens; farther apart, all positions share one bucket
+MAX_DISTANCE = 128  # tokens; all larger distances share one bucket
 
 
 @fused
 def gated(gate: mx.array, x: mx.array) -> mx.array:
-    """Multiply x by the tanh form of GELU of `gate`."""
+    """Multiply x by GELU (tanh form) of `gate`."""
     return tanh_gelu(gate, dtype=mx.float32) * x
 
 
 def buckets(length: int, count: int) -> npt.NDArray[np.int32]:
-    """Bucket (2 L - 1) of every distance of a key from a query, from L - 1 before it to L - 1 after
-    it; half of `count` are for later keys.
+    """Return the bucket (2 L - 1) of each distance from query to key, 1 - L to L - 1.
 
-    Exact for near positions, then logarithmic, cut towards zero in float32 as the official code
-    has it (T5RelativeEmbedding).
+    Half of the `count` buckets are for later keys. Near distances have a bucket each; farther ones
+    share logarithmic buckets, truncated in float32. Source: `T5RelativeEmbedding`.
     """
     offset = np.arange(1 - length, length)  # key minus query
     half = count // 2
@@ -52,26 +51,27 @@ def buckets(length: int, count: int) -> npt.NDArray[np.int32]:
     return (bucket + half * (offset > 0)).astype(np.int32)
 
 
-def places(length: int, count: int) -> mx.array:
-    """For every distance (2 L - 1, `count`): one at its bucket, else zeros."""
+def one_hot_buckets(length: int, count: int) -> mx.array:
+    """Return the buckets of all distances as a one-hot matrix (2 L - 1, `count`)."""
     return mx.array(np.eye(count, dtype=np.float32)[buckets(length, count)])
 
 
-def biases(table: mx.array, place: mx.array) -> mx.array:
-    """Biases (N, L, L) of queries and keys from the `table` (B, N) of their distances' buckets.
+def position_bias(table: mx.array, one_hot: mx.array) -> mx.array:
+    """Return the attention bias (N, L, L) from the `table` (buckets, N) of an attention layer.
 
-    A product with `place` looks them up: for an index CUDA would compile a kernel, for seconds.
+    Looks values up by a matmul with `one_hot`: for an index, CUDA would take seconds to compile a
+    kernel.
     """
-    rows = matmul(place.astype(table.dtype), table).T  # (N, 2 L - 1)
+    rows = matmul(one_hot.astype(table.dtype), table).T  # (N, 2 L - 1)
     heads, width = rows.shape
     length = (width + 1) // 2
-    # the last query's distances begin a row, and every query before it begins one place later
-    turned = mx.as_strided(rows, (heads, length, length), (width, 1, 1))
-    return mx.contiguous(turned[:, ::-1])
+    # the last query reads a row from its start, and each earlier query starts one value later
+    reversed_bias = mx.as_strided(rows, (heads, length, length), (width, 1, 1))
+    return mx.contiguous(reversed_bias[:, ::-1])
 
 
 class Attention(nn.Module):
-    """Attention without scaling, biased by relative positions; scores and softmax in float32."""
+    """Unscaled attention with a position bias; scores and softmax are float32 (`T5Attention`)."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a gate between them."""
+    """A gated feed-forward layer (`T5FeedForward`)."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -103,7 +103,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed forward around a float32 residual stream; each has a table of biases."""
+    """Attention and feed-forward on a float32 stream (`T5SelfAttention`).
+
+    Each block has its own table of position biases.
+    """
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -113,16 +116,16 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.position_bias = mx.zeros((config.buckets, config.heads))
 
-    def __call__(self, x: mx.array, place: mx.array) -> mx.array:
-        """Advance x (L, D), float32; `place` is that of `places`."""
+    def __call__(self, x: mx.array, one_hot: mx.array) -> mx.array:
+        """Run the block on x (L, D), float32; `one_hot` comes from `one_hot_buckets`."""
         dtype = matmul_dtype(self.attn.q)
-        bias = biases(self.position_bias, place)
+        bias = position_bias(self.position_bias, one_hot)
         x = x + self.attn(rms_norm(x, self.norm1).astype(dtype), bias)
         return x + self.ffn(rms_norm(x, self.norm2).astype(dtype))
 
 
 class T5(nn.Module):
-    """The whole encoder: it names the parameters; `encode` runs it without holding them."""
+    """The whole encoder. To save memory, a caller can run its blocks one at a time."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -132,9 +135,9 @@ class T5(nn.Module):
         self.norm = nn.RMSNorm(config.dim, EPS)
 
     def __call__(self, ids: Sequence[int]) -> mx.array:
-        """Encode token ids: rows (L, D), float32."""
+        """Encode token ids to rows (L, D), float32."""
         x = self.token_embedding(mx.array(list(ids))).astype(mx.float32)
-        place = places(len(ids), self.config.buckets)
+        one_hot = one_hot_buckets(len(ids), self.config.buckets)
         for block in self.blocks:
-            x = block(x, place)
+            x = block(x, one_hot)
         return rms_norm(x, self.norm)

@@ -1,8 +1,8 @@
-"""The VAE's two halves: video to normalised latent, chunk by chunk, and back.
+"""The VAE: encodes a video to a normalized latent, chunk by chunk, and decodes it back.
 
-A call needs memory for one chunk (four frames), whatever the length of the video. Convolutions run
-in the dtype of the weights, norms in float32; inputs and outputs are float32.
-Official sources: `WanVAE_` and its wrappers in wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2).
+Memory is bounded by one chunk (four frames), whatever the length of the video. Convolutions run in
+the dtype of the weights, norms in float32; inputs and outputs are float32.
+Source: `WanVAE_` and its wrappers in wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2).
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,15 +12,14 @@ import mlx.nn as nn
 import numpy as np
 
 from wanpipe.models import vae21, vae22
-from wanpipe.models.causal_conv import CausalConv, Norm, Past
-from wanpipe.models.causal_vae import Middle
-from wanpipe.models.config import VAEConfig
+from wanpipe.models.causal_conv import CausalCache, CausalConv, Norm
+from wanpipe.models.config import DIM_MULT, VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae_sizes import PATCH, WIDTHS
+from wanpipe.models.vae_blocks import Middle
 
 PATHS = {"2.1": vae21, "2.2": vae22}
 # fmt: off
-# Mean and deviation of each latent channel, as published with the models.
+# Mean and standard deviation of each latent channel; source: `WanVAE`, `Wan2_2_VAE`.
 MEAN = {
     "2.1": (
         -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -52,144 +51,136 @@ STD = {
 # fmt: on
 
 
-class Half(nn.Module):
-    """What both halves have: the latent's mean and deviation, and the pixels of one position."""
+class _VAEBase(nn.Module):
+    """The normalization of the latent and the patch size, which encoder and decoder share."""
 
     input: CausalConv
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        # underscores keep them out of the parameters
+        # underscores: not parameters
         self._mean, self._scale = mx.array(MEAN[config.version]), 1 / mx.array(STD[config.version])
         self._z_dim = config.z_dim
-        self._patch = PATCH[config.version]
+        self._patch = config.patch_size
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The dtype that this half computes in."""
+        """The dtype of the convolutions."""
         return self.input.weight.dtype
 
 
-class Decoder(Half):
-    """Turns a normalised latent into frames, one latent frame at a time (`Decoder3d`)."""
+class Decoder(_VAEBase):
+    """Decode a normalized latent to frames, one latent frame at a time (`Decoder3d`)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
         path = PATHS[config.version]
         self.latent = Linear(config.z_dim, config.z_dim)
-        self.input = CausalConv(config.z_dim, WIDTHS[-1] * config.decoder_dim)
-        self.middle = Middle(WIDTHS[-1] * config.decoder_dim)
+        self.input = CausalConv(config.z_dim, DIM_MULT[-1] * config.decoder_dim)
+        self.middle = Middle(DIM_MULT[-1] * config.decoder_dim)
         self.up = path.up_path(config.decoder_dim)
-        doubling = [i for i, layer in enumerate(self.up) if getattr(layer, "time", 1) == 2]
-        self._slow = 1 + max(doubling)  # layers up to the last that doubles frames
+        doubling = [i for i, layer in enumerate(self.up) if getattr(layer, "factor_t", 1) == 2]
+        self._slow = 1 + max(doubling)  # layers up to the last that doubles the frame rate
         self.norm = Norm(config.decoder_dim)
         self.output = CausalConv(config.decoder_dim, 3 * self._patch**2)
 
     def frames(self, latent: mx.array, at_once: int = 2) -> Iterator[mx.array]:
-        """Decode a latent (C, F, H, W) to (T, Y, X, 3): one frame for the first of F, then fours.
+        """Decode a latent (C, F, H, W) to frames (T, Y, X, 3), float32 in [-1, 1].
 
-        Float32 in [-1, 1]; every piece is evaluated before the next is begun. The layers behind
-        the last doubling of frames take `at_once` (1, 2 or 4) together: less memory, more time.
+        Yields one frame for the first latent frame and four for each other one, evaluated. The
+        layers after the last doubling of frames take `at_once` (1, 2 or 4) frames together: fewer
+        need less memory and more time.
         """
         z = latent.astype(mx.float32).transpose(1, 2, 3, 0) / self._scale + self._mean
-        past = Past()
+        cache = CausalCache()
         for f in range(len(z)):
-            yield self.chunk(z[f : f + 1], past, at_once)
+            yield self.chunk(z[f : f + 1], cache, at_once)
 
-    def chunk(self, z: mx.array, past: Past, at_once: int = 2) -> mx.array:
-        """Decode one latent frame (1, H, W, C); `past` is that of the frames before it."""
+    def chunk(self, z: mx.array, cache: CausalCache, at_once: int = 2) -> mx.array:
+        """Decode one latent frame (1, H, W, C) with the `cache` of the frames before it."""
         z = self.latent(z.astype(self.dtype))
-        x = past.run([self.middle, *self.up[: self._slow]], self.input(z, past))
+        x = cache.run([self.middle, *self.up[: self._slow]], self.input(z, cache))
         pieces = [x[t : t + at_once] for t in range(0, len(x), at_once)]
-        del x  # a name would keep it in memory while layers work on what it became
-        late = [*self.up[self._slow :], self._pixels]
-        done = [past.later.run(late, pieces.pop(0)) for _ in range(len(pieces))]
-        return past.end(mx.concatenate(done))
+        del x  # the name would keep the array in memory while the next layers run
+        fast = [*self.up[self._slow :], self._to_pixels]
+        decoded = [cache.nested.run(fast, pieces.pop(0)) for _ in range(len(pieces))]
+        return cache.finish(mx.concatenate(decoded))
 
-    def _pixels(self, x: mx.array, past: Past) -> mx.array:
-        x = self.output(x, past, self.norm).astype(mx.float32)
+    def _to_pixels(self, x: mx.array, cache: CausalCache) -> mx.array:
+        x = self.output(x, cache, self.norm).astype(mx.float32)
         return mx.clip(unpatchify(x, self._patch), -1, 1)
 
 
-class Encoder(Half):
-    """Turns frames into their normalised mean latent: one frame, then fours (`Encoder3d`)."""
+class Encoder(_VAEBase):
+    """Encode frames to the normalized mean of their latent: one frame, then fours (`Encoder3d`)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
         path = PATHS[config.version]
         self.input = CausalConv(3 * self._patch**2, config.encoder_dim)
         self.down = path.down_path(config.encoder_dim)
-        self.middle = Middle(WIDTHS[-1] * config.encoder_dim)
-        self.norm = Norm(WIDTHS[-1] * config.encoder_dim)
-        self.output = CausalConv(WIDTHS[-1] * config.encoder_dim, 2 * config.z_dim)
+        self.middle = Middle(DIM_MULT[-1] * config.encoder_dim)
+        self.norm = Norm(DIM_MULT[-1] * config.encoder_dim)
+        self.output = CausalConv(DIM_MULT[-1] * config.encoder_dim, 2 * config.z_dim)
         self.latent = Linear(2 * config.z_dim, 2 * config.z_dim)
 
     def __call__(self, video: mx.array) -> mx.array:
         """Encode frames (T, Y, X, 3) in [-1, 1] to (C, F, H, W), float32.
 
-        Frames past the last full group of four are dropped.
+        Frames after the last full group of four are dropped.
         """
         return self.encode(chunks(video))
 
     def encode(self, video: Iterable[mx.array]) -> mx.array:
-        """Encode a video that comes as one frame, then fours, and need never exist whole.
+        """Encode a video given in chunks, one frame and then fours, without holding all of it.
 
-        While it gives the same array again and again, what no longer changes is not computed.
+        While the chunk is the same array as before, layers with constant output are skipped.
         """
-        past = Past()
-        latents = [self.chunk(frames, past) for frames in video]
+        cache = CausalCache()
+        latents = [self.chunk(frames, cache) for frames in video]
         return mx.concatenate(latents).transpose(3, 0, 1, 2)  # (C, F, H, W)
 
-    def chunk(self, frames: mx.array, past: Past) -> mx.array:
-        """Encode one chunk (T, Y, X, 3); `past` is that of the chunks before it."""
-        return past.end(past.run_still([self._begin, *self.down, self.middle, self._end], frames))
+    def chunk(self, frames: mx.array, cache: CausalCache) -> mx.array:
+        """Encode one chunk (T, Y, X, 3) with the `cache` of the chunks before it."""
+        layers = [self._from_pixels, *self.down, self.middle, self._to_latent]
+        return cache.finish(cache.run_cached(layers, frames))
 
-    def _begin(self, frames: mx.array, past: Past) -> mx.array:
-        return self.input(patchify(frames, self._patch).astype(self.dtype), past)
+    def _from_pixels(self, frames: mx.array, cache: CausalCache) -> mx.array:
+        return self.input(patchify(frames, self._patch).astype(self.dtype), cache)
 
-    def _end(self, x: mx.array, past: Past) -> mx.array:
-        x = self.output(x, past, self.norm)
-        # the other half is the log variance, and nobody samples
+    def _to_latent(self, x: mx.array, cache: CausalCache) -> mx.array:
+        x = self.output(x, cache, self.norm)
+        # the other channels are the log variance, which inference does not use
         mean = self.latent(x)[..., : self._z_dim].astype(mx.float32)
         return (mean - self._mean) * self._scale
 
 
-def decoder(config: VAEConfig) -> Decoder:
-    """Build the decoder that `config` describes, without its weights."""
-    return Decoder(config)
-
-
-def encoder(config: VAEConfig) -> Encoder:
-    """Build the encoder that `config` describes, without its weights."""
-    return Encoder(config)
-
-
 def chunks(video: mx.array) -> Iterator[mx.array]:
-    """Cut frames (T, Y, X, 3) as the encoder takes them: the first alone, then full fours."""
+    """Split frames (T, Y, X, 3) into the chunks of the encoder: one frame, then full fours."""
     yield video[:1]
     for t in range(1, len(video) - 3, 4):
         yield video[t : t + 4]
 
 
 def patchify(x: mx.array, side: int) -> mx.array:
-    """Gather `side` x `side` pixels of (T, Y, X, C) in one position: channel, column, row."""
+    """Move `side` x `side` pixels of (T, Y, X, C) to channels, ordered channel, column, row."""
     T, Y, X, C = x.shape
     x = x.reshape(T, Y // side, side, X // side, side, C).transpose(0, 1, 3, 5, 4, 2)
     return x.reshape(T, Y // side, X // side, C * side * side)  # (T, Y/side, X/side, C*side*side)
 
 
 def unpatchify(x: mx.array, side: int) -> mx.array:
-    """Spread positions over pixels; the inverse of `patchify`."""
+    """Move channels back to `side` x `side` pixels; the inverse of `patchify`."""
     T, H, W, C = x.shape
     x = x.reshape(T, H, W, C // side**2, side, side).transpose(0, 1, 5, 2, 4, 3)
     return x.reshape(T, H * side, W * side, C // side**2)  # (T, Y, X, C/side/side)
 
 
-def as_bytes(frames: mx.array) -> mx.array:
-    """Frames in [-1, 1] as uint8, the nearest; a tie goes to the even one."""
+def to_uint8(frames: mx.array) -> mx.array:
+    """Convert frames in [-1, 1] to uint8, rounded to nearest, ties to even."""
     return mx.round((frames + 1) * 127.5).astype(mx.uint8)
 
 
-def joined(pieces: Iterable[mx.array]) -> np.ndarray:
-    """All pieces (T, Y, X, 3) of a video as bytes, in one array."""
-    return np.concatenate([np.array(as_bytes(piece)) for piece in pieces])
+def video_uint8(pieces: Iterable[mx.array]) -> np.ndarray:
+    """Concatenate the pieces (T, Y, X, 3) of a video as uint8."""
+    return np.concatenate([np.array(to_uint8(piece)) for piece in pieces])

@@ -1,102 +1,102 @@
-"""The up and down path of the Wan2.2 VAE: stages with shortcuts that average or duplicate values.
+"""The down and up path of the Wan2.2 VAE: stages whose shortcuts average or duplicate values.
 
-Only the layout and the shortcuts; blocks come from `causal_vae`, the networks around from `vae`.
-Official source: wan/modules/vae2_2.py, `Encoder3d`, `Decoder3d`, `AvgDown3D` and `DupUp3D`.
+Blocks come from `vae_blocks`; `vae` adds the other layers of the encoder and the decoder.
+Source: wan/modules/vae2_2.py, `Encoder3d`, `Decoder3d`, `AvgDown3D` and `DupUp3D`.
 """
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.models.causal_conv import Past
-from wanpipe.models.causal_vae import Downsample, ResidualBlock, Upsample
-from wanpipe.models.vae_sizes import TEMPORAL, WIDTHS
+from wanpipe.models.causal_conv import CausalCache
+from wanpipe.models.config import DIM_MULT, TEMPORAL_DOWNSAMPLE
+from wanpipe.models.vae_blocks import Downsample, ResidualBlock, Upsample
 
 
-def average(x: mx.array, outputs: int, time: int, side: int) -> mx.array:
-    """Shrink (T, H, W, C) by averages over blocks of `time` frames, `side` rows and `side` columns.
+def avg_down(x: mx.array, outputs: int, factor_t: int, factor_s: int) -> mx.array:
+    """Average blocks of `factor_t` frames, `factor_s` rows and `factor_s` columns of (T, H, W, C).
 
-    A block's values are ordered channel, frame, row, column and averaged in runs, one run for each
-    of the `outputs` channels. Missing frames in front are zeros. Official: `AvgDown3D`.
+    The values of a block are ordered channel, frame, row, column; each of the `outputs` channels is
+    the mean of a run of them. Zeros pad missing frames at the front. Source: `AvgDown3D`.
     """
-    if time * side * side * x.shape[-1] == outputs:
-        return x  # averages of one value each
-    x = mx.pad(x, [(-x.shape[0] % time, 0), (0, 0), (0, 0), (0, 0)])
+    if factor_t * factor_s * factor_s * x.shape[-1] == outputs:
+        return x  # each mean has one value
+    x = mx.pad(x, [(-x.shape[0] % factor_t, 0), (0, 0), (0, 0), (0, 0)])
     T, H, W, C = x.shape
-    x = x.reshape(T // time, time, H // side, side, W // side, side, C)
+    x = x.reshape(T // factor_t, factor_t, H // factor_s, factor_s, W // factor_s, factor_s, C)
     x = x.transpose(0, 2, 4, 6, 1, 3, 5)
-    x = x.reshape(T // time, H // side, W // side, outputs, -1)  # (T, H, W, C, values of a run)
+    x = x.reshape(T // factor_t, H // factor_s, W // factor_s, outputs, -1)  # (T, H, W, O, run)
     return x.mean(-1)
 
 
-def duplicates(x: mx.array, outputs: int, time: int) -> mx.array:
-    """View (T, H, W, C) as repeated over `time` frames, two rows and two columns: no copies.
+def dup_up(x: mx.array, outputs: int, factor_t: int) -> mx.array:
+    """View (T, H, W, C) as duplicated over `factor_t` frames, two rows and two columns.
 
-    Of C / `outputs` channels that make one, the copies take turns, whole frames first, then rows:
-    (T, time, H, 2, W, 2, O). Official: `DupUp3D`.
+    Returns a view (T, factor_t, H, 2, W, 2, O). Each output channel has C / O input channels, which
+    the duplicates use in turn: over frames first, then over rows. Source: `DupUp3D`.
     """
     T, H, W, C = x.shape
-    taken, turns = C // outputs, []
-    for side in (time, 2, 2):
-        turns.append(side if taken > 1 else 1)
-        taken //= turns[-1]
+    remaining, turns = C // outputs, []
+    for side in (factor_t, 2, 2):
+        turns.append(side if remaining > 1 else 1)
+        remaining //= turns[-1]
     x = x.reshape(T, H, W, outputs, *turns).transpose(0, 4, 1, 5, 2, 6, 3)
-    return mx.broadcast_to(x, (T, time, H, 2, W, 2, outputs))
+    return mx.broadcast_to(x, (T, factor_t, H, 2, W, 2, outputs))
 
 
 class DownStage(nn.Module):
-    """Two residual blocks and, if `shrink`, a down-sampling, beside averages of the input.
+    """Two residual blocks, downsampling if `shrink`, and an averaged shortcut.
 
-    Official: `Down_ResidualBlock`.
+    Source: `Down_ResidualBlock`.
     """
 
     def __init__(self, inputs: int, outputs: int, shrink: bool, temporal: bool) -> None:
         super().__init__()
         blocks = [ResidualBlock(inputs, outputs), ResidualBlock(outputs, outputs)]
         self.blocks = [*blocks, Downsample(outputs, temporal)] if shrink else blocks
-        self.outputs, self.time, self.side = outputs, 1 + temporal, 1 + shrink
+        self.outputs, self.factor_t, self.factor_s = outputs, 1 + temporal, 1 + shrink
 
-    def __call__(self, x: mx.array, past: Past) -> mx.array:
+    def __call__(self, x: mx.array, cache: CausalCache) -> mx.array:
         # evaluated first: it is smaller than x, which it would keep alive
-        shortcut = past.evaluated(average(x, self.outputs, self.time, self.side))
-        return past.run(self.blocks, x) + shortcut
+        shortcut = cache.evaluate(avg_down(x, self.outputs, self.factor_t, self.factor_s))
+        return cache.run(self.blocks, x) + shortcut
 
 
 class UpStage(nn.Module):
-    """Three residual blocks and, if `grow`, an up-sampling beside duplicates of the input.
+    """Three residual blocks and, if `grow`, upsampling with a duplicated shortcut.
 
-    Official: `Up_ResidualBlock`.
+    Source: `Up_ResidualBlock`.
     """
 
     def __init__(self, inputs: int, outputs: int, grow: bool, temporal: bool) -> None:
         super().__init__()
         blocks = [ResidualBlock(width, outputs) for width in (inputs, outputs, outputs)]
         self.blocks = [*blocks, Upsample(outputs, outputs, temporal)] if grow else blocks
-        self.outputs, self.time, self.grow = outputs, 1 + temporal, grow
+        self.outputs, self.factor_t, self.grow = outputs, 1 + temporal, grow
 
-    def __call__(self, x: mx.array, past: Past) -> mx.array:
+    def __call__(self, x: mx.array, cache: CausalCache) -> mx.array:
         if not self.grow:
-            return past.run(self.blocks, x)
-        # the first frame of a video stays single, so its surplus duplicate goes
-        surplus = self.time - 1 if past.first else 0
-        shortcut = duplicates(x, self.outputs, self.time)[:, surplus:]
+            return cache.run(self.blocks, x)
+        # the first frame of a video is not doubled: drop its other duplicates
+        surplus = self.factor_t - 1 if cache.first else 0
+        shortcut = dup_up(x, self.outputs, self.factor_t)[:, surplus:]
         *blocks, upsample = self.blocks
-        grown: mx.array = upsample(past.run(blocks, x), past, shortcut)
-        return grown
+        y: mx.array = upsample(cache.run(blocks, x), cache, shortcut)
+        return y
 
 
 def down_path(base: int) -> list[nn.Module]:
-    """Lay out the stages from `base` channels at full size down to 4 * `base` at an eighth."""
-    widths = [base, *(base * width for width in WIDTHS)]
+    """Return the stages from `base` channels at full size to 4 * `base` at an eighth."""
+    widths = [base, *(base * factor for factor in DIM_MULT)]
     return [
-        DownStage(widths[level], widths[level + 1], level < len(TEMPORAL), temporal)
-        for level, temporal in enumerate((*TEMPORAL, False))
+        DownStage(widths[level], widths[level + 1], level < len(TEMPORAL_DOWNSAMPLE), temporal)
+        for level, temporal in enumerate((*TEMPORAL_DOWNSAMPLE, False))
     ]
 
 
 def up_path(base: int) -> list[nn.Module]:
-    """Lay out the stages from 4 * `base` channels at an eighth up to `base` at full size."""
-    widths = [base * width for width in (*WIDTHS, WIDTHS[-1])]
+    """Return the stages from 4 * `base` channels at an eighth to `base` at full size."""
+    widths = [base * factor for factor in (*DIM_MULT, DIM_MULT[-1])]
     return [
-        UpStage(widths[level + 1], widths[level], level > 0, (False, *TEMPORAL)[level])
-        for level in reversed(range(len(WIDTHS)))
+        UpStage(widths[level + 1], widths[level], level > 0, (False, *TEMPORAL_DOWNSAMPLE)[level])
+        for level in reversed(range(len(DIM_MULT)))
     ]

@@ -11,10 +11,10 @@ from math import prod
 from typing import TypeVar
 
 from wanpipe.errors import UsageError
-from wanpipe.models import vae_sizes
+from wanpipe.models import tuning, vae_cost
 from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
-from wanpipe.models.tiling import kept
+from wanpipe.models.tiling import host_bytes
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import amount
 from wanpipe.store.publish import WAITING
@@ -128,7 +128,7 @@ class Expert:
     @property
     def hidden(self) -> int:
         """The widest array of a block: one chunk of the feed-forward layer's hidden values."""
-        return self.config.portion(self.tokens) * self.config.ffn_dim * self.computed
+        return tuning.ffn_chunk(self.tokens) * self.config.ffn_dim * self.computed
 
     @property
     def row(self) -> int:
@@ -141,7 +141,7 @@ class Expert:
 
         The counts were fitted to an H100; other devices free no later.
         """
-        return (6 + 3 * self.config.ahead(self.tokens)) * self.row
+        return (6 + 3 * tuning.eval_depth(self.tokens, self.config.dim)) * self.row
 
     @property
     def tables(self) -> int:
@@ -218,7 +218,7 @@ def decode_plans(
     """Return the plans of decoding a latent (F, H, W), the fastest first.
 
     The last layers take two small frames at once, or one, or overlapping tiles. `stacks` is
-    explained at `vae_sizes.plan`.
+    explained at `vae_cost.cost`.
     """
     sides = [side // config.stride[1] for side in (TILE, TILE - OVERLAP)]
     tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
@@ -228,11 +228,11 @@ def decode_plans(
     # slices of four frames: one computed, one waiting, one being written, and those of the video
     written = 4 * frame * (3 + WAITING_SLICES)
     blended = 4 * 3 * prod(tile[1:]) * config.stride[1] ** 2 * 2 * FULL  # as decoded, and weighted
-    summed = kept(latent, config.stride[1]) + blended
+    summed = host_bytes(latent, config.stride[1]) + blended
     whole_video = (4 * (latent[0] - 1) + 1) * frame
 
     def plan_of(size: Triple, at_once: int, strategy: str, tiles: int = 0) -> DecodePlan:
-        cost = vae_sizes.plan(config, "decoder", size, computed, at_once, stacks)
+        cost = vae_cost.cost(config, "decoder", size, computed, at_once, stacks)
         vae = asdict(_vae_plan(cost, strategy, tiles or 1))
         plan = DecodePlan(**vae, at_once=at_once, tiled=tiles > 0)
         return _with_host(
@@ -240,7 +240,7 @@ def decode_plans(
         )
 
     one = plan_of(latent, 1, "its last layers take one frame at a time")
-    if prod(latent[1:]) * prod(config.stride[1:]) // vae_sizes.PATCH[config.version] ** 2 > FILLING:
+    if prod(latent[1:]) * prod(config.stride[1:]) // config.patch_size**2 > FILLING:
         whole = [replace(one, strategy="")]
     else:
         whole = [plan_of(latent, 2, ""), one]
@@ -254,7 +254,7 @@ def image_plan(
 
     `clip` is the size of CLIP in bytes, 0 without it.
     """
-    cost = vae_sizes.plan(config, "encoder", latent, computed, stacks=stacks)
+    cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
     plan = _vae_plan(cost, "", 1)
     pixels = 3 * prod(latent[1:]) * config.stride[1] ** 2 * (1 + FULL)  # bytes, and float32
     # the condition: mask and latent, in parts, joined, and as written
@@ -262,9 +262,9 @@ def image_plan(
     return _with_host(replace(plan, peak=max(plan.peak, clip)), pixels + joined)
 
 
-def _vae_plan(cost: vae_sizes.Plan, strategy: str, times: int) -> MemoryPlan:
+def _vae_plan(cost: vae_cost.Cost, strategy: str, times: int) -> MemoryPlan:
     """Return the plan of an encoder or decoder. An H100 took a fifth more than the work."""
-    peak, flops = cost.weights + cost.past + 6 * cost.work // 5, cost.flops * times
+    peak, flops = cost.weights + cost.cache + 6 * cost.activations // 5, cost.flops * times
     return MemoryPlan(peak=peak, flops=flops, largest=cost.largest, strategy=strategy)
 
 

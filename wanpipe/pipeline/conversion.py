@@ -53,12 +53,12 @@ class Conversion:
 
     def fill(self, draft: Draft) -> dict[str, Any]:
         """Write the model into a draft."""
-        from wanpipe.backend.device import made
+        from wanpipe.backend.device import provenance
 
         for name, digest in self.write(draft.path).items():
             draft.attach(name, digest)
         draft.attach("config.json")
-        return made()
+        return provenance()
 
     def remember(self, path: Path) -> None:
         """Note the content hashes of new files, so that the first run need not read them."""

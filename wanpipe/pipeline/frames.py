@@ -82,7 +82,7 @@ class Decoding:
         """Return the function that decodes into an entry and a video, slice by slice."""
 
         def fill(draft: Draft) -> dict[str, Any]:
-            from wanpipe.backend.device import made, within
+            from wanpipe.backend.device import memory_limit, provenance
 
             latent = self.step.published().read("latent")
             stride, trim = self.model.config.vae.stride, 4 * self.trim
@@ -93,7 +93,7 @@ class Decoding:
             with (
                 draft.stream("frames", shape) as sink,
                 store.report.task("decode", latent.shape[1]) as task,
-                within(plan.limit),
+                memory_limit(plan.limit),
             ):
 
                 def take(frames: "np.ndarray") -> None:
@@ -101,7 +101,7 @@ class Decoding:
                     video.take(frames)
 
                 take_behind(slices, trim, take, task.advance)
-            return {**made(), "flops": plan.flops}
+            return {**provenance(), "flops": plan.flops}
 
         return fill
 
@@ -117,13 +117,13 @@ class Decoding:
         from wanpipe.weights.load import load_network
 
         config = self.model.config.vae
-        network = vae.decoder(config)
+        network = vae.Decoder(config)
         load_network(network, self.model.checked("vae", store), mlx_dtype(dtype))
         store.report.event("loaded", component="vae")
         if plan.tiled:
-            return tiling.frames(network, mx.array(latent), config.stride[1])
+            return tiling.decode(network, mx.array(latent), config.stride[1])
         whole = network.frames(mx.array(latent), plan.at_once)
-        return (np.array(vae.as_bytes(piece)) for piece in whole)
+        return (np.array(vae.to_uint8(piece)) for piece in whole)
 
 
 def take_behind(

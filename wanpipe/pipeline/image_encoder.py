@@ -53,7 +53,7 @@ def first_frame(model: Model, pixels: np.ndarray, dtype: str, store: Store) -> m
 
 def encoder(model: Model, dtype: str, store: Store) -> vae.Encoder:
     """Load the VAE's encoder."""
-    network = vae.encoder(model.config.vae)
+    network = vae.Encoder(model.config.vae)
     load_network(network, model.checked("vae_encoder", store), mlx_dtype(dtype))
     store.report.event("loaded", component="vae_encoder")
     return network

@@ -39,10 +39,10 @@ def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray
     from wanpipe.models import vae
     from wanpipe.weights.load import load_network
 
-    network = vae.decoder(model.config.vae)
+    network = vae.Decoder(model.config.vae)
     dtype = mlx_dtype(compute_dtype(model.config.dtype))
     load_network(network, model.checked("vae", store), dtype)
-    return vae.joined(network.frames(mx.array(latent)))
+    return vae.video_uint8(network.frames(mx.array(latent)))
 
 
 def label(step: Entry, run: Run | None) -> str:

@@ -8,10 +8,10 @@ import mlx.nn as nn
 import numpy as np
 
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.models.blocks import Paced, through
 from wanpipe.models.config import T5Config
+from wanpipe.models.execution import BoundedEval, run_blocks
 from wanpipe.models.layers import rms_norm
-from wanpipe.models.umt5 import EPS, Block, places
+from wanpipe.models.umt5 import EPS, Block, one_hot_buckets
 from wanpipe.weights.load import Weights
 from wanpipe.weights.stream import Streamed
 
@@ -34,9 +34,9 @@ def encode(
     with open_tensors(path) as file:
         rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
     streams = mx.split(mx.array(rows), np.cumsum(lengths)[:-1].tolist())
-    tables = [places(length, config.buckets) for length in lengths]
+    tables = [one_hot_buckets(length, config.buckets) for length in lengths]
 
-    pace = Paced()
+    pace = BoundedEval()
 
     def step(index: int, block: Block, number: int, ask: Callable[[], object]) -> None:
         if number == len(streams) - 1:
@@ -46,6 +46,6 @@ def encode(
         ask()
 
     blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
-    through(blocks, len(streams), step)
+    run_blocks(blocks, len(streams), step)
     norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
     return [rms_norm(x, norm) for x in streams]

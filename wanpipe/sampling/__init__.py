@@ -1,6 +1,6 @@
-"""The solvers by the names that `--scheduler` takes: modules with the same three functions.
+"""The solvers by their `--scheduler` name. Each is a module with the same three functions.
 
-Loads no MLX: the keys of a run are planned from schedules and orders alone.
+Loads no MLX: planning the keys of a run needs only schedules and orders.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Solver(Protocol):
-    """What the module of a solver has."""
+    """The functions that the module of a solver provides."""
 
     def schedule(
         self, steps: int, shift: float, grid: Sequence[float] | None = None

@@ -1,24 +1,25 @@
-"""DPM-Solver++ (2M, midpoint) on flow-matching levels: the second of the official solvers.
+"""DPM-Solver++ (2M, midpoint) for flow matching, the other official solver besides UniPC.
 
-Remembers one clean prediction, that of the step before. Its scalars are float64 on the host.
+Needs the x0 of the previous step. Its scalars are float64 on the host.
+Source: Lu et al. 2022, "DPM-Solver++" (arXiv 2211.01095).
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wanpipe.sampling.schedule import Schedule, build, log_snr, transfer
+from wanpipe.sampling.schedule import Schedule, build, coefficients, log_snr
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 
 def schedule(steps: int, shift: float, grid: Sequence[float] | None = None) -> Schedule:
-    """Lay out `steps` levels from sigma 1, or those of `grid`; timesteps are cut to integers."""
-    return build("dpm++", steps, shift, grid, start=1.0, whole=True)
+    """Return `steps` levels from sigma 1, or those of `grid`; timesteps are truncated."""
+    return build("dpm++", steps, shift, grid, start=1.0, integer_timesteps=True)
 
 
 def order(schedule: Schedule, step: int) -> int:
-    """Order of the method at `step`: 1 at the first and the last step, else 2."""
+    """Return the order at `step`: 1 at the first and the last step, else 2."""
     return 1 if step in (0, schedule.steps - 1) else 2
 
 
@@ -29,17 +30,17 @@ def advance(
     step: int,
     state: dict[str, "mx.array"],
 ) -> tuple["mx.array", "mx.array", dict[str, "mx.array"]]:
-    """Take one step: (C, F, H, W) float32 to the next latent, the clean video x0, and no state.
+    """Take one step, and return the next latent, the clean latent x0, and an empty state.
 
-    `state["x0"]` is what the step before returned as x0; step 0 needs none.
-    Source: wan/utils/fm_solvers.py, FlowDPMSolverMultistepScheduler.
+    All arrays are (C, F, H, W), float32. `state["x0"]` is the x0 of the previous step; step 0 needs
+    none. Source: wan/utils/fm_solvers.py, `FlowDPMSolverMultistepScheduler`.
     """
     sigma, target = schedule.sigmas[step], schedule.sigmas[step + 1]
     x0 = latent - sigma * velocity
-    ratio, gain, h = transfer(sigma, target)
-    moved = ratio * latent - gain * x0
+    ratio, alpha_phi_1, h = coefficients(sigma, target)
+    moved = ratio * latent - alpha_phi_1 * x0
     if order(schedule, step) == 2:
-        # infinite from sigma 1, where the quotient below is 0: the step is of first order there
-        h_before = log_snr(sigma) - log_snr(schedule.sigmas[step - 1])
-        moved = moved - 0.5 * gain * (h / h_before) * (x0 - state["x0"])
+        # h_0 is infinite from sigma 1; then h / h_0 is 0, and the step is of order 1
+        h_0 = log_snr(sigma) - log_snr(schedule.sigmas[step - 1])
+        moved = moved - 0.5 * alpha_phi_1 * (h / h_0) * (x0 - state["x0"])
     return moved, x0, {}

@@ -1,6 +1,6 @@
-"""Euler's method along the velocity: the plain solver, for distilled models above all.
+"""Euler's method, mainly for distilled models.
 
-Has no memory: nothing is carried from step to step. There is no official class of it.
+Has no state. The official code has no Euler solver.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def schedule(steps: int, shift: float, grid: Sequence[float] | None = None) -> Schedule:
-    """Lay out `steps` levels from sigma 1, or those of `grid`; timesteps keep their fractions."""
-    return build("euler", steps, shift, grid, start=1.0, whole=False)
+    """Return `steps` levels from sigma 1, or those of `grid`; timesteps keep their fraction."""
+    return build("euler", steps, shift, grid, start=1.0, integer_timesteps=False)
 
 
 def order(schedule: Schedule, step: int) -> int:
-    """Order of the method at `step`: always 1."""
+    """Return the order at `step`, which is always 1."""
     return 1
 
 
@@ -29,6 +29,9 @@ def advance(
     step: int,
     state: dict[str, "mx.array"],
 ) -> tuple["mx.array", "mx.array", dict[str, "mx.array"]]:
-    """Take one step: (C, F, H, W) float32 to the next latent, the clean video x0, and no state."""
+    """Take one step, and return the next latent, the clean latent x0, and an empty state.
+
+    All arrays are (C, F, H, W), float32.
+    """
     sigma, target = schedule.sigmas[step], schedule.sigmas[step + 1]
     return latent + (target - sigma) * velocity, latent - sigma * velocity, {}

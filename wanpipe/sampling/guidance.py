@@ -1,12 +1,12 @@
-"""Classifier-free guidance. Knows one formula, and no networks."""
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
 
 import mlx.core as mx
 
 
-def guided(cond: mx.array, uncond: mx.array | None, scale: float) -> mx.array:
-    """Push the velocity away from the negative prompt's: uncond + scale * (cond - uncond).
+def apply_guidance(cond: mx.array, uncond: mx.array | None, scale: float) -> mx.array:
+    """Return uncond + scale * (cond - uncond), float32.
 
-    Computes in float32. Without `uncond` (a scale of 1 needs none) it is `cond`.
+    Without `uncond`, which a scale of 1 does not need, returns `cond`.
     """
     cond = cond.astype(mx.float32)
     if uncond is None:

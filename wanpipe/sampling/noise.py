@@ -1,7 +1,7 @@
-"""Draws the start noise of a seed, the same bits on every machine and with every release of NumPy.
+"""Draws the initial noise of a seed: the same bits on every machine and with every NumPy release.
 
-NumPy promises the raw bits of Philox and nothing of how normal numbers are made from them (NEP 19),
-so that is here: the ziggurat of Marsaglia and Tsang (2000) for float32, as NumPy 2 draws it.
+NumPy guarantees the raw bits of Philox, but not the normal numbers made from them (NEP 19). So this
+module has its own float32 ziggurat (Marsaglia and Tsang 2000), with the results of NumPy 2.
 """
 
 import math
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 STRIPS = 256
-EDGE = 3.6541528853610088  # where the tail begins
-AREA = 0.00492867323399  # of every strip
-SCALE = 1 << 23  # a word has 8 bits for the strip, 1 for the sign and 23 for the place in the strip
-UNIT = 1 << 24  # of a uniform number: the upper 24 bits of a word
-# of log1p: log(2) in two parts, and the coefficients of its series in powers of s^2
+EDGE = 3.6541528853610088  # start of the tail
+AREA = 0.00492867323399  # of each strip
+SCALE = 1 << 23  # a word has 8 bits for the strip, 1 for the sign and 23 for the offset in it
+UNIT = 1 << 24  # a uniform number is made from the upper 24 bits of a word
+# for log1p: log(2) in two parts, and the coefficients of its series in powers of s^2
 LN2, LN2_REST = 0.69313812256, 9.0580006145e-06
 SERIES = (0.66666668653, 0.4, 0.28571429849, 0.22222198546, 0.1818357259, 0.15313838422)
 SERIES_END = 0.1479819864
-NEAR = -0.2928933799266815  # from here up log(1 + x) is taken as it is
+NEAR = -0.2928933799266815  # from here up, log(1 + x) needs no argument reduction
 
 
 def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
-    """Draw standard normal float32 numbers; a longer draw of a seed begins with a shorter one."""
+    """Draw standard normal float32 numbers; a longer draw of a seed starts with the shorter one."""
     import numpy as np
 
     count = math.prod(shape)
@@ -39,27 +39,27 @@ def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
 
 
 def normal(words: "np.ndarray") -> "np.ndarray":
-    """Make normal numbers of 32-bit words, as many as they are enough for."""
+    """Convert 32-bit words to normal numbers, as many as the words suffice for."""
     import numpy as np
 
     heights, widths, limits = tables()
     strip = words & 0xFF
-    place = words >> 9
-    numbers = place.astype(np.float32) * widths[strip]
+    offset = words >> 9
+    numbers = offset.astype(np.float32) * widths[strip]
     np.negative(numbers, out=numbers, where=(words & 0x100) != 0)
-    unsure = np.flatnonzero(place >= limits[strip])  # the others lie wholly below the curve
-    below = under(numbers[unsure], strip[unsure], words[(unsure + 1) % len(words)], heights)
-    used = np.ones(len(words), bool)  # of every word, whether a number is made of it
+    unsure = np.flatnonzero(offset >= limits[strip])  # all others are below the curve
+    below = is_below(numbers[unsure], strip[unsure], words[(unsure + 1) % len(words)], heights)
+    used = np.ones(len(words), bool)  # whether a word becomes a number
     following = 0
     for at, fits in zip(unsure.tolist(), below.tolist(), strict=True):
         if at < following:
-            continue  # an earlier number took this word
+            continue  # an earlier number used this word
         if strip[at]:
             following = at + 2
             used[at] = fits
         else:
             following, far = tail(words, at + 1)
-            numbers[at] = -far if place[at] & 0x100 else far
+            numbers[at] = -far if offset[at] & 0x100 else far
         if following > len(words):
             used[at:] = False
             break
@@ -68,10 +68,10 @@ def normal(words: "np.ndarray") -> "np.ndarray":
     return drawn
 
 
-def under(
+def is_below(
     numbers: "np.ndarray", strip: "np.ndarray", words: "np.ndarray", heights: "np.ndarray"
 ) -> "np.ndarray":
-    """Tell of numbers near the curve whether a uniform height in their strip is under it."""
+    """Return whether a uniform height in the strip of each number is below the curve."""
     import numpy as np
 
     top, bottom = heights[strip.astype(np.intp) - 1], heights[strip]
@@ -82,9 +82,9 @@ def under(
 
 
 def tail(words: "np.ndarray", at: int) -> "tuple[int, np.float32]":
-    """Draw a number beyond the edge from the words at `at`; give where the next number begins.
+    """Draw a number beyond EDGE from the words at `at`, and return the index of the next word.
 
-    With too few words that is past their end.
+    If the words do not suffice, that index is past their end.
     """
     import numpy as np
 
@@ -99,7 +99,7 @@ def tail(words: "np.ndarray", at: int) -> "tuple[int, np.float32]":
 
 
 def uniform(words: "np.ndarray") -> "np.ndarray":
-    """Make uniform float32 numbers in [0, 1) of words."""
+    """Convert words to uniform float32 numbers in [0, 1)."""
     import numpy as np
 
     return (words >> 8).astype(np.float32) * np.float32(1 / UNIT)
@@ -107,18 +107,19 @@ def uniform(words: "np.ndarray") -> "np.ndarray":
 
 @cache
 def tables() -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-    """Lay out the strips under exp(-x^2/2): upper heights, widths per place, and the places from
-    which on a number may lie above the curve.
+    """Return the strips under exp(-x^2/2): upper heights, widths per offset, and limits.
+
+    An offset below the limit of its strip is certainly below the curve.
     """
     import numpy as np
 
-    edges = [EDGE]  # from the lowest strip up
+    edges = [EDGE]  # from the bottom strip up
     heights = [math.exp(-0.5 * EDGE * EDGE)]
     while len(edges) < STRIPS - 1:
         heights.append(AREA / edges[-1] + heights[-1])
         edges.append(math.sqrt(-2 * math.log(heights[-1])))
         heights[-1] = math.exp(-0.5 * edges[-1] * edges[-1])
-    base = AREA / heights[0]  # the lowest strip has the tail in it
+    base = AREA / heights[0]  # the bottom strip includes the tail
     widths = [base, *reversed(edges)]
     inner = [EDGE, 0.0, *widths[1:-1]]
     limits = [round(short / long * SCALE) for short, long in zip(inner, widths, strict=True)]
@@ -130,10 +131,10 @@ def tables() -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
 
 
 def log1p(x: "np.float32") -> "np.float32":
-    """Compute log(1 + x) for x in (-1, 0], a multiple of 2^-24, within an ulp.
+    """Compute log(1 + x) within an ulp, for x in (-1, 0] that is a multiple of 2^-24.
 
-    C libraries round it differently. This rounds as FreeBSD's, and as glibc's for x86-64 before
-    2.41, with which version 0.1.0 drew. Source: FreeBSD, lib/msun/src/s_log1pf.c.
+    C libraries round it differently. This rounds like FreeBSD's, and like glibc's for x86-64 before
+    2.41, which version 0.1.0 used. Source: FreeBSD, lib/msun/src/s_log1pf.c.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
-"""The noise levels of a run and the timesteps the transformer is told, laid out as officially.
+"""Schedules: the noise levels (sigmas) of a run, and the timesteps for the transformer.
 
-Plain numbers on the host: knows no tensors, loads no MLX, and NumPy only when asked for levels.
+Plain numbers on the host. Loads no MLX, and NumPy only to build a schedule.
 """
 
 import itertools
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from wanpipe.errors import UsageError
 
 TRAIN_TIMESTEPS = 1000
-LEAST_SHIFT = 1e-6  # far below it float64 loses the level 1, which would become infinite
+MIN_SHIFT = 1e-6  # with a far smaller shift, the level 1 would become infinite in float64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """N steps of one solver: step i goes from `sigmas[i]` to `sigmas[i + 1]`, at `timesteps[i]`.
+    """The steps of a solver: step i goes from `sigmas[i]` to `sigmas[i + 1]` at `timesteps[i]`.
 
-    Sigmas (N + 1 of them, the last is 0) are float32 values, as the official solvers compute with.
-    Timesteps lie in [0, 1000].
+    Sigmas are float32 values, as in the official solvers; there is one more than steps, and the
+    last is 0. Timesteps are in [0, 1000].
     """
 
     solver: str
@@ -39,20 +39,20 @@ def build(
     grid: Sequence[float] | None,
     *,
     start: float,
-    whole: bool,
+    integer_timesteps: bool,
 ) -> Schedule:
-    """Lay out `steps` even levels from `start` to 0 and shift them.
+    """Return a schedule of `steps` evenly spaced levels from `start` to 0, after the shift.
 
-    `grid` takes the place of the even levels (and of `steps`): timesteps before the shift, where
-    what lies above `start` becomes `start`. `whole` cuts timesteps to integers, as both official
-    solvers do. Raises UsageError where steps, shift or grid cannot be right.
-    Source: wan/utils/fm_solvers.py, get_sampling_sigmas; fm_solvers_unipc.py, set_timesteps.
+    `grid` gives the timesteps before the shift, and replaces `steps`; levels above `start` become
+    `start`. `integer_timesteps` truncates timesteps, as both official solvers do.
+    Raises UsageError if steps, shift or grid are invalid.
+    Source: wan/utils/fm_solvers.py, `get_sampling_sigmas`; fm_solvers_unipc.py, `set_timesteps`.
     """
     import numpy as np
 
-    if not LEAST_SHIFT <= shift < math.inf:
-        least = f"a number above 0 ({LEAST_SHIFT:g} or more)"
-        raise UsageError(f"shift must be {least}, got {shift:g}; use 3, 5, 8 or 12")
+    if not MIN_SHIFT <= shift < math.inf:
+        expected = f"a number above 0 ({MIN_SHIFT:g} or more)"
+        raise UsageError(f"shift must be {expected}, got {shift:g}; use 3, 5, 8 or 12")
     if grid is None:
         if not 1 <= steps <= TRAIN_TIMESTEPS:
             raise UsageError(f"steps must be 1 to {TRAIN_TIMESTEPS}, got {steps}; use 40 or 50")
@@ -64,18 +64,18 @@ def build(
     sigmas = np.append(levels, 0.0).astype(np.float32)
     if not (np.diff(sigmas) < 0).all():
         raise UsageError(
-            f"noise levels must fall at every step, but at shift {shift:g} neighbours are equal; "
+            f"noise levels must fall at every step, but at shift {shift:g} some are equal; "
             "use a smaller shift, or timesteps farther apart"
         )
-    timesteps = TRAIN_TIMESTEPS * levels  # of the float64 levels: those of float32 cut differently
-    timesteps = np.trunc(timesteps) if whole else timesteps.astype(np.float32)
+    timesteps = TRAIN_TIMESTEPS * levels  # from float64 levels: float32 ones truncate differently
+    timesteps = np.trunc(timesteps) if integer_timesteps else timesteps.astype(np.float32)
     return Schedule(
         solver=solver, sigmas=tuple(sigmas.tolist()), timesteps=tuple(timesteps.tolist())
     )
 
 
 def check_grid(grid: Sequence[float]) -> None:
-    """Raise UsageError unless the timesteps fall strictly and lie in (0, 1000]."""
+    """Raise UsageError unless the timesteps fall strictly and are in (0, 1000]."""
     falling = all(above > below for above, below in itertools.pairwise(grid))
     if not grid or not falling or not (grid[-1] > 0 and grid[0] <= TRAIN_TIMESTEPS):
         shown = ",".join(f"{value:g}" for value in grid) or "none"
@@ -86,7 +86,7 @@ def check_grid(grid: Sequence[float]) -> None:
 
 
 def log_snr(sigma: float) -> float:
-    """Lambda of a flow-matching level: log((1 - sigma) / sigma), infinite at 0 and 1."""
+    """Return lambda = log((1 - sigma) / sigma) of a level, which is infinite at 0 and 1."""
     if sigma == 0.0:
         return math.inf
     if sigma == 1.0:
@@ -94,11 +94,12 @@ def log_snr(sigma: float) -> float:
     return math.log(1.0 - sigma) - math.log(sigma)
 
 
-def transfer(sigma: float, target: float) -> tuple[float, float, float]:
-    """Coefficients of the move from level `sigma` to `target` under a constant x0.
+def coefficients(sigma: float, target: float) -> tuple[float, float, float]:
+    """Return the first-order coefficients from level `sigma` to `target`, and the step in log-SNR.
 
-    The moved sample is ratio * sample - gain * x0. Returns ratio, gain, and the step h in log-SNR,
-    which is infinite from sigma 1 and to sigma 0.
+    The first-order update is ratio * sample - alpha_phi_1 * x0. Returns ratio, alpha_phi_1 and h;
+    h is infinite from sigma 1 and to sigma 0. In the DPM-Solver++ and UniPC papers, ratio is
+    sigma_t / sigma_s, and alpha_phi_1 is alpha_t * (e^-h - 1).
     """
     h = log_snr(target) - log_snr(sigma)
     return target / sigma, (1.0 - target) * math.expm1(-h), h

@@ -99,7 +99,7 @@ class Solver(Document, frozen=True, kw_only=True):
 
 
 class StepCacheRule(Document, frozen=True, kw_only=True):
-    """What decides whether a step may reuse a velocity (`sampling.step_cache.rule`)."""
+    """What decides whether a step may reuse a velocity (`sampling.easy_cache.rule`)."""
 
     method: Text
     threshold: Fraction

@@ -88,10 +88,10 @@ def plan_components(checkpoint: Checkpoint, dtype: str) -> list[Job]:
     wanted = NAMES[dtype]
     jobs = [
         _job(checkpoint, "t5_encoder", T5(checkpoint.t5), umt5_rules.ROWS, wanted),
-        _job(checkpoint, "vae", vae.decoder(checkpoint.vae), decoder, "F32"),
+        _job(checkpoint, "vae", vae.Decoder(checkpoint.vae), decoder, "F32"),
     ]
     if checkpoint.variant.task != "t2v":
-        jobs.append(_job(checkpoint, "vae_encoder", vae.encoder(checkpoint.vae), encoder, "F32"))
+        jobs.append(_job(checkpoint, "vae_encoder", vae.Encoder(checkpoint.vae), encoder, "F32"))
     if checkpoint.clip is not None:
         rows = clip_rules.rows(checkpoint.clip.layers)
         jobs.append(_job(checkpoint, "clip", CLIP(checkpoint.clip), rows, wanted))

@@ -90,7 +90,7 @@ def expected_decoder(config: VAEConfig) -> Shapes:
     c = config
     return {
         "latent.weight": (c.z_dim, c.z_dim),
-        "output.weight": (3 * c.side**2, 3, 3, 3, c.decoder_dim),
+        "output.weight": (3 * c.patch_size**2, 3, 3, 3, c.decoder_dim),
     }
 
 
@@ -99,7 +99,7 @@ def expected_encoder(config: VAEConfig) -> Shapes:
     c = config
     return {
         "latent.weight": (2 * c.z_dim, 2 * c.z_dim),
-        "input.weight": (c.encoder_dim, 3, 3, 3, 3 * c.side**2),
+        "input.weight": (c.encoder_dim, 3, 3, 3, 3 * c.patch_size**2),
     }
 
 

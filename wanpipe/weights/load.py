@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from wanpipe.backend.device import hand_over, reader
+from wanpipe.backend.device import load_device, prefetch_to_gpu
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
 from wanpipe.errors import CheckpointError
@@ -62,7 +62,7 @@ class Weights:
             full = set(file.metadata.get(FULL, "").split())
         codes = {name for name, info in self.stored.items() if info.dtype == CODES}
         self.path, self.dtype, self._kept = path, dtype, full | codes
-        self._arrays: Any = mx.load(str(path), stream=reader())
+        self._arrays: Any = mx.load(str(path), stream=load_device())
 
     def begin(self, names: Iterable[str]) -> None:
         """Begin to read tensors that were not taken yet, and do not wait."""
@@ -74,8 +74,8 @@ class Weights:
             raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
         interrupt.check()
         array: mx.array = self._arrays.pop(name)
-        mx.eval(array)  # else a GPU would wait for it, see `reader`
-        hand_over(array)
+        mx.eval(array)  # else a GPU would wait for it, see `load_device`
+        prefetch_to_gpu(array)
         if name not in self._kept and array.dtype != self.dtype:
             array = array.astype(self.dtype)
             mx.eval(array)  # else what was read would stay until it is used

@@ -1,8 +1,8 @@
-"""Elementwise work and norms as CUDA kernels: one pass over memory each, sixteen bytes at a time.
+"""CUDA kernels for norms and elementwise operations, each in one pass over memory.
 
-Each has a twin of its name in `layers`, `rope` or `causal_conv`, the reference in plain MLX that
-Metal and the CPU run, and which chooses. Sums and products are float32, whatever the arrays hold.
-Knows no model.
+`layers`, `rope` and `causal_conv` have a function of the same name for each kernel: it is the
+reference in plain MLX, runs on Metal and the CPU, and calls the kernel on CUDA. Kernels compute in
+float32, whatever the dtype of the arrays. Knows no model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ import mlx.core as mx
 from wanpipe.backend.cuda_launch import launch
 
 WARP = 32  # threads
-BLOCK = 256  # threads at most of what goes along rows
-TALL = 512  # threads of what goes down columns
+ROW_THREADS = 256  # per block at most, for kernels along rows
+COLUMN_THREADS = 512  # per block, for kernels down columns
 VECTOR = 16  # bytes that a thread reads or writes at once
 
-# one block a row of D values; the rows of a group share a gate and a modulation; the rows that are
-# added lie in arrays y0, y1 and so on, all as long as the first, or the last shorter
+# one block per row of D values; the rows of a group share gate and modulation; the added rows are
+# in arrays y0, y1, ..., all of the same length, except that the last may be shorter
 ADD_NORM = """
   constexpr int V = 4, N = (D / V + THREADS - 1) / THREADS;
   __shared__ float warps[THREADS / 32];
@@ -61,7 +61,7 @@ ADD_NORM = """
 """
 GATE = "const auto by = load<float, V>(gate + group + at);"
 
-# one block a row of D values: heads of WIDTH
+# one block per row of D values: heads of WIDTH
 ROTATE = """
   constexpr int V = 16 / sizeof(T), N = (D / V + THREADS - 1) / THREADS;
   __shared__ float warps[THREADS / 32];
@@ -91,9 +91,9 @@ ROTATE = """
   }
 """
 
-# LANES threads a pixel of C channels: first the two frames before, as they are, then those of x,
-# normed and activated; the last two are left too
-NORM_JOIN = """
+# LANES threads per pixel of C channels: copies the two frames before x, then norms and activates x;
+# also writes the last two frames to `left`
+NORM_CONCAT = """
   constexpr int V = 16 / sizeof(T), N = (C / V + LANES - 1) / LANES;
   const size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x, pixel = thread / LANES;
   const int lane = thread % LANES, frame = pixel / size;
@@ -123,7 +123,7 @@ NORM_JOIN = """
   }
 """
 JOINED = "store<T, V>(out + pixel * C + at, held[i]);"
-# frame t is what the last of three frames sees at t - 2, the second at t - 1 and the first at t
+# frame t is the third input frame at t - 2, the second at t - 1 and the first at t
 STACKED = """
     for (int place = 0; place < 3; ++place) {
       const int seen = frame - place;
@@ -133,9 +133,9 @@ STACKED = """
     }
 """
 
-# one block a group of rows and LANE vectors of their columns: copies them, and writes their mean
-# into the row of that group behind all rows
-WITH_MEANS = """
+# one block per group of rows and LANE vectors of columns: copies them, and writes their mean to the
+# row of that group after all rows
+APPEND_GROUP_MEANS = """
   constexpr int V = 16 / sizeof(T), LINES = THREADS / LANE, AT_ONCE = 8;
   __shared__ Pack<float, V> sums[THREADS];
   const int chunks = D / V / LANE, group = blockIdx.x / chunks, line = threadIdx.x / LANE;
@@ -182,7 +182,7 @@ GELU = """
 """
 
 # arrays of the same shape, or one row of C channels for all positions
-SUMMED = """
+SUM_TERMS = """
   constexpr int V = 16 / sizeof(T);
   const size_t vector = size_t(blockIdx.x) * blockDim.x + threadIdx.x, at = vector * V;
   if (vector >= count) return;
@@ -200,19 +200,19 @@ SUM = """
 """
 
 
-def fits(x: mx.array) -> bool:
-    """Whether the rows of an array are whole vectors, which the kernels take."""
+def has_whole_vectors(x: mx.array) -> bool:
+    """Return whether the rows of an array are whole vectors, as the kernels require."""
     return x.shape[-1] * x.itemsize % VECTOR == 0
 
 
-def threads(vectors: int) -> int:
-    """Threads of a block that share `vectors` evenly, else as many as a block has."""
-    even = [n for n in range(WARP, BLOCK + 1, WARP) if vectors % n == 0]
-    return max(even, default=BLOCK)
+def block_threads(vectors: int) -> int:
+    """Return the most threads that divide `vectors` evenly, else ROW_THREADS."""
+    even = [n for n in range(WARP, ROW_THREADS + 1, WARP) if vectors % n == 0]
+    return max(even, default=ROW_THREADS)
 
 
-def literal(number: float) -> str:
-    """A float32 constant in C++."""
+def float_literal(number: float) -> str:
+    """Format a float32 constant in C++."""
     return f"{number!r}f"
 
 
@@ -227,12 +227,12 @@ def add_norm(
     eps: float,
     dtype: mx.Dtype,
 ) -> tuple[mx.array, mx.array]:
-    """Do as `layers.add_norm`."""
+    """Compute `layers.add_norm`."""
     D = x.shape[-1]
     rows = [part.reshape(-1, D) for part in parts]
     added = {f"y{number}": part for number, part in enumerate(rows)}
     gates = {} if gate is None else {"gate": gate}
-    count = threads(D // 4)
+    count = block_threads(D // 4)
     stream, out = launch(
         "add_norm",
         add_norm_source(len(rows), gate is not None, plus_one, eps),
@@ -248,27 +248,25 @@ def add_norm(
 
 @cache
 def add_norm_source(parts: int, gated: bool, plus_one: bool, eps: float) -> str:
-    """Source of an addition and a norm: of modulation by group, or with weights that all rows
-    share.
-    """
+    """Return the source of `add_norm` for this number of parts and kind of norm."""
     part = "".join(f"part == {number} ? y{number} : " for number in range(parts - 1))
     source = ADD_NORM.replace("PART", f"({part}y{parts - 1})").replace(
         "GATE", GATE if gated else ""
     )
     source = source.replace("TIMES", " * by.of[j]" if gated else "")
     source = source.replace("OF", "group" if plus_one else "0")
-    return source.replace("ONE", "1" if plus_one else "0").replace("EPS", literal(eps))
+    return source.replace("ONE", "1" if plus_one else "0").replace("EPS", float_literal(eps))
 
 
 def norm_rotate(
     x: mx.array, weight: mx.array, table: tuple[mx.array, mx.array], *, width: int, eps: float
 ) -> mx.array:
-    """Do as `rope.norm_rotate`."""
+    """Compute `rope.norm_rotate`."""
     rows, D = x.shape
-    count = threads(D * x.itemsize // VECTOR)
+    count = block_threads(D * x.itemsize // VECTOR)
     [out] = launch(
         "norm_rotate",
-        ROTATE.replace("EPS", literal(eps)),
+        ROTATE.replace("EPS", float_literal(eps)),
         inputs={"x": x, "weight": weight, "cos": table[0], "sin": table[1]},
         outputs={"out": (x.shape, x.dtype)},
         scalars={},
@@ -279,70 +277,72 @@ def norm_rotate(
     return out
 
 
-def with_means(x: mx.array, groups: int) -> mx.array:
-    """Do as `layers.with_means`."""
+def append_group_means(x: mx.array, groups: int) -> mx.array:
+    """Compute `layers.append_group_means`."""
     rows, D = x.shape
     lane = max(n for n in (8, 4, 2, 1) if D * x.itemsize // VECTOR % n == 0)
     [out] = launch(
-        "with_means",
-        WITH_MEANS,
+        "append_group_means",
+        APPEND_GROUP_MEANS,
         inputs={"x": x},
         outputs={"out": ((rows + groups, D), x.dtype)},
         scalars={"rows": rows, "groups": groups},
-        template={"T": x.dtype, "D": D, "LANE": lane, "THREADS": TALL},
+        template={"T": x.dtype, "D": D, "LANE": lane, "THREADS": COLUMN_THREADS},
         blocks=groups * (D * x.itemsize // VECTOR // lane),
-        threads=TALL,
+        threads=COLUMN_THREADS,
     )
     return out
 
 
-def norm_join(
+def norm_concat(
     before: mx.array, x: mx.array, gamma: mx.array, *, stacked: bool
 ) -> tuple[mx.array, mx.array]:
-    """Do as `causal_conv.Norm.join`; or, `stacked`, give (T, H, W, 3 * C), where every frame has
-    the two before it and itself as channels, in place of the joined frames (T + 2, H, W, C).
+    """Compute `causal_conv.Norm.concat`.
+
+    With `stacked`, the first output is (T, H, W, 3 * C), not (T + 2, H, W, C): each frame has the
+    two frames before it and itself stacked as channels.
     """
     T, H, W, C = x.shape
     lanes = min(WARP, 1 << (C * x.itemsize // VECTOR - 1).bit_length())
     shape = (T, H, W, 3 * C) if stacked else (T + 2, H, W, C)
     out, left = launch(
-        "norm_join",
-        NORM_JOIN.replace("STORE", STACKED if stacked else JOINED),
+        "norm_concat",
+        NORM_CONCAT.replace("STORE", STACKED if stacked else JOINED),
         inputs={"before": before, "x": x, "gamma": gamma.astype(mx.float32)},
         outputs={"out": (shape, x.dtype), "left": ((2, H, W, C), x.dtype)},
         scalars={"frames": T, "size": H * W},
         template={"T": x.dtype, "C": C, "LANES": lanes},
-        blocks=-(-(T + 2) * H * W * lanes // BLOCK),
-        threads=BLOCK,
+        blocks=-(-(T + 2) * H * W * lanes // ROW_THREADS),
+        threads=ROW_THREADS,
     )
     return out, left
 
 
 def gelu(x: mx.array) -> mx.array:
-    """Do as `layers.gelu`, in the dtype of `x`."""
-    return _flat("gelu", GELU, {"x": x}, {})
+    """Compute `layers.gelu` in the dtype of `x`."""
+    return _elementwise("gelu", GELU, {"x": x}, {})
 
 
-def summed(terms: Sequence[mx.array]) -> mx.array:
-    """Do as `causal_conv.summed`, in the dtype of the first."""
+def sum_terms(terms: Sequence[mx.array]) -> mx.array:
+    """Compute `causal_conv.sum_terms` in the dtype of the first term."""
     shape = terms[0].shape
     assert all(term.shape in (shape, shape[-1:]) for term in terms), [one.shape for one in terms]
     named = {f"y{number}": term for number, term in enumerate(terms)}
-    source = summed_source(tuple(term.ndim > 1 for term in terms))
-    return _flat("summed", source, named, {"C": shape[-1]})
+    source = sum_terms_source(tuple(term.ndim > 1 for term in terms))
+    return _elementwise("sum_terms", source, named, {"C": shape[-1]})
 
 
 @cache
-def summed_source(whole: tuple[bool, ...]) -> str:
-    """Source of a sum of arrays, of which some are `whole` and others one row of channels."""
-    places = [f"y{number} + {'at' if one else 'channel'}" for number, one in enumerate(whole)]
-    return SUMMED.replace("SUMS", "".join(SUM.replace("FROM", place) for place in places[1:]))
+def sum_terms_source(whole: tuple[bool, ...]) -> str:
+    """Return the source of a sum of terms: `whole` arrays, or one row of channels each."""
+    sources = [f"y{number} + {'at' if one else 'channel'}" for number, one in enumerate(whole)]
+    return SUM_TERMS.replace("SUMS", "".join(SUM.replace("FROM", one) for one in sources[1:]))
 
 
-def _flat(
+def _elementwise(
     name: str, source: str, inputs: Mapping[str, mx.array], template: Mapping[str, int]
 ) -> mx.array:
-    """Run a kernel of a vector for each thread, which gives what the first input is like."""
+    """Run an elementwise kernel, one vector per thread; the output is like the first input."""
     first = next(iter(inputs.values()))
     vectors = first.nbytes // VECTOR
     [out] = launch(
@@ -352,7 +352,7 @@ def _flat(
         outputs={"out": (first.shape, first.dtype)},
         scalars={"count": vectors},
         template={"T": first.dtype, **template},
-        blocks=-(-vectors // BLOCK),
-        threads=BLOCK,
+        blocks=-(-vectors // ROW_THREADS),
+        threads=ROW_THREADS,
     )
     return out

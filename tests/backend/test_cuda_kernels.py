@@ -1,5 +1,6 @@
-"""The CUDA kernels as far as a machine without CUDA can tell: when they are chosen, and that what
-they are launched with gives arrays like their twins'. Their numbers: `python -m bench.kernels`.
+"""The CUDA kernels without CUDA: when they are used, their sources, and the shapes of outputs.
+
+`python -m bench.kernels` compares their values with the plain MLX versions on a GPU.
 """
 
 import re
@@ -10,36 +11,36 @@ import mlx.core as mx
 import pytest
 
 from wanpipe.backend import cuda_launch, nvrtc
-from wanpipe.backend.cuda_launch import TYPES
+from wanpipe.backend.cuda_launch import C_TYPES
 from wanpipe.models import causal_conv, layers, rope
-from wanpipe.models.causal_conv import CausalConv, Norm, Past
+from wanpipe.models.causal_conv import CausalCache, CausalConv, Norm
 
-CHOOSERS = (layers, rope, causal_conv)
-LIKE = {"eps": 1e-6, "dtype": mx.bfloat16}
+DISPATCHERS = (layers, rope, causal_conv)
+OPTIONS = {"eps": 1e-6, "dtype": mx.bfloat16}
 
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """Choose CUDA; every launch is noted with its source and gives zeros of the shapes it says."""
-    noted: list[dict[str, Any]] = []
+    """Pretend to have CUDA: record every launch with its source, and return zeros."""
+    recorded: list[dict[str, Any]] = []
 
     def run(**given: Any) -> list[mx.array]:
-        noted.append(given)
+        recorded.append(given)
         pairs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
         return [mx.zeros(shape, dtype) for shape, dtype in pairs]
 
-    cuda_launch.compiled.cache_clear()
+    cuda_launch.compile_kernel.cache_clear()
     monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", run)
     monkeypatch.setattr(nvrtc, "compile", lambda source, architecture: source.encode())
     monkeypatch.setattr(cuda_launch, "architecture", lambda: "sm_90")
-    for module in CHOOSERS:
+    for module in DISPATCHERS:
         monkeypatch.setattr(module, "is_cuda", lambda: True)
-    yield noted
-    cuda_launch.compiled.cache_clear()
+    yield recorded
+    cuda_launch.compile_kernel.cache_clear()
 
 
-def works() -> dict[str, Callable[[], Any]]:
-    """Every kernel, two groups of tokens, 64 channels in heads of 32."""
+def calls() -> dict[str, Callable[[], Any]]:
+    """Return a call of every kernel: two groups of tokens, 64 channels in heads of 32."""
     x, y = mx.random.normal((2, 12, 64)), mx.random.normal((2, 12, 64)).astype(mx.bfloat16)
     gate, shift, scale = (mx.random.normal((2, 1, 64)) for _ in range(3))
     weight, rows = mx.random.normal((64,)), y.reshape(-1, 64)
@@ -47,20 +48,20 @@ def works() -> dict[str, Callable[[], Any]]:
     norm, frames = Norm(16), mx.random.normal((4, 3, 5, 16)).astype(mx.bfloat16)
     return {
         "gated add_norm": lambda: layers.add_norm(
-            x, [y], gate, weight, weight, plus_one=False, **LIKE
+            x, [y], gate, weight, weight, plus_one=False, **OPTIONS
         ),
-        "add_norm": lambda: layers.add_norm(x, [y], None, shift, scale, plus_one=True, **LIKE),
+        "add_norm": lambda: layers.add_norm(x, [y], None, shift, scale, plus_one=True, **OPTIONS),
         "add_norm of parts": lambda: layers.add_norm(
-            x, parts, gate, shift, scale, plus_one=True, **LIKE
+            x, parts, gate, shift, scale, plus_one=True, **OPTIONS
         ),
         "add_norm to float32": lambda: layers.add_norm(
             x, parts, gate, shift, scale, plus_one=True, eps=1e-6, dtype=mx.float32
         ),
         "norm_rotate": lambda: rope.norm_rotate(rows, weight, table, width=32, eps=1e-6),
-        "with_means": lambda: layers.with_means(rows, 5),
+        "append_group_means": lambda: layers.append_group_means(rows, 5),
         "gelu": lambda: layers.gelu(y, dtype=mx.bfloat16),
-        "norm_join": lambda: norm.join(frames[:2], frames),
-        "summed": lambda: causal_conv.summed(frames, frames, norm.gamma, dtype=mx.bfloat16),
+        "norm_concat": lambda: norm.concat(frames[:2], frames),
+        "sum_terms": lambda: causal_conv.sum_terms(frames, frames, norm.gamma, dtype=mx.bfloat16),
     }
 
 
@@ -69,20 +70,22 @@ def shapes(result: Any) -> list[tuple[tuple[int, ...], mx.Dtype]]:
     return [(array.shape, array.dtype) for array in arrays]
 
 
-TWINS = {name: shapes(work()) for name, work in works().items()}
+PLAIN = {name: shapes(call()) for name, call in calls().items()}
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_kernels_give_arrays_like_their_twins(name: str, launches: list[dict[str, Any]]) -> None:
-    assert shapes(works()[name]()) == TWINS[name]
+@pytest.mark.parametrize("name", PLAIN)
+def test_kernels_return_shapes_and_dtypes_of_the_plain_versions(
+    name: str, launches: list[dict[str, Any]]
+) -> None:
+    assert shapes(calls()[name]()) == PLAIN[name]
     [launch] = launches
     source = launch["compiled_source"].decode()
     parameters, body = re.findall(r"__global__ void (\w+)\((.*?)\) {(.*)", source, re.DOTALL)[0][1:]
     names = [one.split()[-1] for one in parameters.split(",")]
-    given = len(launch["inputs"]) + len(launch["output_shapes"]) + len(launch["scalars"])
-    assert len(names) == len(set(names)) == given
-    types = [TYPES[array.dtype] for array in launch["inputs"]]
-    types += [TYPES[dtype] for dtype in launch["output_dtypes"]]
+    count = len(launch["inputs"]) + len(launch["output_shapes"]) + len(launch["scalars"])
+    assert len(names) == len(set(names)) == count
+    types = [C_TYPES[array.dtype] for array in launch["inputs"]]
+    types += [C_TYPES[dtype] for dtype in launch["output_dtypes"]]
     pointers = [one.replace("const", "").split("*")[0].strip() for one in parameters.split(",")]
     assert pointers[: len(types)] == types
     assert {"EPS", "ONE", "PART", "OF", "STORE", "GATE", "TIMES", "SUMS", "FROM"}.isdisjoint(
@@ -92,9 +95,9 @@ def test_kernels_give_arrays_like_their_twins(name: str, launches: list[dict[str
     assert "using T = " in body
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_threads_of_a_block_are_whole_warps(name: str, launches: list[dict[str, Any]]) -> None:
-    works()[name]()
+@pytest.mark.parametrize("name", PLAIN)
+def test_blocks_have_whole_warps(name: str, launches: list[dict[str, Any]]) -> None:
+    calls()[name]()
     [launch] = launches
     threads, grid = launch["threadgroup"][0], launch["grid"][0]
     assert threads % 32 == 0
@@ -102,37 +105,39 @@ def test_threads_of_a_block_are_whole_warps(name: str, launches: list[dict[str, 
     assert grid % threads == 0
 
 
-def test_rows_that_are_no_whole_vectors_go_to_the_twin(launches: list[dict[str, Any]]) -> None:
+def test_rows_without_whole_vectors_use_the_plain_versions(launches: list[dict[str, Any]]) -> None:
     layers.gelu(mx.zeros((3, 12), mx.bfloat16), dtype=mx.bfloat16)
-    Norm(12).join(mx.zeros((2, 2, 2, 12)), mx.zeros((1, 2, 2, 12)).astype(mx.bfloat16))
+    Norm(12).concat(mx.zeros((2, 2, 2, 12)), mx.zeros((1, 2, 2, 12)).astype(mx.bfloat16))
     assert launches == []
 
 
-def test_every_source_has_a_name_of_its_own(launches: list[dict[str, Any]]) -> None:
-    for work in works().values():
-        work()
+def test_every_source_has_its_own_name(launches: list[dict[str, Any]]) -> None:
+    for call in calls().values():
+        call()
     sources = {launch["compiled_source"] for launch in launches}
-    assert len({launch["name"] for launch in launches}) == len(sources) == len(TWINS)
+    assert len({launch["name"] for launch in launches}) == len(sources) == len(PLAIN)
 
 
-def test_three_frames_as_channels_are_a_convolution_over_frames() -> None:
+def test_a_convolution_of_stacked_frames_equals_one_over_frames() -> None:
     conv, x = CausalConv(6, 5), mx.random.normal((6, 4, 3, 6))
     conv.weight = mx.random.normal(conv.weight.shape)
     three = mx.concatenate([x[t : t + 4] for t in range(3)], axis=-1)
-    flat = causal_conv.convolve(three, causal_conv.stacked(conv.weight), (1, 1), causal_conv.SAME)
-    whole = conv.products(x)
+    flat = causal_conv.convolve(
+        three, causal_conv.stack_frames(conv.weight), (1, 1), causal_conv.SAME
+    )
+    whole = conv.without_bias(x)
     assert mx.abs(flat - whole).max() < 1e-4 * mx.abs(whole).max()
 
 
-def test_narrow_convolutions_stack_frames_on_cuda_alone(launches: list[dict[str, Any]]) -> None:
+def test_narrow_convolutions_stack_frames_on_cuda_only(launches: list[dict[str, Any]]) -> None:
     conv, norm = CausalConv(96, 96), Norm(96)
     for first in (True, False):
-        past = Past(lazy=True)
-        past.first = first
+        cache = CausalCache(lazy=True)
+        cache.first = first
         if not first:
-            past.keep(mx.zeros((2, 3, 5, 96)))
-        y = conv(mx.zeros((2, 3, 5, 96)), past, norm)
+            cache.append(mx.zeros((2, 3, 5, 96)))
+        y = conv(mx.zeros((2, 3, 5, 96)), cache, norm)
         assert y.shape == (2, 3, 5, 96)
-    joins = [launch for launch in launches if "norm_join" in launch["name"]]
-    assert [launch["output_shapes"][0] for launch in joins] == [(4, 3, 5, 96), (2, 3, 5, 288)]
-    assert not CausalConv(192, 192).narrow
+    concats = [launch for launch in launches if "norm_concat" in launch["name"]]
+    assert [launch["output_shapes"][0] for launch in concats] == [(4, 3, 5, 96), (2, 3, 5, 288)]
+    assert not CausalConv(192, 192).stacks_frames
