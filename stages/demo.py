@@ -1,7 +1,7 @@
-"""demo: films from the tiny model that ships, in seconds on a CPU.
+"""demo: videos from the tiny model in the package, in seconds on a CPU.
 
-Reads: the checkpoint in wanpipe/demo, trained on coloured shapes that move.
-Writes: what `run` writes for every seed, and a contact sheet of the films.
+Reads: the checkpoint in wanpipe/demo, trained on colored shapes that move.
+Writes: what `run` writes for every seed, and a contact sheet of the videos.
 """
 
 import re
@@ -23,13 +23,13 @@ from wanpipe.store import Entry, Store
 from wanpipe.weights.model import open_model
 
 PROMPT = "a red circle moves right on a white background"
-SHOWN = 6  # frames of a film on the sheet
+SHOWN = 6  # frames of a video on the sheet
 LABEL = 80  # letters of the prompt on the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """What to show and where the films go."""
+    """The prompt, the seeds, and the folder of the videos."""
 
     prompt: str = PROMPT
     seeds: tuple[int, ...] = (0,)
@@ -70,12 +70,12 @@ def make_videos(params: Params, session: Session) -> list[Path]:
 
 
 def remark(prompt: str, store: Store) -> None:
-    """Tell which words of the prompt the model never saw, or what the prompt leaves open."""
+    """Report the words that the model does not know, or what the prompt leaves open."""
     from wanpipe.demo import vocabulary
 
     if strange := vocabulary.unknown_words(prompt):
         store.report.remark(
-            f"the tiny model never saw {', '.join(strange)}, so the film shows something else; "
+            f"the tiny model never saw {', '.join(strange)}, so the video shows something else; "
             f"it knows {vocabulary.summary()}"
         )
     elif missing := vocabulary.missing(prompt):
@@ -86,7 +86,7 @@ def remark(prompt: str, store: Store) -> None:
 
 
 def write_sheet(params: Params, entries: Sequence[Entry], stem: str) -> Path:
-    """Write a contact sheet: one row of frames per film, the prompt above the first."""
+    """Write a contact sheet: one row of frames per video, the prompt above the first."""
     from wanpipe.media import video
 
     prompt = textwrap.shorten(params.prompt, LABEL, placeholder="…")

@@ -151,7 +151,7 @@ def test_an_empty_cache_has_nothing_to_compare_with(tmp_path: Path) -> None:
 def test_force_is_said_to_be_the_reason(store: Store) -> None:
     store.obtain(recipe(), fill())
     (miss,) = plan(store, [recipe()], force=True)
-    assert miss["reason"] == "there, made again by --force"
+    assert miss["reason"] == "exists, computed again by --force"
 
 
 def test_a_plan_writes_nothing_and_shows_no_progress(store: Store) -> None:

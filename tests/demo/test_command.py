@@ -35,7 +35,7 @@ def test_demo_writes_a_video_and_a_sheet_and_reuses_them(
 
 def test_an_unknown_word_gets_a_remark_that_lists_the_vocabulary(tmp_path: Path) -> None:
     [said] = remarks(Place(tmp_path, demo.T2V), "a green cat moves left")
-    assert said.startswith("the tiny model never saw cat, so the film shows something else; ")
+    assert said.startswith("the tiny model never saw cat, so the video shows something else; ")
     assert "shapes: circle, square, triangle, star; colors: red, " in said
 
 

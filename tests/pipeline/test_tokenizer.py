@@ -70,7 +70,7 @@ def test_a_surrogate_pair_is_one_character() -> None:
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is no tokenizer") as caught:
+    with pytest.raises(CheckpointError, match="is not a tokenizer") as caught:
         Tokenizer(path)
     assert "\n" not in str(caught.value)
 

@@ -1,6 +1,6 @@
-"""Says in words why an entry is not there: the nearest one that is, and every field that differs.
+"""Explains why an entry does not exist: the closest one that does, and every field that differs.
 
-Reads records and runs only. The words for fields are those of the stage's declaration.
+Reads records and runs only. Field names come from the declaration of the stage.
 """
 
 import json
@@ -18,8 +18,8 @@ from wanpipe.store.recipe import Recipe
 from wanpipe.store.runs import Settings
 from wanpipe.store.schema import Record, metas
 
-CANDIDATES = 1000  # records that are compared, the likeliest and latest of them
-# what the grid of a run follows from, and its size: fields of the settings with their labels
+CANDIDATES = 1000  # entries to compare, the most similar and latest first
+# labels of the settings that define the schedule of a run, and of those that define its size
 STEPS = {"steps": "steps", "shift": "shift", "scheduler": "solver", "timesteps": "timesteps"}
 SIZE = {
     "width": "width",
@@ -43,7 +43,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The nearest entry (None where none compares), what is the same in it, and what differs."""
+    """The closest entry (None if none compares), what is the same in it, and what differs."""
 
     nearest: str | None
     same: tuple[str, ...] = ()
@@ -53,14 +53,14 @@ class Explanation:
         if self.nearest is None:
             return ""
         if not self.differences:
-            return "there, made again by --force"
+            return "exists, computed again by --force"
         known = f"{', '.join(self.same)}: same; " if self.same else ""
         return known + ", ".join(map(str, self.differences))
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known beside the records: prompts of texts and settings of steps by key, and the
+    """Facts that records do not have: prompts of texts and settings of steps, both by key, and the
     settings that are planned.
     """
 
@@ -71,13 +71,13 @@ class Known:
 
 
 def explain(recipe: Recipe, rows: Iterable[Summary], known: Known) -> Explanation:
-    """Compare what would be computed with the nearest of the entries in `rows`."""
+    """Compare what would be computed with the closest entry in `rows`."""
     best: tuple[Record, list[Difference]] | None = None
     for summary in candidates(recipe, rows):
         try:
             record = record_at(known.root / summary.place)
         except StoreError:
-            continue  # damaged or just being removed: whoever needs it will be told
+            continue  # damaged, or being removed: reported when it is used
         found = differences(recipe, record, known)
         if best is None or len(found) < len(best[1]):
             best = record, found
@@ -88,7 +88,7 @@ def explain(recipe: Recipe, rows: Iterable[Summary], known: Known) -> Explanatio
 
 
 def same(recipe: Recipe, record: Record) -> tuple[str, ...]:
-    """What a person would ask first and need not look for, in words."""
+    """Name the important fields that are the same, in words."""
     wanted, there = recipe.whole, plain(record.material)
     return tuple(
         meta.extra["same"]
@@ -101,8 +101,9 @@ def same(recipe: Recipe, record: Record) -> tuple[str, ...]:
 def agree(
     name: str, recipe: Recipe, record: Record, wanted: dict[str, Any], there: dict[str, Any]
 ) -> bool:
-    """Whether two materials agree in a field, or name the same entry in two ways: at guidance 1 a
-    step has the key of its prompt alone.
+    """Whether two materials have the same value or the same input in a field.
+
+    Values can differ for the same input: at guidance 1 a step has the key of its prompt alone.
     """
     key = recipe.inputs.get(name)
     return wanted.get(name) == there.get(name) or (
@@ -111,8 +112,9 @@ def agree(
 
 
 def candidates(recipe: Recipe, rows: Iterable[Summary]) -> list[Summary]:
-    """Entries worth comparing with: of the stage, and of the same step after the same one; those
-    with the same inputs first, then the latest.
+    """Return entries of the same stage, and of the same step after the same parent.
+
+    Those with the same inputs come first, then the latest.
     """
     wanted = (recipe.stage, recipe.step, recipe.parent)
     fitting = [row for row in rows if (row.stage, row.step, row.parent) == wanted]
@@ -121,7 +123,7 @@ def candidates(recipe: Recipe, rows: Iterable[Summary]) -> list[Summary]:
 
 
 def differences(recipe: Recipe, record: Record, known: Known) -> list[Difference]:
-    """Every field in which an entry differs from the recipe, the telling ones first."""
+    """Return every field in which an entry differs from the recipe, important ones first."""
     wanted, there = recipe.whole, plain(record.material)
     fields = metas(recipe.declared.material)
     pair = (known.settings(record.key), known.planned)
@@ -147,7 +149,7 @@ def differences(recipe: Recipe, record: Record, known: Known) -> list[Difference
 def settings_words(
     names: dict[str, str], there: Settings | None, wanted: Settings | None
 ) -> list[Difference]:
-    """Those of the named settings in which two runs differ; none where one is not known."""
+    """Return the named settings in which two runs differ; none if a run is unknown."""
     if there is None or wanted is None:
         return []
     before, after = plain(there), plain(wanted)
@@ -161,9 +163,7 @@ def settings_words(
 def noise_words(
     there: dict[str, Any], wanted: dict[str, Any], size: list[Difference]
 ) -> list[Difference]:
-    """How two start noises differ: in seed or digest, and in size, in the words of the settings
-    where those tell.
-    """
+    """Return how two start noises differ, the size in terms of the settings if they are known."""
     labels = {"algorithm": "noise", "seed": "seed", "digest": "given noise"}
     if not size:
         labels["shape"] = "size of the latent"
@@ -177,7 +177,7 @@ def noise_words(
 def word(
     name: str, value: Any, made: dict[str, Any], settings: Settings | None, known: Known
 ) -> str:
-    """A value of the material in words: prompts in place of token ids and keys of texts."""
+    """Format a value of the material: prompts replace token ids and keys of texts."""
     if name == "text" and isinstance(value, str):
         prompt = known.prompts(value)
         return value[:8] if prompt is None else quoted(prompt)
@@ -194,7 +194,7 @@ def word(
 
 
 def brief(value: Any) -> str:
-    """A value in few letters: keys and hashes cut to eight digits."""
+    """Format a value briefly: keys and hashes have eight digits."""
     if value is None:
         return "none"
     if isinstance(value, str):

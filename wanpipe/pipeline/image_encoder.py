@@ -1,5 +1,5 @@
-"""Encodes a prepared image as the official image-to-video pipelines do: VAE condition, first-frame
-latent, CLIP tokens.
+"""Encodes a prepared image as the official pipelines do: VAE condition, first-frame latent, CLIP
+tokens.
 
 Loads one network at a time. Knows nothing of files, canvases or entries.
 """
@@ -20,33 +20,34 @@ from wanpipe.weights.model import Model
 def condition(
     model: Model, pixels: np.ndarray, num_frames: int, dtype: str, store: Store
 ) -> mx.array:
-    """Encode the I2V condition (4 + C, F, H, W): a mask that is 1 for the first latent frame, then
-    the latent of the image
-    followed by grey frames. `pixels` (Y, X, 3) in [-1, 1].
+    """Encode the I2V condition (4 + C, F, H, W) of `pixels` (Y, X, 3) in [-1, 1].
 
-    Source: wan/image2video.py, WanI2V.generate.
+    The mask channels are 1 for the first latent frame. The latent is that of the image, followed
+    by gray frames. Source: wan/image2video.py, WanI2V.generate.
     """
-    latent = encoder(model, dtype, store).encode(clip_of(pixels, num_frames))
+    latent = encoder(model, dtype, store).encode(padded_video(pixels, num_frames))
     _, F, H, W = latent.shape
     first = mx.ones((4, 1, H, W))
     mask = mx.concatenate([first, mx.zeros((4, F - 1, H, W))], axis=1)
     return mx.concatenate([mask, latent])
 
 
-def clip_of(pixels: np.ndarray, num_frames: int) -> Iterator[mx.array]:
-    """Yield the image, then grey frames four at a time, the very same array: the clip never exists
-    whole, and what the encoder finds settled it does not compute again.
+def padded_video(pixels: np.ndarray, num_frames: int) -> Iterator[mx.array]:
+    """Yield the image (1, Y, X, 3), then gray frames, four at a time.
+
+    It is the same array each time: the encoder recognizes constant input and computes it once.
     """
     first = mx.array(pixels)[None]
     yield first
-    grey = mx.zeros((4, *pixels.shape))
+    gray = mx.zeros((4, *pixels.shape))
     for _ in range((num_frames - 1) // 4):
-        yield grey
+        yield gray
 
 
 def first_frame(model: Model, pixels: np.ndarray, dtype: str, store: Store) -> mx.array:
-    """Encode the image alone (C, 1, H, W), as TI2V keeps it. Source: wan/textimage2video.py,
-    WanTI2V.i2v.
+    """Encode the image alone (C, 1, H, W), for TI2V.
+
+    Source: wan/textimage2video.py, WanTI2V.i2v.
     """
     return encoder(model, dtype, store)(mx.array(pixels)[None])
 

@@ -1,5 +1,6 @@
-"""Where a result comes from: the entries behind it, followed back to prompt and model, as plain
-data, which a video carries.
+"""The lineage of a result: the entries, prompts and model that it was made from.
+
+A video has it in its metadata.
 """
 
 from dataclasses import dataclass
@@ -20,14 +21,15 @@ LIMIT = 1 << 20  # bytes of a video's comment
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a video says of itself in its comment. What a later wanpipe adds is no error."""
+    """The comment of a video. Fields that a later wanpipe adds are accepted."""
 
     wanpipe: dict[str, Any]
 
 
 def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) -> dict[str, Any]:
-    """Tell how the step of a key came to be: settings, seed, prompts and keys of its inputs, as its
-    run has them, and variant and hashes of the model.
+    """Describe how a step was made, given its key.
+
+    Settings, seed, prompts and input keys come from its run, variant and hashes from the model.
     """
     made_by = run.model if run else ModelReference(key=None, directory="")
     if model is not None:
@@ -52,7 +54,7 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
 
 
 def reference(model: Model) -> ModelReference:
-    """A model as runs name it."""
+    """Return the reference by which runs name a model."""
     return ModelReference(
         key=model.config.key,
         directory=str(model.directory.resolve()),

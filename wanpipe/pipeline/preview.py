@@ -1,6 +1,6 @@
-"""Pictures of a video that is not finished: each step's x0 as small RGB frames, without the VAE.
+"""Previews of unfinished videos: the x0 of a step as small RGB frames, without the VAE.
 
-A linear map of the latent: the right colours and shapes, one frame per latent frame, no detail.
+A linear map of the latent gives the right colors and shapes, one frame per latent frame, no detail.
 """
 
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def linear_frames(latent: "np.ndarray") -> "np.ndarray":
-    """Map a normalised latent (C, F, H, W) to frames (F, H, W, 3) uint8. Raises UsageError for a
-    number of channels without a map.
+    """Map a normalized latent (C, F, H, W) to frames (F, H, W, 3) uint8.
+
+    Raises UsageError for a number of channels that has no map.
     """
     import numpy as np
 
@@ -25,14 +26,14 @@ def linear_frames(latent: "np.ndarray") -> "np.ndarray":
         raise UsageError(f"a preview needs {known} channels, got {len(latent)}; use --vae")
     factors, bias = (np.asarray(part, np.float32) for part in MAPS[len(latent)])
     # the product over (C, F*H*W): channels last would first copy the whole latent
-    colours = factors.T @ latent.reshape(len(latent), -1) + bias[:, None]  # (3, F*H*W)
-    frames = colours.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
+    colors = factors.T @ latent.reshape(len(latent), -1) + bias[:, None]  # (3, F*H*W)
+    frames = colors.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
     rounded: np.ndarray = np.rint(np.clip((frames + 1) * 127.5, 0, 255))
     return rounded.astype(np.uint8)
 
 
 def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":
-    """Decode a normalised latent (C, F, H, W) with the model's VAE to frames (T, Y, X, 3) uint8."""
+    """Decode a normalized latent (C, F, H, W) with the model's VAE to frames (T, Y, X, 3) uint8."""
     import mlx.core as mx
 
     from wanpipe.backend.device import compute_dtype, mlx_dtype
@@ -46,7 +47,7 @@ def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray
 
 
 def label(step: Entry, run: Run | None) -> str:
-    """What stands above a row of frames: seed, step and key."""
-    seed = "noise given" if run is None or run.seed is None else f"seed {run.seed}"
+    """Return the label of a row of frames: seed, step and key."""
+    seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
     of = f" of {run.settings.steps}" if run else ""
     return f"{seed}   step {step.step + 1}{of}   {step.key[:8]}"

@@ -1,7 +1,4 @@
-"""Prompts to token ids, as the official code makes them (wan/modules/tokenizers.py).
-
-Knows no network. Loads ftfy and tokenizers when they are needed.
-"""
+"""Prompts to token ids, as in wan/modules/tokenizers.py of the official code."""
 
 import html
 import re
@@ -9,14 +6,14 @@ from pathlib import Path
 
 from wanpipe.errors import CheckpointError, UsageError
 
-# half a surrogate pair: what Python makes of bytes in arguments that are not UTF-8
+# half a surrogate pair, which is how Python reads arguments that are not UTF-8
 LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 
 
 def clean(prompt: str) -> str:
-    """Mend encoding faults, resolve HTML entities and make each run of whitespace one space.
+    """Fix encoding errors, resolve HTML entities and collapse whitespace.
 
-    Official source: basic_clean and whitespace_clean. Raises UsageError for text that is no text.
+    Source: basic_clean and whitespace_clean. Raises UsageError for text that is not Unicode.
     """
     import ftfy
 
@@ -34,10 +31,10 @@ def clean(prompt: str) -> str:
 
 
 class Tokenizer:
-    """The tokenizer that comes with a model's text encoder."""
+    """The tokenizer of a model's text encoder."""
 
     def __init__(self, path: Path) -> None:
-        """Read tokenizer.json. Raises CheckpointError where it is missing or damaged."""
+        """Read tokenizer.json. Raises CheckpointError if it is missing or damaged."""
         import tokenizers
 
         try:
@@ -46,13 +43,13 @@ class Tokenizer:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing more particular
+        except Exception as error:  # the library raises nothing more specific
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path} is no tokenizer: {reason}; convert again") from error
+            raise CheckpointError(f"{path} is not a tokenizer: {reason}; convert again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
     def ids(self, prompt: str, text_len: int) -> list[int]:
-        """Clean and tokenize a prompt: at most `text_len` ids, of which the last is `</s>`."""
+        """Clean and tokenize a prompt: at most `text_len` ids, the last one `</s>`."""
         ids: list[int] = self._tokenizer.encode(clean(prompt)).ids
         return ids if len(ids) <= text_len else [*ids[: text_len - 1], ids[-1]]
