@@ -59,11 +59,8 @@ def plan(params: Params, store: Store) -> Plan[Path]:
     if params.output_dir is not None:
         folder = ModelFolder(params.output_dir, recipe, store)
         goal = Target(recipe=recipe, path=folder.path, exists=folder.is_up_to_date())
-        return Plan(
-            make=lambda: folder.fill(conversion), targets=(goal,), paths=(params.output_dir,)
-        )
-    goal = target(recipe, store)
-    return Plan(make=conversion.publish, targets=(goal,), paths=(goal.path,))
+        return Plan(make=lambda: folder.fill(conversion), targets=(goal,))
+    return Plan(make=conversion.publish, targets=(target(recipe, store),))
 
 
 def run(params: Params, store: Store) -> Path:

@@ -17,7 +17,7 @@ from wanpipe.pipeline.budget import choose_plan
 from wanpipe.pipeline.frames import Decoding
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
 from wanpipe.pipeline.lineage import Source, reference
-from wanpipe.pipeline.plan import Plan, Work, expected, target
+from wanpipe.pipeline.plan import Plan, Work, plan_entries
 from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model
@@ -68,15 +68,8 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
             video.finish(entry)
         return entry
 
-    work = () if existing else (Work(component="vae", stage="decode", plan=memory_plan),)
-    entry = expected(recipe, store)
-    return Plan(
-        make=make,
-        targets=(target(recipe, store),),
-        paths=(entry.path,),
-        entries=(entry,),
-        work=work,
-    )
+    work = [] if existing else [Work(component="vae", stage="decode", plan=memory_plan)]
+    return plan_entries([recipe], make, work, store)
 
 
 def plan_video(source: Source, frames: Entry, params: Params, store: Store) -> Plan[Entry]:
@@ -87,7 +80,7 @@ def plan_video(source: Source, frames: Entry, params: Params, store: Store) -> P
             video.finish(frames)
         return frames
 
-    return Plan(make=make, targets=(), paths=(frames.path,), entries=(frames,))
+    return Plan(make=make, targets=(), entries=(frames,))
 
 
 def run(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Entry:

@@ -46,7 +46,9 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
     plans = plan_experts(request, todo, store)
     loras = match_loras(model, request.settings, request.lora_files, plans, store)
     units = Counter(step.expert for step in todo)
-    reused = [one.last for one in trajectories if one.reused and one.last is not None]
+    reused = [
+        one.last for one in trajectories if one.last is not None and one.last is not request.step
+    ]
 
     def make() -> list[Entry]:
         for entry in reused:
@@ -59,7 +61,6 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
     return DenoisePlan(
         make=make,
         targets=tuple(target(step.recipe, store) for step in todo),
-        paths=tuple(one.end.path for one in trajectories),
         entries=tuple(one.end for one in trajectories),
         reused=tuple(reused),
         work=tuple(

@@ -19,7 +19,7 @@ from wanpipe.models import geometry
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
-from wanpipe.pipeline.plan import Plan, Work, expected, target
+from wanpipe.pipeline.plan import Plan, Work, plan_entries
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.store.keys import hash_array
 from wanpipe.weights.model import Model, find_model
@@ -99,14 +99,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
         store.keep_model(reference(model))
         return entry
 
-    entry = expected(recipe, store)
-    return Plan(
-        make=make,
-        targets=(target(recipe, store),),
-        paths=(entry.path,),
-        entries=(entry,),
-        work=tuple(work),
-    )
+    return plan_entries([recipe], make, work, store)
 
 
 def run(model: Model, params: Params, store: Store) -> Entry:

@@ -20,7 +20,7 @@ from wanpipe.models.config import T5Config
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
-from wanpipe.pipeline.plan import Plan, Work, expected, target
+from wanpipe.pipeline.plan import Plan, Work, plan_entries
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.weights.model import Model, find_model
 
@@ -59,12 +59,11 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
         ids = tuple(tokenizer.ids(prompt, text_len))
         made = {"prompt": prompt, "negative_prompt": negative}
         tasks.append((ids, recipe_of(model, ids, negative_ids, made)))
-    recipes = [recipe for _, recipe in tasks]
     missing = [ids for ids, recipe in tasks if store.wants(recipe)]
     encoding = Encoding(model, [*missing, negative_ids], params.memory, store)
-    work: tuple[Work, ...] = ()
+    work = []
     if missing:
-        work = (Work(component="t5_encoder", stage="encode-text", plan=encoding.plan),)
+        work.append(Work(component="t5_encoder", stage="encode-text", plan=encoding.plan))
 
     def make() -> list[Entry]:
         entries = [
@@ -73,14 +72,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
         store.keep_model(reference(model))
         return entries
 
-    entries = tuple(expected(recipe, store) for recipe in recipes)
-    return Plan(
-        make=make,
-        targets=tuple(target(recipe, store) for recipe in recipes),
-        paths=tuple(entry.path for entry in entries),
-        entries=entries,
-        work=work,
-    )
+    return plan_entries([recipe for _, recipe in tasks], make, work, store)
 
 
 def run(model: Model, params: Params, store: Store) -> list[Entry]:

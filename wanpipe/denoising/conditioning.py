@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from wanpipe.pipeline.inputs import Inputs
+from wanpipe.denoising.request import Request
 
 NAMES = {"condition": "condition", "clip": "clip", "latent": "first_frame"}  # of image entries
 
@@ -34,12 +34,11 @@ class Conditioning:
         return mx.concatenate([self.first_frame, latent[:, 1:]], axis=1)
 
 
-def read_conditioning(inputs: Inputs) -> Conditioning:
+def read_conditioning(request: Request) -> Conditioning:
     """Read the arrays of the text and image entries."""
-    assert inputs.text is not None
-    text = inputs.text.published()
+    text = request.text.published()
     arrays: dict[str, Any] = {name: mx.array(text.read(name)) for name in ("prompt", "negative")}
-    if inputs.image is not None:
-        image = inputs.image.published()
+    if request.image is not None:
+        image = request.image.published()
         arrays |= {NAMES[name]: mx.array(image.read(name)) for name in image.names}
     return Conditioning(**arrays)

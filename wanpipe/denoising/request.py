@@ -1,7 +1,7 @@
 """A denoising request: what a user asked for, with everything left open filled in and checked."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 from msgspec import structs
 
@@ -35,7 +35,7 @@ class Request:
     stop: int
     memory: int | None
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """Timesteps and sigmas of all steps."""
         return schedule_of(self.settings)
@@ -46,13 +46,8 @@ class Request:
         return latent_shape(*self.settings.size, self.model.config.vae.stride)
 
     @property
-    def inputs(self) -> Inputs:
-        """The entries that the run is conditioned on."""
-        return Inputs(text=self.text, image=self.image)
-
-    @property
     def roles(self) -> dict[str, str]:
-        """The keys of these entries by role."""
+        """The keys by role of the entries that the run is conditioned on."""
         return {"text": self.text.key} | ({"image": self.image.key} if self.image else {})
 
 
@@ -71,10 +66,7 @@ def resolve_request(model: Model, inputs: Inputs, params: Params, store: Store) 
     chosen, files = loras.choose_loras(model, inputs.run, params, store)
     settings = structs.replace(resolve_settings(model, inputs, params), loras=chosen)
     first = 0 if step is None else step.step + 1
-    fields: dict[str, Any] = {
-        "stop": checked_stop(params.stop_at, first, settings.steps),
-        "dtype": compute_dtype(model.config.dtype),
-    }
+    stop = checked_stop(params.stop_at, first, settings.steps)
     if step is not None:
         check_continued(step, settings)
         if params.seeds or params.noise:
@@ -89,9 +81,10 @@ def resolve_request(model: Model, inputs: Inputs, params: Params, store: Store) 
         run=inputs.run,
         settings=settings,
         lora_files=files,
+        dtype=compute_dtype(model.config.dtype),
         first=first,
+        stop=stop,
         memory=params.memory,
-        **fields,
     )
 
 

@@ -41,7 +41,7 @@ class Sampler:
         from wanpipe.denoising.conditioning import read_conditioning
         from wanpipe.denoising.denoiser import Denoiser
 
-        conditioning = read_conditioning(self.request.inputs)
+        conditioning = read_conditioning(self.request)
         model = self.request.model
         return Denoiser(model, conditioning, self.plans, self.loras, self.store)
 

@@ -29,7 +29,6 @@ class Trajectory:
     draw: "Callable[[], np.ndarray] | None"
     last: Entry | None
     end: Entry
-    reused: bool  # whether `last` was found in the cache, rather than given
 
 
 def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
@@ -45,8 +44,7 @@ def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
             break
     end = expected(steps[-1].recipe, store) if steps else last
     assert end is not None, "a run has at least one step"
-    reused = last is not request.step
-    return Trajectory(run=run, steps=steps, draw=start.draw, last=last, end=end, reused=reused)
+    return Trajectory(run=run, steps=steps, draw=start.draw, last=last, end=end)
 
 
 def name_run(request: Request, start: Start, steps: list[str]) -> Run:

@@ -4,7 +4,7 @@ the function that makes them.
 `--dry-run` reports a plan; `run` of a stage makes it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -42,18 +42,34 @@ class Work:
 class Plan(Generic[Result]):
     """Everything a stage will do. Making it loads what it needs, and nothing else.
 
-    `targets` are in the order in which they are made, and `paths` are the results. `entries` are
-    those results that other stages take, as far as they are known now, without arrays. `reused` are
-    entries that targets continue from. `settings` are those of the run that the targets belong to.
+    `targets` are in the order in which they are made. `entries` are the results that other stages
+    take, as far as they are known now, without arrays. `reused` are entries that targets continue
+    from. `settings` are those of the run that the targets belong to.
     """
 
     make: Callable[[], Result]
     targets: tuple[Target, ...]
-    paths: tuple[Path, ...]
     entries: tuple[Entry, ...] = ()
     reused: tuple[Entry, ...] = ()
     work: tuple[Work, ...] = ()
     settings: Settings | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where the results are: the entries, or a model, which is only a target."""
+        return tuple(result.path for result in self.entries or self.targets)
+
+
+def plan_entries(
+    recipes: Sequence[Recipe], make: Callable[[], Result], work: Sequence[Work], store: Store
+) -> Plan[Result]:
+    """Return the plan of a stage whose results are the entries of these recipes."""
+    return Plan(
+        make=make,
+        targets=tuple(target(recipe, store) for recipe in recipes),
+        entries=tuple(expected(recipe, store) for recipe in recipes),
+        work=tuple(work),
+    )
 
 
 def target(recipe: Recipe, store: Store) -> Target:
@@ -71,6 +87,4 @@ def expected(recipe: Recipe, store: Store) -> Entry:
 
 def report_reused(entry: Entry, store: Store) -> None:
     """Report an entry that is reused as the start of other work."""
-    step = entry.step if entry.stage == "denoise" else None
-    fields = {"stage": entry.stage, "key": entry.key, "step": step}
-    store.report.event("reused", **fields, path=str(entry.path))
+    store.report.event("reused", **entry.event(), path=str(entry.path))

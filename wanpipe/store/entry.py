@@ -94,6 +94,11 @@ class Entry:
         parent = self.record.parent
         return parent if isinstance(parent, str) else None
 
+    def event(self) -> dict[str, Any]:
+        """The fields by which events name this entry, as those of its recipe."""
+        step = self.step if self.stage == "denoise" else None
+        return {"stage": self.stage, "key": self.key, "step": step}
+
     def published(self) -> "Entry":
         """Return the entry with its arrays, even if it was only planned. Raises DamageError."""
         return read_entry(self.path) if self.is_planned else self

@@ -55,7 +55,7 @@ class Store:
         self.root = Path(root)
         self.report = report or Report()
         self.force = force
-        self.read_only = read_only  # nothing changes in the cache
+        self.read_only = read_only  # for planning: no record, hash or time of use is kept
         shortcuts = Shortcuts(self.root, writes=not read_only)
         self.memo = HashCache(shortcuts)
         self.index = Index(self.root, shortcuts)
@@ -173,10 +173,8 @@ class Store:
 
     def tell(self, entry: Entry) -> Entry:
         """Report an entry that was just published."""
-        step = entry.step if entry.stage == "denoise" else None
-        fields = {"stage": entry.stage, "key": entry.key, "step": step}
         seconds = entry.made.seconds
-        self.report.event("computed", **fields, path=str(entry.path), seconds=seconds)
+        self.report.event("computed", **entry.event(), path=str(entry.path), seconds=seconds)
         return entry
 
     def reuse(self, recipe: Recipe) -> Entry | None:
