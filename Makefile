@@ -55,7 +55,7 @@ types: .venv/ready
 # tests multiply small matrices, and may run beside other work
 unit: export OPENBLAS_NUM_THREADS = 1
 unit: .venv/ready
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 format: .venv/ready  ## format the code
 	$(BIN)/ruff check --fix .
