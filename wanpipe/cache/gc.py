@@ -142,8 +142,8 @@ def forgotten(store: Store, left: Iterable[Summary]) -> list[str]:
 def protected(store: Store, used: dict[str, float]) -> set[str]:
     """Entries that have a name or a pin, or were used since a process that is at work began."""
     since = in_use_since(store.root)
-    labelled = {*store.names.all().values(), *store.pins.all().values()}
-    return labelled | {place for place, moment in used.items() if moment >= since}
+    labeled = {*store.names.all().values(), *store.pins.all().values()}
+    return labeled | {place for place, moment in used.items() if moment >= since}
 
 
 def in_use_since(root: Path, besides: Path | None = None) -> float:
