@@ -131,14 +131,14 @@ def test_matrices_of_blocks_are_quantized_and_nothing_else(made: Made, family: s
     kinds += [f"cross_attn.{part}" for part in cross]
     for name in config.experts:
         expected = [f"blocks.{i}.{kind}" for i in range(config.dit.layers) for kind in kinds]
-        assert quantised_modules(directory / f"{name}.safetensors") == sorted(expected)
+        assert quantized_modules(directory / f"{name}.safetensors") == sorted(expected)
     kinds = [*(f"attn.{part}" for part in "qkvo"), "ffn.gate", "ffn.fc1", "ffn.fc2"]
     expected = [f"blocks.{index}.{kind}" for index in range(3) for kind in kinds]
-    assert quantised_modules(directory / "t5_encoder.safetensors") == sorted(expected)
-    assert not quantised_modules(directory / "vae.safetensors")
+    assert quantized_modules(directory / "t5_encoder.safetensors") == sorted(expected)
+    assert not quantized_modules(directory / "vae.safetensors")
 
 
-def quantised_modules(path: Path) -> list[str]:
+def quantized_modules(path: Path) -> list[str]:
     with open_tensors(path) as file:
         names = [name for name, info in file.tensors.items() if info.dtype == "U32"]
         for name in names:
@@ -297,7 +297,7 @@ def test_a_converted_model_is_quantized_as_its_checkpoint_would_be(
     assert config == direct  # hashes, bytes and all
     kinds = {
         found["kind"]
-        for path in quantised_modules(tmp_path / "model.safetensors")
+        for path in quantized_modules(tmp_path / "model.safetensors")
         if (found := MATRICES.fullmatch(f"{path}.weight"))
     }
     assert set(told) == {f"model {kind}" for kind in kinds}
