@@ -63,9 +63,14 @@ def find_files(directory: Path) -> CheckpointFiles:
     if (directory / PIPELINE_FILE).is_file():
         return find_diffusers(directory)
     whole = any((directory / name).is_dir() for name in EXPERT_FOLDERS)
-    if whole or next(directory.glob(f"{DIT_STEM}*.safetensors*"), None) is not None:
+    if whole or visible(directory.glob(f"{DIT_STEM}*.safetensors*")):
         return find_official(directory)
     return find_loose(directory) or find_official(directory)
+
+
+def visible(paths: Iterable[Path]) -> Files:
+    """Return the files among paths in order, without hidden ones, such as ._* of macOS."""
+    return tuple(sorted(path for path in paths if path.name[0] != "." and path.is_file()))
 
 
 def required_file(directory: Path, name: str) -> Path:
@@ -110,9 +115,9 @@ def shards(directory: Path, stem: str = DIT_STEM) -> Files:
     index = directory / f"{stem}.safetensors.index.json"
     single = f"{stem}.safetensors"
     if not index.is_file():
-        found = sorted(directory.glob(f"{stem}-*.safetensors"))
+        found = visible(directory.glob(f"{stem}-*.safetensors"))
         alone = not found or (directory / single).is_file()
-        return (required_file(directory, single),) if alone else tuple(found)
+        return (required_file(directory, single),) if alone else found
     table = read_json(index).get("weight_map")
     names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
     if not names or not all(name.isprintable() and name == Path(name).name != "" for name in names):
@@ -212,19 +217,18 @@ def sort_networks(directory: Path) -> dict[Kind, list[Files]]:
     return networks
 
 
-def files_below(directory: Path, pattern: str) -> list[Path]:
+def files_below(directory: Path, pattern: str) -> Files:
     """List the files with this name at most two folders down, in order."""
-    found = [
+    found = visible(
         path
-        for depth in LOOSE_PATTERNS
-        for path in directory.glob(depth.removesuffix("*") + pattern)
-        if path.is_file()
-    ]
+        for folders in LOOSE_PATTERNS
+        for path in directory.glob(folders.removesuffix("*") + pattern)
+    )
     if len(found) > MAX_LOOSE_FILES:
         raise CheckpointError(
             f"{directory} holds {len(found)} {pattern} files; give a folder with those of one model"
         )
-    return sorted(found)
+    return found
 
 
 def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:

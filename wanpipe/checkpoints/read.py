@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from wanpipe.checkpoints import torch_file
-from wanpipe.checkpoints.dtypes import NUMPY_DTYPES, Array, Floats, widen
+from wanpipe.checkpoints.dtypes import FLOATS, NUMPY_DTYPES, Array, Floats, widen
 from wanpipe.checkpoints.tensors import MAX_AXES, TensorInfo, TensorLocation, quote_name
 from wanpipe.errors import CheckpointError
 
@@ -86,6 +86,18 @@ class TensorFile(AbstractContextManager["TensorFile"]):
         return widen(
             self.read(name), self.tensors[name].dtype, f"{self._path(name)}: {quote_name(name)}"
         )
+
+    def read_number(self, name: str) -> float:
+        """Read a tensor that holds one finite number, whatever its format."""
+        info, subject = self.tensors[name], f"{self._path(name)}: {quote_name(name)}"
+        if prod(info.shape) != 1:
+            raise CheckpointError(f"{subject} must be one number, got shape {info.shape}")
+        values = self.read(name)
+        values = widen(values, info.dtype, subject) if info.dtype in FLOATS else values
+        number = float(values.reshape(-1)[0])
+        if not np.isfinite(number):
+            raise CheckpointError(f"{subject} must be finite, got {number}")
+        return number
 
     def rows(self, name: str, indices: Sequence[int]) -> Array:
         """Read only the given rows of a 2-D tensor (R, D): (len(indices), D) as stored."""
