@@ -37,7 +37,7 @@ def run(reference: str, store: Store) -> dict[str, Any]:
     path = Path(reference)
     if path.is_dir() and (path / "config.json").is_file():
         return dict(describe_model(open_model(path)))
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix.lower() in (".safetensors", ".gguf") and path.is_file():
         return dict(describe_lora(path))
     if (path / "adapter_config.json").is_file():
         return dict(describe_lora(find_file(path)))
