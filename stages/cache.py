@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from wanpipe.cache.listing import Filter, listed, usage
+from wanpipe.cache.listing import Filter, list_entries, usage
 from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.options import Age, Size
@@ -56,7 +56,7 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
     """
     gc.disable()  # collecting 100,000 small objects without cycles takes a third of the time
     click.get_current_context().call_on_close(gc.enable)
-    rows = listed(session.store, Filter(**conditions))
+    rows = list_entries(session.store, Filter(**conditions))
     if as_json:
         text = "\n".join(json.dumps(row.to_json(), ensure_ascii=False) for row in rows)
     else:
@@ -82,16 +82,16 @@ def verify(session: Session, repair: bool) -> None:
 
     Prints the path of each damaged entry. Exits with 1 if there are any and --repair is not given.
     """
-    from wanpipe.cache.verify import damaged
+    from wanpipe.cache.verify import find_damaged
 
     store, count = session.store, 0
-    for path, error in damaged(store):
+    for path, error in find_damaged(store):
         count += 1
         click.echo(path)
         if repair and path.is_file():
             path.unlink()  # the record of a run; its steps stay
         elif repair:
-            store.set_aside(path, error)
+            store.quarantine(path, error)
         else:
             store.report.event("damaged", path=str(path))
             store.report.remark(str(error))
@@ -134,12 +134,12 @@ def gc_command(
     first. Entries that are named, pinned or in use are kept. Any remaining step can be resumed.
     """
     from wanpipe.cache.collect import collect
-    from wanpipe.cache.gc import Limits, read_keep_steps
+    from wanpipe.cache.gc import Limits, parse_keep_steps
 
     limits = Limits(
         max_bytes=max_size,
         older_than=older_than,
-        every=None if keep_steps is None else read_keep_steps(keep_steps),
+        every=None if keep_steps is None else parse_keep_steps(keep_steps),
         models=models,
     )
     if paths := collect(session.store, limits, dry_run):
@@ -151,9 +151,9 @@ def gc_command(
 @read_only_options
 def pin(session: Session, references: tuple[str, ...]) -> None:
     """Protect entries from gc. Named entries are protected too."""
-    for place in places_of(session.store, references):
-        session.store.pins.set(place.rpartition("/")[2], place)
-        click.echo(session.store.root / place)
+    for entry_id in entry_ids(session.store, references):
+        session.store.pins.set(entry_id.rpartition("/")[2], entry_id)
+        click.echo(session.store.root / entry_id)
 
 
 @command.command("unpin")
@@ -162,14 +162,14 @@ def pin(session: Session, references: tuple[str, ...]) -> None:
 def unpin(session: Session, references: tuple[str, ...]) -> None:
     """Let gc delete entries again. Removes their pins and names."""
     store = session.store
-    for place in places_of(store, references):
-        for labels in (store.pins, store.names):
-            for label in labels.of(place):
-                labels.remove(label)
-        click.echo(store.root / place)
+    for entry_id in entry_ids(store, references):
+        for refs in (store.pins, store.names):
+            for name in refs.of(entry_id):
+                refs.remove(name)
+        click.echo(store.root / entry_id)
 
 
-def places_of(store: Store, references: Sequence[str]) -> list[str]:
+def entry_ids(store: Store, references: Sequence[str]) -> list[str]:
     """Return references as stage/key. Raises UsageError for an entry of another cache."""
     found = [store.locate(reference) for reference in references]
     for path in found:
@@ -190,7 +190,7 @@ def export(session: Session, references: tuple[str, ...], file: Path) -> None:
     from wanpipe.cache import archive
 
     store = session.store
-    entries = [store.look(reference) for reference in references]
+    entries = [store.peek_reference(reference) for reference in references]
     together = archive.export(entries, file, store)
     store.report.event("written", path=str(file), entries=len(together))
     click.echo(file)

@@ -55,7 +55,7 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     assert inputs.step is not None
     decoding = Decoding(model=model, step=inputs.step, run=source.run, trim=source.trim)
     plans = decoding.plans(params.tiling)
-    existing = [one for one in plans if not store.wants(decoding.recipe(one))]
+    existing = [one for one in plans if not store.must_compute(decoding.recipe(one))]
     memory_plan = (
         existing[0] if existing else choose_plan("vae", plans, params.memory, store.report)
     )
@@ -63,8 +63,8 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
 
     def make() -> Entry:
         with VideoWriter(source, params.output, params.fps, store) as video:
-            entry = store.obtain(recipe, decoding.filler(recipe, memory_plan, store, video))
-            store.keep_model(reference(model))
+            entry = store.get_or_create(recipe, decoding.filler(recipe, memory_plan, store, video))
+            store.save_model(reference(model))
             video.finish(entry)
         return entry
 

@@ -54,7 +54,7 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
         for entry in reused:
             report_reused(entry, store)
         for trajectory in trajectories:
-            store.keep_run(trajectory.run)
+            store.save_run(trajectory.run)
         Sampler(request, plans, loras, store).run(trajectories)
         return [one.end.published() for one in trajectories]
 

@@ -90,13 +90,13 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
     made = {"image": params.image.name, "fit": canvas.fit, "model": str(model.directory.resolve())}
     recipe = Recipe(material=named, made=made)
     memory_plan, work = needed(model, canvas), []
-    if store.wants(recipe):
+    if store.must_compute(recipe):
         budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)
         work.append(Work(component="vae_encoder", stage="encode-image", plan=memory_plan))
 
     def make() -> Entry:
-        entry = store.obtain(recipe, filler(model, pixels, clip, recipe, memory_plan, store))
-        store.keep_model(reference(model))
+        entry = store.get_or_create(recipe, filler(model, pixels, clip, recipe, memory_plan, store))
+        store.save_model(reference(model))
         return entry
 
     return plan_entries([recipe], make, work, store)

@@ -59,7 +59,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
         ids = tuple(tokenizer.ids(prompt, text_len))
         made = {"prompt": prompt, "negative_prompt": negative}
         tasks.append((ids, recipe_of(model, ids, negative_ids, made)))
-    missing = [ids for ids, recipe in tasks if store.wants(recipe)]
+    missing = [ids for ids, recipe in tasks if store.must_compute(recipe)]
     encoding = Encoding(model, [*missing, negative_ids], params.memory, store)
     work = []
     if missing:
@@ -67,9 +67,10 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
 
     def make() -> list[Entry]:
         entries = [
-            store.obtain(recipe, filler(encoding, ids, negative_ids)) for ids, recipe in tasks
+            store.get_or_create(recipe, filler(encoding, ids, negative_ids))
+            for ids, recipe in tasks
         ]
-        store.keep_model(reference(model))
+        store.save_model(reference(model))
         return entries
 
     return plan_entries([recipe for _, recipe in tasks], make, work, store)

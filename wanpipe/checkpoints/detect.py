@@ -33,7 +33,7 @@ from wanpipe.models.config import (
     Variant,
     condition_channels,
 )
-from wanpipe.runtime.documents import DocumentError, convert, plain
+from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 
 LARGE = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
 WIDE_LATENT = 48  # channels of the Wan2.2 VAE
@@ -205,7 +205,7 @@ def changed(variant: Variant, changes: Any, subject: str) -> Variant:
         kind = type(changes).__name__
         raise CheckpointError(f"{subject} must be a JSON object, got {kind}")
     try:
-        defaults = convert({**plain(variant.defaults), **changes}, Defaults)
+        defaults = convert({**to_builtins(variant.defaults), **changes}, Defaults)
     except DocumentError as error:
         raise CheckpointError(f"{subject} cannot be right: {error}") from error
     return structs.replace(variant, defaults=defaults)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime.units import read_age, read_size
+from wanpipe.runtime.units import parse_age, parse_size
 
 Command = Callable[..., None]
 
@@ -31,7 +31,7 @@ class Size(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return read_size(value)
+            return parse_size(value)
         except UsageError as error:
             self.fail(str(error), parameter, context)
 
@@ -48,7 +48,7 @@ class Age(click.ParamType[float]):
         if isinstance(value, int | float):
             return float(value)
         try:
-            return read_age(value)
+            return parse_age(value)
         except UsageError as error:
             self.fail(str(error), parameter, context)
 

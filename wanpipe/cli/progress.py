@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from wanpipe.cli.messages import describe
 from wanpipe.runtime.report import Report, Task
-from wanpipe.runtime.units import clock
+from wanpipe.runtime.units import format_duration
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
 
@@ -66,8 +66,8 @@ class PlainReport(Report):
         if task.done < task.total and now - self.last < PLAIN_INTERVAL:
             return
         self.last = now
-        rate = elapsed / task.done
-        self.line(f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {clock(left)} left")
+        rate, eta = elapsed / task.done, format_duration(left)
+        self.line(f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {eta} left")
 
 
 class BarReport(PlainReport):

@@ -11,7 +11,7 @@ import click
 from wanpipe.cli.options import Command, group
 from wanpipe.cli.progress import make_report
 from wanpipe.store import Store
-from wanpipe.store.labels import check_name
+from wanpipe.store.refs import check_name
 
 if TYPE_CHECKING:
     from wanpipe.pipeline.plan import Plan

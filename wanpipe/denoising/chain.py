@@ -11,7 +11,7 @@ from msgspec import UnsetType
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.start import Start
 from wanpipe.models.config import HIGH, LOW, ModelConfig
-from wanpipe.runtime.documents import plain
+from wanpipe.runtime.documents import to_builtins
 from wanpipe.sampling import SOLVERS, easy_cache
 from wanpipe.store import Entry, Recipe, key_of, material
 from wanpipe.store.schema import Step
@@ -60,7 +60,7 @@ def text_key(text: Entry, guide_scale: float) -> str:
     if texts_at(guide_scale) != ("prompt",):
         return text.key
     return key_of(
-        {name: value for name, value in plain(text.material).items() if name != "negative"}
+        {name: value for name, value in to_builtins(text.material).items() if name != "negative"}
     )
 
 
@@ -86,9 +86,9 @@ def plan_step(
     guide_scale = high if expert == HIGH else low
     order = SOLVERS[settings.scheduler].order(schedule, number)
     fields = {
-        **({"parent": parent} if parent else {"noise": plain(start.material)}),
+        **({"parent": parent} if parent else {"noise": to_builtins(start.material)}),
         "expert": model.hash(expert),
-        "loras": [[lora.hash, lora.strength] for lora in settings.acting(expert)],
+        "loras": [[lora.hash, lora.strength] for lora in settings.loras_for(expert)],
         "text": text_key(request.text, guide_scale),
         "image": request.image.key if request.image else None,
         "guide_scale": guide_scale,

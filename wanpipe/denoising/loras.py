@@ -48,7 +48,7 @@ def choose_loras(
         for path, strength in given:
             check_lora(path, strength)
             if strength:
-                digest = store.memo.hash(path)
+                digest = store.hash_cache.hash(path)
                 files[digest] = str(path.resolve())
                 lora = Lora(name=path.name, hash=digest, strength=float(strength), expert=expert)
                 chosen.append(lora)
@@ -85,7 +85,7 @@ def match_loras(
     fits: dict[str, Fit] = {}
     matched: dict[str, list[tuple[Fit, float]]] = {}
     for expert in sorted(set(experts)):
-        for lora in settings.acting(expert):
+        for lora in settings.loras_for(expert):
             if lora.hash not in fits:
                 fits[lora.hash] = fit(read_lora(locate(lora, files, store)), shapes)
             matched.setdefault(expert, []).append((fits[lora.hash], lora.strength))
@@ -100,7 +100,7 @@ def locate(lora: Lora, files: Mapping[str, str], store: Store) -> Path:
             f"LoRA {lora.name} was at {path} and is gone; say where it is with "
             f"{option(lora.expert)}"
         )
-    if store.memo.hash(path) != lora.hash:
+    if store.hash_cache.hash(path) != lora.hash:
         raise CheckpointError(
             f"LoRA {path} has changed since the run was begun; say which to use with "
             f"{option(lora.expert)}"

@@ -54,7 +54,7 @@ class Sampler:
         with Publisher(store) as publisher, store.report.task("denoise", len(todo)) as task:
             following = [*(trajectory for _, trajectory in todo[1:]), None]
             for (step, trajectory), after in zip(todo, following, strict=True):
-                publisher.obtain(step.recipe, self.filler(step, trajectory, publisher))
+                publisher.get_or_create(step.recipe, self.filler(step, trajectory, publisher))
                 if after is not trajectory:
                     self.state = None
                 task.advance()

@@ -13,7 +13,7 @@ from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.models.config import ModelConfig
 from wanpipe.pipeline.inputs import Inputs
-from wanpipe.runtime.documents import DocumentError, convert, plain
+from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.easy_cache import MIN_STEPS
 from wanpipe.sampling.schedule import Schedule
@@ -82,7 +82,7 @@ def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
         raise UsageError(f"scheduler must be {', '.join(SOLVERS)}, got {settings.scheduler}")
     check_step_cache(settings)
     check_size(model, inputs.image, settings)
-    return cast(plain(settings))
+    return cast(to_builtins(settings))
 
 
 def cast(values: dict[str, Any]) -> Settings:
@@ -116,7 +116,7 @@ def settings_of_run(inputs: Inputs, asked: dict[str, Any]) -> Settings:
 
 def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
     """Return what is asked for, by default the image's canvas and the model's settings."""
-    defaults = plain(model.config.defaults)
+    defaults = to_builtins(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
     values["scheduler"] = "unipc"
     if image is not None:

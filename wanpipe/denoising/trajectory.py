@@ -39,7 +39,7 @@ def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
     last, steps = request.step, wanted
     for index in reversed(range(len(wanted))):
         recipe = wanted[index].recipe
-        if not store.wants(recipe) and (found := store.find(recipe.stage, recipe.key)):
+        if not store.must_compute(recipe) and (found := store.find(recipe.stage, recipe.key)):
             last, steps = found, wanted[index + 1 :]
             break
     end = expected(steps[-1].recipe, store) if steps else last
@@ -74,6 +74,6 @@ def name_run(request: Request, start: Start, steps: list[str]) -> Run:
         # wanpipe 0.1.0 recorded where the model lies, and no more
         known = structs.replace(whole.model, key=None, experts={})
         known = whole.model if before.model.key else known
-        if runs.named(structs.replace(whole, model=known)).key == before.key or not steps:
+        if runs.with_key(structs.replace(whole, model=known)).key == before.key or not steps:
             new = whole  # nothing changes: the run itself is continued
-    return runs.named(new)
+    return runs.with_key(new)

@@ -16,8 +16,8 @@ from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
 from wanpipe.models.tiling import host_bytes
 from wanpipe.runtime.report import Report
-from wanpipe.runtime.units import amount
-from wanpipe.store.publish import WAITING
+from wanpipe.runtime.units import format_si
+from wanpipe.store.publish import QUEUE_LIMIT
 
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -154,7 +154,7 @@ class Expert:
         published, the one being written, and an image's channels.
         """
         c, size = self.config, prod(self.latent)
-        steps = 1 + self.arrays + (1 + WAITING) * self.arrays
+        steps = 1 + self.arrays + (1 + QUEUE_LIMIT) * self.arrays
         writing = FULL  # a chunk's compressed bytes, of the array at work
         return size * (c.out_dim * (steps * FULL + writing) + (c.in_dim - c.out_dim) * FULL)
 
@@ -287,16 +287,16 @@ def choose_plan(component: str, plans: Sequence[Kind], memory: int | None, repor
     fitting = [plan for plan in plans if plan.peak <= allowed]
     plan = fitting[0] if fitting else min(plans, key=lambda plan: plan.peak)
     if not fitting:
-        least = f"{component} needs {amount(plan.peak, 'B')} at this size"
+        least = f"{component} needs {format_si(plan.peak, 'B')} at this size"
         if memory is not None:
             raise UsageError(
-                f"{least}, more than --memory {amount(allowed, 'B')}; make width, height or "
+                f"{least}, more than --memory {format_si(allowed, 'B')}; make width, height or "
                 "num-frames smaller"
             )
-        line = f"{least}, more than the {amount(allowed, 'B')} that this device recommends"
+        line = f"{least}, more than the {format_si(allowed, 'B')} that this device recommends"
         report.event("memory", component=component, text=line)
     elif plan.strategy:
-        fastest, limit = amount(plans[0].peak, "B"), amount(allowed, "B")
+        fastest, limit = format_si(plans[0].peak, "B"), format_si(allowed, "B")
         because = f"because the fastest plan needs {fastest} (limit: {limit})"
         text = f"{component}: {plan.strategy}, {because}"
         report.event("memory", component=component, text=text)

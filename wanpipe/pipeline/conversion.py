@@ -47,7 +47,7 @@ class Conversion:
 
     def publish(self) -> Path:
         """Write the model into an entry, next to its Zarr group, and return the entry's folder."""
-        path = self.store.obtain(self.recipe, self.fill).path
+        path = self.store.get_or_create(self.recipe, self.fill).path
         self.remember(path)
         return path
 
@@ -63,7 +63,7 @@ class Conversion:
     def remember(self, path: Path) -> None:
         """Note the content hashes of new files, so that the first run need not read them."""
         for name, digest in self.written.items():
-            self.store.memo.learn(path / name, digest)
+            self.store.hash_cache.record(path / name, digest)
 
 
 @dataclass(frozen=True)

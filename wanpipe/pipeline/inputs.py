@@ -39,7 +39,7 @@ def resolve_inputs(references: Sequence[str], accepted: Sequence[str], store: St
     found: dict[str, Entry] = {}
     run: Run | None = None
     for reference in references:
-        if "step" in accepted and (meant := store.run_of(reference)):
+        if "step" in accepted and (meant := store.find_run(reference)):
             if run is not None:
                 raise UsageError(f"--from takes one run, got {run.key[:8]} and {meant.key[:8]}")
             run = meant

@@ -13,7 +13,7 @@ from wanpipe.pipeline.budget import MemoryPlan
 from wanpipe.runtime.documents import convert
 from wanpipe.store import Entry, Recipe, Settings, Store
 from wanpipe.store.entry import UNPUBLISHED
-from wanpipe.store.recipe import record_of
+from wanpipe.store.recipe import build_record
 from wanpipe.store.schema import Record
 
 Result = TypeVar("Result")
@@ -74,14 +74,14 @@ def plan_entries(
 
 def target(recipe: Recipe, store: Store) -> Target:
     """Return the target of a recipe in a store."""
-    exists = not store.wants(recipe)
+    exists = not store.must_compute(recipe)
     return Target(recipe=recipe, path=store.path(recipe.stage, recipe.key), exists=exists)
 
 
 def expected(recipe: Recipe, store: Store) -> Entry:
     """Return the entry of a recipe as far as it is known before it is published: no arrays."""
     unknown = {"digest": {}, "files": {}, "seal": UNPUBLISHED}
-    record = convert({**record_of(recipe, {}), **unknown}, Record)
+    record = convert({**build_record(recipe, {}), **unknown}, Record)
     return Entry(store.path(recipe.stage, recipe.key), record)
 
 

@@ -34,8 +34,8 @@ from wanpipe.models.config import (
     T5Config,
     read_model_config,
 )
-from wanpipe.runtime.disk import put
-from wanpipe.runtime.documents import DocumentError, Hash, encode, load, plain
+from wanpipe.runtime.disk import atomic_write
+from wanpipe.runtime.documents import DocumentError, Hash, encode, load, to_builtins
 from wanpipe.weights.components import Job, plan_components, plan_copy, quantized
 from wanpipe.weights.quantize import Packer, check, check_fit
 from wanpipe.weights.source_hashes import Progress
@@ -79,7 +79,7 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """What of them gives a model its meaning."""
         specs = {"experts": self.quantization, "text_encoder": self.text_encoder}
-        given = {name: spec and plain(spec) for name, spec in specs.items()}
+        given = {name: spec and to_builtins(spec) for name, spec in specs.items()}
         return {"dtype": self.dtype, "quantization": given if any(given.values()) else None}
 
 
@@ -150,7 +150,7 @@ def rehearse(checkpoint: Checkpoint, options: Options) -> None:
 def material_of_model(config: ModelConfig, options: Options) -> dict[str, Any]:
     """What gives a model its meaning that is quantised from a converted one."""
     hashes = {name: component.hash for name, component in config.components.items()}
-    defaults = plain(config.defaults)
+    defaults = to_builtins(config.defaults)
     return {"source": hashes, "variant": config.variant, "defaults": defaults, **options.to_json()}
 
 
@@ -223,7 +223,7 @@ def _produce(
             defaults=plan.defaults,
             files=Components(**components),
         )
-        put(target / "config.json", encode(config))
+        atomic_write(target / "config.json", encode(config))
         _remove_records(target, config)
         return read_model_config(target)
     except OSError as error:
@@ -321,7 +321,7 @@ def _write(job: Job, target: Path, key: str, progress: Progress, tell: Tell) -> 
         tell(job.name, kind, error)
     component = described(job, written.hash, written.bytes)
     record = Record(key=key, **structs.asdict(component))
-    put(_record(target, job.file), encode(record))
+    atomic_write(_record(target, job.file), encode(record))
     return component
 
 
@@ -334,6 +334,6 @@ def _blocks(file: Network, job: Job, slot: Slot) -> Iterator[Array]:
 
 
 def _write_tokenizer(data: bytes, target: Path) -> Component[Any]:
-    put(target / TOKENIZER, data)
+    atomic_write(target / TOKENIZER, data)
     digest = xxhash.xxh3_128_hexdigest(data)
     return Component(file=TOKENIZER, hash=digest, bytes=len(data), config=None)
