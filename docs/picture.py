@@ -27,7 +27,7 @@ PROMPTS = (
 SEED, COLUMNS = 1, 3
 SIDE, GAP, CAPTION = 160, 12, 38  # pixels
 PAUSE = 900  # milliseconds on the last frame
-COLOURS = 128  # of the palette; more make the file larger than they make it better
+COLORS = 128  # of the palette; more make the file larger than they make it better
 BACK, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     clips, fps = np.stack([frames for frames, _ in films]), films[0][1]  # (6, T, Y, X, 3)
     # one palette, no dithering: small, and nothing shimmers
     pages = [draw(clips[:, t]) for t in range(clips.shape[1])]
-    palette = joined(pages).quantize(COLOURS, dither=Image.Dither.NONE)
+    palette = joined(pages).quantize(COLORS, dither=Image.Dither.NONE)
     first, *rest = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
     durations = [*[round(1000 / fps)] * len(rest), PAUSE]
     target = Path(__file__).parent / "demo.gif"
@@ -66,7 +66,7 @@ def draw(frames: np.ndarray) -> Image.Image:
 
 
 def joined(pages: list[Image.Image]) -> Image.Image:
-    """Put some pages under each other, to choose colours from."""
+    """Put some pages under each other, to choose colors from."""
     return Image.fromarray(np.concatenate([np.asarray(page) for page in pages[::4]]))
 
 

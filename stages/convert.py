@@ -97,14 +97,14 @@ def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]
     assert params.checkpoint_dir is not None
     checkpoint = detect(params.checkpoint_dir, params.model_version)
     chosen = engine.Options(dtype=params.dtype, **quantization(params))
-    chosen.check_fit(checkpoint.dit, checkpoint.t5)
+    chosen.check_group_sizes(checkpoint.dit, checkpoint.t5)
     with byte_progress(store.report, "read") as progress:
         hashes = source_hashes(checkpoint, store.hash_cache, progress)
     material = engine.material(checkpoint, hashes, chosen)
     made = {"checkpoint": str(params.checkpoint_dir.resolve())}
     recipe = recipe_of(material, made)
     if params.output_dir is not None or store.must_compute(recipe):
-        engine.rehearse(checkpoint, chosen)  # what is refused leaves no trace in the cache
+        engine.check_readable(checkpoint, chosen)  # what is refused leaves no trace in the cache
     return recipe, partial(engine.convert, checkpoint, options=chosen)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from wanpipe.cache.describe import Rows, describe_entry, describe_run
-from wanpipe.checkpoints.tensors import listed
+from wanpipe.checkpoints.tensors import list_names
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.pipeline.lineage import Lineage
@@ -96,10 +96,10 @@ def describe_lora(path: Path) -> Rows:
     lora = read_lora(path)
     if not lora.modules:
         raise CheckpointError(
-            f"{path} is not a LoRA for Wan: no rule matches its keys ({listed(lora.tensors)})"
+            f"{path} is not a LoRA for Wan: no rule matches its keys ({list_names(lora.tensors)})"
         )
     yield "lora", str(path)
-    yield "keys", dict(lora.forms.most_common())
+    yield "keys", dict(lora.key_formats.most_common())
     ranks = Counter(filter(None, map(lora.rank, lora.modules)))
     yield "ranks", {str(rank): f"{count} modules" for rank, count in ranks.most_common()}
     yield "targets", lora.kinds()

@@ -29,7 +29,7 @@ def frames_key(place: Place) -> str:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Mean absolute difference of luma, of 255; colour is stored at half the resolution."""
+    """Mean absolute difference of luma, of 255; color is stored at half the resolution."""
     luma = np.array([0.2126, 0.7152, 0.0722])
     return float(np.abs(ours @ luma - theirs @ luma).mean())
 

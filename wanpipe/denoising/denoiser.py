@@ -16,12 +16,12 @@ from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
-from wanpipe.weights.lora import Fit
+from wanpipe.weights.lora import LoraMatch
 from wanpipe.weights.merge import merge
 from wanpipe.weights.model import Model
 from wanpipe.weights.stream import load_streamed
 
-Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their strengths
+Loras = Mapping[str, Sequence[tuple[LoraMatch, float]]]  # of each expert, with their strengths
 
 
 class Denoiser:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from wanpipe.denoising.denoiser import Denoiser
-    from wanpipe.weights.lora import Fit
+    from wanpipe.weights.lora import LoraMatch
 
     State = dict[str, mx.array]
 
@@ -30,7 +30,7 @@ class Sampler:
 
     request: Request
     plans: Mapping[str, ExpertPlan]
-    loras: "Mapping[str, Sequence[tuple[Fit, float]]]"
+    loras: "Mapping[str, Sequence[tuple[LoraMatch, float]]]"
     store: Store
     state: "tuple[str, State] | None" = None  # after the step of this key
     ran: list[bool] = field(default_factory=list)  # for each step with a step cache

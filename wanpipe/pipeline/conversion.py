@@ -40,8 +40,8 @@ class Conversion:
                 directory,
                 self.recipe.key,
                 progress=progress,
-                tell=report_error,
-                wrote=lambda path, digest: self.written.update({path.name: digest}),
+                on_quantized=report_error,
+                on_written=lambda path, digest: self.written.update({path.name: digest}),
             )
         return {component.file: component.hash for component in config.components.values()}
 
