@@ -18,7 +18,7 @@ from wanpipe.cache.listing import Filter, listed, usage
 from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.options import Age, Size
-from wanpipe.cli.session import Session, read_only_options
+from wanpipe.cli.session import Session, help_option, read_only_options
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.store import Store
 from wanpipe.store.schema import STAGES
@@ -27,6 +27,7 @@ entries_argument = click.argument("references", nargs=-1, required=True, metavar
 
 
 @click.group("cache")
+@help_option
 def command() -> None:
     """Inspect, verify, clean up and share the cache.
 
@@ -209,6 +210,7 @@ def import_(session: Session, file: Path) -> None:
 
 @command.command("explain", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+@help_option
 def explain(arguments: tuple[str, ...]) -> None:
     """Explain what a command would compute, and why.
 

@@ -47,8 +47,9 @@ class LazyGroup(click.Group):
             raise CommandInterrupted from error
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup)
 @click.version_option(package_name="wanpipe")
+@click.help_option("-h", "--help")
 def cli() -> None:
     """Make videos with Wan2.1 and Wan2.2.
 

@@ -64,11 +64,14 @@ cache_option = click.option(
     show_default=True,
     help="Use the cache in DIR.",
 )
+# each command has its own: click would name the one of `cli` by the context that comes first
+help_option = click.help_option("-h", "--help")
 output_options = group(
     click.option(
         "--events", type=click.Choice(["json"]), help="Print events to stderr as JSON lines."
     ),
     click.option("--quiet", is_flag=True, help="Print warnings and errors only."),
+    help_option,
 )
 common_options = group(
     cache_option,
