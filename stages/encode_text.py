@@ -1,8 +1,7 @@
-"""encode-text: prompts to umT5 embeddings.
+"""encode-text: encode prompts to umT5 embeddings.
 
 Reads: a model's t5_encoder and tokenizer.
-Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, trimmed to their
-real length.
+Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, without padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Prompts to encode. Without a negative prompt the model's default is used, as officially.
+    """Prompts to encode. Without a negative prompt, the model's default is used.
 
     `memory` is a limit in bytes.
     """
@@ -85,7 +84,7 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
 
 
 def recipe_of(model: Model, prompt: Ids, negative: Ids, made: dict[str, Any]) -> Recipe:
-    """Return the recipe of the entry of two texts, given as token ids."""
+    """Return the recipe of the entry of a prompt and a negative prompt, given as token ids."""
     from wanpipe.backend.device import compute_dtype
 
     named = material(

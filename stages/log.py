@@ -125,8 +125,8 @@ class StepFormatter:
 def command(session: Session, reference: str) -> None:
     """Draw a run and its branches as a tree.
 
-    ENTRY is a step, its frames, or a run; the latest step is on top. For a text or an image, every
-    run that uses it is drawn.
+    ENTRY is a step, frames or a run. For a text or an image, draws every run that uses it. The
+    latest step is on top.
     """
     for line in run(reference, session.store):
         click.echo(line)

@@ -126,8 +126,8 @@ def command(
 ) -> None:
     """Draw drafts as one image, with a row of frames for each.
 
-    An ENTRY is a step of denoise; its row shows the video that it predicts. Finish the one you like
-    with `wanpipe denoise --from ENTRY`.
+    Each ENTRY is a step. Its row shows the video that the step predicts. To finish a draft, run
+    `wanpipe denoise --from ENTRY`.
     """
     store = session.store
     steps = choose(references, all_drafts, store)

@@ -1,6 +1,6 @@
 """Prints progress and messages on stderr: bars on a terminal, plain lines elsewhere, or JSON lines.
 
-stdout is left to the paths of entries. What an event says to a person is in `wanpipe.cli.messages`.
+stdout is only for the paths of entries. `wanpipe.cli.messages` formats the events.
 """
 
 import json
@@ -116,7 +116,7 @@ class BarReport(PlainReport):
 
 
 class QuietReport(PlainReport):
-    """Prints remarks only: what a person must know even with --quiet, e.g. of a damaged entry."""
+    """Prints only messages that matter even with --quiet, such as a damaged entry."""
 
     def event(self, kind: str, **fields: Any) -> None:
         """Print nothing."""

@@ -1,6 +1,6 @@
-"""The LoRAs of a run: those given, or else those of the run that is continued.
+"""The LoRAs of a run: the given ones, or else those of the continued run.
 
-Chooses by names and content hashes. Reads headers, never the numbers.
+Compares names and content hashes. Reads the headers of files, but no weights.
 """
 
 import math
@@ -25,11 +25,11 @@ FIELDS = {None: "lora", HIGH: "lora_high", LOW: "lora_low"}
 def choose_loras(
     model: Model, run: Run | None, params: Params, store: Store
 ) -> tuple[tuple[Lora, ...], dict[str, str]]:
-    """Return the LoRAs of a run, and where the file of each content hash lies.
+    """Return the LoRAs of a run, and the path of the file for each content hash.
 
-    An option that is left out takes the LoRAs of the run that is continued. Strength 0 leaves a
-    LoRA out. Raises UsageError for a missing file, an invalid strength, or an expert that the
-    model does not have.
+    An option that is not given takes the LoRAs of the continued run. A LoRA with strength 0 is left
+    out. Raises UsageError for a missing file, an invalid strength, or an expert that the model does
+    not have.
     """
     remembered: tuple[Lora, ...] = ()
     files: dict[str, str] = {}

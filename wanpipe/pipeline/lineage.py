@@ -54,7 +54,7 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
 
 
 def reference(model: Model) -> ModelReference:
-    """Return the reference by which runs name a model."""
+    """Return the reference to a model in the records of runs."""
     return ModelReference(
         key=model.config.key,
         directory=str(model.directory.resolve()),
@@ -99,7 +99,7 @@ class Source:
 
     @property
     def trim(self) -> int:
-        """Latent frames to trim. Without a run, the material of the noise tells."""
+        """Latent frames to trim, from the run, or else from the material of the noise."""
         if self.run is not None:
             return self.run.settings.trim_first_frames
         noise = self.step.material.noise if self.step else UNSET
