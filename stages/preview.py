@@ -14,7 +14,7 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline import preview
-from wanpipe.runtime.disk import replacing
+from wanpipe.runtime.disk import atomic_replace
 from wanpipe.store import Entry, Store, key_of
 from wanpipe.store.entry import read_entry
 from wanpipe.weights.model import Model, find_model
@@ -59,7 +59,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
             rows.append((preview.label(step, run), frames))
             task.advance()
     try:
-        with replacing(output) as draft:
+        with atomic_replace(output) as draft:
             video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     except OSError as error:
         raise WanpipeError(f"{output} cannot be written: {error.strerror or error}") from error
@@ -92,7 +92,7 @@ def drafts(store: Store) -> list[str]:
     # the last step of one run may be in the middle of another
     parents = {row.parent for row in steps.values()}
     ends = [one for one in found.values() if one[2].key not in parents]
-    return [row.place for _, _, row in sorted(ends, key=lambda one: (*one[:2], one[2].key))]
+    return [row.id for _, _, row in sorted(ends, key=lambda one: (*one[:2], one[2].key))]
 
 
 @click.command("preview")
@@ -126,8 +126,8 @@ def command(
 ) -> None:
     """Draw drafts as one image, with a row of frames for each.
 
-    An ENTRY is a step of denoise; its row shows the video that it predicts. Finish the one you like
-    with `wanpipe denoise --from ENTRY`.
+    Each ENTRY is a step. Its row shows the video that the step predicts. To finish a draft, run
+    `wanpipe denoise --from ENTRY`.
     """
     store = session.store
     steps = choose(references, all_drafts, store)

@@ -18,8 +18,8 @@ from wanpipe.denoising.loras import find_file
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.pipeline.lineage import Lineage
 from wanpipe.runtime.documents import DocumentError, decode
-from wanpipe.runtime.documents import plain as plain_data
-from wanpipe.runtime.units import amount, plain
+from wanpipe.runtime.documents import to_builtins as plain_data
+from wanpipe.runtime.units import format_si, printable
 from wanpipe.store import Store
 from wanpipe.weights.model import Model, open_model
 
@@ -43,9 +43,9 @@ def run(reference: str, store: Store) -> dict[str, Any]:
         return dict(describe_lora(find_file(path)))
     if path.is_file() or (path.is_dir() and any(path.glob("*.png"))):
         return dict(describe_video(path))
-    if found := store.run_of(reference):
+    if found := store.find_run(reference):
         return dict(describe_run(found, store))
-    entry = store.look(reference)
+    entry = store.peek_reference(reference)
     if entry.stage == "convert":
         return dict(describe_model(open_model(entry.path)))
     return dict(describe_entry(entry, Store(entry.root, store.report)))
@@ -64,11 +64,13 @@ def describe_model(model: Model) -> Rows:
         f"{quantized.bits} bits in groups of {quantized.group_size}" if quantized else "none",
     )
     for name, component in config.components.items():
-        count = f"{amount(component.parameters, '')} parameters, " if component.parameters else ""
+        count = (
+            f"{format_si(component.parameters, '')} parameters, " if component.parameters else ""
+        )
         fewer = f", {bits} bits" if (bits := bits_of(model, name)) else ""
-        size = amount(component.bytes, "B")
+        size = format_si(component.bytes, "B")
         yield f"component {name}", f"{count}{size}{fewer}, {component.hash[:8]}"
-    yield "on disk", amount(sum(one.bytes for one in config.components.values()), "B")
+    yield "on disk", format_si(sum(one.bytes for one in config.components.values()), "B")
     for name, value in plain_data(config.defaults).items():
         if value is not None:
             yield f"default {name}", value
@@ -110,7 +112,7 @@ def describe_lora(path: Path) -> Rows:
             yield from ((f"{expert}: {name}", value) for name, value in describe_modules(half))
     if lora.ignored:
         yield "not understood", dict(Counter(lora.ignored.values()))
-    yield "on disk", amount(path.stat().st_size, "B")
+    yield "on disk", format_si(path.stat().st_size, "B")
 
 
 def describe_modules(lora: "LoraFile") -> Rows:
@@ -163,4 +165,4 @@ def command(session: Session, reference: str, as_json: bool) -> None:
     width = max(map(len, labels.values()))
     for name, value in rows.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(plain(f"{labels[name]:<{width}}  {text}"))
+        click.echo(printable(f"{labels[name]:<{width}}  {text}"))

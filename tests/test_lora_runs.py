@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import DATA
 from tests.workshop import SMALL, Models, Place, inside
+from wanpipe.store.index_file import HashCache
 from wanpipe.store.keys import hash_file
-from wanpipe.store.shortcuts import HashCache
 
 pytest_plugins = ["tests.workshop"]
 

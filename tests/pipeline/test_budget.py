@@ -26,8 +26,8 @@ from wanpipe.models.geometry import Triple
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import Expert, MemoryPlan
 from wanpipe.runtime.report import Report
-from wanpipe.runtime.units import amount
-from wanpipe.store.publish import WAITING
+from wanpipe.runtime.units import format_si
+from wanpipe.store.publish import QUEUE_LIMIT
 
 LONGEST = (512, 512)  # tokens of prompts
 
@@ -301,9 +301,9 @@ def test_memory_is_one_but_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_that_wait_for_the_disk_count() -> None:
     one = expert("14b-720p")
     latent = 16 * 21 * 90 * 160 * 4
-    assert one.host_arrays >= (WAITING + 1) * 4 * latent  # latent, x0, and two of UniPC
+    assert one.host_arrays >= (QUEUE_LIMIT + 1) * 4 * latent  # latent, x0, and two of UniPC
     more = dataclasses.replace(one, arrays=6)
-    assert more.host_arrays - one.host_arrays == (WAITING + 2) * 2 * latent
+    assert more.host_arrays - one.host_arrays == (QUEUE_LIMIT + 2) * 2 * latent
 
 
 def test_a_film_in_tiles_counts_what_is_kept_of_it() -> None:
@@ -318,8 +318,8 @@ def test_performance_has_these_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"1.3b": (2.87,), "14b": (28.95, 8.75), "14b-720p": (28.95,), "ti2v-5b": (10.14,)}
     for name, sizes in files.items():
         for size in sizes:
-            peaks = [amount(need.peak, "B") for need in expert(name, int(size * 1e9)).plans()]
+            peaks = [format_si(need.peak, "B") for need in expert(name, int(size * 1e9)).plans()]
             assert f"| {' | '.join(peaks)} |" in page
     for config, latent in ((VAE_21, WIDE), (VAE_21, HD), (VAE_22, TI2V_HD)):
-        peaks = [amount(need.peak, "B") for need in budget.decode_plans(config, latent, 2, True)]
+        peaks = [format_si(need.peak, "B") for need in budget.decode_plans(config, latent, 2, True)]
         assert f"| {' | '.join(peaks)} |" in page

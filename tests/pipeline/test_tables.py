@@ -23,7 +23,7 @@ from wanpipe.models.umt5 import T5
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import Expert, MemoryPlan
 from wanpipe.runtime.report import Report
-from wanpipe.runtime.units import amount
+from wanpipe.runtime.units import format_si
 
 ROOT = Path(__file__).parents[2]
 README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
@@ -105,7 +105,7 @@ def test_the_readme_has_the_memory_of_every_model(monkeypatch: pytest.MonkeyPatc
         plans = stages_of(checkpoint, latent, None, cuda=True).values()
         fastest = max(ways[0].peak for ways in plans)
         least = max(min(way.peak for way in ways) for ways in plans)
-        assert found.pop(checkpoint) == f"{amount(fastest, 'B')}, {amount(least, 'B')}"
+        assert found.pop(checkpoint) == f"{format_si(fastest, 'B')}, {format_si(least, 'B')}"
     assert found == {}
 
 
@@ -137,5 +137,5 @@ def test_on_a_mac_has_the_planned_peaks(monkeypatch: pytest.MonkeyPatch) -> None
             for stage, ways in plans.items()
         }
         assert not chosen["transformer"].streamed
-        words = [amount(chosen[s].peak, "B") if s in chosen else "–" for s in STAGES]
+        words = [format_si(chosen[s].peak, "B") if s in chosen else "–" for s in STAGES]
         assert words == peaks

@@ -22,7 +22,7 @@ from wanpipe.checkpoints.rename import apply_transform
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.config import read_model_config
 from wanpipe.models.dit import DiT
-from wanpipe.store.shortcuts import HashCache, Shortcuts
+from wanpipe.store.index_file import HashCache, IndexFile
 from wanpipe.weights.components import plan_components
 from wanpipe.weights.convert import Options, convert, material
 from wanpipe.weights.load import FLOAT32_NAMES, load_network
@@ -314,7 +314,7 @@ def test_a_moved_checkpoint_has_the_same_material(copy: Path, tmp_path: Path) ->
 
 
 def test_an_unchanged_checkpoint_is_not_read_again(copy: Path, tmp_path: Path) -> None:
-    memo, read = HashCache(Shortcuts(tmp_path)), []
+    memo, read = HashCache(IndexFile(tmp_path)), []
     for path in detect(copy).sources.values():
         os.utime(path, (1e9, 1e9))
     first = source_hashes(detect(copy), memo, lambda name, *_: read.append(name))

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tests.checkpoints.test_read import sparse
 from wanpipe.checkpoints.dtypes import Array, recast
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.runtime.disk import put
+from wanpipe.runtime.disk import atomic_write
 from wanpipe.weights.write import TensorSpec, sort_specs, write_tensors
 
 ARRAYS = {
@@ -61,8 +61,8 @@ def test_an_error_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
-    put(tmp_path / "config.json", b"old")
-    put(tmp_path / "config.json", b"new")
+    atomic_write(tmp_path / "config.json", b"old")
+    atomic_write(tmp_path / "config.json", b"new")
     assert (tmp_path / "config.json").read_bytes() == b"new"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -35,7 +35,7 @@ from wanpipe.models.config import (
     Variant,
     condition_channels,
 )
-from wanpipe.runtime.documents import DocumentError, convert, plain
+from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 
 DIM_14B = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
 Z_DIM_22 = 48  # channels of the Wan2.2 VAE
@@ -263,7 +263,7 @@ def replace_defaults(variant: Variant, changes: Any, subject: str) -> Variant:
         kind = type(changes).__name__
         raise CheckpointError(f"{subject} must be a JSON object, got {kind}")
     try:
-        defaults = convert({**plain(variant.defaults), **changes}, Defaults)
+        defaults = convert({**to_builtins(variant.defaults), **changes}, Defaults)
     except DocumentError as error:
         raise CheckpointError(f"{subject} cannot be right: {error}") from error
     return structs.replace(variant, defaults=defaults)

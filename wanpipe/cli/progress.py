@@ -1,6 +1,6 @@
 """Prints progress and messages on stderr: bars on a terminal, plain lines elsewhere, or JSON lines.
 
-stdout is left to the paths of entries. What an event says to a person is in `wanpipe.cli.messages`.
+stdout is only for the paths of entries. `wanpipe.cli.messages` formats the events.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from wanpipe.cli.messages import describe
 from wanpipe.runtime.report import Report, Task
-from wanpipe.runtime.units import clock
+from wanpipe.runtime.units import format_duration
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
 
@@ -66,8 +66,8 @@ class PlainReport(Report):
         if task.done < task.total and now - self.last < PLAIN_INTERVAL:
             return
         self.last = now
-        rate = elapsed / task.done
-        self.line(f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {clock(left)} left")
+        rate, eta = elapsed / task.done, format_duration(left)
+        self.line(f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {eta} left")
 
 
 class BarReport(PlainReport):
@@ -116,7 +116,7 @@ class BarReport(PlainReport):
 
 
 class QuietReport(PlainReport):
-    """Prints remarks only: what a person must know even with --quiet, e.g. of a damaged entry."""
+    """Prints only messages that matter even with --quiet, such as a damaged entry."""
 
     def event(self, kind: str, **fields: Any) -> None:
         """Print nothing."""

@@ -1,6 +1,6 @@
-"""The LoRAs of a run: those given, or else those of the run that is continued.
+"""The LoRAs of a run: the given ones, or else those of the continued run.
 
-Chooses by names and content hashes. Reads headers, never the numbers.
+Compares names and content hashes. Reads the headers of files, but no weights.
 """
 
 import math
@@ -28,9 +28,9 @@ def choose_loras(
 ) -> tuple[tuple[Lora, ...], dict[str, str]]:
     """Return the LoRAs of a run, and where the file of each lies, by its hash.
 
-    An option that is left out takes the LoRAs of the run that is continued. Strength 0 leaves a
-    LoRA out. Raises UsageError for a missing file, an invalid strength, or an expert that the
-    model does not have.
+    An option that is not given takes the LoRAs of the continued run. A LoRA with strength 0 is left
+    out. Raises UsageError for a missing file, an invalid strength, or an expert that the model does
+    not have.
     """
     remembered: tuple[Lora, ...] = ()
     files: dict[str, str] = {}
@@ -95,7 +95,7 @@ def identify(
     """
     from wanpipe.weights.lora import identities, read_lora
 
-    keys = identities(read_lora(file), store.memo.hash(file))
+    keys = identities(read_lora(file), store.hash_cache.hash(file))
     if None in keys:
         return [Lora(name=name, hash=keys[None], strength=strength, expert=expert)]
     if len(model.config.experts) == 1:
@@ -138,7 +138,7 @@ def match_loras(
     matches: dict[str, LoraMatch] = {}
     matched: dict[str, list[tuple[LoraMatch, float]]] = {}
     for expert in sorted(set(experts)):
-        for lora in settings.acting(expert):
+        for lora in settings.loras_for(expert):
             if lora.hash not in matches:
                 whole = read_lora(locate(lora, files, store))
                 matches[lora.hash] = match_lora(whole.of(expert), shapes)
@@ -156,7 +156,7 @@ def locate(lora: Lora, files: Mapping[str, str], store: Store) -> Path:
             f"LoRA {lora.name} was at {path} and is gone; say where it is with "
             f"{option(given_for(lora))}"
         )
-    if lora.hash not in identities(read_lora(path), store.memo.hash(path)).values():
+    if lora.hash not in identities(read_lora(path), store.hash_cache.hash(path)).values():
         raise CheckpointError(
             f"LoRA {path} has changed since the run was begun; say which to use with "
             f"{option(given_for(lora))}"

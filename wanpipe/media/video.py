@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime import interrupt
-from wanpipe.runtime.disk import replacing
+from wanpipe.runtime.disk import atomic_replace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ def write_video(
     """
     kind, target = video_format(path), Path(path).absolute()
     metadata = metadata or {}
-    with _reported(target), replacing(target) as partial:
+    with _reported(target), atomic_replace(target) as partial:
         if kind == FRAMES:
             _save_frames(partial, slices, {"fps": f"{fps:g}", **metadata})
         else:  # ffmpeg chooses the container by the suffix, which `partial` shares with `path`

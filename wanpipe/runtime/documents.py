@@ -1,7 +1,7 @@
-"""JSON documents: the one place where what a file says becomes typed data.
+"""JSON documents: the only module that turns the contents of a file into typed data.
 
-A document is declared once, as a `Document` with types and ranges; whatever does not fit the
-declaration (types, ranges, missing or unknown fields, size) is refused here with one line.
+A document is declared once, as a `Document` with types and ranges. One that does not fit its
+declaration (types, ranges, missing or unknown fields, size) is refused with one line.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-LIMIT = 1 << 20  # bytes of a document unless its reader says otherwise
-LINE = 300  # characters of an error, of which a file may have chosen some
+MAX_BYTES = 1 << 20  # of a document, unless its reader gives another limit
+MAX_LINE = 300  # characters of an error, which may quote a file
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of what is read from JSON. Fields without a default must be there, others are refused.
+    """Base of JSON documents. Fields without a default are required, unknown fields are refused.
 
-    A field whose default is `msgspec.UNSET` is absent from the JSON unless it is set.
+    A field whose default is `msgspec.UNSET` is not in the JSON unless it is set.
     """
 
 
@@ -54,18 +54,16 @@ def convert(data: Any, kind: type[T], strict: bool = True) -> T:
         raise DocumentError(first_line(error)) from error
 
 
-def load(path: Path, kind: type[T], limit: int = LIMIT) -> T:
-    """Read the file `path` as `kind`. Raises OSError, or DocumentError where it is no regular file,
+def load(path: Path, kind: type[T], limit: int = MAX_BYTES) -> T:
+    """Read the file `path` as `kind`. Raises OSError, or DocumentError if it is not a regular file,
     is larger than `limit` bytes or does not fit.
     """
     return decode(read_regular(path, limit), kind)
 
 
-def read_regular(path: Path, limit: int = LIMIT) -> bytes:
-    """Read a small regular file whole; never waits for a named pipe. Raises OSError or
-    DocumentError.
-    """
-    with open(path, "rb", opener=_without_waiting) as file:
+def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Read a small regular file; never waits for a named pipe. Raises OSError or DocumentError."""
+    with open(path, "rb", opener=_open_nonblocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise DocumentError("it is not a regular file")
         data = file.read(limit + 1)
@@ -74,22 +72,22 @@ def read_regular(path: Path, limit: int = LIMIT) -> bytes:
     return data
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def plain(document: Any) -> Any:
-    """The document as dicts, lists, strings and numbers."""
+def to_builtins(document: Any) -> Any:
+    """Return a document as dicts, lists, strings and numbers."""
     return msgspec.to_builtins(document)
 
 
 def encode(document: Any) -> bytes:
-    """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
-    text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    """Encode a document as indented JSON. Raises ValueError for NaN."""
+    text = json.dumps(to_builtins(document), indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none; short, and fit to print."""
-    line = (str(error).splitlines() or [type(error).__name__])[0][:LINE]
+    """Return the first line of an error's text, or its type if it has none; short and printable."""
+    line = (str(error).splitlines() or [type(error).__name__])[0][:MAX_LINE]
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)

@@ -34,8 +34,8 @@ from wanpipe.models.config import (
     T5Config,
     read_model_config,
 )
-from wanpipe.runtime.disk import put
-from wanpipe.runtime.documents import DocumentError, Hash, encode, load, plain
+from wanpipe.runtime.disk import atomic_write
+from wanpipe.runtime.documents import DocumentError, Hash, encode, load, to_builtins
 from wanpipe.weights.components import (
     ComponentPlan,
     plan_components,
@@ -84,7 +84,7 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """Their part of a model's material."""
         specs = {"experts": self.quantization, "text_encoder": self.text_encoder}
-        given = {name: spec and plain(spec) for name, spec in specs.items()}
+        given = {name: spec and to_builtins(spec) for name, spec in specs.items()}
         return {"dtype": self.dtype, "quantization": given if any(given.values()) else None}
 
 
@@ -155,7 +155,7 @@ def check_readable(checkpoint: Checkpoint, options: Options) -> None:
 def material_of_model(config: ModelConfig, options: Options) -> dict[str, Any]:
     """Material of a model that is quantized from a converted one."""
     hashes = {name: component.hash for name, component in config.components.items()}
-    defaults = plain(config.defaults)
+    defaults = to_builtins(config.defaults)
     return {"source": hashes, "variant": config.variant, "defaults": defaults, **options.to_json()}
 
 
@@ -230,7 +230,7 @@ def _write_model(
             defaults=plan.defaults,
             files=Components(**components),
         )
-        put(target / "config.json", encode(config))
+        atomic_write(target / "config.json", encode(config))
         _remove_records(target, config)
         return read_model_config(target)
     except OSError as error:
@@ -330,7 +330,7 @@ def _write_component(
         on_quantized(plan.name, kind, error)
     component = component_of(plan, written.hash, written.bytes)
     record = FinishedComponent(key=key, **structs.asdict(component))
-    put(_record_path(target, plan.file), encode(record))
+    atomic_write(_record_path(target, plan.file), encode(record))
     return component
 
 
@@ -343,6 +343,6 @@ def _blocks(file: Network, plan: ComponentPlan, spec: TensorSpec) -> Iterator[Ar
 
 
 def _write_tokenizer(data: bytes, target: Path) -> Component[Any]:
-    put(target / TOKENIZER, data)
+    atomic_write(target / TOKENIZER, data)
     digest = xxhash.xxh3_128_hexdigest(data)
     return Component(file=TOKENIZER, hash=digest, bytes=len(data), config=None)

@@ -42,7 +42,7 @@ class Model:
         changed).
         """
         path = self.file(name)
-        if store.memo.hash(path) != self.hash(name):
+        if store.hash_cache.hash(path) != self.hash(name):
             raise CheckpointError(
                 f"{path} does not have the content hash in config.json; convert the checkpoint "
                 "again"

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from wanpipe.checkpoints.dtypes import NUMPY_DTYPES, Array
-from wanpipe.runtime.disk import replacing
+from wanpipe.runtime.disk import atomic_replace
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def write_tensors(
     state = xxhash.xxh3_128()
     # a name of its own: the part that a killed process left is written anew, not left behind
     part = path.with_name(f"{path.name}.part")
-    with replacing(path, part) as draft, draft.open("wb") as file:
+    with atomic_replace(path, part) as draft, draft.open("wb") as file:
         start = encode_header(specs, metadata)
         state.update(start)
         file.write(start)
