@@ -20,6 +20,7 @@ from wanpipe.runtime import interrupt
 from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, atomic_replace, fsync_tree, store_errors
 from wanpipe.runtime.documents import encode
 from wanpipe.store.entry import Entry
+from wanpipe.store.install import install
 from wanpipe.store.runs import RUNS, Run, Runs
 from wanpipe.store.schema import ROLES, STAGES
 from wanpipe.store.store import Store
@@ -126,7 +127,7 @@ def import_(file: Path, store: Store) -> list[Path]:
             target = store.path(entry.stage, entry.key)
             if not target.is_dir():
                 fsync_tree(entry.path)
-                store.install(entry.path, target)
+                install(entry.path, target, replace=store.force)
                 store.index.add(target, entry.record)
         for run in records:
             if not store.runs.path(run.key).exists():

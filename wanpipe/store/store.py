@@ -4,9 +4,7 @@ A rename makes an entry visible; it never changes after that. Locks are the kern
 process holds none.
 """
 
-import errno
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,11 +16,8 @@ from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime import interrupt
 from wanpipe.runtime.disk import (
     READ_ONLY,
-    backup_path,
-    fsync,
     fsync_tree,
     make_directory,
-    replace_directory,
     store_errors,
 )
 from wanpipe.runtime.report import Report
@@ -31,6 +26,7 @@ from wanpipe.store.draft import Draft
 from wanpipe.store.entry import Entry, read_entry
 from wanpipe.store.index import Index
 from wanpipe.store.index_file import HashCache, IndexFile
+from wanpipe.store.install import install
 from wanpipe.store.keys import is_key, is_prefix
 from wanpipe.store.recipe import Recipe, build_record
 from wanpipe.store.refs import Refs, check_name
@@ -222,7 +218,10 @@ class Store:
             spec, dtype = recipe.stage_spec, recipe.material_dict.get("dtype")
             if recipe.resumable:
                 make_directory(folder)
-                yield Draft(folder / f"{recipe.stage}-{recipe.key}", spec, dtype)
+                draft = folder / f"{recipe.stage}-{recipe.key}"
+                if draft.is_symlink():  # never write where it leads
+                    draft.unlink()
+                yield Draft(draft, spec, dtype)
                 return
             with self.scratch() as path:
                 yield Draft(path, spec, dtype)
@@ -261,27 +260,10 @@ class Store:
         with store_errors(self.root):
             draft.seal(build_record(recipe, draft.made))
             fsync_tree(draft.path)
-            self.install(draft.path, target)
+            install(draft.path, target, replace=self.force)
         entry = read_entry(target)
         self.index.add(target, entry.record)
         return entry
-
-    def install(self, path: Path, target: Path) -> None:
-        """Rename a durable draft to the path of its entry; with `force` it replaces an existing
-        entry in one step.
-        """
-        make_directory(target.parent)
-        if self.force and target.is_dir():
-            replace_directory(path, target)
-        else:
-            try:
-                path.rename(target)
-            except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                    raise
-        fsync(target.parent)
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(backup_path(path), ignore_errors=True)
 
     def resolve(self, reference: str) -> Entry:
         """Return the entry of a path, a name or a unique key prefix, to compute with. Raises

@@ -86,11 +86,12 @@ def find_model(
     if reference is not None:
         return open_model(locate_model(reference, store))
     if run is not None:
-        if not Path(run.model.directory, "config.json").is_file():
+        directory = present_directory(run.model.directory, store)
+        if not (directory / "config.json").is_file():
             raise CheckpointError(
                 f"the model was at {run.model.directory} and is gone; say where it is with --model"
             )
-        return open_model(run.model.directory)
+        return open_model(directory)
     models = matching_models(entries, store)
     if not models:
         raise UsageError(
@@ -113,10 +114,20 @@ def matching_models(entries: list[Entry], store: Store) -> list[Model]:
     found: dict[str, Model] = {}
     for place in dict.fromkeys(places):
         with suppress(CheckpointError):  # a model that is gone or damaged fits nothing
-            model = open_model(place)
+            model = open_model(present_directory(place, store))
             if all(matches(model, entry) for entry in entries):
                 found.setdefault(model.config.key, model)
     return list(found.values())
+
+
+def present_directory(directory: str, store: Store) -> Path:
+    """Return the directory of a model as it was remembered; or, where it is gone and was an entry
+    of a cache, that entry of this cache, which may have been moved.
+    """
+    path = Path(directory)
+    moved = store.path("convert", path.name)
+    gone = not (path / "config.json").is_file()
+    return moved if gone and path.parent.name == "convert" and moved.is_dir() else path
 
 
 def matches(model: Model, entry: Entry) -> bool:
