@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from tests.checkpoints.foreign import write_comfy
 from tests.test_convert import checkpoint as checkpoint  # fixtures
 from tests.test_convert import here as here
 from tests.workshop import Place, inside
+from wanpipe.checkpoints import tokenizer_file
 from wanpipe.store import Store
 
 
@@ -174,3 +176,34 @@ def test_a_model_in_a_cache_that_was_moved_is_found(checkpoint: Path, here: Plac
     text = moved.made("encode-text", "--model", model.name, "--prompt", "cat")
     again = moved.do("denoise", "--from", text, *options)
     assert not again.computed()
+
+
+def test_a_tokenizer_of_a_model_from_elsewhere_is_tried_once(
+    checkpoint: Path, here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = here.made("convert", "--checkpoint-dir", checkpoint, "--output-dir", "model")
+    words = ("encode-text", "--model", model, "--prompt")
+    tried = []
+    real = tokenizer_file.run_limited
+
+    def counted(*arguments: Any) -> bytes:
+        tried.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(tokenizer_file, "run_limited", counted)
+    here.do(*words, "one")
+    assert not tried, "the conversion has tried it"
+    shutil.rmtree(here.cache)
+    here.do(*words, "two")
+    here.do(*words, "three")
+    assert len(tried) == 1
+    table = json.loads((model / "tokenizer.json").read_text())
+    longer = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    table["normalizer"] = {"type": "Sequence", "normalizers": [longer] * 6}
+    data = json.dumps(table).encode()
+    (model / "tokenizer.json").write_bytes(data)
+    config = json.loads((model / "config.json").read_text())
+    digest = xxhash.xxh3_128_hexdigest(data)
+    config["components"]["tokenizer"].update(hash=digest, bytes=len(data))
+    (model / "config.json").write_text(json.dumps(config))
+    here.refuse(*words, "four", code=1, says="tokenizer.json is no tokenizer: ")

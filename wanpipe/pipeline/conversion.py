@@ -71,6 +71,8 @@ class Conversion:
         """Note the content hashes of new files, so that the first run need not read them."""
         for name, digest in self.written.items():
             self.store.hash_cache.record(path / name, digest)
+        if tokenizer := self.written.get(component_file("tokenizer")):
+            self.store.hash_cache.record_tried(tokenizer)  # as a conversion does
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,18 @@ class Model:
             )
         return path
 
+    def tokenizer(self, store: Store) -> Path:
+        """Path of the tokenizer, its content hash checked. One that no conversion with this cache
+        has written is tried first, in a process of its own, once.
+        """
+        from wanpipe.checkpoints.tokenizer_file import read_tokenizer
+
+        path, digest = self.checked("tokenizer", store), self.hash("tokenizer")
+        if not store.hash_cache.is_tried(digest):
+            read_tokenizer(path)
+            store.hash_cache.record_tried(digest)
+        return path
+
     @cached_property
     def takes_clip(self) -> bool:
         """Whether its transformer attends to CLIP's image tokens (Wan2.1 I2V)."""
