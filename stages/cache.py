@@ -7,7 +7,6 @@ Python users call the functions of `wanpipe.cache`, one module per subcommand.
 """
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from wanpipe.cache.listing import Filter, listed, usage
 from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.options import Age, Size
+from wanpipe.cli.printing import print_json, print_lines, print_path
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.store import Store
@@ -58,11 +58,9 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
     click.get_current_context().call_on_close(gc.enable)
     rows = listed(session.store, Filter(**conditions))
     if as_json:
-        text = "\n".join(json.dumps(row.to_json(), ensure_ascii=False) for row in rows)
+        print_json(*(row.to_json() for row in rows))
     else:
-        text = entry_table(rows)
-    if text:
-        print(text)  # click.echo would search 10 MB of text for colors
+        print_lines(entry_table(rows).splitlines())
 
 
 @command.command("du")
@@ -71,7 +69,10 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
 def du(session: Session, as_json: bool) -> None:
     """Show the disk usage of each stage."""
     sizes = usage(session.store)
-    click.echo(json.dumps(sizes) if as_json else usage_table(sizes))
+    if as_json:
+        print_json(sizes)
+    else:
+        print_lines(usage_table(sizes).splitlines())
 
 
 @command.command("verify")
@@ -87,7 +88,7 @@ def verify(session: Session, repair: bool) -> None:
     store, count = session.store, 0
     for path, error in damaged(store):
         count += 1
-        click.echo(path)
+        print_path(path)
         if repair and path.is_file():
             path.unlink()  # the record of a run; its steps stay
         elif repair:
@@ -142,8 +143,8 @@ def gc_command(
         every=None if keep_steps is None else read_keep_steps(keep_steps),
         models=models,
     )
-    if paths := collect(session.store, limits, dry_run):
-        click.echo("\n".join(map(str, paths)))
+    for path in collect(session.store, limits, dry_run):
+        print_path(path)
 
 
 @command.command("pin")
@@ -153,7 +154,7 @@ def pin(session: Session, references: tuple[str, ...]) -> None:
     """Protect entries from gc. Named entries are protected too."""
     for place in places_of(session.store, references):
         session.store.pins.set(place.rpartition("/")[2], place)
-        click.echo(session.store.root / place)
+        print_path(session.store.root / place)
 
 
 @command.command("unpin")
@@ -166,7 +167,7 @@ def unpin(session: Session, references: tuple[str, ...]) -> None:
         for labels in (store.pins, store.names):
             for label in labels.of(place):
                 labels.remove(label)
-        click.echo(store.root / place)
+        print_path(store.root / place)
 
 
 def places_of(store: Store, references: Sequence[str]) -> list[str]:
@@ -193,7 +194,7 @@ def export(session: Session, references: tuple[str, ...], file: Path) -> None:
     entries = [store.look(reference) for reference in references]
     together = archive.export(entries, file, store)
     store.report.event("written", path=str(file), entries=len(together))
-    click.echo(file)
+    print_path(file)
 
 
 @command.command("import")
@@ -204,7 +205,7 @@ def import_(session: Session, file: Path) -> None:
     from wanpipe.cache import archive
 
     for path in archive.import_(file, session.store):
-        click.echo(path)
+        print_path(path)
 
 
 @command.command("explain", context_settings={"ignore_unknown_options": True})

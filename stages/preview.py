@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from wanpipe.cli import options
+from wanpipe.cli.printing import print_path
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline import preview
@@ -133,4 +134,4 @@ def command(
     steps = choose(references, all_drafts, store)
     made_by = Store(steps[0].root, store.report).runs.latest(steps[0].key) if vae else None
     found = find_model(model, steps, store, made_by) if vae else None
-    click.echo(run(steps, Params(output=output, columns=columns), store, found))
+    print_path(run(steps, Params(output=output, columns=columns), store, found))

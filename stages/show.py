@@ -4,7 +4,6 @@ Reads: an entry of the cache, a model directory, a video that wanpipe wrote, or 
 Writes: nothing; prints the description on stdout.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ import click
 
 from wanpipe.cache.describe import Rows, describe_entry, describe_run
 from wanpipe.checkpoints.tensors import listed
+from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.pipeline.lineage import Lineage
 from wanpipe.runtime.documents import DocumentError, decode
 from wanpipe.runtime.documents import plain as plain_data
-from wanpipe.runtime.units import amount, plain
+from wanpipe.runtime.text import to_json
+from wanpipe.runtime.units import amount
 from wanpipe.store import Store
 from wanpipe.weights.model import Model, open_model
 
@@ -137,10 +138,11 @@ def command(session: Session, reference: str, as_json: bool) -> None:
     """
     rows = run(reference, session.store)
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     labels = {name: LABELS.get(name, name) for name in rows}
     width = max(map(len, labels.values()))
-    for name, value in rows.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(plain(f"{labels[name]:<{width}}  {text}"))
+    print_lines(
+        f"{labels[name]:<{width}}  {value if isinstance(value, str) else to_json(value)}"
+        for name, value in rows.items()
+    )

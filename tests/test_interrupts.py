@@ -14,7 +14,7 @@ from tests.workshop import inside
 
 ROOT = Path(__file__).parent.parent
 SOON = 20.0  # seconds: far less than what is interrupted would take, far more than it needs
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGQUIT: 131}
 # what the programs below begin with: `hit` sends a signal to the process itself
 START = """
 import os, signal, sys, threading, time

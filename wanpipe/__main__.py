@@ -5,13 +5,16 @@ line.
 """
 
 import sys
+import warnings
 
-from wanpipe.errors import wants_json
-from wanpipe.runtime import interrupt
+from wanpipe.runtime import interrupt, streams
+from wanpipe.runtime.text import wants_json
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    streams.settle()
+    warnings.simplefilter("ignore")  # they are for developers; what a user must know is a remark
     interrupt.install(as_json=wants_json(sys.argv[1:]))
     from wanpipe import app
 

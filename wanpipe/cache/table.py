@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from wanpipe.cache.listing import Listed
 from wanpipe.runtime import units
+from wanpipe.runtime.text import plain
 
 
 def entry_table(rows: Sequence[Listed]) -> str:
@@ -15,7 +16,7 @@ def entry_table(rows: Sequence[Listed]) -> str:
 
 def columns(one: Listed, now: float) -> tuple[str, ...]:
     """Format one entry or run; `now` is in seconds since 1970."""
-    row, run, what = one.row, one.run, units.plain(one.what)
+    row, run, what = one.row, one.run, plain(one.what)
     if row.step is not None:
         seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
         of = f"/{run.settings.steps}" if run else ""

@@ -3,7 +3,6 @@
 stdout is left to the paths of entries. What an event says to a person is in `wanpipe.cli.messages`.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 
 from wanpipe.cli.messages import describe
 from wanpipe.runtime.report import Report, Task
+from wanpipe.runtime.text import plain, to_json
 from wanpipe.runtime.units import clock
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
@@ -24,9 +24,7 @@ class JsonReport(Report):
         self.stream = stream or sys.stderr
 
     def event(self, kind: str, **fields: Any) -> None:
-        print(
-            json.dumps({"event": kind, **fields}, ensure_ascii=False), file=self.stream, flush=True
-        )
+        print(to_json({"event": kind, **fields}), file=self.stream, flush=True)
 
     def remark(self, text: str) -> None:
         self.event("remark", text=text)
@@ -51,7 +49,7 @@ class PlainReport(Report):
 
     def line(self, text: str) -> None:
         """Print one line."""
-        print(text, file=self.stream, flush=True)
+        print(plain(text), file=self.stream, flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
         text = describe(kind, fields)
@@ -81,7 +79,7 @@ class BarReport(PlainReport):
         self.bars: dict[int, Any] = {}
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(plain(text), markup=False, soft_wrap=True)
 
     def progress(self, task: Task, elapsed: float, left: float) -> None:
         bar, identity = self.bars[id(task)]

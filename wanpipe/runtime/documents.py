@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from wanpipe.runtime import text
+
 LIMIT = 1 << 20  # bytes of a document unless its reader says otherwise
 LINE = 300  # characters of an error, of which a file may have chosen some
 
@@ -85,11 +87,10 @@ def plain(document: Any) -> Any:
 
 def encode(document: Any) -> bytes:
     """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
-    text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
+    written = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return written.encode() + b"\n"
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none; short, and fit to print."""
-    line = (str(error).splitlines() or [type(error).__name__])[0][:LINE]
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+    return text.plain((str(error).splitlines() or [type(error).__name__])[0][:LINE])

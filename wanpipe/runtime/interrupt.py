@@ -1,4 +1,4 @@
-"""Lets SIGINT, SIGTERM and SIGHUP end a command between two pieces of its work.
+"""Lets SIGINT, SIGTERM, SIGHUP and SIGQUIT end a command between two pieces of its work.
 
 The first signal only sets a flag, and `check` raises. A handler that raises can leave a lock held,
 and C code that calls Python can drop what it raised. The second signal ends the process at once.
@@ -13,9 +13,9 @@ import threading
 import time
 from types import FrameType
 
-from wanpipe.errors import error_line
+from wanpipe.runtime.text import error_line
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 TOGETHER = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
 AT_ONCE = "interrupted twice; ended at once, what was not on the disk yet is lost"
 STDOUT, STDERR = 1, 2
