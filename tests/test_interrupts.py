@@ -279,6 +279,12 @@ except Interrupted as error:
     assert done.stdout == "130 []\n", done.stderr
 
 
+def test_ctrl_c_before_the_handlers_are_there_prints_no_traceback() -> None:
+    done = python("import wanpipe.__main__\nhit()")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert python("import wanpipe.__main__\nhit()\nprint(1)", "INT").stdout == "1\n"
+
+
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_while_modules_are_imported_ends_with_one_line(
     number: signal.Signals, tmp_path: Path
