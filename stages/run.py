@@ -54,7 +54,8 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     plans: list[Plan[Any]] = [texts]
     image = None
     if params.image is not None:
-        frames = params.denoise.num_frames or model.config.defaults.num_frames
+        frames = params.denoise.num_frames
+        frames = model.config.defaults.num_frames if frames is None else frames
         frames += 4 * (params.denoise.trim_first_frames or 0)
         images = encode_image.plan(model, replace(params.image, num_frames=frames), store)
         plans.append(images)
@@ -164,9 +165,10 @@ def read(asked: dict[str, Any]) -> Params:
 
     image = None
     if asked["image"] is not None:
-        image = encode_image.Params(**some("image", "fit", "width", "height", "memory"))
-    elif asked["fit"] is not None:
-        raise UsageError("--fit says how an image meets the canvas; give --image or leave it out")
+        image = encode_image.Params(**some("image", "fit", "exif", "width", "height", "memory"))
+    elif asked["fit"] is not None or asked["exif"]:
+        option = "--exif" if asked["fit"] is None else "--fit"
+        raise UsageError(f"{option} tells how to take an image; give --image, or leave it out")
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
     sampling |= some("scheduler", "timesteps", "step_cache", "seeds", "noise")

@@ -248,6 +248,12 @@ def test_an_unreadable_image_is_refused(
     place.refuse("run", "--prompt", "new", *words, code=2, says=says)
 
 
+@pytest.mark.parametrize(("option", "value"), [("--fit", "pad"), ("--exif", None)])
+def test_options_of_an_image_need_one(option: str, value: str | None, place: Place) -> None:
+    words = ("--model", place.model, "--prompt", "x", option, *([value] if value else []))
+    place.refuse("run", *words, code=2, says=f"{option} tells how to take an image; give --image")
+
+
 def test_a_config_with_another_schema_or_unknown_keys_is_refused(
     models: Models, place: Place, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -67,13 +67,25 @@ def read_regular(path: Path, limit: int = LIMIT) -> bytes:
     """Read a small regular file whole; never waits for a named pipe. Raises OSError or
     DocumentError.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DocumentError("it is not a regular file")
+    with open_regular(path, limit) as file:
         data = file.read(limit + 1)
-    if len(data) > limit:
+    if len(data) > limit:  # it has grown
         raise DocumentError(f"it is larger than {limit} bytes")
     return data
+
+
+def open_regular(path: Path, limit: int) -> BinaryIO:
+    """Open a regular file to read; never waits for a named pipe. Raises OSError, or DocumentError
+    where it is another kind of file or larger than `limit` bytes.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return file
+    file.close()
+    if stat.S_ISREG(status.st_mode):
+        raise DocumentError(f"it is larger than {limit} bytes")
+    raise DocumentError("it is not a regular file")
 
 
 def _without_waiting(path: str, flags: int) -> int:
