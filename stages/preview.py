@@ -15,7 +15,7 @@ from wanpipe.cli.printing import print_path
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline import preview
-from wanpipe.runtime.disk import replacing
+from wanpipe.runtime.output import placing
 from wanpipe.store import Entry, Store, key_of
 from wanpipe.store.entry import read_entry
 from wanpipe.weights.model import Model, find_model
@@ -60,7 +60,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
             rows.append((preview.label(step, run), frames))
             task.advance()
     try:
-        with replacing(output) as draft:
+        with placing(output) as draft:
             video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     except OSError as error:
         raise WanpipeError(f"{output} cannot be written: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
+from wanpipe.media.video import try_out
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
@@ -139,16 +140,15 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
     params = read(asked)
-    if params.decode.output is not None:
-        from wanpipe.media import video
-
-        video.video_format(params.decode.output)
+    decode.check_output(params.decode)
     conversion = None
     if checkpoint_dir is not None:
         conversion = convert.Params(
             checkpoint_dir=checkpoint_dir,
             **{name: asked[name] for name in CONVERSION},
         )
+        if not session.dry_run:
+            try_out(params.decode.output or Path("video.mp4"))
     found = plan_model(model, conversion, session)
     if found is None:
         return

@@ -18,8 +18,9 @@ from msgspec import structs
 from wanpipe.cache.admit import AdmitError, admit
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime import interrupt
-from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, replacing, settle, translated
+from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, settle, translated
 from wanpipe.runtime.documents import encode
+from wanpipe.runtime.output import placing
 from wanpipe.store.entry import Entry
 from wanpipe.store.runs import RUNS, Run, Runs
 from wanpipe.store.schema import ROLES, STAGES
@@ -82,7 +83,7 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
     together = closure(entries, store)
     try:
         with (
-            replacing(target) as draft,
+            placing(target) as draft,
             zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
         ):
             for entry in together:
