@@ -36,8 +36,10 @@ def run(reference: str, store: Store) -> dict[str, Any]:
         return dict(describe_model(open_model(path)))
     if path.suffix == ".safetensors" and path.is_file():
         return dict(describe_lora(path))
-    if path.is_file() or (path.is_dir() and any(path.glob("*.png"))):
+    if path.is_dir() and any(path.glob("*.png")):
         return dict(describe_video(path))
+    if path.exists() and not path.is_dir():
+        return dict(describe_file(path))
     if found := store.run_of(reference):
         return dict(describe_run(found, store))
     entry = store.look(reference)
@@ -109,6 +111,17 @@ def describe_lora(path: Path) -> Rows:
     if lora.ignored:
         yield "not understood", dict(Counter(lora.ignored.values()))
     yield "on disk", amount(path.stat().st_size, "B")
+
+
+def describe_file(path: Path) -> Rows:
+    """Describe a file that can only be a video. Raises CheckpointError for a GGUF file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                raise CheckpointError(
+                    f"{path} is a GGUF file, which wanpipe does not read; give a .safetensors file"
+                )
+    yield from describe_video(path)
 
 
 def describe_video(path: Path) -> Rows:

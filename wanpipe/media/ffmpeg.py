@@ -117,8 +117,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a video without decoding frames, or only the comment of a .gif. Raises
     UsageError or WanpipeError.
     """
-    if not path.is_file():
-        raise UsageError(f"no video at {path}")
+    check_file(path)
     with path.open("rb") as file:
         if file.read(4) == b"GIF8":
             return {"comment": _gif_comment(file)}
@@ -182,10 +181,17 @@ def _close(process: "subprocess.Popen[bytes]") -> bool:
     return True
 
 
+def check_file(path: Path) -> None:
+    """Raise UsageError if there is no regular file to read: a named pipe would be waited for."""
+    if not path.exists():
+        raise UsageError(f"no video at {path}")
+    if not path.is_file():
+        raise UsageError(f"{path} cannot be read as a video: it is not a regular file")
+
+
 def _decoded(path: Path, arguments: list[str]) -> tuple[bytes, str]:
     """Run ffmpeg on a video to read; return its stdout and stderr."""
-    if not path.is_file():
-        raise UsageError(f"no video at {path}")
+    check_file(path)
     done = subprocess.run(
         [program(), *_input(path), *arguments],
         stdin=subprocess.DEVNULL,
