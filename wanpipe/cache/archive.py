@@ -20,7 +20,7 @@ from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime import interrupt
 from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, settle, translated
 from wanpipe.runtime.documents import encode
-from wanpipe.runtime.output import placing
+from wanpipe.runtime.output import placing, try_out
 from wanpipe.store.entry import Entry
 from wanpipe.store.runs import RUNS, Run, Runs
 from wanpipe.store.schema import ROLES, STAGES
@@ -82,6 +82,7 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
         raise UsageError(f"an export must end in .zip, got {target.name}")
     together = closure(entries, store)
     try:
+        try_out(target)
         with (
             placing(target) as draft,
             zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,

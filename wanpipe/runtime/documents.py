@@ -74,6 +74,18 @@ def read_regular(path: Path, limit: int = LIMIT) -> bytes:
     return data
 
 
+def read_stream(path: Path, limit: int) -> bytes:
+    """Read a file or a pipe to its end; a pipe that nobody writes to is empty. Raises OSError, or
+    DocumentError where it is larger than `limit` bytes.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        os.set_blocking(file.fileno(), True)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DocumentError(f"it is larger than {limit} bytes")
+    return data
+
+
 def open_regular(path: Path, limit: int) -> BinaryIO:
     """Open a regular file to read; never waits for a named pipe. Raises OSError, or DocumentError
     where it is another kind of file or larger than `limit` bytes.

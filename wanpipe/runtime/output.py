@@ -37,6 +37,8 @@ def real_place(path: Path) -> Path:
 
 def try_out(path: Path) -> None:
     """Try whether `path` can be written, and leave nothing. Raises OSError or UsageError."""
+    with suppress(FileNotFoundError):
+        path.lstat()  # raises for a name that is too long
     with scratch(real_place(path).parent):
         pass
 
