@@ -218,14 +218,15 @@ class Store:
         """Open a draft in .tmp/; whatever ends the block, nothing of it stays there unless the
         recipe is resumable.
         """
+        dtype = recipe.material.dtype
         with translated(self.root):
             folder = self.root / ".tmp"
             if recipe.resumable:
                 make_folder(folder)
-                yield Draft(folder / f"{recipe.stage}-{recipe.key}", recipe.declared)
+                yield Draft(folder / f"{recipe.stage}-{recipe.key}", recipe.declared, dtype)
                 return
             with self.scratch() as path:
-                yield Draft(path, recipe.declared)
+                yield Draft(path, recipe.declared, dtype)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
