@@ -1,6 +1,7 @@
 """Bad input: a one-line error and the right exit code, with nothing computed or written."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,9 @@ SETTINGS = [
     (("--noise", "nan.npy"), "noise nan.npy must be finite"),
     (("--noise", "pickle.npy"), "noise pickle.npy cannot be read"),
     (("--noise", "text.npy"), "noise text.npy cannot be read"),
+    (("--noise", "pipe.npy"), "noise pipe.npy cannot be read as .npy: it is not a regular file"),
+    (("--noise", "huge.npy"), "noise huge.npy must be floats of shape (16, 2, 4, 4), got"),
+    (("--noise", "deep.npy"), "noise deep.npy cannot be read as .npy"),
     (("--noise", "good.npy", "--seed", 1), "--seed and --noise exclude each other"),
 ]
 
@@ -52,6 +56,13 @@ def write_noise(folder: Path) -> None:
     np.save(folder / "nan.npy", np.where(noise > 2, np.nan, noise))
     np.save(folder / "pickle.npy", np.array([print], dtype=object), allow_pickle=True)
     (folder / "text.npy").write_text("no noise")
+    if not (folder / "pipe.npy").exists():
+        os.mkfifo(folder / "pipe.npy")
+    for name, shape in (("huge", "(16, 1000000000, 4, 4)"), ("deep", "(" * 4000 + ")" * 4000)):
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+        (folder / f"{name}.npy").write_bytes(
+            b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
+        )
 
 
 @pytest.mark.parametrize(("options", "says"), SETTINGS)

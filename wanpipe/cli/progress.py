@@ -97,7 +97,7 @@ class BarReport(PlainReport):
         )
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -106,7 +106,7 @@ class BarReport(PlainReport):
         )
         task = Task(self, label, total)
         with Progress(*columns, console=self.console) as bar:
-            self.bars[id(task)] = (bar, bar.add_task(label, total=total))
+            self.bars[id(task)] = (bar, bar.add_task(plain(label), total=total))
             try:
                 yield task
             finally:
