@@ -20,6 +20,7 @@ from wanpipe.cli.options import Age, Size
 from wanpipe.cli.printing import print_json, print_lines, print_path
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import StoreError, UsageError
+from wanpipe.runtime.disk import translated
 from wanpipe.store import Store
 from wanpipe.store.schema import STAGES
 
@@ -152,9 +153,11 @@ def gc_command(
 @read_only_options
 def pin(session: Session, references: tuple[str, ...]) -> None:
     """Protect entries from gc. Named entries are protected too."""
-    for place in places_of(session.store, references):
-        session.store.pins.set(place.rpartition("/")[2], place)
-        print_path(session.store.root / place)
+    store = session.store
+    for place in places_of(store, references):
+        with translated(store.root):
+            store.pins.set(place.rpartition("/")[2], place)
+        print_path(store.root / place)
 
 
 @command.command("unpin")
@@ -164,9 +167,10 @@ def unpin(session: Session, references: tuple[str, ...]) -> None:
     """Let gc delete entries again. Removes their pins and names."""
     store = session.store
     for place in places_of(store, references):
-        for labels in (store.pins, store.names):
-            for label in labels.of(place):
-                labels.remove(label)
+        with translated(store.root):
+            for labels in (store.pins, store.names):
+                for label in labels.of(place):
+                    labels.remove(label)
         print_path(store.root / place)
 
 

@@ -336,7 +336,7 @@ class Store:
 
     def keep_video(self, run: Run, video: Video) -> None:
         """Record a video of a run, and the run where it has no record yet."""
-        if self.keep(self.runs, run):
+        if self.keep(self.runs, run) and os.access(self.root / ".runs", os.W_OK):
             with self.lock("run", run.key):
                 self.runs.add_video(run.key, video)
                 # as `lock` does for entries: whoever waits reads the record again
