@@ -3,6 +3,7 @@
 import io
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,30 @@ def test_no_other_format_is_opened(
     monkeypatch.setattr(subprocess, "Popen", start)
     with pytest.raises(UsageError, match="none of PNG, JPEG, WEBP, GIF, TIFF, BMP"):
         open_image(tmp_path / "image.png")
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from wanpipe.media.image import open_image
+size = open_image(Path(sys.argv[1])).size
+print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_one_frame_of_a_long_animation_costs_no_more_than_one(tmp_path: Path) -> None:
+    animation = io.BytesIO()
+    frames = [Image.new("RGB", (400, 300), color) for color in ("red", "blue")]
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    data = animation.getvalue()
+    first = data.index(b"\x21\xf9")  # the control block before a frame
+    second = data.index(b"\x21\xf9", first + 1)
+    (tmp_path / "long.gif").write_bytes(data[:second] + 9000 * data[second:-1] + b";")
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "long.gif"], capture_output=True, text=True
+    )
+    assert done.stdout.startswith("(400, 300)"), done.stderr
+    assert int(done.stdout.split()[-1]) < 100_000  # kB
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])

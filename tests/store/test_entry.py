@@ -185,7 +185,7 @@ def test_a_video_of_one_color_in_each_channel_is_refused(
 
 @pytest.mark.parametrize(
     ("dtype", "says"),
-    [("float32", "weights or a LoRA are broken"), ("bfloat16", "--dtype float32")],
+    [("float32", "check guidance, LoRAs and weights"), ("bfloat16", "--dtype float32")],
 )
 def test_the_remedy_for_nan_fits_the_dtype(dtype: str, says: str, tmp_path: Path) -> None:
     draft = Draft(tmp_path / "draft", STAGES["denoise"], dtype)

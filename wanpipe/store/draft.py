@@ -111,7 +111,7 @@ class Sink:
         if not np.isfinite(block).all():
             remedy = "try a model converted with --dtype float32"
             if self.draft.dtype == "float32":
-                remedy = "the model, its weights or a LoRA are broken"
+                remedy = "check guidance, LoRAs and weights"
             raise WanpipeError(
                 f"{self.name} has NaN or infinite values, so it was not kept; {remedy}"
             )
@@ -161,8 +161,8 @@ class Sink:
             )
         if self.channel is not None:
             raise WanpipeError(
-                f"{self.name} is constant in every channel, so it was not kept; the model or its "
-                "weights are broken"
+                f"array {self.name} is constant in every channel, so it was not kept; the model or "
+                "its weights are broken"
             )
         mean = self.total / size
         variance = max(self.squares / size - mean * mean, 0.0)
