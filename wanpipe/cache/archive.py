@@ -17,8 +17,9 @@ from msgspec import structs
 from wanpipe.cache.validate import InvalidEntryError, validate
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime import interrupt
-from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, atomic_replace, fsync_tree, store_errors
+from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, fsync_tree, store_errors
 from wanpipe.runtime.documents import encode
+from wanpipe.runtime.output import check_writable, replace_output
 from wanpipe.store.entry import Entry
 from wanpipe.store.runs import RUNS, Run, Runs
 from wanpipe.store.schema import ROLES, STAGES
@@ -80,8 +81,9 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
         raise UsageError(f"an export must end in .zip, got {target.name}")
     closed = closure(entries, store)
     try:
+        check_writable(target)
         with (
-            atomic_replace(target) as draft,
+            replace_output(target) as draft,
             zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
         ):
             for entry in closed:

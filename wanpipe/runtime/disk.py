@@ -134,7 +134,9 @@ def store_errors(root: Path) -> Iterator[None]:
             raise StoreError(
                 f"no space left for the cache at {root}; free some or use --cache"
             ) from error
-        if error.errno in READ_ONLY and str(error.filename or root).startswith(str(root)):
+        # absolute, since a lock has the absolute path of a cache that was given as a relative one
+        place = Path(error.filename or root).absolute()
+        if error.errno in READ_ONLY and place.is_relative_to(root.absolute()):
             raise StoreError(
                 f"the cache at {root} cannot be written ({error.strerror}); use --cache"
             ) from error

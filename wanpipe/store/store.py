@@ -217,14 +217,15 @@ class Store:
         """Open a draft in .tmp/, which is removed at the end of the block unless the recipe is
         resumable.
         """
+        dtype = recipe.material.dtype
         with store_errors(self.root):
             folder = self.root / ".tmp"
             if recipe.resumable:
                 make_directory(folder)
-                yield Draft(folder / f"{recipe.stage}-{recipe.key}", recipe.stage_spec)
+                yield Draft(folder / f"{recipe.stage}-{recipe.key}", recipe.stage_spec, dtype)
                 return
             with self.scratch() as path:
-                yield Draft(path, recipe.stage_spec)
+                yield Draft(path, recipe.stage_spec, dtype)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -332,7 +333,7 @@ class Store:
 
     def save_video(self, run: Run, video: Video) -> None:
         """Add a video to the record of its run; save the run if it has no record."""
-        if self.save(self.runs, run):
+        if self.save(self.runs, run) and os.access(self.root / ".runs", os.W_OK):
             with self.lock("run", run.key):
                 self.runs.add_video(run.key, video)
                 # as `lock` does for entries: whoever waits reads the record again
