@@ -14,6 +14,7 @@ from typing import Any
 
 import xxhash
 
+from wanpipe.runtime.text import storable
 from wanpipe.store.keys import hash_file
 
 FILE = ".index"
@@ -116,7 +117,7 @@ class HashCache:
 
     def hash(self, file: Path, hasher: Any = hash_file) -> str:
         """Return the xxh3_128 of a file's bytes, from memory where it has not changed since."""
-        name, stamp = str(file.resolve()), stamp_of(file)
+        name, stamp = storable(str(file.resolve())), stamp_of(file)
         if (name, stamp) in self.seen:
             return self.seen[name, stamp]
         known = (self.shortcuts.get(HASHES, name) or b"").decode().rpartition(" ")
@@ -131,7 +132,7 @@ class HashCache:
 
     def learn(self, file: Path, digest: str) -> None:
         """Note the hash of a file that this process has just written itself."""
-        self.note(str(file.resolve()), stamp_of(file), digest)
+        self.note(storable(str(file.resolve())), stamp_of(file), digest)
 
     def note(self, name: str, stamp: str, digest: str) -> None:
         """Remember one hash, in a cache that may have no entry yet."""
