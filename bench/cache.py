@@ -24,10 +24,10 @@ import numpy as np
 from wanpipe.models.geometry import latent_shape
 from wanpipe.models.vae import to_uint8
 from wanpipe.pipeline.frames import take_behind
-from wanpipe.runtime.documents import convert, encode, plain
+from wanpipe.runtime.documents import convert, encode, to_builtins
 from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material
 from wanpipe.store.entry import ATTRIBUTE, seal_of
-from wanpipe.store.runs import named
+from wanpipe.store.runs import with_key
 
 SHAPE = (16, 21, 60, 104)  # the latent of 832x480, 81 frames
 ARRAYS = ("latent", "x0", "solver/sample", "solver/x0_before")  # of a UniPC step
@@ -89,7 +89,7 @@ def run_of(number: int, steps: list[Recipe]) -> Run:
     """Return the record of a run of these steps."""
     fields = {
         "key": HASH(0),
-        "start": plain(steps[0].material.noise),
+        "start": to_builtins(steps[0].material.noise),
         "steps": [one.key for one in steps],
         "inputs": {"text": HASH(1)},
         "settings": SETTINGS,
@@ -98,7 +98,7 @@ def run_of(number: int, steps: list[Recipe]) -> Run:
         "seed": number,
         "prompt": "a red circle moves right on a white background",
     }
-    return named(convert(fields, Run))
+    return with_key(convert(fields, Run))
 
 
 def seconds_of(work: Callable[[], object], times: int = 5) -> float:
@@ -128,14 +128,14 @@ def publishing(root: Path, steps: int = 10) -> Iterator[tuple[str, str]]:
     """Time the publication of a step, alone and during the computation of the next one."""
     arrays, store = latents(0), Store(root)
     size = sum(array.nbytes for array in arrays.values()) / 1e6
-    store.obtain(recipe(0), filler(arrays, 0.0))
+    store.get_or_create(recipe(0), filler(arrays, 0.0))
     numbers = iter(range(1, 100))
-    at_once = seconds_of(lambda: store.obtain(recipe(next(numbers)), filler(arrays, 0.0)))
+    at_once = seconds_of(lambda: store.get_or_create(recipe(next(numbers)), filler(arrays, 0.0)))
     yield f"publish a step ({size:.1f} MB)", f"{formatted(at_once)}, {size / at_once:.0f} MB/s"
     started = time.perf_counter()
     with Publisher(store) as behind:
         for number in range(100, 100 + steps):
-            behind.obtain(recipe(number), filler(arrays, STEP))
+            behind.get_or_create(recipe(number), filler(arrays, STEP))
         added = (time.perf_counter() - started) / steps - STEP
         ended = time.perf_counter()
     last = time.perf_counter() - ended
@@ -171,7 +171,7 @@ def frames(root: Path) -> Iterator[tuple[str, str]]:
 
         vae = {"vae": HASH(4), "tiling": None, "trim_first_frames": 0, "dtype": "bfloat16"}
         made = material("decode", step=HASH(next(numbers)), **vae)
-        Store(root).obtain(Recipe(material=made), fill)
+        Store(root).get_or_create(Recipe(material=made), fill)
 
     numbers = iter(range(1000, 1100))
     alone = seconds_of(lambda: publish_video(0.0), 3)
@@ -187,8 +187,8 @@ def previews(root: Path) -> Iterator[tuple[str, str]]:
     """Time a contact sheet of ten full-size drafts."""
     store = Store(root / "cache")
     for number in range(10):
-        store.obtain(recipe(number), filler(latents(number), 0.0))
-        store.keep_run(run_of(number, [recipe(number), recipe(number, 1)]))
+        store.get_or_create(recipe(number), filler(latents(number), 0.0))
+        store.save_run(run_of(number, [recipe(number), recipe(number, 1)]))
     taken = process("preview", "--all-drafts", "--output", "sheet.png", cwd=root)
     yield "preview of ten drafts, whole process", f"{taken:.2f} s"
 
@@ -201,7 +201,12 @@ def fill_cache(root: Path, count: int) -> list[str]:
         for step in range(STEPS):
             one = recipe(number, step, parent)
             made = {"time": "2026-01-01T00:00:00+00:00", "seconds": 1.0}
-            record = {"schema": 1, "stage": "denoise", "key": one.key, "material": one.whole}
+            record = {
+                "schema": 1,
+                "stage": "denoise",
+                "key": one.key,
+                "material": one.material_dict,
+            }
             record |= {"inputs": one.inputs, "step": step, "parent": parent}
             record |= {"digest": {}, "files": {}, "made": made}
             group = {"attributes": {ATTRIBUTE: record}, "zarr_format": 3, "node_type": "group"}
@@ -223,7 +228,7 @@ def full_cache(root: Path, count: int) -> Iterator[tuple[str, str]]:
     keys = fill_cache(root / "cache", count)
     store = Store(root / "cache")
     small = {name: array[:, :2, :4, :4] for name, array in latents(0).items()}
-    key = store.obtain(recipe(0), filler(small, 0.0)).key
+    key = store.get_or_create(recipe(0), filler(small, 0.0)).key
     works: dict[str, Callable[[], object]] = {
         f"among {count:,} entries: check that one exists": lambda: store.has("denoise", key),
         "find one with four small arrays": lambda: store.find("denoise", key),

@@ -28,7 +28,7 @@ from wanpipe.models.config import DiTConfig
 from wanpipe.models.dit import Condition, DiT, Stream
 from wanpipe.models.geometry import Triple
 from wanpipe.models.layers import grid
-from wanpipe.runtime.documents import plain
+from wanpipe.runtime.documents import to_builtins
 from wanpipe.weights.load import load_network
 
 DEFAULT = ("1.3b", "14b")
@@ -39,7 +39,7 @@ WHATS = ("block", "model")
 
 def prepare(folder: Path, config: DiTConfig, latent: Triple) -> None:
     """Write the weights and the inputs for both implementations."""
-    Random(DiT(config), rules.ROWS).write(folder / "model.safetensors")
+    Random(DiT(config), rules.RULES).write(folder / "model.safetensors")
     tokens = np.prod(grid(latent, config.patch))
     generator = np.random.default_rng(0)
     shapes = {
@@ -51,7 +51,7 @@ def prepare(folder: Path, config: DiTConfig, latent: Triple) -> None:
     }
     for name, shape in shapes.items():
         np.save(folder / f"{name}.npy", generator.standard_normal(shape, np.float32))
-    fields = {**plain(config), "inputs": list(shapes)}
+    fields = {**to_builtins(config), "inputs": list(shapes)}
     (folder / "config.json").write_text(json.dumps(fields))
 
 
@@ -111,7 +111,7 @@ def bench(name: str, program: str, is_small: bool, rows: Rows) -> None:
     """Compare the implementations at one width."""
     config, latent = DITS[name][0], SMALL if is_small else LATENT
     config = small(config) if is_small else config
-    config = DiTConfig(**{**plain(config), "layers": LAYERS})
+    config = DiTConfig(**{**to_builtins(config), "layers": LAYERS})
     dtype = compute_dtype("bfloat16")
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)

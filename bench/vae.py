@@ -33,7 +33,7 @@ from wanpipe.models.vae_blocks import AttentionBlock, Downsample, Norm, Upsample
 from wanpipe.models.vae_cost import Op, chunk_ops
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan, MemoryPlan
-from wanpipe.runtime.documents import plain
+from wanpipe.runtime.documents import to_builtins
 
 REPEATS = 3
 SIZES = {
@@ -135,7 +135,7 @@ def compare(
     """Print the time of diffusers for the same work, if --torch is given."""
     if args.torch:
         mx.clear_cache()  # diffusers needs the GPU's memory
-        task = {**plain(config), "half": half, "shape": shape, "repeats": 1}
+        task = {**to_builtins(config), "half": half, "shape": shape, "repeats": 1}
         theirs = run_diffusers("coder", task, ours, cpu=args.small)
         row = f"skipped: {theirs.get('skipped')} | | | | |"
         if "seconds" in theirs:
@@ -260,7 +260,7 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
         taps = [mx.contiguous(weight[:, t : t + 1].squeeze(1)) for t in range(3)]
         mx.eval(x, weight, stacked, taps)
 
-        def plain(x=x, weight=weight) -> mx.array:
+        def direct(x=x, weight=weight) -> mx.array:
             return convolve(x, weight, (1, 1, 1), ((0, 0), *SAME))
 
         def channels(x=x, stacked=stacked, T=T) -> mx.array:
@@ -273,9 +273,9 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
             return sum_terms(*terms, dtype=x.dtype)
 
         flops = 2.0 * T * H * W * 27 * C * outputs
-        times = [clock(work, inner=3) for work in (plain, channels, sums)]
+        times = [clock(work, inner=3) for work in (direct, channels, sums)]
         cells = [f"{seconds * 1e3:.2f} ({flops / seconds / 1e12:.1f})" for seconds in times]
-        exact = plain().astype(mx.float32)
+        exact = direct().astype(mx.float32)
         off = [mx.linalg.norm(work() - exact) / mx.linalg.norm(exact) for work in (channels, sums)]
         size = f"{T}+2x{H}x{W}x{C} to {outputs}"
         print(

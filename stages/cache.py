@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from wanpipe.cache.listing import Filter, listed, usage
+from wanpipe.cache.listing import Filter, list_entries, usage
 from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.options import Age, Size
 from wanpipe.cli.printing import print_json, print_lines, print_path
-from wanpipe.cli.session import Session, read_only_options
+from wanpipe.cli.session import Session, help_option, read_only_options
 from wanpipe.errors import StoreError, UsageError
-from wanpipe.runtime.disk import translated
+from wanpipe.runtime.disk import store_errors
 from wanpipe.store import Store
 from wanpipe.store.schema import STAGES
 
@@ -28,16 +28,17 @@ entries_argument = click.argument("references", nargs=-1, required=True, metavar
 
 
 @click.group("cache")
+@help_option
 def command() -> None:
     """Inspect, verify, clean up and share the cache.
 
-    Every subcommand but explain takes --cache DIR, --events json and --quiet. An ENTRY is a path, a
-    key prefix or a name.
+    All subcommands except explain take --cache DIR, --events json and --quiet. An ENTRY is a path,
+    a key prefix or a name.
     """
 
 
 @command.command("ls")
-@click.option("--stage", type=click.Choice(list(STAGES)), help="List entries of this stage only.")
+@click.option("--stage", type=click.Choice(list(STAGES)), help="List only entries of this stage.")
 @click.option(
     "--model", metavar="TEXT", help="List entries whose model has TEXT in its path or variant."
 )
@@ -46,7 +47,7 @@ def command() -> None:
     "--older-than", type=Age(), metavar="AGE", help="List entries older than AGE, e.g. 30d or 12h."
 )
 @click.option("--newer-than", type=Age(), metavar="AGE", help="List entries newer than AGE.")
-@click.option("--steps", is_flag=True, help="Print a row for every step, not one for every run.")
+@click.option("--steps", is_flag=True, help="Print one row per step instead of one per run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @read_only_options
 def ls(session: Session, as_json: bool, **conditions: Any) -> None:
@@ -57,7 +58,7 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
     """
     gc.disable()  # collecting 100,000 small objects without cycles takes a third of the time
     click.get_current_context().call_on_close(gc.enable)
-    rows = listed(session.store, Filter(**conditions))
+    rows = list_entries(session.store, Filter(**conditions))
     if as_json:
         print_json(*(row.to_json() for row in rows))
     else:
@@ -82,18 +83,18 @@ def du(session: Session, as_json: bool) -> None:
 def verify(session: Session, repair: bool) -> None:
     """Check every entry against its digests.
 
-    Prints the path of each damaged entry. Exits with 1 if there are any and --repair is not given.
+    Prints the path of each damaged entry. Without --repair, exits with 1 if an entry is damaged.
     """
-    from wanpipe.cache.verify import damaged
+    from wanpipe.cache.verify import find_damaged
 
     store, count = session.store, 0
-    for path, error in damaged(store):
+    for path, error in find_damaged(store):
         count += 1
         print_path(path)
         if repair and path.is_file():
             path.unlink()  # the record of a run; its steps stay
         elif repair:
-            store.set_aside(path, error)
+            store.quarantine(path, error)
         else:
             store.report.event("damaged", path=str(path))
             store.report.remark(str(error))
@@ -115,9 +116,11 @@ def verify(session: Session, repair: bool) -> None:
 @click.option(
     "--keep-steps",
     metavar="last|every:N",
-    help="Keep only the last step of each run, or every Nth too.",
+    help="Keep only the last step of each run, or also every Nth step.",
 )
-@click.option("--models", is_flag=True, help="Allow the deletion of converted models.")
+@click.option(
+    "--models", is_flag=True, help="Allow gc to delete converted models, after everything else."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 @read_only_options
 def gc_command(
@@ -130,18 +133,19 @@ def gc_command(
 ) -> None:
     """Delete the least useful entries, and print their paths.
 
-    Without a limit, only damaged entries and leftovers of interrupted commands are deleted. With
-    one, entries are deleted in this order: decoded frames, steps within runs, last steps of runs,
-    then images and texts that no remaining step needs; within each kind, the least recently used
-    first. Entries that are named, pinned or in use are kept. Any remaining step can be resumed.
+    Without a limit, deletes only damaged entries and leftovers of interrupted commands. With a
+    limit, deletes entries in this order: decoded frames, steps within runs, last steps of runs,
+    then images and texts that no remaining step needs. Within each kind, the least recently used go
+    first. Keeps entries that are named, pinned or in use. You can resume from any step that
+    remains.
     """
     from wanpipe.cache.collect import collect
-    from wanpipe.cache.gc import Limits, read_keep_steps
+    from wanpipe.cache.gc import Limits, parse_keep_steps
 
     limits = Limits(
         max_bytes=max_size,
         older_than=older_than,
-        every=None if keep_steps is None else read_keep_steps(keep_steps),
+        every=None if keep_steps is None else parse_keep_steps(keep_steps),
         models=models,
     )
     for path in collect(session.store, limits, dry_run):
@@ -154,10 +158,10 @@ def gc_command(
 def pin(session: Session, references: tuple[str, ...]) -> None:
     """Protect entries from gc. Named entries are protected too."""
     store = session.store
-    for place in places_of(store, references):
-        with translated(store.root):
-            store.pins.set(place.rpartition("/")[2], place)
-        print_path(store.root / place)
+    for entry_id in entry_ids(store, references):
+        with store_errors(store.root):
+            store.pins.set(entry_id.rpartition("/")[2], entry_id)
+        print_path(store.root / entry_id)
 
 
 @command.command("unpin")
@@ -166,15 +170,15 @@ def pin(session: Session, references: tuple[str, ...]) -> None:
 def unpin(session: Session, references: tuple[str, ...]) -> None:
     """Let gc delete entries again. Removes their pins and names."""
     store = session.store
-    for place in places_of(store, references):
-        with translated(store.root):
-            for labels in (store.pins, store.names):
-                for label in labels.of(place):
-                    labels.remove(label)
-        print_path(store.root / place)
+    for entry_id in entry_ids(store, references):
+        with store_errors(store.root):
+            for refs in (store.pins, store.names):
+                for name in refs.of(entry_id):
+                    refs.remove(name)
+        print_path(store.root / entry_id)
 
 
-def places_of(store: Store, references: Sequence[str]) -> list[str]:
+def entry_ids(store: Store, references: Sequence[str]) -> list[str]:
     """Return references as stage/key. Raises UsageError for an entry of another cache."""
     found = [store.locate(reference) for reference in references]
     for path in found:
@@ -195,7 +199,7 @@ def export(session: Session, references: tuple[str, ...], file: Path) -> None:
     from wanpipe.cache import archive
 
     store = session.store
-    entries = [store.look(reference) for reference in references]
+    entries = [store.peek_reference(reference) for reference in references]
     together = archive.export(entries, file, store)
     store.report.event("written", path=str(file), entries=len(together))
     print_path(file)
@@ -214,6 +218,7 @@ def import_(session: Session, file: Path) -> None:
 
 @command.command("explain", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+@help_option
 def explain(arguments: tuple[str, ...]) -> None:
     """Explain what a command would compute, and why.
 

@@ -1,4 +1,4 @@
-"""decode: a latent to frames, and frames to a video.
+"""decode: decode a latent to frames, and write the frames as a video.
 
 Reads: a denoise entry and a model's vae; or a decode entry, for another video of the same frames.
 Writes: `frames` (T, Y, X, 3) uint8; with --output a video, a GIF or a folder of PNGs.
@@ -13,7 +13,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.media.video import check_rate, try_out, video_format
+from wanpipe.media.video import check_rate, check_writable, video_format
 from wanpipe.pipeline.budget import choose_plan
 from wanpipe.pipeline.frames import Decoding
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
@@ -26,7 +26,7 @@ from wanpipe.weights.model import Model, find_model
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Where the video goes and how. Without `output` only the entry is made.
+    """Where and how to write the video. Without `output`, only the entry is made.
 
     `fps` None means the model's. `memory` is a limit in bytes; None means what the device
     recommends.
@@ -39,7 +39,7 @@ class Params:
 
 
 def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Plan[Entry]:
-    """Plan the frames of a step, by the first memory plan whose frames exist, or else that fits.
+    """Plan the frames of a step, with the first memory plan whose frames exist, or else that fits.
 
     `model` may be None if frames are given. Raises UsageError for invalid parameters, for a latent
     that the VAE cannot decode, and if --memory is less than any memory plan needs.
@@ -56,18 +56,18 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     assert inputs.step is not None
     decoding = Decoding(model=model, step=inputs.step, run=source.run, trim=source.trim)
     plans = decoding.plans(params.tiling)
-    existing = [one for one in plans if not store.wants(decoding.recipe(one))]
+    existing = [one for one in plans if not store.must_compute(decoding.recipe(one))]
     memory_plan = (
         existing[0] if existing else choose_plan("vae", plans, params.memory, store.report)
     )
     if params.output is not None and not existing and not store.read_only:
-        try_out(params.output)  # else it would be noticed after the last step
+        check_writable(params.output)  # else it would be noticed after the last step
     recipe = decoding.recipe(memory_plan)
 
     def make() -> Entry:
         with VideoWriter(source, params.output, params.fps, store) as video:
-            entry = store.obtain(recipe, decoding.filler(recipe, memory_plan, store, video))
-            store.keep_model(reference(model))
+            entry = store.get_or_create(recipe, decoding.filler(recipe, memory_plan, store, video))
+            store.save_model(reference(model))
             video.finish(entry)
         return entry
 
@@ -87,7 +87,7 @@ def plan_video(source: Source, frames: Entry, params: Params, store: Store) -> P
 
 
 def run(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Entry:
-    """Decode a step unless its frames exist, and write the video if one is asked for."""
+    """Decode a step unless its frames exist, and write the video if requested."""
     return plan(model, inputs, params, store).make()
 
 
@@ -110,7 +110,8 @@ def check_output(params: Params) -> str:
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
     """Decode a latent to frames, and write them as a video.
 
-    Give a step, or frames that are already decoded. Without --output only the entry is made.
+    Pass a step, or frames that are already decoded. Without --output, only saves the frames in the
+    cache.
     """
     inputs = resolve_inputs(references, ("step", "frames"), session.store)
     needed = inputs.frames is None and inputs.step is not None

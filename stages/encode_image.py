@@ -1,6 +1,6 @@
-"""encode-image: an image to the latents that condition image-to-video.
+"""encode-image: encode an image to the latents that condition image-to-video.
 
-Reads: an image file; a model's vae_encoder, and clip where it has one.
+Reads: an image file; a model's vae_encoder, and clip if it has one.
 Writes: I2V `condition` (4+16, F, H, W), mask channels first, and for Wan2.1 `clip` (257, D); TI2V
 `latent` (48, 1, H, W).
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """An image and its canvas. None means: as the model and the image suggest.
+    """An image and its canvas. None means the default for the model and the image.
 
     `fit` is "stretch", "cover" or "pad"; None means cover on an explicit canvas, else the official
     fit. `exif` turns the image as its EXIF orientation says. `memory` is a limit in bytes.
@@ -92,13 +92,13 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
     made = {"image": params.image.name, "fit": canvas.fit, "model": str(model.directory.resolve())}
     recipe = Recipe(material=named, made=made)
     memory_plan, work = needed(model, canvas), []
-    if store.wants(recipe):
+    if store.must_compute(recipe):
         budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)
         work.append(Work(component="vae_encoder", stage="encode-image", plan=memory_plan))
 
     def make() -> Entry:
-        entry = store.obtain(recipe, filler(model, pixels, clip, recipe, memory_plan, store))
-        store.keep_model(reference(model))
+        entry = store.get_or_create(recipe, filler(model, pixels, clip, recipe, memory_plan, store))
+        store.save_model(reference(model))
         return entry
 
     return plan_entries([recipe], make, work, store)

@@ -1,8 +1,7 @@
-"""encode-text: prompts to umT5 embeddings.
+"""encode-text: encode prompts to umT5 embeddings.
 
 Reads: a model's t5_encoder and tokenizer.
-Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, trimmed to their
-real length.
+Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, without padding.
 """
 
 import re
@@ -36,7 +35,7 @@ LONGEST_FILE = 1 << 24  # bytes of prompts
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Prompts to encode. Without a negative prompt the model's default is used, as officially.
+    """Prompts to encode. Without a negative prompt, the model's default is used.
 
     `memory` is a limit in bytes.
     """
@@ -63,7 +62,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
         ids = tuple(tokenizer.ids(prompt, text_len))
         made = {"prompt": prompt, "negative_prompt": negative}
         tasks.append((ids, recipe_of(model, ids, negative_ids, made)))
-    missing = [ids for ids, recipe in tasks if store.wants(recipe)]
+    missing = [ids for ids, recipe in tasks if store.must_compute(recipe)]
     encoding = Encoding(model, [*missing, negative_ids], params.memory, store)
     work = []
     if missing:
@@ -71,9 +70,10 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
 
     def make() -> list[Entry]:
         entries = [
-            store.obtain(recipe, filler(encoding, ids, negative_ids)) for ids, recipe in tasks
+            store.get_or_create(recipe, filler(encoding, ids, negative_ids))
+            for ids, recipe in tasks
         ]
-        store.keep_model(reference(model))
+        store.save_model(reference(model))
         return entries
 
     return plan_entries([recipe for _, recipe in tasks], make, work, store)
@@ -88,7 +88,7 @@ def run(model: Model, params: Params, store: Store) -> list[Entry]:
 
 
 def recipe_of(model: Model, prompt: Ids, negative: Ids, made: dict[str, Any]) -> Recipe:
-    """Return the recipe of the entry of two texts, given as token ids."""
+    """Return the recipe of the entry of a prompt and a negative prompt, given as token ids."""
     from wanpipe.backend.device import compute_dtype
 
     named = material(

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import click
 
-from wanpipe.cache.listing import said
+from wanpipe.cache.listing import settings_summary
 from wanpipe.cache.tree import Forest, draw, forest
 from wanpipe.cli.printing import print_lines
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError
 from wanpipe.runtime import units
-from wanpipe.runtime.text import plain
+from wanpipe.runtime.text import printable
 from wanpipe.store import Run, Store
 from wanpipe.store.index import Summary
 
@@ -42,7 +42,7 @@ def run(reference: str, store: Store) -> Iterator[str]:
     if not roots:
         raise UsageError(f"no step in {home.root} was made from {reference}")
     owners = {step: run for run in reversed(home.runs.all()) for step in run.steps}
-    view = View(rows, trees, owners, labels(home))
+    view = View(rows, trees, owners, names(home))
     for index, root in enumerate(roots):
         if index:
             yield ""
@@ -51,24 +51,24 @@ def run(reference: str, store: Store) -> Iterator[str]:
         yield f"o {formatter.start()}"
 
 
-def labels(store: Store) -> dict[str, list[str]]:
+def names(store: Store) -> dict[str, list[str]]:
     """Return names and pins by stage/key."""
     found: dict[str, list[str]] = {}
-    for name, place in store.names.all().items():
-        found.setdefault(place, []).append(name)
-    for place in store.pins.all().values():
-        found.setdefault(place, []).append("pinned")
+    for name, entry_id in store.names.all().items():
+        found.setdefault(entry_id, []).append(name)
+    for entry_id in store.pins.all().values():
+        found.setdefault(entry_id, []).append("pinned")
     return found
 
 
 @dataclass(frozen=True)
 class View:
-    """The contents of a cache: summaries by stage/key, trees, runs by step, labels by stage/key."""
+    """The contents of a cache: summaries by stage/key, trees, runs by step, names by stage/key."""
 
     rows: dict[str, Summary]
     trees: Forest
     runs: dict[str, Run]
-    labels: dict[str, list[str]]
+    names: dict[str, list[str]]
 
 
 class StepFormatter:
@@ -82,13 +82,13 @@ class StepFormatter:
 
     def settings(self, row: Summary) -> str:
         """Return the settings of a step, with the size and the LoRAs of its run."""
-        return plain(said(row, self.view.runs.get(row.key)))
+        return printable(settings_summary(row, self.view.runs.get(row.key)))
 
     def prompt(self, row: Summary) -> str:
         """Return the prompt of a step in quotation marks, or its key if the text was removed."""
         key = row.inputs.get("text", "")
         text = self.view.rows.get(f"encode-text/{key}")
-        return units.quoted(text.prompt) if text and text.prompt is not None else f"text {key[:8]}"
+        return units.quote(text.prompt) if text and text.prompt is not None else f"text {key[:8]}"
 
     def start(self) -> str:
         """Return the seed, prompt and settings that the run started with."""
@@ -98,11 +98,11 @@ class StepFormatter:
 
     def shown(self, key: str) -> bool:
         """Return whether a step in the middle of a run gets a line of its own."""
-        named = f"denoise/{key}" in self.view.labels
+        named = f"denoise/{key}" in self.view.names
         return key == self.selected or key in self.view.trees.frames or named
 
     def line(self, key: str) -> str:
-        """Format a step: key, number, labels, what differs from the start, frames, age."""
+        """Format a step: key, number, names, what differs from the start, frames, age."""
         row = self.view.trees.steps.get(key)
         if row is None:
             return f"{key[:8]}  removed"
@@ -110,14 +110,14 @@ class StepFormatter:
         of = f"/{run.settings.steps}" if run else ""
         parts = [f"{key[:8]}  step {(row.step or 0) + 1}{of}"]
         selected = ["this one"] if key == self.selected else []
-        if labels := [*self.view.labels.get(row.place, []), *selected]:
-            parts.append(f"({', '.join(labels)})")
+        if names := [*self.view.names.get(row.id, []), *selected]:
+            parts.append(f"({', '.join(names)})")
         initial = self.settings(self.first).split(", ")
         parts += [part for part in self.settings(row).split(", ") if part not in initial]
         if row.inputs != self.first.inputs:
             parts.append(self.prompt(row))
         parts += [f"frames {one.key[:8]}" for one in self.view.trees.frames.get(key, ())]
-        parts.append(units.age(self.now - units.seconds_of(row.time)))
+        parts.append(units.format_age(self.now - units.parse_timestamp(row.time)))
         return "  ".join(parts)
 
 
@@ -127,7 +127,7 @@ class StepFormatter:
 def command(session: Session, reference: str) -> None:
     """Draw a run and its branches as a tree.
 
-    ENTRY is a step, its frames, or a run; the latest step is on top. For a text or an image, every
-    run that uses it is drawn.
+    ENTRY is a step, frames or a run. For a text or an image, draws every run that uses it. The
+    latest step is on top.
     """
     print_lines(run(reference, session.store))

@@ -16,7 +16,7 @@ from wanpipe.cli.printing import print_path
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline import preview
-from wanpipe.runtime.output import placing, try_out
+from wanpipe.runtime.output import check_writable, replace_output
 from wanpipe.store import Entry, Store, key_of
 from wanpipe.store.entry import read_entry
 from wanpipe.weights.model import Model, find_model
@@ -49,7 +49,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     if output.suffix.lower() != ".png":
         raise UsageError(f"a preview must end in .png, got {output.name}; use a .png name")
     with writable(output):
-        try_out(output)
+        check_writable(output)
         if output.is_dir():
             raise UsageError(f"a preview is a file, but {output} is a folder; give another name")
     rows = []
@@ -64,7 +64,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
                 frames = preview.true_frames(latent, model, store)[4 * trim :]
             rows.append((preview.label(step, run), frames))
             task.advance()
-    with writable(output), placing(output) as draft:
+    with writable(output), replace_output(output) as draft:
         video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     return output
 
@@ -104,7 +104,7 @@ def drafts(store: Store) -> list[str]:
     # the last step of one run may be in the middle of another
     parents = {row.parent for row in steps.values()}
     ends = [one for one in found.values() if one[2].key not in parents]
-    return [row.place for _, _, row in sorted(ends, key=lambda one: (*one[:2], one[2].key))]
+    return [row.id for _, _, row in sorted(ends, key=lambda one: (*one[:2], one[2].key))]
 
 
 @click.command("preview")
@@ -138,8 +138,8 @@ def command(
 ) -> None:
     """Draw drafts as one image, with a row of frames for each.
 
-    An ENTRY is a step of denoise; its row shows the video that it predicts. Finish the one you like
-    with `wanpipe denoise --from ENTRY`.
+    Each ENTRY is a step. Its row shows the video that the step predicts. To finish a draft, run
+    `wanpipe denoise --from ENTRY`.
     """
     store = session.store
     steps = choose(references, all_drafts, store)

@@ -11,15 +11,15 @@ from typing import Any
 import click
 
 from wanpipe.cache.describe import Rows, describe_entry, describe_run
-from wanpipe.checkpoints.tensors import listed
+from wanpipe.checkpoints.tensors import list_names
 from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.pipeline.lineage import Lineage
 from wanpipe.runtime.documents import DocumentError, decode
-from wanpipe.runtime.documents import plain as plain_data
+from wanpipe.runtime.documents import to_builtins as plain_data
 from wanpipe.runtime.text import to_json
-from wanpipe.runtime.units import amount
+from wanpipe.runtime.units import format_si
 from wanpipe.store import Store
 from wanpipe.weights.model import Model, open_model
 
@@ -40,9 +40,9 @@ def run(reference: str, store: Store) -> dict[str, Any]:
         return dict(describe_video(path))
     if path.exists() and not path.is_dir():
         return dict(describe_file(path))
-    if found := store.run_of(reference):
+    if found := store.find_run(reference):
         return dict(describe_run(found, store))
-    entry = store.look(reference)
+    entry = store.peek_reference(reference)
     if entry.stage == "convert":
         return dict(describe_model(open_model(entry.path)))
     return dict(describe_entry(entry, Store(entry.root, store.report)))
@@ -61,11 +61,13 @@ def describe_model(model: Model) -> Rows:
         f"{quantized.bits} bits in groups of {quantized.group_size}" if quantized else "none",
     )
     for name, component in config.components.items():
-        count = f"{amount(component.parameters, '')} parameters, " if component.parameters else ""
+        count = (
+            f"{format_si(component.parameters, '')} parameters, " if component.parameters else ""
+        )
         fewer = f", {bits} bits" if (bits := bits_of(model, name)) else ""
-        size = amount(component.bytes, "B")
+        size = format_si(component.bytes, "B")
         yield f"component {name}", f"{count}{size}{fewer}, {component.hash[:8]}"
-    yield "on disk", amount(sum(one.bytes for one in config.components.values()), "B")
+    yield "on disk", format_si(sum(one.bytes for one in config.components.values()), "B")
     for name, value in plain_data(config.defaults).items():
         if value is not None:
             yield f"default {name}", value
@@ -97,10 +99,10 @@ def describe_lora(path: Path) -> Rows:
     lora = read_lora(path)
     if not lora.modules:
         raise CheckpointError(
-            f"{path} is not a LoRA for Wan: no rule matches its keys ({listed(lora.tensors)})"
+            f"{path} is not a LoRA for Wan: no rule matches its keys ({list_names(lora.tensors)})"
         )
     yield "lora", str(path)
-    yield "keys", dict(lora.forms.most_common())
+    yield "keys", dict(lora.key_formats.most_common())
     ranks = Counter(filter(None, map(lora.rank, lora.modules)))
     yield "ranks", {str(rank): f"{count} modules" for rank, count in ranks.most_common()}
     yield "targets", lora.kinds()
@@ -110,7 +112,7 @@ def describe_lora(path: Path) -> Rows:
         yield "image branch", "for Wan2.1 I2V; other models ignore these keys"
     if lora.ignored:
         yield "not understood", dict(Counter(lora.ignored.values()))
-    yield "on disk", amount(path.stat().st_size, "B")
+    yield "on disk", format_si(path.stat().st_size, "B")
 
 
 def describe_file(path: Path) -> Rows:

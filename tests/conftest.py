@@ -3,6 +3,7 @@
 import json
 import lzma
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from safetensors.numpy import load
 
 pytest_plugins = ["tests.workshop"]
+# A shell that starts the tests in the background lets them and their children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 DATA = Path(__file__).parent / "data"
 
 

@@ -1,7 +1,8 @@
 """Deliberate faults in what keys are made of, as data: what tests/mutants.py applies.
 
 A fault is in the product: a material without a field, a field that is the same for all, a number
-that is another. Most change the material of a recipe as it is hashed and stored (`Recipe.whole`).
+that is another. Most change the material of a recipe as it is hashed and stored
+(`Recipe.material_dict`).
 """
 
 from collections.abc import Callable
@@ -28,9 +29,9 @@ class Material:
         """Let every recipe be hashed and stored with the fault."""
         from wanpipe.store.recipe import Recipe
 
-        right: Any = Recipe.__dict__["whole"]
+        right: Any = Recipe.__dict__["material_dict"]
 
-        def whole(recipe: Any) -> Values:
+        def material_dict(recipe: Any) -> Values:
             values = dict(right.func(recipe))
             if self.stage not in (None, values["stage"]):
                 return values
@@ -38,9 +39,9 @@ class Material:
             self.hits += repr(wrong) != repr(values)
             return wrong
 
-        broken: Any = cached_property(whole)
-        broken.__set_name__(Recipe, "whole")
-        Recipe.whole = broken  # type: ignore[method-assign]
+        broken: Any = cached_property(material_dict)
+        broken.__set_name__(Recipe, "material_dict")
+        Recipe.material_dict = broken  # type: ignore[method-assign]
 
 
 @dataclass
@@ -265,7 +266,13 @@ FAULTS: dict[str, Fault] = {
         SCHEMA,
         "guide_scale: Annotated[Finite,",
         "guide_scale: Annotated[int | float,",
-        (Text("wanpipe/denoising/settings.py", "return cast(plain(settings))", "return settings"),),
+        (
+            Text(
+                "wanpipe/denoising/settings.py",
+                "return cast(to_builtins(settings))",
+                "return settings",
+            ),
+        ),
     ),
     "keys: strength of LoRAs as it is written": Text(
         SCHEMA,

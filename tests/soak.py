@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanpipe.cache.verify import check
+from wanpipe.cache.verify import verify_entry
 from wanpipe.demo import T2V
 from wanpipe.store import Store
 from wanpipe.store.entry import read_entry
@@ -55,7 +55,7 @@ def entries(cache: Path) -> dict[str, dict[str, str]]:
     found = {}
     for stage in STAGES:
         for path in filter(lambda path: is_key(path.name), cache.glob(f"{stage}/*")):
-            check(read_entry(path))
+            verify_entry(read_entry(path))
             files = {str(file.relative_to(path)): file for file in path.rglob("*")}
             files.pop("zarr.json")
             whole = {name: hash_file(file) for name, file in files.items() if file.is_file()}
@@ -195,7 +195,7 @@ class Campaign:
         assert entries(self.place / "cache") == self.right
         for film in FILMS:
             assert (self.place / film).read_bytes() == (self.straight / film).read_bytes()
-        Store(self.place / "cache").sweep()
+        Store(self.place / "cache").remove_stale_drafts()
         assert not [path for path in self.place.glob("cache/.tmp/*") if is_draft(path)]
         return self.tally
 

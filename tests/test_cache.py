@@ -13,12 +13,12 @@ import pytest
 from stages import log, preview, show
 from tests.cache.test_archive import edited, members, write
 from tests.commands import Result
-from tests.store.shelf import chain, frames, text
+from tests.store.builders import chain, frames, text
 from tests.workshop import PROMPT, SMALL, Place, inside
 from wanpipe.cache.archive import export, import_
-from wanpipe.cache.listing import Filter, listed
+from wanpipe.cache.listing import Filter, list_entries
 from wanpipe.errors import WanpipeError
-from wanpipe.runtime.units import age, amount, read_age, read_size, table
+from wanpipe.runtime.units import format_age, format_si, format_table, parse_age, parse_size
 from wanpipe.store import Entry, Store
 
 pytest_plugins = ["tests.workshop"]
@@ -77,7 +77,7 @@ def test_ls_filters(words: tuple[str, ...], count: int, store: Store) -> None:
 
 
 def test_ls_as_json_has_every_field(store: Store) -> None:
-    (row,) = [one.to_json() for one in listed(store, Filter(stage="denoise")) if one.names]
+    (row,) = [one.to_json() for one in list_entries(store, Filter(stage="denoise")) if one.names]
     assert row["names"] == ["best"]
     assert (row["prompt"], row["seed"], row["step"], row["steps"]) == ("a cat", 1, 7, 8)
     assert json.loads(json.dumps(row)) == row
@@ -179,10 +179,10 @@ def test_pinned_entries_are_kept_until_they_are_unpinned(store: Store) -> None:
     wanpipe(store, "cache", "pin", draft.key[:8])
     everything = ("cache", "gc", "--older-than", "0m", "--dry-run")
     time.sleep(0.01)
-    assert f"cache/{draft.place}" not in wanpipe(store, *everything).paths
+    assert f"cache/{draft.id}" not in wanpipe(store, *everything).paths
     wanpipe(store, "cache", "unpin", draft.key[:8], "best")
     assert store.names.all() == {}
-    assert f"cache/{draft.place}" in wanpipe(store, *everything).paths
+    assert f"cache/{draft.id}" in wanpipe(store, *everything).paths
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def look_at(draft: Entry, store: Store, folder: Path) -> None:
     """Show an entry in every way; only one-line errors may come."""
     sheet = preview.Params(output=folder / "x.png")
     actions = (
-        lambda: listed(store, Filter(prompt="x")),
+        lambda: list_entries(store, Filter(prompt="x")),
         lambda: show.run(draft.key, store),
         lambda: list(log.run(draft.key, store)),
         lambda: preview.run([store.resolve(draft.key)], sheet, store),
@@ -300,16 +300,16 @@ def look_at(draft: Entry, store: Store, folder: Path) -> None:
 
 
 def test_sizes_and_ages_are_parsed_and_formatted() -> None:
-    assert [read_size(word) for word in ("50GB", "1.5 t", "500M", "7", "1GiB", "3kB")] == [
+    assert [parse_size(word) for word in ("50GB", "1.5 t", "500M", "7", "1GiB", "3kB")] == [
         *(50 * 10**9, 1500 * 10**9, 500 * 10**6, 7, 1 << 30, 3000)
     ]
-    ages = [read_age(word) for word in ("90m", "12h", "30d", "2w")]
+    ages = [parse_age(word) for word in ("90m", "12h", "30d", "2w")]
     assert ages == [5400, 43200, 2592000, 1209600]
-    assert [age(seconds) for seconds in (5, 119, 600, 7300, 10**6)] == [
+    assert [format_age(seconds) for seconds in (5, 119, 600, 7300, 10**6)] == [
         *("5 s", "119 s", "10 min", "2 h", "11 d")
     ]
-    assert amount(2_840_000_000, "B") == "2.84 GB"
-    assert table([("a", "bb"), ("ccc", "d")], frozenset({1})) == "a    bb\nccc   d"
+    assert format_si(2_840_000_000, "B") == "2.84 GB"
+    assert format_table([("a", "bb"), ("ccc", "d")], frozenset({1})) == "a    bb\nccc   d"
 
 
 def test_an_empty_cache_is_not_an_error(tmp_path: Path) -> None:

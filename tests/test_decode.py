@@ -21,7 +21,7 @@ from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.lineage import Source
 from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.store import Store
-from wanpipe.store.draft import Sink
+from wanpipe.store.draft import ArrayWriter
 
 
 def frames_key(place: Place) -> str:
@@ -29,7 +29,7 @@ def frames_key(place: Place) -> str:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Mean absolute difference of luma, of 255; colour is stored at half the resolution."""
+    """Mean absolute difference of luma, of 255; color is stored at half the resolution."""
     luma = np.array([0.2126, 0.7152, 0.0722])
     return float(np.abs(ours @ luma - theirs @ luma).mean())
 
@@ -112,15 +112,15 @@ def test_frames_that_cannot_be_kept_leave_nothing_behind(
 ) -> None:
     step = studio.made("denoise", "--from", studio.text(), *SMALL)
     shutil.rmtree(studio.cache / "decode")
-    append, seen = Sink.append, []
+    append, seen = ArrayWriter.append, []
 
-    def refuse(self: Sink, block: np.ndarray) -> None:
+    def refuse(self: ArrayWriter, block: np.ndarray) -> None:
         seen.append(len(block))
         if len(seen) == 2:  # in the middle of the film, in the thread behind the VAE
             raise OSError(errno.ENOSPC, "No space left on device")
         append(self, block)
 
-    monkeypatch.setattr(Sink, "append", refuse)
+    monkeypatch.setattr(ArrayWriter, "append", refuse)
     failed = inside("decode", "--from", step, cwd=studio.root)
     assert failed.code == 1
     assert "no space left" in failed.stderr.splitlines()[-1]
@@ -252,7 +252,7 @@ def test_a_decode_that_fails_leaves_the_film_before(
     fed.clear()
     before = {path: time for path, time in files(place.root).items() if name in path}
     started: list[subprocess.Popen[bytes]] = []
-    start, append = subprocess.Popen, Sink.append
+    start, append = subprocess.Popen, ArrayWriter.append
 
     def noted(*arguments: Any, **options: Any) -> Any:
         started.append(start(*arguments, **options))
@@ -262,14 +262,14 @@ def test_a_decode_that_fails_leaves_the_film_before(
         assert fed.wait(10)
         raise KeyboardInterrupt if broken == "the decoder" else OSError(errno.EIO, "broken disk")
 
-    def refuse(self: Sink, block: np.ndarray) -> None:
+    def refuse(self: ArrayWriter, block: np.ndarray) -> None:
         append(self, block) if len(block) == 1 else fail()
 
     monkeypatch.setattr(subprocess, "Popen", noted)
     if broken == "the decoder":
         before_the_last(monkeypatch, fail)
     elif broken == "the sink":
-        monkeypatch.setattr(Sink, "append", refuse)
+        monkeypatch.setattr(ArrayWriter, "append", refuse)
     else:
         monkeypatch.setattr(Store, "publish", fail)
     failed = inside("decode", "--from", step, "--output", name, cwd=place.root)

@@ -92,13 +92,13 @@ print(outcome())
 
 def test_two_signals_together_are_one() -> None:
     done = python("""
-interrupt.TOGETHER *= 4  # a busy machine may let this program wait between the two
+interrupt.DEBOUNCE_SECONDS *= 4  # a busy machine may let this program wait between the two
 interrupt.install()
 hit(signal.SIGTERM)
 print(outcome(), flush=True)
 time.sleep(0.05)
 hit(signal.SIGINT)
-time.sleep(2 * interrupt.TOGETHER)
+time.sleep(2 * interrupt.DEBOUNCE_SECONDS)
 print("put away")
 sys.exit(143)
 """)
@@ -114,7 +114,7 @@ def test_a_second_signal_ends_a_process_at_once_that_is_busy_elsewhere(as_json: 
 import mlx.core as mx
 interrupt.install(as_json={as_json})
 hit(after=0.1)
-hit(after=0.1 + 3 * interrupt.TOGETHER)
+hit(after=0.1 + 3 * interrupt.DEBOUNCE_SECONDS)
 try:
     x = mx.full((6144, 6144), 0.5, stream=mx.cpu)
     mx.eval(mx.matmul(x, x, stream=mx.cpu))  # takes a minute, and Python hears nothing meanwhile
@@ -175,16 +175,16 @@ late = Late()
 
 def test_a_wait_for_another_thread_ends_at_a_signal() -> None:
     done = python(f"""
-from wanpipe.store.later import Later
+from wanpipe.store.worker import Worker
 interrupt.install()
 release = threading.Event()
 hit(after=0.2)
 started = time.monotonic()
 try:
-    with Later[bool]("slow") as later:
-        later.add(lambda: release.wait(120))
+    with Worker[bool]("slow") as worker:
+        worker.submit(lambda: release.wait(120))
         try:
-            later.wait(0)
+            worker.wait(0)
         finally:
             release.set()
 except Interrupted as error:
@@ -195,7 +195,7 @@ except Interrupted as error:
 
 def test_a_signal_is_told_before_the_failure_that_it_caused() -> None:
     done = python("""
-from wanpipe.store.later import Later
+from wanpipe.store.worker import Worker
 interrupt.install()
 
 def fail():
@@ -203,9 +203,9 @@ def fail():
     raise OSError("a child was interrupted")
 
 try:
-    with Later[bool]("failing") as later:
-        later.add(fail)
-        later.wait(0)
+    with Worker[bool]("failing") as worker:
+        worker.submit(fail)
+        worker.wait(0)
 except Interrupted as error:
     print(error.code)
 """)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages import log
-from tests.store.shelf import chain, fill_model, frames, recipe, text
+from tests.store.builders import chain, fill_model, frames, recipe, text
 from tests.workshop import inside
 from wanpipe.errors import UsageError
 from wanpipe.store import Entry, Store
@@ -105,7 +105,7 @@ def test_removed_steps_do_not_hide_the_remaining_ones(store: Store) -> None:
 
 def test_an_entry_without_steps_is_a_one_line_error(store: Store) -> None:
     words = text(store)
-    model = store.obtain(recipe(stage="convert"), fill_model)
+    model = store.get_or_create(recipe(stage="convert"), fill_model)
     with pytest.raises(UsageError, match=r"no step in .* was made from"):
         list(log.run(words.key, store))
     with pytest.raises(UsageError, match="log takes a step"):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from stages.preview import choose, drafts
-from tests.store.shelf import chain, text
+from tests.store.builders import chain, text
 from tests.workshop import SMALL, Place, inside
 from wanpipe.errors import UsageError
 from wanpipe.media.latent_rgb import MAPS

@@ -211,7 +211,7 @@ def damage(place: Place, what: str) -> None:
         "missing chunk of the frames",
     ],
 )
-def test_a_damaged_entry_is_set_aside_and_made_again(what: str, studio: Place) -> None:
+def test_a_damaged_entry_is_quarantined_and_made_again(what: str, studio: Place) -> None:
     before = studio.frames(studio.film())
     damage(studio, what)
     again = studio.film()

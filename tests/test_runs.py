@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.store.shelf import chain, frames, text
+from tests.store.builders import chain, frames, text
 from tests.workshop import SMALL, Models, Place, inside
-from wanpipe.cache.gc import Limits, Plan, forgotten, remove
-from wanpipe.cache.verify import damaged
+from wanpipe.cache.gc import Limits, Plan, remove, unreferenced_runs
+from wanpipe.cache.verify import find_damaged
 from wanpipe.errors import StoreError
 from wanpipe.models.config import read_model_config
 from wanpipe.store import Store
@@ -27,7 +27,7 @@ def remarks(result) -> list[str]:
     return [event["text"] for event in result.events if event["event"] == "remark"]
 
 
-def test_a_run_tells_what_was_asked_and_all_its_steps(place: Place) -> None:
+def test_a_run_has_its_settings_and_all_its_steps(place: Place) -> None:
     words = ("denoise", "--from", place.text(), *SMALL, "--seed", 3, "--shift", 4)
     draft = place.made(*words, "--stop-at", 2)
     run = place.run(draft)
@@ -40,7 +40,7 @@ def test_a_run_tells_what_was_asked_and_all_its_steps(place: Place) -> None:
     assert place.run(last) == run, "the run went on, and is the same"
 
 
-def test_a_seed_of_any_size_is_kept(place: Place) -> None:
+def test_a_seed_of_any_size_is_saved(place: Place) -> None:
     draft = place.made("denoise", "--from", place.text(), *SMALL, "--seed", 2**70, "--stop-at", 1)
     assert place.run(draft).seed == 2**70
     last = place.do("denoise", "--from", draft, "--stop-at", 2)
@@ -48,7 +48,7 @@ def test_a_seed_of_any_size_is_kept(place: Place) -> None:
     assert f"seed {2**70}" in " ".join(place.do("cache", "ls").paths)
 
 
-def test_a_run_stands_for_its_last_step(place: Place) -> None:
+def test_a_run_resolves_to_its_last_step(place: Place) -> None:
     draft = place.made("denoise", "--from", place.text(), *SMALL, "--stop-at", 2)
     key = place.run(draft).key
     finished = place.made("denoise", "--from", key[:10])
@@ -80,7 +80,7 @@ def pair(models: Models, tmp_path: Path) -> Place:
     return place
 
 
-def test_a_shared_step_is_continued_in_the_latest_run_and_says_so(pair: Place) -> None:
+def test_a_shared_step_is_resumed_in_the_latest_run(pair: Place) -> None:
     runs = Store(pair.cache).runs.all()
     first = runs[0].steps[0]
     assert [run.settings.guide_scale[0] for run in runs] == [7.0, 3.0]
@@ -131,7 +131,7 @@ def test_two_models_that_differ_in_the_vae_alone_share_steps_and_both_decode(
         assert not made.computed()
 
 
-def test_a_model_may_be_left_out_where_one_that_fits_was_used(place: Place, tmp_path: Path) -> None:
+def test_the_model_defaults_to_the_last_used_one_that_fits(place: Place, tmp_path: Path) -> None:
     text = place.text()
     copy = tmp_path / "twin"
     other_vae(place.model, copy)
@@ -142,20 +142,20 @@ def test_a_model_may_be_left_out_where_one_that_fits_was_used(place: Place, tmp_
     assert read_model_config(copy).key == "a" * 32
 
 
-def test_nothing_is_decided_by_what_a_step_noted(studio: Place) -> None:
+def test_notes_of_a_step_decide_nothing(studio: Place) -> None:
     step = next((studio.cache / "denoise").iterdir())
     noted = json.loads((step / "zarr.json").read_bytes())["attributes"]["wanpipe"]["made"]
     assert not noted.keys() & {"settings", "seed", "vae", "lora_files", "model", "fps", "lineage"}
 
 
-def test_a_step_without_a_run_says_so(studio: Place) -> None:
+def test_a_step_without_a_run_is_a_one_line_error(studio: Place) -> None:
     shutil.rmtree(studio.cache / ".runs")
     step = next((studio.cache / "denoise").iterdir())
     words = ("denoise", "--from", step.name, "--model", studio.model)
     studio.refuse(*words, code=1, says="no run in")
 
 
-def test_a_record_that_lies_is_no_run_and_verify_tells(store: Store) -> None:
+def test_a_false_record_is_invalid_and_verify_reports_it(store: Store) -> None:
     steps = chain(store, text(store), 2)
     (run,) = store.runs.of(steps[0].key)
     path = store.runs.path(run.key)
@@ -165,7 +165,7 @@ def test_a_record_that_lies_is_no_run_and_verify_tells(store: Store) -> None:
         assert not store.runs.of(steps[0].key)
         with pytest.raises(StoreError, match=r"\.json"):
             store.runs.get(run.key)
-        assert [place for place, _ in damaged(store)] == [path]
+        assert [place for place, _ in find_damaged(store)] == [path]
     path.write_text(good)
     assert store.runs.of(steps[0].key) == [run]
 
@@ -173,19 +173,19 @@ def test_a_record_that_lies_is_no_run_and_verify_tells(store: Store) -> None:
 def test_using_a_run_again_keeps_its_videos(store: Store) -> None:
     steps = chain(store, text(store), 2)
     (run,) = store.runs.of(steps[0].key)
-    store.keep_video(run, Video(path="/a.mp4", frames="f" * 32, fps=16.0))
-    store.keep_run(run)
+    store.save_video(run, Video(path="/a.mp4", frames="f" * 32, fps=16.0))
+    store.save_run(run)
     assert [video.path for video in store.runs.get(run.key).videos] == ["/a.mp4"]
 
 
-def test_gc_forgets_a_run_when_nothing_of_it_is_left(store: Store) -> None:
+def test_gc_removes_a_run_without_steps_and_frames(store: Store) -> None:
     steps = chain(store, text(store), 3)
     frames(store, steps[-1])
     (run,) = store.runs.of(steps[0].key)
     import os
 
     os.utime(store.runs.path(run.key), (1, 1))
-    assert forgotten(store, store.index.read().values()) == []
+    assert unreferenced_runs(store, store.index.read().values()) == []
     plan = Plan(store, Limits(max_bytes=0))
     remove(store, plan.removed)
-    assert forgotten(store, plan.left.values()) == [run.key]
+    assert unreferenced_runs(store, plan.left.values()) == [run.key]

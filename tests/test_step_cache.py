@@ -11,11 +11,11 @@ import pytest
 
 from tests.commands import Result
 from tests.conftest import DATA
-from tests.store.shelf import HASH, step_fields
+from tests.store.builders import HASH, step_fields
 from tests.test_resume import after, published, same, start
 from tests.workshop import Models, Place
 from wanpipe.denoising.chain import CONDITIONS, steps_since_reset
-from wanpipe.runtime.documents import plain as as_data
+from wanpipe.runtime.documents import to_builtins as as_data
 from wanpipe.store import Entry, material
 
 SIZE = ("--width", 32, "--height", 32, "--num-frames", 5)

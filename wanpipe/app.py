@@ -62,13 +62,14 @@ class LazyGroup(click.Group):
             return super().make_context(*arguments, **more)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup)
 @click.version_option(package_name="wanpipe")
+@click.help_option("-h", "--help")
 def cli() -> None:
     """Make videos with Wan2.1 and Wan2.2.
 
-    `wanpipe run` makes a video from a prompt in five stages. Each stage is also a command of its
-    own: convert, encode-text, encode-image, denoise and decode print the path of their entry in the
+    `wanpipe run` makes a video from a prompt in five stages: convert, encode-text, encode-image,
+    denoise and decode. Each stage is also a command, which prints the path of its entry in the
     cache.
 
     Nothing is computed twice. After an interruption, run the same command again to resume.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.shelf import (
+from tests.store.builders import (
     arrays,
     chain,
     fill,
@@ -71,11 +71,11 @@ def test_a_colleague_finishes_a_draft(store: Store, draft: Entry, archive: Path)
         ("encode-text", words.name),
     }
     assert arrays(there.resolve(draft.key)) == arrays(draft)
-    assert there.obtain(step_recipe(read_entry(words), 3, draft.key), fill(9))
+    assert there.get_or_create(step_recipe(read_entry(words), 3, draft.key), fill(9))
     assert not list((there.root / ".tmp").iterdir())
 
 
-def test_frames_travel_with_their_step_and_its_text(store: Store, draft: Entry) -> None:
+def test_frames_are_exported_with_their_step_and_its_text(store: Store, draft: Entry) -> None:
     together = export([frames(store, draft)], store.root.parent / "film.zip", store)
     assert [entry.stage for entry in together] == ["decode", "denoise", "encode-text"]
 
@@ -85,19 +85,19 @@ def test_the_same_entries_make_the_same_file(store: Store, draft: Entry, archive
     assert archive.read_bytes() == archive.with_name("again.zip").read_bytes()
 
 
-def test_what_is_there_already_stays(store: Store, archive: Path) -> None:
+def test_an_import_keeps_existing_entries(store: Store, archive: Path) -> None:
     before = tree(store.root)
     assert len(import_(archive, store)) == 2
     assert tree(store.root) == before
 
 
-def test_a_model_does_not_travel(store: Store, tmp_path: Path) -> None:
-    model = store.obtain(recipe(stage="convert"), fill_model)
+def test_a_model_is_not_exported(store: Store, tmp_path: Path) -> None:
+    model = store.get_or_create(recipe(stage="convert"), fill_model)
     with pytest.raises(UsageError, match="a converted model, which does not travel"):
         export([model], tmp_path / "model.zip", store)
 
 
-def test_an_entry_whose_text_is_gone_does_not_travel(store: Store, draft: Entry) -> None:
+def test_an_entry_without_its_text_is_not_exported(store: Store, draft: Entry) -> None:
     shutil.rmtree(store.root / "encode-text")
     with pytest.raises(StoreError, match="which is gone"):
         export([draft], store.root.parent / "draft.zip", store)
@@ -233,7 +233,7 @@ HOSTILE: dict[str, Callable[[Members], Members]] = {
 def check_refused(file: Path, root: Path) -> None:
     """An import of `file` is refused in one line and leaves a cache as it was."""
     there = Store(root)
-    there.obtain(recipe(), fill())
+    there.get_or_create(recipe(), fill())
     before = tree(root)
     with pytest.raises(WanpipeError) as caught:
         import_(file, there)
@@ -251,7 +251,7 @@ def test_a_hostile_file_changes_nothing(what: str, archive: Path, tmp_path: Path
     check_refused(hostile, tmp_path / "there")
 
 
-def test_the_attacks_are_refused_for_what_they_are(archive: Path, tmp_path: Path) -> None:
+def test_every_attack_has_its_reason(archive: Path, tmp_path: Path) -> None:
     """An edit that changes nothing, sealed anew as the attacks are, is taken in."""
     for harmless in (record(lambda record: None), array(lambda document: None)):
         file = write(tmp_path / "hostile.zip", harmless(members(archive)))
@@ -277,7 +277,7 @@ def test_a_compressed_file_is_refused(archive: Path, tmp_path: Path) -> None:
     check_refused(tmp_path / "hostile.zip", tmp_path / "there")
 
 
-def test_a_chunk_that_unfolds_to_more_than_memory_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused(archive: Path, tmp_path: Path) -> None:
     import google_crc32c
     from numcodecs import Zstd
 
@@ -289,12 +289,12 @@ def test_a_chunk_that_unfolds_to_more_than_memory_is_refused(archive: Path, tmp_
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"PK\x05\x06" + bytes(18), b"x" * 1000])
-def test_what_is_no_archive_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_zip_is_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "hostile.zip").write_bytes(data)
     check_refused(tmp_path / "hostile.zip", tmp_path / "there")
 
 
-def test_a_file_that_is_not_there_is_named(store: Store, tmp_path: Path) -> None:
+def test_a_missing_file_is_named(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no file"):
         import_(tmp_path / "nothing.zip", store)
 
@@ -327,13 +327,13 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_five_hundred_mutations_are_refused_or_right(
+def test_five_hundred_mutations_are_refused_or_harmless(
     draft: Entry, archive: Path, tmp_path: Path
 ) -> None:
     generator = random.Random(20)
     good, original = members(archive), archive.read_bytes()
     there = Store(tmp_path / "there")
-    there.obtain(recipe(), fill())
+    there.get_or_create(recipe(), fill())
     before = tree(there.root)
     taken = 0
     for number in range(MUTATIONS):
@@ -355,11 +355,11 @@ def test_five_hundred_mutations_are_refused_or_right(
     assert taken < MUTATIONS / 4
 
 
-def test_an_import_that_finds_no_room_leaves_nothing(
+def test_an_import_on_a_full_disk_leaves_nothing(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = Store(tmp_path / "there")
-    there.obtain(recipe(), fill())
+    there.get_or_create(recipe(), fill())
     before = tree(there.root)
     real = io.open
 
@@ -373,4 +373,4 @@ def test_an_import_that_finds_no_room_leaves_nothing(
         import_(archive, there)
     monkeypatch.undo()
     assert tree(there.root) == before
-    assert there.obtain(recipe(), forbidden)
+    assert there.get_or_create(recipe(), forbidden)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.store.shelf import Heard, chain, fill, recipe, run_of, step_recipe, text
+from tests.store.builders import RecordingReport, chain, fill, recipe, run_of, step_recipe, text
 from wanpipe.cli.messages import describe
 from wanpipe.pipeline.dry_run import DryRun
 from wanpipe.pipeline.plan import expected, target
-from wanpipe.runtime.documents import plain
+from wanpipe.runtime.documents import to_builtins
 from wanpipe.store import Entry, Recipe, Store, key_of, material
 from wanpipe.store.entry import read_entry
 
@@ -28,7 +28,7 @@ def plan(
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """The misses that a plan of these recipes, of a run with these changes, reports."""
-    planned = Store(store.root, Heard(), force=force, read_only=True)
+    planned = Store(store.root, RecordingReport(), force=force, read_only=True)
     settings = None
     if words is not None:
         settings = run_of(words, recipes[-8:], **changes).settings
@@ -61,7 +61,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), CHANGES)
-def test_every_field_that_differs_is_told(
+def test_every_field_that_differs_is_explained(
     changes: dict[str, Any], reason: str, store: Store
 ) -> None:
     words = text(store)
@@ -76,11 +76,13 @@ def test_every_field_that_differs_is_told(
     )
 
 
-def test_a_text_without_its_negative_part_is_the_same_text(store: Store) -> None:
+def test_at_guidance_one_the_same_text_is_recognized(store: Store) -> None:
     words = text(store)
     chain(store, words, 8)
-    prompt = {name: value for name, value in plain(words.material).items() if name != "negative"}
-    fields = plain(step_recipe(words, 0, None).material)
+    prompt = {
+        name: value for name, value in to_builtins(words.material).items() if name != "negative"
+    }
+    fields = to_builtins(step_recipe(words, 0, None).material)
     fields |= {"text": key_of(prompt), "guide_scale": 1.0}
     alone = Recipe(
         material=material(fields.pop("stage"), **fields), inputs={"text": words.key}, step=0
@@ -89,18 +91,18 @@ def test_a_text_without_its_negative_part_is_the_same_text(store: Store) -> None
     assert miss["reason"] == "text, seed, model: same; guidance 5.0 → 1.0"
 
 
-def test_prompts_are_told_in_place_of_keys(store: Store) -> None:
+def test_prompts_replace_keys(store: Store) -> None:
     words, other = text(store), text(store, "a dog\x1b[31m")
     chain(store, words, 8)
     (miss,) = plan(store, run(other))
     assert miss["reason"] == "seed, model: same; text “a cat” → “a dog\\x1b[31m”"
 
 
-def test_a_planned_prompt_is_told_too(store: Store) -> None:
+def test_a_planned_prompt_is_shown(store: Store) -> None:
     chain(store, text(store), 8)
     made = {"prompt": "a bird", "negative_prompt": ""}
     there = next(store.root.glob("encode-text/*"))
-    fields = plain(read_entry(there).material) | {"prompt": [1]}
+    fields = to_builtins(read_entry(there).material) | {"prompt": [1]}
     bird = Recipe(material=material(**fields), made=made)
     planned = expected(bird, store)
     misses = plan(store, [bird, *run(planned)])
@@ -135,21 +137,21 @@ def test_a_branch_is_compared_with_its_siblings(store: Store) -> None:
     )
 
 
-def test_a_run_that_stopped_is_said_to_go_on(store: Store) -> None:
+def test_an_interrupted_run_is_explained_as_resumed(store: Store) -> None:
     words = text(store)
     draft = chain(store, words, 3)
     (miss,) = plan(store, run(words, 3, draft[-1].key))
     assert miss["reason"] == "never taken beyond step 3"
 
 
-def test_an_empty_cache_has_nothing_to_compare_with(tmp_path: Path) -> None:
+def test_an_empty_cache_has_no_closest_entry(tmp_path: Path) -> None:
     (miss,) = plan(Store(tmp_path / "none"), [recipe()])
     assert miss["reason"] == "no denoise entry yet"
     assert not (tmp_path / "none").exists()
 
 
-def test_force_is_said_to_be_the_reason(store: Store) -> None:
-    store.obtain(recipe(), fill())
+def test_force_is_given_as_the_reason(store: Store) -> None:
+    store.get_or_create(recipe(), fill())
     (miss,) = plan(store, [recipe()], force=True)
     assert miss["reason"] == "exists, computed again by --force"
 

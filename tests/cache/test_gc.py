@@ -8,8 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.shelf import chain, fill, fill_model, forbidden, frames, recipe, step_recipe, text
-from wanpipe.cache.gc import Limits, Plan, read_keep_steps, remove, rubbish, sweep
+from tests.store.builders import (
+    chain,
+    fill,
+    fill_model,
+    forbidden,
+    frames,
+    recipe,
+    step_recipe,
+    text,
+)
+from wanpipe.cache.gc import (
+    Limits,
+    Plan,
+    find_leftovers,
+    parse_keep_steps,
+    remove,
+    remove_leftovers,
+)
 from wanpipe.errors import UsageError
 from wanpipe.store import Draft, Entry, Store
 from wanpipe.store.entry import read_entry
@@ -32,7 +48,9 @@ def keys(plan: Plan) -> list[str]:
     return [row.key for row in plan.removed]
 
 
-def test_frames_go_before_steps_inside_before_ends_before_texts(store: Store) -> None:
+def test_frames_are_removed_before_interior_steps_before_last_steps_before_texts(
+    store: Store,
+) -> None:
     words = text(store)
     steps = chain(store, words, 4)
     film = frames(store, steps[-1])
@@ -43,8 +61,8 @@ def test_frames_go_before_steps_inside_before_ends_before_texts(store: Store) ->
     assert gone == [entry.key for entry in order]
 
 
-def test_no_more_goes_than_is_asked(store: Store) -> None:
-    made = [store.obtain(recipe(number), fill(number)) for number in range(6)]
+def test_no_more_is_removed_than_the_limit_requires(store: Store) -> None:
+    made = [store.get_or_create(recipe(number), fill(number)) for number in range(6)]
     for number, entry in enumerate(made):
         used(entry, 10 - number)
     rows = store.index.read()
@@ -56,8 +74,8 @@ def test_no_more_goes_than_is_asked(store: Store) -> None:
     assert keys(Plan(store, Limits(max_bytes=total))) == []
 
 
-def test_an_entry_that_was_found_again_goes_last(store: Store) -> None:
-    made = [store.obtain(recipe(number), fill(number)) for number in range(3)]
+def test_the_most_recently_used_entry_is_removed_last(store: Store) -> None:
+    made = [store.get_or_create(recipe(number), fill(number)) for number in range(3)]
     for number, entry in enumerate(made):
         used(entry, 10 - number)
     store.find("denoise", made[0].key)
@@ -65,7 +83,7 @@ def test_an_entry_that_was_found_again_goes_last(store: Store) -> None:
 
 
 def test_names_and_pins_are_kept(store: Store) -> None:
-    made = [store.obtain(recipe(number), fill(number)) for number in range(3)]
+    made = [store.get_or_create(recipe(number), fill(number)) for number in range(3)]
     store.name("cat", made[0].path)
     store.pins.set(made[1].key, f"denoise/{made[1].key}")
     assert keys(Plan(store, Limits(max_bytes=0))) == [made[2].key]
@@ -87,14 +105,14 @@ def test_a_text_stays_while_a_step_needs_it(store: Store) -> None:
 @pytest.mark.parametrize(
     ("keep", "left"), [("last", [8]), ("every:3", [3, 6, 8]), ("every:1", [*range(1, 9)])]
 )
-def test_steps_are_thinned_and_the_run_goes_on(keep: str, left: list[int], store: Store) -> None:
+def test_a_thinned_run_can_be_resumed(keep: str, left: list[int], store: Store) -> None:
     words = text(store)
     chain(store, words, 8)
-    plan = Plan(store, Limits(every=read_keep_steps(keep)))
+    plan = Plan(store, Limits(every=parse_keep_steps(keep)))
     remove(store, plan.removed)
     rows = store.index.read().values()
     assert sorted(row.step + 1 for row in rows if row.step is not None) == left
-    assert store.obtain(last_recipe(words), forbidden)
+    assert store.get_or_create(last_recipe(words), forbidden)
 
 
 def last_recipe(words: Entry):
@@ -106,7 +124,7 @@ def last_recipe(words: Entry):
     return found
 
 
-def test_every_branch_keeps_its_end(store: Store) -> None:
+def test_every_branch_keeps_its_last_step(store: Store) -> None:
     words = text(store)
     trunk = chain(store, words, 8)
     branch = chain(store, words, 8, after=trunk[3], guide_scale=[6.0, 6.0])
@@ -118,22 +136,22 @@ def test_every_branch_keeps_its_end(store: Store) -> None:
 
 
 @pytest.mark.parametrize("words", ["", "first", "every", "every:0", "every:x", "every:-1"])
-def test_other_words_for_steps_to_keep_are_refused(words: str) -> None:
+def test_invalid_keep_steps_are_refused(words: str) -> None:
     with pytest.raises(UsageError, match="keep-steps must be"):
-        read_keep_steps(words)
+        parse_keep_steps(words)
 
 
-def test_models_stay_unless_asked_for(store: Store) -> None:
-    model = store.obtain(recipe(stage="convert"), fill_model)
+def test_models_are_removed_only_on_request(store: Store) -> None:
+    model = store.get_or_create(recipe(stage="convert"), fill_model)
     assert keys(Plan(store, Limits(max_bytes=0))) == []
     assert keys(Plan(store, Limits(max_bytes=0, models=True))) == [model.key]
 
 
-def test_what_a_running_process_uses_is_kept(store: Store) -> None:
+def test_entries_in_use_are_kept(store: Store) -> None:
     """A step being computed: its text and the steps found since the process began stay."""
     words = text(store)
     old = chain(store, words, 2)
-    unused = store.obtain(recipe(), fill())
+    unused = store.get_or_create(recipe(), fill())
     used(unused, 1)
     kept: list[str] = []
 
@@ -147,12 +165,12 @@ def test_what_a_running_process_uses_is_kept(store: Store) -> None:
     process.find("encode-text", words.key)
     for entry in old:
         process.find("denoise", entry.key)
-    process.obtain(step_recipe(words, 2, old[-1].key), meanwhile)
+    process.get_or_create(step_recipe(words, 2, old[-1].key), meanwhile)
     assert set(kept) == {words.key, *(entry.key for entry in old)}
 
 
-def test_an_entry_that_came_into_use_after_the_plan_is_put_back(store: Store) -> None:
-    made = [store.obtain(recipe(number), fill(number)) for number in range(2)]
+def test_an_entry_used_after_the_plan_is_moved_back(store: Store) -> None:
+    made = [store.get_or_create(recipe(number), fill(number)) for number in range(2)]
     for entry in made:
         used(entry, 1)
     plan = Plan(store, Limits(max_bytes=0))
@@ -163,7 +181,7 @@ def test_an_entry_that_came_into_use_after_the_plan_is_put_back(store: Store) ->
         gone.extend(remove(Store(store.root), plan.removed))
         return fill(9)(draft)
 
-    Store(store.root).obtain(recipe(5), meanwhile)
+    Store(store.root).get_or_create(recipe(5), meanwhile)
     assert [row.key for row in gone] == [made[1].key]
     assert Store(store.root).find("denoise", made[0].key)
 
@@ -173,36 +191,36 @@ def killed_at_work(root: Path) -> None:
         fill()(draft)
         os._exit(9)
 
-    Store(root).obtain(recipe(7), forever)
+    Store(root).get_or_create(recipe(7), forever)
 
 
-def test_what_dead_processes_left_is_rubbish(store: Store) -> None:
-    entry = store.obtain(recipe(), fill())
+def test_leftovers_of_dead_processes_are_removed(store: Store) -> None:
+    entry = store.get_or_create(recipe(), fill())
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=killed_at_work, args=(store.root,))
     process.start()
     process.join()
     shutil.copytree(entry.path, store.root / ".damaged" / "decode-x")
     (store.root / ".tmp" / f"convert-{entry.key}").mkdir()
-    found = rubbish(store, older_than=DAY)
+    found = find_leftovers(store, older_than=DAY)
     assert [path.parent.name for path in found] == [".damaged", ".tmp"]
-    sweep(store, rubbish(store, older_than=0))
+    remove_leftovers(store, find_leftovers(store, older_than=0))
     for folder in (".tmp", ".damaged", ".locks"):
         assert not list((store.root / folder).iterdir())
     assert store.find("denoise", entry.key)
 
 
-def test_a_gc_that_is_killed_loses_only_what_it_removes(store: Store) -> None:
-    made = [store.obtain(recipe(number), fill(number)) for number in range(4)]
+def test_a_killed_gc_loses_only_entries_it_removes(store: Store) -> None:
+    made = [store.get_or_create(recipe(number), fill(number)) for number in range(4)]
     plan = Plan(store, Limits(max_bytes=0))
     removed = plan.removed[:2]
     scratch = store.root / ".tmp" / ("a" * 32)
     scratch.mkdir(parents=True)
     for row in removed:
-        (store.root / row.place).rename(scratch / row.key)
+        (store.root / row.id).rename(scratch / row.key)
     scratch.with_suffix(".lock").touch()
     again = Store(store.root)
     left = [entry for entry in made if again.find("denoise", entry.key)]
     assert len(left) == 2
-    again.obtain(recipe(9), fill(9))
+    again.get_or_create(recipe(9), fill(9))
     assert not list((store.root / ".tmp").iterdir())

@@ -20,7 +20,7 @@ from tests.workshop import Models, inside
 from wanpipe.checkpoints.detect import detect
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import ModelConfig, Quantization, read_model_config
-from wanpipe.runtime.documents import decode, encode, plain
+from wanpipe.runtime.documents import decode, encode, to_builtins
 from wanpipe.store.keys import canonical, key_of
 from wanpipe.weights.convert import Options, convert, material_of_model
 from wanpipe.weights.model import open_model
@@ -99,7 +99,7 @@ def test_key_material_is_that_of_0_1_0(name: str) -> None:
     material = material_of_model(config, Options(text_encoder=eight))
     assert key_of(material) == WRITTEN[name][1]
     defaults = json.loads(written(name))["defaults"]
-    assert canonical(plain(config.defaults)) == canonical(defaults)
+    assert canonical(to_builtins(config.defaults)) == canonical(defaults)
     assert Options().to_json() == {"dtype": "bfloat16", "quantization": None}
     assert Options(quantization=FOUR).to_json() == {
         "dtype": "bfloat16",

@@ -14,10 +14,10 @@ from unittest.mock import patch
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.store.shelf import arrays, fill, forbidden, step_recipe, text
+from tests.store.builders import arrays, fill, forbidden, step_recipe, text
 from wanpipe.cache.archive import export, import_
 from wanpipe.cache.gc import Limits, Plan, remove
-from wanpipe.cache.verify import damaged
+from wanpipe.cache.verify import find_damaged
 from wanpipe.errors import StoreError
 from wanpipe.store import Draft, Entry, Store
 
@@ -40,7 +40,7 @@ class Cache(RuleBasedStateMachine):
         self.words = text(elsewhere)
         self.expected: dict[int, dict[str, bytes]] = {}
         for number in range(5):
-            entry = elsewhere.obtain(self.recipe(number), fill(number))
+            entry = elsewhere.get_or_create(self.recipe(number), fill(number))
             self.expected[number] = arrays(entry)
             export([entry], self.folder / f"{number}.zip", elsewhere)
         self.there: set[int] = set()
@@ -52,14 +52,17 @@ class Cache(RuleBasedStateMachine):
         return step_recipe(self.words, 0, None, seed=number)
 
     @rule(number=numbers)
-    def obtain(self, number: int) -> None:
+    def get_or_create(self, number: int) -> None:
         fills = forbidden if number in self.there else fill(number)
-        assert arrays(Store(self.root).obtain(self.recipe(number), fills)) == self.expected[number]
+        assert (
+            arrays(Store(self.root).get_or_create(self.recipe(number), fills))
+            == self.expected[number]
+        )
         self.there.add(number)
 
     @rule(number=numbers)
     def force(self, number: int) -> None:
-        entry = Store(self.root, force=True).obtain(self.recipe(number), fill(number))
+        entry = Store(self.root, force=True).get_or_create(self.recipe(number), fill(number))
         assert arrays(entry) == self.expected[number]
         self.there.add(number)
 
@@ -71,7 +74,7 @@ class Cache(RuleBasedStateMachine):
 
         store = Store(self.root, force=forced)
         try:
-            store.obtain(self.recipe(number), failing)
+            store.get_or_create(self.recipe(number), failing)
         except StoreError as error:
             assert str(error) == "the disk is gone"
         else:
@@ -81,7 +84,7 @@ class Cache(RuleBasedStateMachine):
     @rule(number=numbers, moment=strategies.integers(0, 40), forced=strategies.booleans())
     def kill_at_work(self, number: int, moment: int, forced: bool) -> None:
         store = Store(self.root, force=forced)
-        killed = self.kill(moment, lambda: store.obtain(self.recipe(number), fill(number)))
+        killed = self.kill(moment, lambda: store.get_or_create(self.recipe(number), fill(number)))
         if not killed or Store(self.root).has("denoise", self.recipe(number).key):
             self.there.add(number)
 
@@ -148,7 +151,7 @@ class Cache(RuleBasedStateMachine):
     @invariant()
     def everything_is_there_and_sound(self) -> None:
         store = Store(self.root)
-        assert list(damaged(store)) == []
+        assert list(find_damaged(store)) == []
         for number in self.there:
             entry = store.peek("denoise", self.recipe(number).key)
             assert isinstance(entry, Entry), number
@@ -159,7 +162,7 @@ class Cache(RuleBasedStateMachine):
     @invariant()
     def the_next_process_leaves_nothing_of_the_dead(self) -> None:
         if (self.root / ".tmp").is_dir():
-            Store(self.root).sweep()
+            Store(self.root).remove_stale_drafts()
             assert not list((self.root / ".tmp").iterdir())
 
 

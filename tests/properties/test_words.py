@@ -25,7 +25,7 @@ def test_a_whole_size_is_read_exactly(
 ) -> None:
     letter, power = unit
     binary = binary and bool(letter)
-    size = units.read_size(f"{count}{blank}{letter}{'iB' if binary else 'B'}")
+    size = units.parse_size(f"{count}{blank}{letter}{'iB' if binary else 'B'}")
     assert size == count * (1024 if binary else 1000) ** power
 
 
@@ -33,30 +33,32 @@ def test_a_whole_size_is_read_exactly(
 @given(st.decimals(0, 10**6, places=3), UNITS)
 def test_a_fractional_size_is_rounded_down_to_bytes(number: object, unit: tuple[str, int]) -> None:
     exact = Fraction(str(number)) * 1000 ** unit[1]
-    assert units.read_size(f"{number}{unit[0]}") == int(exact)
+    assert units.parse_size(f"{number}{unit[0]}") == int(exact)
 
 
 @repeatable
 @given(BYTES)
 def test_a_formatted_size_is_read_back_to_three_digits(size: int) -> None:
-    text = units.amount(size, "B")
+    text = units.format_si(size, "B")
     assert "e" not in text and len(text.split()[0]) <= 6
-    assert abs(units.read_size(text) - size) <= 0.005 * size + 0.5
+    assert abs(units.parse_size(text) - size) <= 0.005 * size + 0.5
 
 
 @repeatable
 @given(BYTES, BYTES)
 def test_formatting_keeps_the_order_of_sizes(one: int, other: int) -> None:
     low, high = sorted([one, other])
-    assert units.read_size(units.amount(low, "B")) <= units.read_size(units.amount(high, "B"))
+    assert units.parse_size(units.format_si(low, "B")) <= units.parse_size(
+        units.format_si(high, "B")
+    )
 
 
 @repeatable
 @given(st.integers(0, 10**6), st.sampled_from("mhdw"))
 def test_an_age_is_parsed_and_formatted(count: int, unit: str) -> None:
-    seconds = units.read_age(f"{count}{unit}")
+    seconds = units.parse_age(f"{count}{unit}")
     assert seconds == count * {"m": 60, "h": 3600, "d": 86400, "w": 604800}[unit]
-    number, name = units.age(seconds).split()
+    number, name = units.format_age(seconds).split()
     length = {"s": 1, "min": 60, "h": 3600, "d": 86400}[name]
     assert 0 <= seconds - int(number) * length < length
 
@@ -64,7 +66,7 @@ def test_an_age_is_parsed_and_formatted(count: int, unit: str) -> None:
 @repeatable
 @given(st.text(max_size=12) | st.text("0123456789.kMGTiBmhdw -", max_size=12))
 def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
-    for read in (units.read_size, units.read_age):
+    for read in (units.parse_size, units.parse_age):
         try:
             assert read(text) >= 0
         except UsageError as error:
@@ -79,12 +81,12 @@ def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
 def test_the_time_of_a_record_is_read_back_in_any_time_zone(time: datetime, minutes: int) -> None:
     moment = time.replace(tzinfo=UTC)
     there = moment.astimezone(timezone(timedelta(minutes=minutes)))
-    assert units.seconds_of(there.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
-    assert units.seconds_of(time.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
+    assert units.parse_timestamp(there.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
+    assert units.parse_timestamp(time.isoformat()) == pytest.approx(moment.timestamp(), abs=1e-5)
 
 
 @repeatable
 @given(st.text(), st.integers(1, 40))
 def test_a_quoted_prompt_is_one_printable_line(prompt: str, length: int) -> None:
-    shown = units.quoted(prompt, length)
+    shown = units.quote(prompt, length)
     assert shown.isprintable() and len(shown) <= length + 2

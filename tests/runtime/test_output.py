@@ -11,7 +11,7 @@ import pytest
 
 from wanpipe.errors import UsageError
 from wanpipe.runtime import output
-from wanpipe.runtime.output import placing, try_out
+from wanpipe.runtime.output import check_writable, replace_output
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,12 +21,12 @@ def names(folder: Path) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    with placing(path) as draft:
+    with replace_output(path) as draft:
         draft.write_text(text)
 
 
 def write_folder(path: Path, count: int, text: str) -> None:
-    with placing(path) as draft:
+    with replace_output(path) as draft:
         draft.mkdir()
         for number in range(count):
             (draft / str(number)).write_text(text)
@@ -72,17 +72,17 @@ def test_what_is_there_stays_where_the_check_refuses_it(tmp_path: Path) -> None:
     def refuse() -> None:
         raise UsageError("keep it")
 
-    with pytest.raises(UsageError), placing(tmp_path / "film", refuse) as draft:
+    with pytest.raises(UsageError), replace_output(tmp_path / "film", refuse) as draft:
         draft.write_text("new")
     assert (tmp_path / "film").read_text() == "old"
     assert names(tmp_path) == ["film"]
 
 
 def test_trying_out_leaves_nothing(tmp_path: Path) -> None:
-    try_out(tmp_path / "film.mp4")
+    check_writable(tmp_path / "film.mp4")
     assert not names(tmp_path)
     with pytest.raises(OSError):
-        try_out(Path("/proc/film.mp4"))
+        check_writable(Path("/proc/film.mp4"))
 
 
 def python(code: str, cwd: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -99,8 +99,8 @@ def python(code: str, cwd: Path, *arguments: object) -> "subprocess.CompletedPro
 KILLED = """
 import os, signal
 from pathlib import Path
-from wanpipe.runtime.output import placing
-with placing(Path("film.mp4")) as draft:
+from wanpipe.runtime.output import replace_output
+with replace_output(Path("film.mp4")) as draft:
     draft.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -116,7 +116,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 
 
 def test_a_draft_of_a_living_process_stays(tmp_path: Path) -> None:
-    with placing(tmp_path / "slow") as slow:
+    with replace_output(tmp_path / "slow") as slow:
         slow.write_text("slow")
         write(tmp_path / "fast", "fast")
         assert slow.read_text() == "slow"
@@ -132,7 +132,7 @@ def test_a_file_system_without_locks_is_written_all_the_same(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with placing(tmp_path / "slow") as slow:
+    with replace_output(tmp_path / "slow") as slow:
         slow.write_text("slow")
         write(tmp_path / "fast", "fast")
     assert names(tmp_path) == ["fast", "slow"]
@@ -143,13 +143,13 @@ def test_many_write_the_same_folder_and_the_last_one_stays_whole(
     exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchanges:
-        monkeypatch.setattr(output, "exchange", no_exchange)
+        monkeypatch.setattr(output, "rename_exchange", no_exchange)
     for _ in range(5):
         ready, failed = threading.Barrier(6), []
 
         def one(text: str, ready: threading.Barrier, failed: list[BaseException]) -> None:
             try:
-                with placing(tmp_path / "frames") as draft:
+                with replace_output(tmp_path / "frames") as draft:
                     draft.mkdir()
                     for number in range(3):
                         (draft / str(number)).write_text(text)
@@ -182,14 +182,14 @@ def refuse(*_):
     raise OSError(errno.ENOSYS, "no exchange")
 
 def write(text):
-    with output.placing(Path("frames")) as draft:
+    with output.replace_output(Path("frames")) as draft:
         draft.mkdir()
         for number in range(3):
             (draft / str(number)).write_text(text)
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym"}
 if sys.argv[1] == "two steps":
-    output.exchange = refuse
+    output.rename_exchange = refuse
 at = 0
 while True:
     shutil.rmtree("frames", ignore_errors=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.workshop import SMALL, Models, Place
-from wanpipe.cache.verify import damaged
+from wanpipe.cache.verify import find_damaged
 from wanpipe.store import Store
 
 pytest_plugins = ["tests.workshop"]
@@ -103,7 +103,7 @@ def test_paths_that_are_not_utf8_work_throughout(place: Place, models: Models) -
     encoded = next((place.root / "c\udce9" / "encode-image").iterdir())
     assert place.entry(encoded).made.image == r"caf\udce9.png"
     assert place.do("show", film).paths[0] == "video"
-    assert not list(damaged(Store(place.root / "c\udce9")))
+    assert not list(find_damaged(Store(place.root / "c\udce9")))
 
 
 def test_a_model_at_a_path_that_is_not_utf8_is_refused(place: Place) -> None:

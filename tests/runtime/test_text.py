@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties import repeatable
-from wanpipe.runtime.text import error_line, plain, storable, to_json, wants_json
+from wanpipe.runtime.text import error_line, printable, storable, to_json, wants_json
 
 # ESC and BEL, DEL, an 8-bit CSI, marks of direction, an invisible blank, a byte of a file name
 HOSTILE = "\x1b]0;x\x07\x7f\x9b31m\u202e\u2066\u200f\u2028\ufeff\U000e0041\udcff"
 
 
 def test_what_controls_a_terminal_becomes_visible() -> None:
-    assert plain("a\x1b[31mb\u202ec\x9bd") == r"a\x1b[31mb\u202ec\x9bd"
-    assert plain("a\nb\tc\u2028d") == "a b c d"
-    assert plain("一只猫 🐈 é") == "一只猫 🐈 é"
+    assert printable("a\x1b[31mb\u202ec\x9bd") == r"a\x1b[31mb\u202ec\x9bd"
+    assert printable("a\nb\tc\u2028d") == "a b c d"
+    assert printable("一只猫 🐈 é") == "一只猫 🐈 é"
 
 
 @pytest.mark.parametrize("letter", HOSTILE)
@@ -30,7 +30,7 @@ def test_json_escapes_what_is_not_printable(letter: str) -> None:
 @repeatable
 @given(st.text())
 def test_every_text_is_printable_in_both_forms(text: str) -> None:
-    assert plain(text).isprintable()
+    assert printable(text).isprintable()
     assert to_json(text).isprintable() and json.loads(to_json(text)) == text
     assert error_line(text, as_json=False).isprintable()
     assert error_line(text, as_json=True).isprintable()

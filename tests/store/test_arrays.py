@@ -39,7 +39,7 @@ def written(folder: Path, stage: str, name: str, shape: tuple[int, ...]) -> tupl
 
 
 @pytest.mark.parametrize(("stage", "name", "shape"), CASES)
-def test_what_is_written_is_read_and_is_as_declared(
+def test_a_written_array_is_as_declared(
     stage: str, name: str, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     path, numbers = written(tmp_path / "x", stage, name, shape)
@@ -50,7 +50,7 @@ def test_what_is_written_is_read_and_is_as_declared(
     assert sorted(file.name for file in path.glob("c.*")) == document.files
 
 
-def test_a_chunk_of_zeros_is_a_file_too(tmp_path: Path) -> None:
+def test_a_chunk_of_zeros_is_a_file(tmp_path: Path) -> None:
     path, _ = written(tmp_path / "x", "decode", "frames", (9, 6, 4, 3))
     array = zarr.open_array(str(path), mode="r+", config={"write_empty_chunks": True})
     declared = STAGES["decode"].array("frames")
@@ -100,7 +100,7 @@ def test_metadata_that_wanpipe_does_not_write_are_refused(
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "3", "{}", "", "[" * 9999])
-def test_what_is_no_document_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_document_is_refused(text: str, tmp_path: Path) -> None:
     path, _ = written(tmp_path / "x", "denoise", "latent", (4, 2, 3, 5))
     (path / "zarr.json").write_text(text)
     with pytest.raises(DamageError):
@@ -124,9 +124,7 @@ def sealed(packed: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 139, 141, 1 << 20, 1 << 33])
-def test_a_chunk_that_says_another_size_is_refused_before_it_is_decoded(
-    size: int, tmp_path: Path
-) -> None:
+def test_a_chunk_of_a_wrong_size_is_refused_before_it_is_decoded(size: int, tmp_path: Path) -> None:
     path, _ = written(tmp_path / "x", "encode-text", "prompt", (7, 5))
     packed = (path / "c.0.0").read_bytes()[:-4]
     assert content_size(packed) == read_metadata(path).chunk_bytes == 140
@@ -137,7 +135,7 @@ def test_a_chunk_that_says_another_size_is_refused_before_it_is_decoded(
         list(read_blocks(path))
 
 
-def test_a_chunk_that_unfolds_to_more_than_memory_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     path, _ = written(tmp_path / "x", "encode-text", "prompt", (7, 5))
     document = json.loads((path / "zarr.json").read_bytes())
     document["shape"] = document["chunk_grid"]["configuration"]["chunk_shape"] = [1 << 24, 8]

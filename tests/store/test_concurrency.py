@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.shelf import Heard, arrays, fill, recipe
+from tests.store.builders import RecordingReport, arrays, fill, recipe
 from wanpipe.store import Draft, Entry, Publisher, Store
 from wanpipe.store.entry import read_entry
 
@@ -34,7 +34,7 @@ class Unlocked(Store):
 
 
 def work(kind: type[Store], root: Path, numbers: list[int], results, barrier) -> None:
-    store = kind(root, Heard())
+    store = kind(root, RecordingReport())
 
     def slowly(number: int):
         def write(draft: Draft) -> dict:
@@ -44,7 +44,9 @@ def work(kind: type[Store], root: Path, numbers: list[int], results, barrier) ->
         return write
 
     barrier.wait()
-    found = {number: arrays(store.obtain(recipe(number), slowly(number))) for number in numbers}
+    found = {
+        number: arrays(store.get_or_create(recipe(number), slowly(number))) for number in numbers
+    }
     results.put((found, store.report.count("computed")))
 
 
@@ -65,7 +67,9 @@ def together(kind: type[Store], root: Path, orders: list[list[int]]) -> tuple[li
 
 def expected(root: Path, count: int) -> dict[int, dict[str, bytes]]:
     alone = Store(root)
-    return {number: arrays(alone.obtain(recipe(number), fill(number))) for number in range(count)}
+    return {
+        number: arrays(alone.get_or_create(recipe(number), fill(number))) for number in range(count)
+    }
 
 
 def check_clean(root: Path) -> None:
@@ -99,10 +103,10 @@ def hold(root: Path, started) -> None:
         time.sleep(600)
         return {}
 
-    Store(root).obtain(recipe(), forever)
+    Store(root).get_or_create(recipe(), forever)
 
 
-def test_a_process_killed_in_its_work_leaves_no_lock(tmp_path: Path) -> None:
+def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     started = server.Event()
     process = server.Process(target=hold, args=(tmp_path, started))
     process.start()
@@ -110,9 +114,9 @@ def test_a_process_killed_in_its_work_leaves_no_lock(tmp_path: Path) -> None:
     assert process.pid
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    store = Store(tmp_path, Heard())
+    store = Store(tmp_path, RecordingReport())
     assert not store.has("denoise", recipe().key)
-    assert store.obtain(recipe(), fill())
+    assert store.get_or_create(recipe(), fill())
     assert not store.report.remarks, "waited for a dead process"
     check_clean(tmp_path)
 
@@ -121,11 +125,11 @@ def race(root: Path, number: int, barrier) -> None:
     store = Store(root)
     barrier.wait()
     for turn in range(10):
-        (store if turn % 2 else Store(root, force=True)).obtain(recipe(), fill())
+        (store if turn % 2 else Store(root, force=True)).get_or_create(recipe(), fill())
 
 
-def test_forced_and_plain_makers_never_see_half_an_entry(tmp_path: Path) -> None:
-    Store(tmp_path).obtain(recipe(), fill())
+def test_readers_never_see_half_an_entry_during_force(tmp_path: Path) -> None:
+    Store(tmp_path).get_or_create(recipe(), fill())
     barrier = server.Barrier(4)
     processes = [server.Process(target=race, args=(tmp_path, n, barrier)) for n in range(4)]
     for process in processes:
@@ -151,14 +155,14 @@ def test_kills_at_any_moment_lose_nothing(kills: int, tmp_path: Path) -> None:
         assert all(sound(tmp_path / "denoise" / key) for key in there)
         assert set(seen) <= there
         seen.update(there)
-    Store(tmp_path).obtain(recipe(999), fill())
+    Store(tmp_path).get_or_create(recipe(999), fill())
     assert not list((tmp_path / ".tmp").iterdir())
 
 
 def publish_many(root: Path, count: int) -> None:
     with Publisher(Store(root)) as behind:
         for number in range(count):
-            behind.obtain(recipe(number), fill(number))
+            behind.get_or_create(recipe(number), fill(number))
 
 
 def sound(path: Path) -> Entry:

@@ -11,7 +11,7 @@ import pytest
 import xxhash
 import zarr
 
-from tests.store.shelf import arrays, fill, frames, recipe
+from tests.store.builders import arrays, fill, frames, recipe
 from wanpipe.errors import StoreError, WanpipeError
 from wanpipe.store import DamageError, Draft, Entry, Store
 from wanpipe.store.entry import read_entry, seal_of
@@ -20,7 +20,7 @@ from wanpipe.store.schema import STAGES
 
 @pytest.fixture
 def entry(tmp_path: Path) -> Entry:
-    return Store(tmp_path / "cache").obtain(recipe(), fill())
+    return Store(tmp_path / "cache").get_or_create(recipe(), fill())
 
 
 def draft_of(path: Path, stage: str = "denoise") -> Draft:
@@ -39,7 +39,7 @@ def test_zarr_alone_shows_everything(entry: Entry) -> None:
     assert latent.dtype == np.float32
     assert latent.chunks == latent.shape
     assert (record["stage"], record["key"]) == ("denoise", entry.key)
-    assert record["material"] == recipe().whole
+    assert record["material"] == recipe().material_dict
     digest = xxhash.xxh3_128_hexdigest(latent[...].tobytes())
     assert record["digest"]["latent"] == digest
     assert set(record["digest"]) == {"latent", "x0", "solver/sample"}
@@ -98,7 +98,7 @@ def says(data: bytes) -> object:
 
 
 @pytest.mark.parametrize("name", entry_files())
-def test_one_flipped_byte_anywhere_is_noticed(name: str, entry: Entry) -> None:
+def test_a_changed_byte_in_any_file_is_damage(name: str, entry: Entry) -> None:
     file = entry.path / name
     data = file.read_bytes()
     file.chmod(0o644)
@@ -112,7 +112,7 @@ def test_one_flipped_byte_anywhere_is_noticed(name: str, entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("name", entry_files())
-def test_a_missing_or_cut_file_is_noticed(name: str, entry: Entry) -> None:
+def test_a_missing_or_truncated_file_is_damage(name: str, entry: Entry) -> None:
     file = entry.path / name
     data = file.read_bytes()
     file.unlink()
@@ -121,15 +121,15 @@ def test_a_missing_or_cut_file_is_noticed(name: str, entry: Entry) -> None:
     assert not is_sound(entry.path)
 
 
-def test_the_arrays_of_another_entry_are_noticed(entry: Entry, tmp_path: Path) -> None:
-    other = Store(tmp_path / "cache").obtain(recipe(1), fill(1))
+def test_the_arrays_of_another_entry_are_damage(entry: Entry, tmp_path: Path) -> None:
+    other = Store(tmp_path / "cache").get_or_create(recipe(1), fill(1))
     shutil.rmtree(entry.path / "latent")
     shutil.copytree(other.path / "latent", entry.path / "latent")
     with pytest.raises(DamageError, match="latent does not have the digest"):
         read_entry(entry.path).verify()
 
 
-def test_an_entry_under_another_key_is_noticed(entry: Entry) -> None:
+def test_an_entry_under_another_key_is_damage(entry: Entry) -> None:
     moved = entry.path.rename(entry.path.with_name("f" * 32))
     with pytest.raises(DamageError, match="not those it was published with"):
         read_entry(moved)
@@ -172,15 +172,15 @@ def test_a_video_of_one_color_in_each_channel_is_refused(
     blocks = [array[start : start + size] for start in range(0, len(array), size)]
     with (
         pytest.raises(WanpipeError, match=f"{name} is constant in every channel"),
-        draft_of(tmp_path / "draft", stage).stream(name, array.shape) as sink,
+        draft_of(tmp_path / "draft", stage).stream(name, array.shape) as writer,
     ):
         for block in blocks:
-            sink.append(block)
+            writer.append(block)
     changed = array.copy()
     changed[-1, -1, -1, -1] += 1  # one pixel of one channel
-    with draft_of(tmp_path / "other", stage).stream(name, array.shape) as sink:
+    with draft_of(tmp_path / "other", stage).stream(name, array.shape) as writer:
         for start in range(0, len(array), size):
-            sink.append(changed[start : start + size])
+            writer.append(changed[start : start + size])
 
 
 @pytest.mark.parametrize(
@@ -208,24 +208,24 @@ def test_blocks_that_come_in_any_size_make_the_same_array(tmp_path: Path) -> Non
     assert set(digests) == {xxhash.xxh3_128_hexdigest(array.tobytes())}
 
 
-def test_whole_arrays_wait_in_memory_until_the_draft_is_sealed(tmp_path: Path) -> None:
+def test_arrays_stay_in_memory_until_the_draft_is_sealed(tmp_path: Path) -> None:
     draft = draft_of(tmp_path / "draft")
     fill()(draft)
     assert not list(draft.path.iterdir())
     seal(draft)
-    assert not draft.waiting
+    assert not draft.pending
     assert {path.name for path in draft.path.iterdir()} == {"latent", "x0", "solver", "zarr.json"}
 
 
 def test_blocks_are_read_a_chunk_at_a_time(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    entry = frames(store, store.obtain(recipe(), fill()))
+    entry = frames(store, store.get_or_create(recipe(), fill()))
     assert [len(block) for block in entry.blocks("frames")] == [4, 4, 1]
     assert entry.read("frames").shape == entry.shape("frames") == (9, 6, 4, 3)
 
 
 @pytest.mark.parametrize("error", [5, 13])
-def test_a_disk_that_does_not_give_an_entry_is_no_damage(
+def test_a_read_error_is_not_damage(
     error: int, entry: Entry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.open
@@ -260,7 +260,7 @@ LINKS = [
 
 
 @pytest.mark.parametrize("change", LINKS)
-def test_a_record_that_lies_is_damage_whatever_its_seal(
+def test_a_false_record_is_damage_even_with_a_valid_seal(
     change: dict[str, Any], entry: Entry
 ) -> None:
     file = entry.path / "zarr.json"
@@ -280,7 +280,7 @@ def test_a_plain_file_is_part_of_an_entry(tmp_path: Path) -> None:
         return {}
 
     store = Store(tmp_path)
-    entry = store.obtain(recipe(stage="convert"), write)
+    entry = store.get_or_create(recipe(stage="convert"), write)
     assert arrays(entry) == {}
     (entry.path / "config.json").chmod(0o644)
     (entry.path / "config.json").write_text("[]")

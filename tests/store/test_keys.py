@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.store.shelf import recipe, step_fields
-from wanpipe.runtime.documents import plain
+from tests.store.builders import recipe, step_fields
+from wanpipe.runtime.documents import to_builtins
 from wanpipe.store import key_of, keys, material
 from wanpipe.store.keys import canonical, hash_array, hash_file, is_key, is_prefix
 
@@ -32,10 +32,10 @@ def test_keys_of_objects_are_the_pinned_ones() -> None:
     assert key_of({"stage": "denoise", "sigma": 0.5}) == "612399df59f9db3ebc85ea4298ac888f"
 
 
-def test_what_is_noted_beside_the_material_changes_no_key() -> None:
-    plain = recipe()
-    noted = replace(plain, made={"time": "now"}, inputs={}, step=3, parent="f" * 32)
-    assert noted.key == plain.key
+def test_only_the_material_changes_a_key() -> None:
+    one = recipe()
+    noted = replace(one, made={"time": "now"}, inputs={}, step=3, parent="f" * 32)
+    assert noted.key == one.key
 
 
 def test_the_key_of_a_step_is_the_pinned_one() -> None:
@@ -47,12 +47,12 @@ def test_numbers_are_cast_before_they_are_hashed() -> None:
     noise = {"algorithm": "n", "seed": 0, "shape": [4, 2, 3, 5]}
     whole = material("denoise", noise=noise, text="a" * 32, **fields)
     floats = fields | {"guide_scale": 5.0, "timestep": 999.0, "loras": [["f" * 32, 1.0]]}
-    assert key_of(plain(whole)) == key_of(
+    assert key_of(to_builtins(whole)) == key_of(
         {"schema": 1, "stage": "denoise", "algorithm": 1, "noise": noise, "text": "a" * 32} | floats
     )
 
 
-def test_an_array_hashes_by_its_numbers_whatever_their_order_in_memory() -> None:
+def test_the_hash_of_an_array_does_not_depend_on_its_memory_layout() -> None:
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     assert hash_array(array) == "b22afec4d40d93bdd1ebad9ba76ba368"
     assert hash_array(np.asfortranarray(array)) == hash_array(array)
@@ -60,11 +60,11 @@ def test_an_array_hashes_by_its_numbers_whatever_their_order_in_memory() -> None
     assert hash_array(array.astype(np.float64)) != hash_array(array)
 
 
-def test_a_file_hashes_the_same_in_any_pieces(tmp_path, monkeypatch) -> None:
+def test_a_file_hashes_the_same_in_pieces_of_any_size(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_bytes(bytes(range(256)) * 10)
     told: list[tuple[int, int]] = []
     assert hash_file(tmp_path / "file") == "d7d3aba3d305d2c3ce94c58d4049e3e5"
-    monkeypatch.setattr(keys, "CHUNK", 700)
+    monkeypatch.setattr(keys, "READ_BYTES", 700)
     digest = hash_file(tmp_path / "file", lambda done, total: told.append((done, total)))
     assert digest == "d7d3aba3d305d2c3ce94c58d4049e3e5"
     assert told == [(700, 2560), (1400, 2560), (2100, 2560), (2560, 2560)]

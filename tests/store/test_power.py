@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.shelf import fill, recipe
+from tests.store.builders import fill, recipe
 from wanpipe.store import Store
 from wanpipe.store import store as module
 from wanpipe.store.entry import DamageError, read_entry
@@ -142,7 +142,7 @@ def test_power_loss_leaves_entries_whole_or_absent(
     done: list[int] = []
     with recorder.recording(monkeypatch):
         for number in range(2):
-            store.obtain(recipe(number), fill(number))
+            store.get_or_create(recipe(number), fill(number))
             done.append(len(recorder.moments))
         store.name("cat", store.path("denoise", recipe(0).key))
         named = len(recorder.moments)
@@ -162,25 +162,25 @@ def test_a_torn_file_and_unsynced_folder_are_in_the_rebuilt_disks(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: it does where the draft is not synced before the rename."""
-    monkeypatch.setattr(module, "settle", lambda path: None)
+    monkeypatch.setattr(module, "fsync_tree", lambda path: None)
     recorder = Recorder(top)
     store = Store(top / "cache")
     monkeypatch_calls = pytest.MonkeyPatch()
     with recorder.recording(monkeypatch_calls):
-        store.obtain(recipe(), fill(0))
+        store.get_or_create(recipe(), fill(0))
     assert any(broken(disk / "cache") for _, disk in disks(recorder, tmp_path / "disks"))
 
 
 @pytest.mark.slow
-def test_a_cache_goes_on_after_a_power_loss(
+def test_a_cache_works_after_a_power_loss(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(top)
     with recorder.recording(monkeypatch):
-        Store(top / "cache").obtain(recipe(), fill(0))
+        Store(top / "cache").get_or_create(recipe(), fill(0))
     for moment, disk in disks(recorder, tmp_path / "disks"):
         if moment % 5 == 0:
             for number in range(2):
-                Store(disk / "cache").obtain(recipe(number), fill(number))
+                Store(disk / "cache").get_or_create(recipe(number), fill(number))
             assert not broken(disk / "cache")
             assert not list((disk / "cache" / ".tmp").iterdir()), moment

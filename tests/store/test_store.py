@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.store.shelf import Heard, arrays, fill, fill_model, forbidden, recipe, tree
+from tests.store.builders import RecordingReport, arrays, fill, fill_model, forbidden, recipe, tree
 from wanpipe.errors import StoreError, UsageError, WanpipeError
 from wanpipe.store import Draft, Store
 
 
-def test_a_second_asking_computes_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path, Heard())
-    first = store.obtain(recipe(), fill())
-    again = store.obtain(recipe(), forbidden)
+def test_an_existing_entry_is_reused(tmp_path: Path) -> None:
+    store = Store(tmp_path, RecordingReport())
+    first = store.get_or_create(recipe(), fill())
+    again = store.get_or_create(recipe(), forbidden)
     assert arrays(again) == arrays(first)
     assert [event["event"] for event in store.report.events] == ["computed", "reused"]
 
@@ -43,30 +43,30 @@ def test_interrupted_publish_leaves_no_entry(error: type[BaseException], tmp_pat
 
     store = Store(tmp_path)
     with pytest.raises(error):
-        store.obtain(recipe(), interrupted)
+        store.get_or_create(recipe(), interrupted)
     assert not store.has("denoise", recipe().key)
     assert not list((tmp_path / ".tmp").iterdir())
-    assert store.obtain(recipe(), fill())
+    assert store.get_or_create(recipe(), fill())
 
 
-def test_what_cannot_be_right_leaves_no_entry(tmp_path: Path) -> None:
+def test_an_array_with_nan_leaves_no_entry(tmp_path: Path) -> None:
     def broken(draft: Draft) -> dict:
         draft.write("latent", np.full((1, 1, 1, 2), np.nan, np.float32))
         return {}
 
     with pytest.raises(WanpipeError, match="NaN"):
-        Store(tmp_path).obtain(recipe(), broken)
+        Store(tmp_path).get_or_create(recipe(), broken)
     assert tree(tmp_path) == {f".locks/denoise-{recipe().key}": b""}
 
 
-def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path: Path) -> None:
-    store = Store(tmp_path, Heard())
-    first = store.obtain(recipe(), fill())
+def test_a_damaged_entry_is_quarantined_and_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path, RecordingReport())
+    first = store.get_or_create(recipe(), fill())
     expected = arrays(first)
     chunk = first.path / "latent" / "c.0.0.0.0"
     chunk.chmod(0o644)
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
-    again = store.obtain(recipe(), fill())
+    again = store.get_or_create(recipe(), fill())
     assert arrays(again) == expected
     assert store.report.count("damaged") == 1
     assert "set aside" in store.report.remarks[0]
@@ -75,46 +75,46 @@ def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path: Path) -> None:
 
 def test_moving_the_cache_keeps_every_key(tmp_path: Path) -> None:
     there = Store(tmp_path / "there")
-    made = [there.obtain(recipe(number), fill(number)) for number in range(3)]
+    made = [there.get_or_create(recipe(number), fill(number)) for number in range(3)]
     expected = [arrays(entry) for entry in made]
     shutil.move(tmp_path / "there", tmp_path / "here")
     here = Store(tmp_path / "here")
-    found = [here.obtain(recipe(number), forbidden) for number in range(3)]
+    found = [here.get_or_create(recipe(number), forbidden) for number in range(3)]
     assert [arrays(entry) for entry in found] == expected
 
 
-def test_the_first_one_published_stands(tmp_path: Path) -> None:
+def test_the_entry_published_first_stays(tmp_path: Path) -> None:
     store, other = Store(tmp_path), Store(tmp_path)
 
     def overtaken(draft: Draft) -> dict:
         fill(1)(draft)
         shutil.rmtree(tmp_path / ".locks")  # as if no lock were shared
-        other.obtain(recipe(), fill(2))
+        other.get_or_create(recipe(), fill(2))
         return {}
 
-    entry = store.obtain(recipe(), overtaken)
-    fresh = Store(tmp_path / "fresh").obtain(recipe(), fill(2))
+    entry = store.get_or_create(recipe(), overtaken)
+    fresh = Store(tmp_path / "fresh").get_or_create(recipe(), fill(2))
     assert arrays(entry) == arrays(fresh)
     assert not list((tmp_path / ".tmp").iterdir())
 
 
-def test_force_makes_it_again_in_the_old_ones_place(tmp_path: Path) -> None:
-    Store(tmp_path).obtain(recipe(), fill(1))
-    forced = Store(tmp_path, force=True).obtain(recipe(), fill(2))
-    assert arrays(forced) == arrays(Store(tmp_path / "fresh").obtain(recipe(), fill(2)))
+def test_force_replaces_an_entry(tmp_path: Path) -> None:
+    Store(tmp_path).get_or_create(recipe(), fill(1))
+    forced = Store(tmp_path, force=True).get_or_create(recipe(), fill(2))
+    assert arrays(forced) == arrays(Store(tmp_path / "fresh").get_or_create(recipe(), fill(2)))
     assert not list((tmp_path / ".tmp").iterdir())
 
 
-def test_a_failing_force_keeps_the_old_one(tmp_path: Path) -> None:
-    entry = Store(tmp_path).obtain(recipe(), fill(1))
+def test_a_failing_force_keeps_the_old_entry(tmp_path: Path) -> None:
+    entry = Store(tmp_path).get_or_create(recipe(), fill(1))
     with pytest.raises(AssertionError):
-        Store(tmp_path, force=True).obtain(recipe(), forbidden)
+        Store(tmp_path, force=True).get_or_create(recipe(), forbidden)
     assert Store(tmp_path).find("denoise", entry.key)
 
 
 def test_a_reference_is_a_path_a_name_or_a_unique_prefix(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    entry = store.obtain(recipe(), fill())
+    entry = store.get_or_create(recipe(), fill())
     store.name("cat-1", entry.path)
     for reference in (str(entry.path), "cat-1", entry.key, entry.key[:6]):
         assert store.resolve(reference).key == entry.key
@@ -122,7 +122,7 @@ def test_a_reference_is_a_path_a_name_or_a_unique_prefix(tmp_path: Path) -> None
 
 def test_a_name_moves_to_the_entry_named_last(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    entries = [store.obtain(recipe(number), fill()) for number in range(2)]
+    entries = [store.get_or_create(recipe(number), fill()) for number in range(2)]
     for entry in entries:
         store.name("best", entry.path)
     assert store.resolve("best").key == entries[1].key
@@ -131,13 +131,13 @@ def test_a_name_moves_to_the_entry_named_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "abcd", "a/b", "a\0b"])
 def test_a_name_like_a_path_or_a_key_is_refused(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    entry = store.obtain(recipe(), fill())
+    entry = store.get_or_create(recipe(), fill())
     with pytest.raises(UsageError, match="a name must be"):
         store.name(name, entry.path)
 
 
 @pytest.mark.parametrize("content", ["../../etc", "decode/../..", "decode/zz", "", "\udcff"])
-def test_a_name_that_points_elsewhere_is_none(content: str, tmp_path: Path) -> None:
+def test_a_name_that_points_elsewhere_is_invalid(content: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / ".names").mkdir()
     (tmp_path / ".names" / "cat").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -156,31 +156,31 @@ def test_an_ambiguous_prefix_names_what_it_could_mean(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reference", ["abc", "0" * 32, "nothing", "../..", "a\0b", ""])
 def test_an_unknown_reference_is_one_line(reference: str, tmp_path: Path) -> None:
-    Store(tmp_path).obtain(recipe(), fill())
+    Store(tmp_path).get_or_create(recipe(), fill())
     with pytest.raises(StoreError) as caught:
         Store(tmp_path).resolve(reference)
     assert "\n" not in str(caught.value)
 
 
-def test_a_draft_of_a_killed_process_is_swept(tmp_path: Path) -> None:
+def test_a_draft_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     dead = tmp_path / ".tmp" / ("d" * 32)
     dead.mkdir(parents=True)
     (dead / "zarr.json").write_text("{}")
     dead.with_suffix(".lock").touch()
     dead.with_suffix(".since").write_text("0")
-    Store(tmp_path).obtain(recipe(), fill())
+    Store(tmp_path).get_or_create(recipe(), fill())
     assert not list((tmp_path / ".tmp").iterdir())
 
 
-def test_a_draft_of_a_living_process_is_not_swept(tmp_path: Path) -> None:
+def test_a_draft_of_a_running_process_stays(tmp_path: Path) -> None:
     def meanwhile(draft: Draft) -> dict:
-        Store(tmp_path).obtain(recipe(1), fill())
+        Store(tmp_path).get_or_create(recipe(1), fill())
         return fill()(draft)
 
-    assert Store(tmp_path).obtain(recipe(0), meanwhile)
+    assert Store(tmp_path).get_or_create(recipe(0), meanwhile)
 
 
-def test_a_resumable_draft_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_resumable_draft_is_resumed(tmp_path: Path) -> None:
     model = recipe(stage="convert", resumable=True)
 
     def first(draft: Draft) -> dict:
@@ -192,8 +192,8 @@ def test_a_resumable_draft_goes_on_where_it_was(tmp_path: Path) -> None:
         return fill_model(draft)
 
     with pytest.raises(KeyboardInterrupt):
-        Store(tmp_path).obtain(model, first)
-    assert Store(tmp_path).obtain(model, second)
+        Store(tmp_path).get_or_create(model, first)
+    assert Store(tmp_path).get_or_create(model, second)
     assert not list((tmp_path / ".tmp").iterdir())
 
 
@@ -204,7 +204,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("call", "code"), REFUSALS)
-def test_a_disk_that_refuses_is_one_line_and_leaves_nothing(
+def test_a_full_or_read_only_disk_is_one_line_and_leaves_nothing(
     call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (errno.ENOSPC, errno.EROFS) == (28, 30)
@@ -212,7 +212,7 @@ def test_a_disk_that_refuses_is_one_line_and_leaves_nothing(
         root = tmp_path / f"{call}-{moment}"
         disk = Disk(moment, call, code, root, monkeypatch)
         try:
-            Store(root).obtain(recipe(), fill())
+            Store(root).get_or_create(recipe(), fill())
         except StoreError as error:
             assert disk.refused
             words = "no space left" if code == errno.ENOSPC else "cannot be written"

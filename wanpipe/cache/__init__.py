@@ -1,1 +1,1 @@
-"""What people do with a whole cache: list, explain, verify, collect, export and plan."""
+"""Operations on a whole cache: list, explain, verify, collect, export and import."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from wanpipe.errors import StoreError
-from wanpipe.runtime.documents import plain
-from wanpipe.runtime.units import amount, clock
+from wanpipe.runtime.documents import to_builtins
+from wanpipe.runtime.units import format_duration, format_si
 from wanpipe.store import Entry, Run, Store
-from wanpipe.store.entry import record_at
-from wanpipe.store.index import size_of
+from wanpipe.store.entry import read_record
+from wanpipe.store.index import disk_usage
 from wanpipe.store.schema import ROLES
 
 Rows = Iterator[tuple[str, Any]]
@@ -39,7 +39,7 @@ def describe_settings(run: Run) -> Rows:
     """Describe the prompts, seed and settings of a run."""
     fields = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed}
     yield from ((name, value) for name, value in fields.items() if value is not None)
-    yield "settings", plain(run.settings)
+    yield "settings", to_builtins(run.settings)
 
 
 def describe_entry(entry: Entry, store: Store) -> Rows:
@@ -60,16 +60,19 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
         "fit": made.fit,
     }
     yield from ((name, value) for name, value in given.items() if value is not None)
-    for name, value in plain(entry.material).items():
+    for name, value in to_builtins(entry.material).items():
         if name not in UNSHOWN and value is not None:
             yield f"material {name}", value
     for name, numbers in made.statistics.items():
-        text = ", ".join(f"{key} {value:.4g}" for key, value in plain(numbers).items())
+        text = ", ".join(f"{key} {value:.4g}" for key, value in to_builtins(numbers).items())
         yield f"array {name}", f"{entry.shape(name)}, {text}"
-    yield "on disk", amount(size_of(entry.path), "B")
-    yield "made", f"{made.time} in {clock(made.seconds)} ({made.seconds} s) on {made.device}"
+    yield "on disk", format_si(disk_usage(entry.path), "B")
+    yield (
+        "made",
+        f"{made.time} in {format_duration(made.seconds)} ({made.seconds} s) on {made.device}",
+    )
     versions = f"wanpipe {made.wanpipe}, mlx {made.mlx}"
-    yield "made with", f"{versions}, peak {amount(made.peak_bytes, 'B')}"
+    yield "made with", f"{versions}, peak {format_si(made.peak_bytes, 'B')}"
     if made.bits_by:
         yield "bits follow from", made.bits_by
     labels = [*store.names.of(f"{entry.stage}/{entry.key}")]
@@ -110,6 +113,6 @@ def summary(entry: Entry, store: Store) -> str:
 def checkpoint_of(model: str) -> str | None:
     """Return the checkpoint that a model was converted from, if the model is a cache entry."""
     try:
-        return record_at(Path(model)).made.checkpoint
+        return read_record(Path(model)).made.checkpoint
     except StoreError:
         return None

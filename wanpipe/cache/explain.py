@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from wanpipe.errors import StoreError
-from wanpipe.runtime.documents import plain
-from wanpipe.runtime.units import quoted
-from wanpipe.store.entry import record_at
+from wanpipe.runtime.documents import to_builtins
+from wanpipe.runtime.units import quote
+from wanpipe.store.entry import read_record
 from wanpipe.store.index import Summary
 from wanpipe.store.recipe import Recipe
 from wanpipe.store.runs import Settings
-from wanpipe.store.schema import Record, metas
+from wanpipe.store.schema import Record, field_metas
 
 CANDIDATES = 1000  # entries to compare, the most similar and latest first
 # labels of the settings that define the schedule of a run, and of those that define its size
@@ -31,7 +31,7 @@ SIZE = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which two entries differ, in words."""
+    """One field in which the existing entry (`there`) and the planned one (`wanted`) differ."""
 
     what: str
     there: str
@@ -75,7 +75,7 @@ def explain(recipe: Recipe, rows: Iterable[Summary], known: Known) -> Explanatio
     best: tuple[Record, list[Difference]] | None = None
     for summary in candidates(recipe, rows):
         try:
-            record = record_at(known.root / summary.place)
+            record = read_record(known.root / summary.id)
         except StoreError:
             continue  # damaged, or being removed: reported when it is used
         found = differences(recipe, record, known)
@@ -84,29 +84,29 @@ def explain(recipe: Recipe, rows: Iterable[Summary], known: Known) -> Explanatio
     if best is None:
         return Explanation(None)
     record, found = best
-    return Explanation(record.key, same(recipe, record), tuple(found))
+    return Explanation(record.key, same_fields(recipe, record), tuple(found))
 
 
-def same(recipe: Recipe, record: Record) -> tuple[str, ...]:
+def same_fields(recipe: Recipe, record: Record) -> tuple[str, ...]:
     """Name the important fields that are the same, in words."""
-    wanted, there = recipe.whole, plain(record.material)
+    wanted, existing = recipe.material_dict, to_builtins(record.material)
     return tuple(
         meta.extra["same"]
-        for name, meta in metas(recipe.declared.material).items()
+        for name, meta in field_metas(recipe.stage_spec.material).items()
         if meta.extra and "same" in meta.extra
-        if wanted.get(name) is not None and agree(name, recipe, record, wanted, there)
+        if wanted.get(name) is not None and fields_agree(name, recipe, record, wanted, existing)
     )
 
 
-def agree(
-    name: str, recipe: Recipe, record: Record, wanted: dict[str, Any], there: dict[str, Any]
+def fields_agree(
+    name: str, recipe: Recipe, record: Record, wanted: dict[str, Any], existing: dict[str, Any]
 ) -> bool:
     """Whether two materials have the same value or the same input in a field.
 
     Values can differ for the same input: at guidance 1 a step has the key of its prompt alone.
     """
     key = recipe.inputs.get(name)
-    return wanted.get(name) == there.get(name) or (
+    return wanted.get(name) == existing.get(name) or (
         key is not None and key == record.inputs.get(name)
     )
 
@@ -124,76 +124,80 @@ def candidates(recipe: Recipe, rows: Iterable[Summary]) -> list[Summary]:
 
 def differences(recipe: Recipe, record: Record, known: Known) -> list[Difference]:
     """Return every field in which an entry differs from the recipe, important ones first."""
-    wanted, there = recipe.whole, plain(record.material)
-    fields = metas(recipe.declared.material)
+    wanted, existing = recipe.material_dict, to_builtins(record.material)
+    fields = field_metas(recipe.stage_spec.material)
     pair = (known.settings(record.key), known.planned)
     found: list[Difference] = []
     for name, meta in fields.items():
-        if agree(name, recipe, record, wanted, there):
+        if fields_agree(name, recipe, record, wanted, existing):
             continue
         grid = bool(meta.extra and meta.extra.get("grid"))
-        if name == "noise" and isinstance(there.get(name), dict) and name in wanted:
-            found += noise_words(there[name], wanted[name], settings_words(SIZE, *pair))
-        elif not grid or not (steps := settings_words(STEPS, *pair)):
-            values = there.get(name), wanted.get(name)
+        if name == "noise" and isinstance(existing.get(name), dict) and name in wanted:
+            found += noise_differences(
+                existing[name], wanted[name], settings_differences(SIZE, *pair)
+            )
+        elif not grid or not (steps := settings_differences(STEPS, *pair)):
+            values = existing.get(name), wanted.get(name)
             if name == "text":  # at guidance 1 the material has the key of the prompt alone
                 values = record.inputs.get(name, values[0]), recipe.inputs.get(name, values[1])
-            old = word(name, values[0], plain(record.made), pair[0], known)
-            new = word(name, values[1], recipe.made, pair[1], known)
+            old = format_value(name, values[0], to_builtins(record.made), pair[0], known)
+            new = format_value(name, values[1], recipe.made, pair[1], known)
             found.append(Difference(meta.title or name, old, new))
         else:
             found += [one for one in steps if one not in found]
     return found
 
 
-def settings_words(
-    names: dict[str, str], there: Settings | None, wanted: Settings | None
+def settings_differences(
+    names: dict[str, str], existing: Settings | None, wanted: Settings | None
 ) -> list[Difference]:
     """Return the named settings in which two runs differ; none if a run is unknown."""
-    if there is None or wanted is None:
+    if existing is None or wanted is None:
         return []
-    before, after = plain(there), plain(wanted)
+    before, after = to_builtins(existing), to_builtins(wanted)
     return [
-        Difference(label, brief(before[name]), brief(after[name]))
+        Difference(label, format_brief(before[name]), format_brief(after[name]))
         for name, label in names.items()
         if before[name] != after[name]
     ]
 
 
-def noise_words(
-    there: dict[str, Any], wanted: dict[str, Any], size: list[Difference]
+def noise_differences(
+    existing: dict[str, Any], wanted: dict[str, Any], size: list[Difference]
 ) -> list[Difference]:
     """Return how two start noises differ, the size in terms of the settings if they are known."""
     labels = {"algorithm": "noise", "seed": "seed", "digest": "given noise"}
     if not size:
         labels["shape"] = "size of the latent"
     return size + [
-        Difference(label, brief(there.get(name)), brief(wanted.get(name)))
+        Difference(label, format_brief(existing.get(name)), format_brief(wanted.get(name)))
         for name, label in labels.items()
-        if there.get(name) != wanted.get(name)
+        if existing.get(name) != wanted.get(name)
     ]
 
 
-def word(
+def format_value(
     name: str, value: Any, made: dict[str, Any], settings: Settings | None, known: Known
 ) -> str:
     """Format a value of the material: prompts replace token ids and keys of texts."""
     if name == "text" and isinstance(value, str):
         prompt = known.prompts(value)
-        return value[:8] if prompt is None else quoted(prompt)
-    noted = {"prompt": "prompt", "negative": "negative_prompt"}.get(name)
-    if noted in made:
-        return quoted(made[noted])
+        return value[:8] if prompt is None else quote(prompt)
+    field = {"prompt": "prompt", "negative": "negative_prompt"}.get(name)
+    if field in made:
+        return quote(made[field])
     if name == "loras" and isinstance(value, list):
         names = {lora.hash: lora.name for lora in settings.loras} if settings else {}
-        told = [f"{names.get(digest, brief(digest))} {strength}" for digest, strength in value]
-        return " + ".join(told) or "none"
+        parts = [
+            f"{names.get(digest, format_brief(digest))} {strength}" for digest, strength in value
+        ]
+        return " + ".join(parts) or "none"
     if name == "step_cache" and isinstance(value, dict):
         return f"{value['threshold']:g} ({value['since']} steps after a reset)"
-    return brief(value)
+    return format_brief(value)
 
 
-def brief(value: Any) -> str:
+def format_brief(value: Any) -> str:
     """Format a value briefly: keys and hashes have eight digits."""
     if value is None:
         return "none"

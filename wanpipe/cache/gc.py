@@ -1,8 +1,8 @@
-"""Keeps a cache small: chooses what to remove, least useful first, and removes it.
+"""Garbage collection: selects the least useful entries and removes them.
 
-Order: decoded frames, interior steps, ends of runs, images, texts, and converted models only when
-asked; within each the least recently used first. Named, pinned and used entries stay, and what a
-remaining step was made from stays with it, so that it can still be finished.
+Order: decoded frames, interior steps, last steps of runs, images, texts, and converted models only
+on request; within each the least recently used first. Entries that are named, pinned or in use
+stay, and so do the inputs of remaining steps, which can still be resumed.
 """
 
 import shutil
@@ -16,11 +16,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime.disk import translated
+from wanpipe.runtime.disk import store_errors
 from wanpipe.store.index import Summary
 from wanpipe.store.keys import is_key
 from wanpipe.store.schema import INTERIOR_RANK, STAGES
-from wanpipe.store.scratch import is_free, remove_scratch
+from wanpipe.store.scratch import is_unlocked, remove_scratch
 from wanpipe.store.store import Store
 
 CLOCK_SKEW = 60.0  # seconds by which the clocks of two machines on one folder may differ
@@ -28,10 +28,10 @@ CLOCK_SKEW = 60.0  # seconds by which the clocks of two machines on one folder m
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is wanted of a cache: bytes in all, seconds since the last use, steps of a run to keep.
+    """Limits of a cache: bytes in all, seconds since the last use, steps of a run to keep.
 
-    `every` keeps every N-th interior step, 0 none of them, None all. `models` says that converted
-    models may go too.
+    `every` keeps every N-th interior step, 0 none of them, None all. With `models` converted models
+    may be removed too.
     """
 
     max_bytes: int | None = None
@@ -40,8 +40,8 @@ class Limits:
     models: bool = False
 
 
-def read_keep_steps(text: str) -> int:
-    """Read --keep-steps: "last" as 0, "every:N" as N. Raises UsageError."""
+def parse_keep_steps(text: str) -> int:
+    """Parse --keep-steps: "last" as 0, "every:N" as N. Raises UsageError."""
     if text == "last":
         return 0
     kind, _, number = text.partition(":")
@@ -51,20 +51,20 @@ def read_keep_steps(text: str) -> int:
 
 
 class Plan:
-    """What would be removed from a store (`removed`, in order), and what stays (`left`)."""
+    """The entries that gc removes from a store (`removed`, in order) and keeps (`left`)."""
 
     def __init__(self, store: Store, limits: Limits, now: float | None = None) -> None:
         rows = store.index.read().values()
-        self.left = {row.place: row for row in rows if row.readable}
-        self.used = {place: last_use(store.root / place) for place in self.left}
+        self.left = {row.id: row for row in rows if row.readable}
+        self.used = {entry_id: last_use(store.root / entry_id) for entry_id in self.left}
         self.kept = protected(store, self.used)
         self.models = limits.models
         parents = {row.parent for row in self.left.values()}
-        self.interior = {row.place for row in self.left.values() if row.key in parents}
-        self.asked: dict[str, set[str]] = {}  # texts and images of the runs of each step
+        self.interior = {row.id for row in self.left.values() if row.key in parents}
+        self.run_inputs: dict[str, set[str]] = {}  # texts and images of the runs of each step
         for run in store.runs.all():
             for key in run.steps:
-                self.asked.setdefault(key, set()).update(run.inputs.values())
+                self.run_inputs.setdefault(key, set()).update(run.inputs.values())
         self.needed = Counter(key for row in self.left.values() for key in self.needs(row))
         self.removed: list[Summary] = []
         if limits.every is not None:
@@ -80,55 +80,55 @@ class Plan:
         return sum(row.bytes for row in self.left.values())
 
     def thin(self, every: int) -> None:
-        """Take interior steps, but every N-th."""
+        """Select interior steps except every N-th."""
         for row in self.free():
             kept = every and row.step is not None and (row.step + 1) % every == 0
-            if row.place in self.interior and not kept:
-                self.take(row)
+            if row.id in self.interior and not kept:
+                self.select(row)
 
-    def expire(self, moment: float) -> None:
-        """Take what was last used before a moment."""
+    def expire(self, cutoff: float) -> None:
+        """Select entries last used before `cutoff`."""
         for row in self.free():
-            if self.used[row.place] < moment:
-                self.take(row)
+            if self.used[row.id] < cutoff:
+                self.select(row)
 
-    def shrink(self, most: int) -> None:
-        """Take entries until no more than so many bytes are left."""
+    def shrink(self, max_bytes: int) -> None:
+        """Select entries until at most `max_bytes` are left."""
         left = self.bytes_left
         for row in self.free():
-            if left <= most:
+            if left <= max_bytes:
                 break
-            self.take(row)
+            self.select(row)
             left -= row.bytes
 
     def free(self) -> Iterator[Summary]:
-        """Entries that may go, in order; what only they need comes after them."""
+        """Yield the removable entries in order; an entry comes after those that need it."""
         for row in sorted(self.left.values(), key=self.order):
-            asked = self.models or row.stage != "convert"
-            if asked and row.place not in self.kept and not self.needed[row.key]:
+            removable = self.models or row.stage != "convert"
+            if removable and row.id not in self.kept and not self.needed[row.key]:
                 yield row
 
-    def take(self, row: Summary) -> None:
-        """Choose one entry to remove."""
-        del self.left[row.place]
+    def select(self, row: Summary) -> None:
+        """Select one entry for removal."""
+        del self.left[row.id]
         self.removed.append(row)
         self.needed.subtract(self.needs(row))
 
     def needs(self, row: Summary) -> Iterable[str]:
-        """Keys without which a step could not be continued in any of its runs."""
+        """Return the keys of the inputs that a step needs to be resumed in its runs."""
         if row.stage != "denoise":
             return ()
-        return self.asked.get(row.key, set()) | set(row.inputs.values())
+        return self.run_inputs.get(row.key, set()) | set(row.inputs.values())
 
     def order(self, row: Summary) -> tuple[int, float, int, str]:
-        """How soon an entry goes: by rank, by last use, later steps before earlier ones."""
-        rank = INTERIOR_RANK if row.place in self.interior else STAGES[row.stage].rank
-        return rank, self.used[row.place], -(row.step or 0), row.key
+        """Return a sort key: by rank, by last use, later steps before earlier ones."""
+        rank = INTERIOR_RANK if row.id in self.interior else STAGES[row.stage].gc_rank
+        return rank, self.used[row.id], -(row.step or 0), row.key
 
 
-def forgotten(store: Store, left: Iterable[Summary]) -> list[str]:
-    """Keys of the runs of which no step and no frames are left, and that no process at work may
-    have just begun.
+def unreferenced_runs(store: Store, left: Iterable[Summary]) -> list[str]:
+    """Return the keys of runs without steps or frames, unless a running process may have just
+    started them.
     """
     keys = {row.key for row in left} | {key for row in left for key in row.inputs.values()}
     since, found = in_use_since(store.root), []
@@ -140,26 +140,28 @@ def forgotten(store: Store, left: Iterable[Summary]) -> list[str]:
 
 
 def protected(store: Store, used: dict[str, float]) -> set[str]:
-    """Entries that have a name or a pin, or were used since a process that is at work began."""
+    """Return the entries that have a name or a pin, or may be in use by a running process."""
     since = in_use_since(store.root)
-    labelled = {*store.names.all().values(), *store.pins.all().values()}
-    return labelled | {place for place, moment in used.items() if moment >= since}
+    named = {*store.names.all().values(), *store.pins.all().values()}
+    return named | {entry_id for entry_id, cutoff in used.items() if cutoff >= since}
 
 
 def in_use_since(root: Path, besides: Path | None = None) -> float:
-    """When the first of the processes now at work on a cache began, in seconds since 1970; draft
+    """Return when the oldest running process on a cache started, in seconds since 1970; draft
     `besides` does not count.
     """
     moments = [float("inf")]
     for file in (root / ".tmp").glob("*.since"):
         with suppress(OSError, ValueError):
-            if file.stem != (besides and besides.name) and not is_free(file.with_suffix(".lock")):
+            if file.stem != (besides and besides.name) and not is_unlocked(
+                file.with_suffix(".lock")
+            ):
                 moments.append(float(file.read_text()) - CLOCK_SKEW)
     return min(moments)
 
 
 def last_use(path: Path) -> float:
-    """When an entry was last found, in seconds since 1970; 0 for one that is gone."""
+    """Return when an entry was last used, in seconds since 1970; 0 if it was removed."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -167,45 +169,45 @@ def last_use(path: Path) -> float:
 
 
 def remove(store: Store, rows: Sequence[Summary]) -> list[Summary]:
-    """Remove entries, return those that went. One that came into use meanwhile is put back."""
+    """Remove entries and return them. One that came into use meanwhile is moved back."""
     gone: list[Summary] = []
-    with translated(store.root), store.scratch() as scratch:
+    with store_errors(store.root), store.scratch() as scratch:
         scratch.mkdir()
         for row in rows:
             with suppress(FileNotFoundError):
-                (store.root / row.place).rename(scratch / row.key)
+                (store.root / row.id).rename(scratch / row.key)
                 gone.append(row)
         since = in_use_since(store.root, besides=scratch)
         for row in [row for row in gone if last_use(scratch / row.key) >= since]:
             with suppress(OSError):  # it was made again already
-                (scratch / row.key).rename(store.root / row.place)
+                (scratch / row.key).rename(store.root / row.id)
             gone.remove(row)
     return gone
 
 
-def rubbish(store: Store, older_than: float) -> list[Path]:
-    """What no one needs: damaged entries, drafts of dead processes, and conversions that nobody has
-    gone on with for so many seconds.
+def find_leftovers(store: Store, older_than: float) -> list[Path]:
+    """Return quarantined entries, drafts of dead processes, and unfinished conversions that no
+    process has resumed for so many seconds.
     """
     found = sorted((store.root / ".damaged").glob("*"))
     for path in sorted((store.root / ".tmp").glob("*")):
         if is_key(path.name):
             lock = path.with_suffix(".lock")
-            dead = not lock.exists() or is_free(lock)
+            dead = not lock.exists() or is_unlocked(lock)
         else:
             lock = store.root / ".locks" / path.name
             idle = time.time() - last_use(path) > older_than
-            dead = path.is_dir() and idle and (not lock.exists() or is_free(lock))
+            dead = path.is_dir() and idle and (not lock.exists() or is_unlocked(lock))
         if dead:
             found.append(path)
     return found
 
 
-def sweep(store: Store, paths: Iterable[Path]) -> None:
-    """Remove rubbish, and lock files that nobody holds."""
-    with translated(store.root):
+def remove_leftovers(store: Store, paths: Iterable[Path]) -> None:
+    """Remove leftovers, and lock files that no process holds."""
+    with store_errors(store.root):
         for path in paths:
             remove_scratch(path, store.root) if is_key(path.name) else shutil.rmtree(path)
         for lock in (store.root / ".locks").glob("*"):
             with suppress(Timeout), FileLock(lock, timeout=0):
-                lock.unlink(missing_ok=True)  # while it is held, as whoever waits for it expects
+                lock.unlink(missing_ok=True)  # while it is locked, as in Store.lock

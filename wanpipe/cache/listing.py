@@ -1,4 +1,4 @@
-"""What a cache holds, at a glance: its entries and runs with prompt and names, and its bytes."""
+"""Lists the entries and runs of a cache with prompts and names, and its disk usage."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from wanpipe.runtime import units
-from wanpipe.store.index import Summary, size_of
+from wanpipe.store.index import Summary, disk_usage
 from wanpipe.store.runs import Run
 from wanpipe.store.schema import STAGES
 from wanpipe.store.store import Store
 
 INTERIOR = "denoise, interior steps among them"
-REST = (".damaged", ".tmp")  # what is no entry
+NOT_ENTRIES = (".damaged", ".tmp")  # folders that contain no entries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What to list; None is no condition. Texts are looked for in any case, ages are in seconds.
+    """Conditions of a listing; None is no condition. Case is ignored, ages are in seconds.
 
     With `steps` every step has a row; otherwise the steps of a run share one.
     """
@@ -31,10 +31,10 @@ class Filter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
-    """An entry, or the steps of a run by the last one that is there, with prompt and labels.
+class ListedEntry:
+    """An entry, or a run by its last existing step, with prompt and names.
 
-    `done` are the steps of the run that are there, `bytes` those of all that the row stands for.
+    `done` is the number of existing steps of a run, `bytes` the size of the entry or of them all.
     """
 
     row: Summary
@@ -47,7 +47,7 @@ class Listed:
     done: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as one object."""
+        """Return all fields as one JSON object."""
         run = self.run
         about = {
             "run": run and run.key,
@@ -57,7 +57,7 @@ class Listed:
             "videos": [video.path for video in run.videos] if run else [],
         }
         row = {name: getattr(self.row, name) for name in self.row.__struct_fields__}
-        del row["noted"]
+        del row["legacy"]
         return {
             **row,
             **about,
@@ -69,19 +69,19 @@ class Listed:
         }
 
 
-def listed(store: Store, chosen: Filter) -> list[Listed]:
-    """Entries that meet the conditions, oldest first, each with its prompt, names and pin."""
+def list_entries(store: Store, chosen: Filter) -> list[ListedEntry]:
+    """Return the entries that meet the conditions, oldest first, with prompt, names and pin."""
     rows = store.index.read()
     runs = store.runs.all()
     owner = {step: run for run in reversed(runs) for step in run.steps}
     names: dict[str, list[str]] = {}
-    for name, place in store.names.all().items():
-        names.setdefault(place, []).append(name)
+    for name, entry_id in store.names.all().items():
+        names.setdefault(entry_id, []).append(name)
     pins = set(store.pins.all().values())
     models = {row.key: row.what for row in rows.values() if row.stage == "convert"}
-    prompt_of = prompter(rows)
-    folded = {} if chosen.steps or chosen.stage == "denoise" else fold(runs, rows)
-    inner = {step.place for steps in folded.values() for step in steps}
+    prompt_of = prompt_lookup(rows)
+    folded = {} if chosen.steps or chosen.stage == "denoise" else fold_runs(runs, rows)
+    folded_ids = {step.id for steps in folded.values() for step in steps}
     now, found = time.time(), []
 
     def add(row: Summary, run: Run | None, steps: Sequence[Summary]) -> None:
@@ -92,20 +92,20 @@ def listed(store: Store, chosen: Filter) -> list[Listed]:
         model = f"{model} {models.get(model.split(' ')[0].rpartition('/')[2], '')}"
         if fits(chosen, row, prompt, model, now):
             found.append(
-                Listed(
+                ListedEntry(
                     row=row,
-                    what=said(row, run),
+                    what=settings_summary(row, run),
                     prompt=prompt,
-                    names=[name for step in steps for name in names.get(step.place, ())],
-                    pinned=any(step.place in pins for step in steps),
+                    names=[name for step in steps for name in names.get(step.id, ())],
+                    pinned=any(step.id in pins for step in steps),
                     bytes=sum(step.bytes for step in steps),
                     run=run,
-                    done=len(steps) if row.place in inner else None,
+                    done=len(steps) if row.id in folded_ids else None,
                 )
             )
 
-    for place, row in rows.items():
-        if chosen.stage in (None, row.stage) and place not in inner:
+    for entry_id, row in rows.items():
+        if chosen.stage in (None, row.stage) and entry_id not in folded_ids:
             step = row.inputs.get("step", row.key)
             add(row, owner.get(step), [row])
     for key, steps in folded.items():
@@ -114,8 +114,8 @@ def listed(store: Store, chosen: Filter) -> list[Listed]:
     return sorted(found, key=lambda one: (one.row.time, one.row.step or 0, one.row.key))
 
 
-def fold(runs: Sequence[Run], rows: Mapping[str, Summary]) -> dict[str, list[Summary]]:
-    """The steps of each run that are there, in order, by the key of the run."""
+def fold_runs(runs: Sequence[Run], rows: Mapping[str, Summary]) -> dict[str, list[Summary]]:
+    """Return the existing steps of each run, in order, by the key of the run."""
     folded = {}
     for run in runs:
         steps = [rows[f"denoise/{key}"] for key in run.steps if f"denoise/{key}" in rows]
@@ -124,8 +124,8 @@ def fold(runs: Sequence[Run], rows: Mapping[str, Summary]) -> dict[str, list[Sum
     return folded
 
 
-def said(row: Summary, run: Run | None) -> str:
-    """What an entry holds, in words, beside prompt, seed and step."""
+def settings_summary(row: Summary, run: Run | None) -> str:
+    """Describe an entry in words, without prompt, seed and step."""
     if run is None:
         return row.what
     settings = run.settings
@@ -138,21 +138,21 @@ def said(row: Summary, run: Run | None) -> str:
 
 
 def fits(chosen: Filter, row: Summary, prompt: str | None, model: str, now: float) -> bool:
-    """Whether an entry meets the conditions but that of the stage."""
+    """Return whether an entry meets the conditions, except that of the stage."""
     if chosen.prompt is not None and chosen.prompt.lower() not in (prompt or "").lower():
         return False
     if chosen.model is not None and chosen.model.lower() not in model.lower():
         return False
     if chosen.older_than is None and chosen.newer_than is None:
         return True
-    age = now - units.seconds_of(row.time)
+    age = now - units.parse_timestamp(row.time)
     return (chosen.older_than is None or age > chosen.older_than) and (
         chosen.newer_than is None or age <= chosen.newer_than
     )
 
 
-def prompter(rows: Mapping[str, Summary]) -> Callable[[Summary], str | None]:
-    """Return a function that gives the prompt behind an entry, where its text is still there."""
+def prompt_lookup(rows: Mapping[str, Summary]) -> Callable[[Summary], str | None]:
+    """Return a function that returns the prompt of an entry, None if its text was removed."""
     texts = {row.key: row.prompt for row in rows.values() if row.stage == "encode-text"}
 
     def prompt_of(row: Summary) -> str | None:
@@ -165,7 +165,7 @@ def prompter(rows: Mapping[str, Summary]) -> Callable[[Summary], str | None]:
 
 
 def usage(store: Store) -> dict[str, dict[str, int]]:
-    """Entries and bytes by stage, of interior steps among them, of what is no entry, and in all."""
+    """Return entries and bytes by stage, of interior steps, of other folders, and in all."""
     rows = list(store.index.read().values())
     parents = {row.parent for row in rows}
     groups: dict[str, list[int]] = {stage: [] for stage in STAGES}
@@ -175,9 +175,9 @@ def usage(store: Store) -> dict[str, dict[str, int]]:
         if row.stage == "denoise" and row.key in parents:
             groups[INTERIOR].append(row.bytes)
     total = [size for stage in STAGES for size in groups[stage]]
-    for name in REST:
+    for name in NOT_ENTRIES:
         folders = [path for path in (store.root / name).glob("*") if path.is_dir()]
-        groups[name] = [size_of(path) for path in folders]
+        groups[name] = [disk_usage(path) for path in folders]
         total += groups[name]
     groups["in all"] = total
     return {

@@ -3,35 +3,37 @@
 import time
 from collections.abc import Mapping, Sequence
 
-from wanpipe.cache.listing import Listed
+from wanpipe.cache.listing import ListedEntry
 from wanpipe.runtime import units
-from wanpipe.runtime.text import plain
+from wanpipe.runtime.text import printable
 
 
-def entry_table(rows: Sequence[Listed]) -> str:
-    """Format entries and runs in columns: key, stage, description, size, age, labels."""
+def entry_table(rows: Sequence[ListedEntry]) -> str:
+    """Format entries and runs in columns: key, stage, description, size, age, names."""
     now = time.time()
-    return units.table([columns(row, now) for row in rows], frozenset({3, 4})) if rows else ""
+    return (
+        units.format_table([columns(row, now) for row in rows], frozenset({3, 4})) if rows else ""
+    )
 
 
-def columns(one: Listed, now: float) -> tuple[str, ...]:
+def columns(one: ListedEntry, now: float) -> tuple[str, ...]:
     """Format one entry or run; `now` is in seconds since 1970."""
-    row, run, what = one.row, one.run, plain(one.what)
+    row, run, what = one.row, one.run, printable(one.what)
     if row.step is not None:
         seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
         of = f"/{run.settings.steps}" if run else ""
         what = f"{seed}, step {row.step + 1}{of}, {what}"
     if one.prompt is not None:
-        what = f"{units.quoted(one.prompt)}, {what}" if what else units.quoted(one.prompt)
-    labels = ", ".join([*one.names, "pinned"] if one.pinned else one.names)
-    age = units.age(now - units.seconds_of(row.time)) if row.time else "?"
-    return row.key[:12], row.stage, what, units.amount(one.bytes, "B"), age, labels
+        what = f"{units.quote(one.prompt)}, {what}" if what else units.quote(one.prompt)
+    names = ", ".join([*one.names, "pinned"] if one.pinned else one.names)
+    age = units.format_age(now - units.parse_timestamp(row.time)) if row.time else "?"
+    return row.key[:12], row.stage, what, units.format_si(one.bytes, "B"), age, names
 
 
 def usage_table(sizes: Mapping[str, Mapping[str, int]]) -> str:
     """Format disk usage in columns: size, number of entries, stage."""
     rows = [
-        (units.amount(size["bytes"], "B"), f"{size['entries']}", name)
+        (units.format_si(size["bytes"], "B"), f"{size['entries']}", name)
         for name, size in sizes.items()
     ]
-    return units.table(rows, frozenset({0, 1}))
+    return units.format_table(rows, frozenset({0, 1}))

@@ -1,6 +1,6 @@
-"""Runs and their branches as a tree: which step followed which, newest on top.
+"""Draws runs and their branches as a tree, the newest step on top.
 
-Knows summaries of entries alone; a step that was removed is still known by those that followed it.
+Reads only summaries of entries. A removed step is still drawn if steps after it exist.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ Rows = Mapping[str, Summary]
 
 @dataclass(frozen=True)
 class Forest:
-    """The steps of a cache by key, the keys that follow each, and the frames decoded of each."""
+    """The steps of a cache by key, the keys of the steps after each, and the frames of each."""
 
     steps: Mapping[str, Summary]
     after: Mapping[str | None, Sequence[str]]
     frames: Mapping[str, Sequence[Summary]]
 
     def root(self, key: str) -> str:
-        """The first step of the run that a step belongs to, or the removed one before it."""
+        """Return the first step of the run of a step, or the removed step before it."""
         seen = {key}
         while key in self.steps and (parent := self.steps[key].parent) and parent not in seen:
             key = parent
@@ -28,26 +28,26 @@ class Forest:
         return key
 
     def roots(self, text: str) -> list[str]:
-        """The roots of every run with a text or an image."""
+        """Return the roots of every run with a text or an image."""
         keys = [key for key, row in self.steps.items() if text in row.inputs.values()]
         return sorted({self.root(key) for key in keys}, key=self.started)
 
     def started(self, root: str) -> str:
-        """When a run was begun."""
+        """Return when a run was started."""
         if root in self.steps:
             return self.steps[root].time
         return min(self.steps[key].time for key in self.after[root])
 
     def branches(self, key: str) -> list[str]:
-        """The steps after one, that which goes on as it was before first."""
-        there = self.steps.get(key)
+        """Return the steps after a step; one with the same settings comes first."""
+        step = self.steps.get(key)
 
         def order(follower: str) -> tuple[bool, str]:
             row = self.steps[follower]
-            same = there is None or (row.inputs, row.what, row.loras) == (
-                there.inputs,
-                there.what,
-                there.loras,
+            same = step is None or (row.inputs, row.what, row.loras) == (
+                step.inputs,
+                step.what,
+                step.loras,
             )
             return not same, row.time
 
@@ -55,7 +55,7 @@ class Forest:
 
 
 def forest(rows: Rows) -> Forest:
-    """Arrange the summaries of a cache."""
+    """Build the forest of all steps of a cache."""
     steps: dict[str, Summary] = {}
     after: dict[str | None, list[str]] = {}
     frames: dict[str, list[Summary]] = {}
@@ -73,11 +73,11 @@ def draw(
 ) -> Iterator[str]:
     """Draw the steps from `root` on, the latest on top, as git's graph does.
 
-    `line` tells a step in words; steps in the middle of a run that need not be `shown` become one
+    `line` formats a step; consecutive steps in the middle of a run that are not `shown` become one
     line.
     """
-    passed = stretch(forest, root)
-    tip = passed[-1]
+    run = linear_run(forest, root)
+    tip = run[-1]
     for index, branch in enumerate(forest.branches(tip)):
         lines = draw(forest, branch, line, shown)
         if index == 0:
@@ -86,7 +86,7 @@ def draw(
             yield from ("| " + one for one in lines)
             yield "|/"
     hidden: list[str] = []
-    for key in reversed(passed):
+    for key in reversed(run):
         if key in (root, tip) or shown(key):
             yield from fold(hidden)
             hidden = []
@@ -96,15 +96,15 @@ def draw(
     yield from fold(hidden)
 
 
-def stretch(forest: Forest, root: str) -> list[str]:
-    """The steps from `root` to the next branching or end."""
-    passed = [root]
-    while len(followers := forest.after.get(passed[-1], ())) == 1:
-        passed.append(followers[0])
-    return passed
+def linear_run(forest: Forest, root: str) -> list[str]:
+    """Return the steps from `root` to the next branch or end."""
+    run = [root]
+    while len(followers := forest.after.get(run[-1], ())) == 1:
+        run.append(followers[0])
+    return run
 
 
 def fold(hidden: Sequence[str]) -> Iterator[str]:
-    """One line for steps that are not shown."""
+    """Yield one line for steps that are not shown."""
     if hidden:
         yield f": {len(hidden)} step{'s' if len(hidden) > 1 else ''}"

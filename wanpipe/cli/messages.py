@@ -1,10 +1,10 @@
-"""What an event says to a person: one line of text, made from the fields of the event."""
+"""Formats events as lines of text for people."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wanpipe.runtime.units import amount, clock
+from wanpipe.runtime.units import format_duration, format_si
 
 
 def describe(kind: str, fields: dict[str, Any]) -> str:
@@ -49,7 +49,7 @@ def count(number: int, noun: str) -> str:
 
 
 def reused(fields: dict[str, Any]) -> str:
-    """Report an entry, or a video file, that is used as it is."""
+    """Report an entry, or a video file, that already exists."""
     if fields["stage"] == "film":
         return f"{fields['path']} is up to date"
     return f"{subject(fields)}: cached"
@@ -64,7 +64,7 @@ def planned(fields: dict[str, Any]) -> str:
 
 
 def missing(fields: dict[str, Any]) -> str:
-    """Report what has to be computed, and how the closest entry in the cache differs from it."""
+    """Report what will be computed, and how the closest entry in the cache differs from it."""
     stage, nearest, line = fields["stage"], fields["nearest"], f"{subject(fields)}: to compute"
     if stage == "denoise":
         line = f"denoise: {count(fields['steps'], 'step')} to compute"
@@ -96,15 +96,17 @@ def forecast(fields: dict[str, Any]) -> str:
     """Report the memory and time that planned work needs."""
     line = f"{fields['stage']} with {fields['component']}: "
     line += f"{count(fields['units'], 'step')}, " if fields["stage"] == "denoise" else ""
-    line += f"at most {amount(fields['peak_bytes'], 'B')} of memory"
+    line += f"at most {format_si(fields['peak_bytes'], 'B')} of memory"
     if fields["seconds"] is None:
         return f"{line}; no time estimate until this stage has run on this device"
-    return f"{line}, about {clock(max(1, fields['seconds']))} (estimated from recent runs)"
+    return (
+        f"{line}, about {format_duration(max(1, fields['seconds']))} (estimated from recent runs)"
+    )
 
 
 def collected(fields: dict[str, Any]) -> str:
     """Report what gc removed from a cache, or would remove, and what is left."""
     verb = "would remove" if fields["dry_run"] else "removed"
-    removed = f"{count(fields['entries'], 'entry')} ({amount(fields['bytes'], 'B')})"
-    left = f"{count(fields['entries_left'], 'entry')} ({amount(fields['bytes_left'], 'B')})"
+    removed = f"{count(fields['entries'], 'entry')} ({format_si(fields['bytes'], 'B')})"
+    left = f"{count(fields['entries_left'], 'entry')} ({format_si(fields['bytes_left'], 'B')})"
     return f"{verb} {removed}; {left} left"

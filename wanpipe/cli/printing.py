@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wanpipe.runtime.text import plain, to_json
+from wanpipe.runtime.text import printable, to_json
 
 
 def print_path(path: Path | str) -> None:
     """Print a path: exactly as it is for programs, without control characters on a terminal."""
-    print(plain(str(path)) if sys.stdout.isatty() else path)
+    print(printable(str(path)) if sys.stdout.isatty() else path)
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines for people, if there are any."""
-    if text := "\n".join(map(plain, lines)):
+    if text := "\n".join(map(printable, lines)):
         print(text)
 
 

@@ -1,6 +1,6 @@
 """Prints progress and messages on stderr: bars on a terminal, plain lines elsewhere, or JSON lines.
 
-stdout is left to the paths of entries. What an event says to a person is in `wanpipe.cli.messages`.
+stdout is only for the paths of entries. `wanpipe.cli.messages` formats the events.
 """
 
 import sys
@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 from wanpipe.cli.messages import describe
 from wanpipe.runtime.report import Report, Task
-from wanpipe.runtime.text import plain, to_json
-from wanpipe.runtime.units import clock
+from wanpipe.runtime.text import printable, to_json
+from wanpipe.runtime.units import format_duration
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
 
@@ -49,7 +49,7 @@ class PlainReport(Report):
 
     def line(self, text: str) -> None:
         """Print one line."""
-        print(plain(text), file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
         text = describe(kind, fields)
@@ -64,8 +64,8 @@ class PlainReport(Report):
         if task.done < task.total and now - self.last < PLAIN_INTERVAL:
             return
         self.last = now
-        rate = elapsed / task.done
-        self.line(f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {clock(left)} left")
+        rate, eta = elapsed / task.done, format_duration(left)
+        self.line(f"{task.label} {task.done}/{task.total}  {rate:.2f} s each  {eta} left")
 
 
 class BarReport(PlainReport):
@@ -79,7 +79,7 @@ class BarReport(PlainReport):
         self.bars: dict[int, Any] = {}
 
     def line(self, text: str) -> None:
-        self.console.print(plain(text), markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def progress(self, task: Task, elapsed: float, left: float) -> None:
         bar, identity = self.bars[id(task)]
@@ -106,7 +106,7 @@ class BarReport(PlainReport):
         )
         task = Task(self, label, total)
         with Progress(*columns, console=self.console) as bar:
-            self.bars[id(task)] = (bar, bar.add_task(plain(label), total=total))
+            self.bars[id(task)] = (bar, bar.add_task(printable(label), total=total))
             try:
                 yield task
             finally:
@@ -114,7 +114,7 @@ class BarReport(PlainReport):
 
 
 class QuietReport(PlainReport):
-    """Prints remarks only: what a person must know even with --quiet, e.g. of a damaged entry."""
+    """Prints only messages that matter even with --quiet, such as a damaged entry."""
 
     def event(self, kind: str, **fields: Any) -> None:
         """Print nothing."""

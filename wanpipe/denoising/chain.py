@@ -1,4 +1,4 @@
-"""The chain of denoising steps: each step's key follows from the step before and its own inputs.
+"""The chain of denoising steps. The key of a step follows from the previous step and its inputs.
 
 Knows what a step's key is made of. Knows nothing of networks or arrays.
 """
@@ -11,7 +11,7 @@ from msgspec import UnsetType
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.start import Start
 from wanpipe.models.config import HIGH, LOW, ModelConfig
-from wanpipe.runtime.documents import plain
+from wanpipe.runtime.documents import to_builtins
 from wanpipe.sampling import SOLVERS, easy_cache
 from wanpipe.store import Entry, Recipe, key_of, material
 from wanpipe.store.schema import Step
@@ -22,7 +22,7 @@ CONDITIONS = ("expert", "loras", "text", "image", "guide_scale")
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStep:
-    """A denoising step before it is taken: its recipe, and the values that it runs with.
+    """A step before it is computed: its recipe, and the values that it runs with.
 
     `cache_rule` says when the step cache may reuse a velocity; None if it may not.
     """
@@ -36,7 +36,7 @@ class PlannedStep:
 
 
 def expert_at(config: ModelConfig, timestep: float) -> str:
-    """Name the expert in charge: of two, high noise at or above the boundary.
+    """Return the name of the expert for a timestep: high noise at or above the boundary.
 
     Follows `generate` of wan/text2video.py.
     """
@@ -48,19 +48,19 @@ def expert_at(config: ModelConfig, timestep: float) -> str:
 
 
 def texts_at(guide_scale: float) -> tuple[str, ...]:
-    """Name the text arrays that a step uses: at guidance 1 the prompt alone."""
+    """Return the names of the text arrays that a step uses: only the prompt at guidance 1."""
     return ("prompt",) if guide_scale == 1.0 else ("prompt", "negative")
 
 
 def text_key(text: Entry, guide_scale: float) -> str:
-    """Return the key of what a step uses of a text entry.
+    """Return the key of the part of a text entry that a step uses.
 
-    At guidance 1 that is the entry's material without the negative prompt.
+    At guidance 1, this is the entry's material without the negative prompt.
     """
     if texts_at(guide_scale) != ("prompt",):
         return text.key
     return key_of(
-        {name: value for name, value in plain(text.material).items() if name != "negative"}
+        {name: value for name, value in to_builtins(text.material).items() if name != "negative"}
     )
 
 
@@ -86,9 +86,9 @@ def plan_step(
     guide_scale = high if expert == HIGH else low
     order = SOLVERS[settings.scheduler].order(schedule, number)
     fields = {
-        **({"parent": parent} if parent else {"noise": plain(start.material)}),
+        **({"parent": parent} if parent else {"noise": to_builtins(start.material)}),
         "expert": model.hash(expert),
-        "loras": [[lora.hash, lora.strength] for lora in settings.acting(expert)],
+        "loras": [[lora.hash, lora.strength] for lora in settings.loras_for(expert)],
         "text": text_key(request.text, guide_scale),
         "image": request.image.key if request.image else None,
         "guide_scale": guide_scale,
@@ -117,7 +117,7 @@ def plan_step(
 def steps_since_reset(material: Step, before: Step | None) -> int:
     """Count the steps since the step cache was last empty.
 
-    It is empty after a step without one, and where anything but the latent changes.
+    It is empty after a step without a step cache, and after a change of anything but the latent.
     """
     if before is None or isinstance(before.step_cache, UnsetType):
         return 0

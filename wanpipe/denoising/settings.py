@@ -1,6 +1,6 @@
-"""The settings of a denoising run: what is asked for, and defaults for the rest.
+"""The settings of a denoising run: the given ones, and defaults for the rest.
 
-Everything invalid is refused here, before any weight is loaded.
+Refuses invalid settings before any weight is loaded.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.models.config import ModelConfig
 from wanpipe.pipeline.inputs import Inputs
-from wanpipe.runtime.documents import DocumentError, convert, plain
+from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.easy_cache import MIN_STEPS
 from wanpipe.sampling.schedule import Schedule
@@ -26,7 +26,7 @@ FIELDS = tuple(field.name for field in structs.fields(Settings))
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """How to denoise. None means: as the step that is continued, else the model's default.
+    """How to denoise. None means the setting of the continued run, or else the model's default.
 
     `guide_scale` is one number or (low noise, high noise). `timesteps` is an explicit schedule
     before the shift. `step_cache` is the change up to which a velocity is reused (0: never).
@@ -60,9 +60,9 @@ def schedule_of(settings: Settings) -> Schedule:
 
 
 def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
-    """Fill in every setting: from the run that is continued, or from the image and the model.
+    """Complete the settings from the continued run, or from the image and the model.
 
-    Raises UsageError for an invalid setting, or one that the run fixes at another value.
+    Raises UsageError for an invalid setting, or for one that the run cannot change.
     """
     asked = {
         name: getattr(params, name)
@@ -82,13 +82,13 @@ def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
         raise UsageError(f"scheduler must be {', '.join(SOLVERS)}, got {settings.scheduler}")
     check_step_cache(settings)
     check_size(model, inputs.image, settings)
-    return cast(plain(settings))
+    return cast(to_builtins(settings))
 
 
 def cast(values: dict[str, Any]) -> Settings:
-    """Build settings with every number in its declared type, so that 5 and 5.0 are one guidance.
+    """Build settings with every number in its declared type, so that 5 and 5.0 are the same.
 
-    Raises UsageError for a value that is no setting.
+    Raises UsageError for an invalid value.
     """
     try:
         return convert(values, Settings)
@@ -115,8 +115,8 @@ def settings_of_run(inputs: Inputs, asked: dict[str, Any]) -> Settings:
 
 
 def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
-    """Return what is asked for, by default the image's canvas and the model's settings."""
-    defaults = plain(model.config.defaults)
+    """Return the given settings, completed with the image's canvas and the model's defaults."""
+    defaults = to_builtins(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
     values["scheduler"] = "unipc"
     if image is not None:

@@ -37,7 +37,7 @@ class Start:
 
 
 def starts(request: Request, params: Params) -> list[Start]:
-    """Return a start for each seed, for the noise of a file, or for the step that is continued.
+    """Return a start for each seed, for the noise of a file, or for the continued step.
 
     Raises UsageError for a seed or a file that is invalid.
     """
@@ -63,7 +63,7 @@ def start_of_seed(seed: int, shape: Sequence[int], trim: int) -> Start:
 
 
 def trimmed(trim: int) -> dict[str, Any]:
-    """Return the field that frames to trim add to the material of noise."""
+    """Return the field for trimmed frames in the material of noise."""
     return {"trim_first_frames": trim} if trim else {}
 
 

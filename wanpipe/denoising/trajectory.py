@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The steps that one seed still needs, after the step `last`; None: after the start noise.
+    """The missing steps of one seed, after the step `last`. None means after the start noise.
 
-    `end` is the last step that was asked for, as far as it is known before it exists.
+    `end` is the last requested step. It has no arrays if it does not exist yet.
     """
 
     run: Run
@@ -32,14 +32,14 @@ class Trajectory:
 
 
 def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
-    """Plan a trajectory up to `request.stop`, from the last of its steps that the cache has."""
+    """Plan a trajectory up to `request.stop`, from its last step in the cache."""
     planned = plan_steps(request, start)
     run = name_run(request, start, [step.recipe.key for step in planned])
     wanted = tuple(planned[: request.stop - request.first])
     last, steps = request.step, wanted
     for index in reversed(range(len(wanted))):
         recipe = wanted[index].recipe
-        if not store.wants(recipe) and (found := store.find(recipe.stage, recipe.key)):
+        if not store.must_compute(recipe) and (found := store.find(recipe.stage, recipe.key)):
             last, steps = found, wanted[index + 1 :]
             break
     end = expected(steps[-1].recipe, store) if steps else last
@@ -48,7 +48,7 @@ def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
 
 
 def name_run(request: Request, start: Start, steps: list[str]) -> Run:
-    """Return the run that these steps belong to: the one that is continued, or a new one."""
+    """Return the run of these steps: the continued one, or a new one."""
     step, before, model = request.step, request.run, request.model
     noise = start.material
     seed = before.seed if before else noise.seed if noise else None
@@ -74,6 +74,6 @@ def name_run(request: Request, start: Start, steps: list[str]) -> Run:
         # wanpipe 0.1.0 recorded where the model lies, and no more
         known = structs.replace(whole.model, key=None, experts={})
         known = whole.model if before.model.key else known
-        if runs.named(structs.replace(whole, model=known)).key == before.key or not steps:
+        if runs.with_key(structs.replace(whole, model=known)).key == before.key or not steps:
             new = whole  # nothing changes: the run itself is continued
-    return runs.named(new)
+    return runs.with_key(new)

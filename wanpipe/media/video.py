@@ -15,7 +15,7 @@ from wanpipe.media import ffmpeg
 from wanpipe.media.ffmpeg import FfmpegError
 from wanpipe.media.frames import check_replaceable, load_frames, save_frames
 from wanpipe.runtime import output
-from wanpipe.runtime.output import placing, real_place
+from wanpipe.runtime.output import follow_links, replace_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def video_format(path: str | Path) -> str:
         raise UsageError(
             f"a video name may have at most {LONGEST_NAME} bytes, got {target.name[:24]}…"
         )
-    place = real_place(target)
+    place = follow_links(target)
     for parent in (target.parent, place.parent):
         if not parent.is_dir():
             raise UsageError(f"no folder {parent} for the video {target.name}; create it first")
@@ -77,14 +77,14 @@ def check_rate(kind: str, fps: float) -> None:
         )
 
 
-def try_out(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Try whether a video can be written to `path`, and leave nothing. Raises WanpipeError if its
     folder cannot be written, or without ffmpeg where the format needs it.
     """
     if video_format(path) != FRAMES:
         ffmpeg.program()
     with _reported(path):
-        output.try_out(path)
+        output.check_writable(path)
 
 
 def write_video(
@@ -101,7 +101,7 @@ def write_video(
     kind, target = video_format(path), Path(path)
     check_rate(kind, fps)
     metadata = metadata or {}
-    with _reported(target), placing(target, lambda: video_format(path)) as draft:
+    with _reported(target), replace_output(target, lambda: video_format(path)) as draft:
         if kind == FRAMES:
             save_frames(draft, slices, {"fps": f"{fps:g}", **metadata})
         else:

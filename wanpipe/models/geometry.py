@@ -63,8 +63,9 @@ def stretched_canvas(
 ) -> tuple[int, int]:
     """Return width and height of `area` pixels at the image's aspect, rounded down to a multiple.
 
-    Raises UsageError if a side would be 0 or too long. Source: wan/image2video.py,
-    `WanI2V.generate`.
+    The sides are floating-point square roots, as in the official code. A side that comes out just
+    below a multiple is rounded down: an 832x480 image with an area of 832x480 gets 832x464. Raises
+    UsageError if a side would be 0 or too long. Source: wan/image2video.py, `WanI2V.generate`.
     """
     aspect = image_height / image_width
     height = _floor(math.sqrt(area * aspect), multiple)

@@ -1,7 +1,7 @@
-"""Memory plans: how a network can be run, what each plan takes, and which fits.
+"""Memory plans: the ways to run a network, the memory of each, and the choice of one that fits.
 
-Everything follows from dimensions and file sizes. Units are bytes and floating point operations; a
-multiplication and an addition are two. On unified memory the host's arrays count too. The
+Plans are computed from dimensions and file sizes. Units are bytes and floating point operations; a
+multiplication and an addition are two. On unified memory, the host's arrays count too. The
 interpreter, libraries and an allocator's freed memory do not count.
 """
 
@@ -16,8 +16,8 @@ from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
 from wanpipe.models.tiling import host_bytes
 from wanpipe.runtime.report import Report
-from wanpipe.runtime.units import amount
-from wanpipe.store.publish import WAITING
+from wanpipe.runtime.units import format_si
+from wanpipe.store.publish import QUEUE_LIMIT
 
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -137,9 +137,9 @@ class Expert:
 
     @property
     def work(self) -> int:
-        """Activations of the part of a block that runs, and of those queued behind it.
+        """Activations of the running part of a block, and of the parts queued behind it.
 
-        The counts were fitted to an H100; other devices free no later.
+        The counts were fitted to an H100. Other devices free memory no later.
         """
         return (6 + 3 * tuning.eval_depth(self.tokens, self.config.dim)) * self.row
 
@@ -154,7 +154,7 @@ class Expert:
         published, the one being written, and an image's channels.
         """
         c, size = self.config, prod(self.latent)
-        steps = 1 + self.arrays + (1 + WAITING) * self.arrays
+        steps = 1 + self.arrays + (1 + QUEUE_LIMIT) * self.arrays
         writing = FULL  # a chunk's compressed bytes, of the array at work
         return size * (c.out_dim * (steps * FULL + writing) + (c.in_dim - c.out_dim) * FULL)
 
@@ -263,7 +263,7 @@ def image_plan(
 
 
 def _vae_plan(cost: vae_cost.Cost, strategy: str, times: int) -> MemoryPlan:
-    """Return the plan of an encoder or decoder. An H100 took a fifth more than the work."""
+    """Return the plan of an encoder or decoder. An H100 took a fifth more than the activations."""
     peak, flops = cost.weights + cost.cache + 6 * cost.activations // 5, cost.flops * times
     return MemoryPlan(peak=peak, flops=flops, largest=cost.largest, strategy=strategy)
 
@@ -279,7 +279,7 @@ def choose_plan(component: str, plans: Sequence[Kind], memory: int | None, repor
     """Return the first plan that fits in `memory` bytes; report it unless it is the fastest.
 
     None means the working set that the device recommends. If no plan fits, raises UsageError for a
-    `memory` that was asked for; else reports that and returns the smallest plan.
+    given `memory`; otherwise reports that and returns the smallest plan.
     """
     from wanpipe.backend.device import recommended_memory
 
@@ -287,16 +287,16 @@ def choose_plan(component: str, plans: Sequence[Kind], memory: int | None, repor
     fitting = [plan for plan in plans if plan.peak <= allowed]
     plan = fitting[0] if fitting else min(plans, key=lambda plan: plan.peak)
     if not fitting:
-        least = f"{component} needs {amount(plan.peak, 'B')} at this size"
+        least = f"{component} needs {format_si(plan.peak, 'B')} at this size"
         if memory is not None:
             raise UsageError(
-                f"{least}, more than --memory {amount(allowed, 'B')}; make width, height or "
+                f"{least}, more than --memory {format_si(allowed, 'B')}; make width, height or "
                 "num-frames smaller"
             )
-        line = f"{least}, more than the {amount(allowed, 'B')} that this device recommends"
+        line = f"{least}, more than the {format_si(allowed, 'B')} that this device recommends"
         report.event("memory", component=component, text=line)
     elif plan.strategy:
-        fastest, limit = amount(plans[0].peak, "B"), amount(allowed, "B")
+        fastest, limit = format_si(plans[0].peak, "B"), format_si(allowed, "B")
         because = f"because the fastest plan needs {fastest} (limit: {limit})"
         text = f"{component}: {plan.strategy}, {because}"
         report.event("memory", component=component, text=text)

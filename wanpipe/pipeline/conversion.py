@@ -1,6 +1,4 @@
-"""Conversions under way: into an entry of the cache, or into a folder of the user's, with progress
-in bytes.
-"""
+"""Runs conversions into an entry of the cache or a user's folder, with progress in bytes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -40,14 +38,14 @@ class Conversion:
                 directory,
                 self.recipe.key,
                 progress=progress,
-                tell=report_error,
-                wrote=lambda path, digest: self.written.update({path.name: digest}),
+                on_quantized=report_error,
+                on_written=lambda path, digest: self.written.update({path.name: digest}),
             )
         return {component.file: component.hash for component in config.components.values()}
 
     def publish(self) -> Path:
         """Write the model into an entry, next to its Zarr group, and return the entry's folder."""
-        path = self.store.obtain(self.recipe, self.fill).path
+        path = self.store.get_or_create(self.recipe, self.fill).path
         self.remember(path)
         return path
 
@@ -63,12 +61,12 @@ class Conversion:
     def remember(self, path: Path) -> None:
         """Note the content hashes of new files, so that the first run need not read them."""
         for name, digest in self.written.items():
-            self.store.memo.learn(path / name, digest)
+            self.store.hash_cache.record(path / name, digest)
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model outside the cache, in a folder of the user's."""
+    """A model in a user's folder, outside the cache."""
 
     path: Path
     recipe: Recipe
@@ -120,7 +118,7 @@ class ModelFolder:
 
 @contextmanager
 def byte_progress(report: Report, verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function (name, bytes done, bytes in all) that shows a progress bar for each name."""
+    """Return a function (name, bytes done, total bytes) that shows a progress bar for each name."""
     open_tasks: list[tuple[str, Any, Task]] = []
 
     def close() -> None:

@@ -1,4 +1,4 @@
-"""Reports plans: which entries exist, which will be computed and why, and what that takes."""
+"""Reports plans: which entries exist, which will be computed and why, and the memory and time."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from wanpipe.cache.explain import Explanation, Known, explain
 from wanpipe.errors import StoreError
 from wanpipe.pipeline.plan import Plan, Target, Work, report_reused
 from wanpipe.store import Recipe, Settings, Store
-from wanpipe.store.entry import record_at
+from wanpipe.store.entry import read_record
 from wanpipe.store.index import Summary
 
 LATEST = 8  # entries whose speed counts
@@ -19,7 +19,7 @@ UNKNOWN = Explanation(None)
 
 @dataclass
 class Miss:
-    """An entry to compute, why, and the number of steps from it on."""
+    """An entry to compute, the reason, and the number of steps from it to the last."""
 
     recipe: Recipe
     explanation: Explanation
@@ -129,7 +129,7 @@ class DryRun:
         rows = [row for row in self.summaries.values() if row.stage == stage and row.seconds]
         for row in sorted(rows, key=lambda row: row.time, reverse=True)[:LATEST]:
             try:
-                made = record_at(self.store.root / row.place).made
+                made = read_record(self.store.root / row.id).made
             except StoreError:
                 continue  # damaged, or removed meanwhile: its speed does not count
             if made.device == device and made.flops and made.seconds:

@@ -11,7 +11,7 @@ from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan
 from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
-from wanpipe.store.later import Later
+from wanpipe.store.worker import Worker
 from wanpipe.weights.model import Model
 
 if TYPE_CHECKING:
@@ -136,12 +136,12 @@ def take_behind(
 
     The first `trim` frames are dropped.
     """
-    with Later[None]("frames") as later:
+    with Worker[None]("frames") as worker:
         for pixels in slices:
             dropped = min(trim, len(pixels))
             trim -= dropped
             if len(pixels) > dropped:
-                later.add(partial(take, pixels[dropped:]))
-            later.wait(1)
+                worker.submit(partial(take, pixels[dropped:]))
+            worker.wait(1)
             advance()
-        later.wait(0)
+        worker.wait(0)

@@ -1,4 +1,4 @@
-"""The entries that --from gives a stage, checked against the model before any weight is loaded."""
+"""The entries that a stage gets by --from, checked against the model before weights are loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ def resolve_inputs(references: Sequence[str], accepted: Sequence[str], store: St
     found: dict[str, Entry] = {}
     run: Run | None = None
     for reference in references:
-        if "step" in accepted and (meant := store.run_of(reference)):
+        if "step" in accepted and (meant := store.find_run(reference)):
             if run is not None:
                 raise UsageError(f"--from takes one run, got {run.key[:8]} and {meant.key[:8]}")
             run = meant
@@ -116,7 +116,7 @@ def with_entries_of_run(inputs: Inputs, store: Store) -> Inputs:
 def check_inputs(inputs: Inputs, model: Model) -> Entry:
     """Return the text entry.
 
-    Raises UsageError if text or image is missing, not wanted, or from other networks.
+    Raises UsageError if text or image is missing, not needed, or from other networks.
     """
     text, image, variant = inputs.text, inputs.image, model.config.variant
     if text is None:

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from wanpipe.errors import UsageError
 from wanpipe.pipeline.inputs import Inputs
-from wanpipe.runtime.documents import plain
+from wanpipe.runtime.documents import to_builtins
 from wanpipe.store import Entry, Run, Store
 from wanpipe.store.runs import ModelReference
 from wanpipe.store.schema import ROLES
@@ -42,7 +42,7 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
     }
     if run is None:
         return lineage
-    lineage |= {"step": run.number(step), "seed": run.seed, **plain(run.settings)}
+    lineage |= {"step": run.number(step), "seed": run.seed, **to_builtins(run.settings)}
     lineage |= {ROLES[role]: key for role, key in run.inputs.items()}
     texts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
     lineage |= {name: text for name, text in texts.items() if text is not None}
@@ -54,7 +54,7 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
 
 
 def reference(model: Model) -> ModelReference:
-    """Return the reference by which runs name a model."""
+    """Return the reference to a model in the records of runs."""
     return ModelReference(
         key=model.config.key,
         directory=str(model.directory.resolve()),
@@ -102,7 +102,7 @@ class Source:
 
     @property
     def trim(self) -> int:
-        """Latent frames to trim. Without a run, the material of the noise tells."""
+        """Latent frames to trim, from the run, or else from the material of the noise."""
         if self.run is not None:
             return self.run.settings.trim_first_frames
         noise = self.step.material.noise if self.step else UNSET

@@ -12,14 +12,14 @@ from wanpipe.errors import WanpipeError
 from wanpipe.pipeline.budget import WAITING_SLICES
 from wanpipe.pipeline.lineage import Source
 from wanpipe.store import Entry, Store
-from wanpipe.store.later import POLL, Later
 from wanpipe.store.runs import Video
+from wanpipe.store.worker import POLL_SECONDS, Worker
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class VideoWriter(Later[bool]):
+class VideoWriter(Worker[bool]):
     """Encodes a video in another thread; without an output path it does nothing.
 
     If the context ends before `finish`, no video appears.
@@ -42,9 +42,9 @@ class VideoWriter(Later[bool]):
         super().__exit__()
 
     def begin(self, key: str) -> None:
-        """Start the video of what will be the entry `key`; `take` gets its frames."""
+        """Start the video of the future entry `key`; `take` gets its frames."""
         if self.output is not None:
-            self.add(partial(self.write, self.output, key, self.slices()))
+            self.submit(partial(self.write, self.output, key, self.slices()))
 
     def take(self, frames: "np.ndarray") -> None:
         """Write frames. Does nothing if no video is being written, or if that has ended."""
@@ -54,7 +54,7 @@ class VideoWriter(Later[bool]):
         """Queue frames, waiting for room as long as a video is being written."""
         while any(not job.done() for job in self.jobs):
             with suppress(Full):
-                self.waiting.put(frames, timeout=POLL)
+                self.waiting.put(frames, timeout=POLL_SECONDS)
                 return
 
     def slices(self) -> Iterator["np.ndarray"]:
@@ -65,7 +65,7 @@ class VideoWriter(Later[bool]):
             raise CancelledError
 
     def finish(self, entry: Entry) -> None:
-        """Put the video in place, now that its entry is published. Raises what failed."""
+        """Move the video into place after its entry is published. Raises an error of the writer."""
         output = self.output
         if output is None:
             return
@@ -77,12 +77,12 @@ class VideoWriter(Later[bool]):
         if run is not None:
             fps = float(self.source.rate(self.fps))
             video = Video(path=str(output.resolve()), frames=entry.key, fps=fps)
-            self.store.keep_video(run, video)
+            self.store.save_video(run, video)
 
     def write(self, output: Path, key: str, slices: Iterable["np.ndarray"]) -> bool:
         """Write the frames of the entry `key` as a video with its lineage.
 
-        Return False if that very video exists already and was left alone.
+        Returns False without writing if the same video exists.
         """
         from wanpipe.media import video
         from wanpipe.store.keys import canonical

@@ -1,1 +1,1 @@
-"""What every package uses: documents, files, interrupts, reports, units. Knows no videos."""
+"""What every package uses: documents, files, interrupts, reports, units."""

@@ -1,7 +1,4 @@
-"""Makes what was written survive a power loss, and puts small files in place whole.
-
-Knows bytes and folders, not what an entry is.
-"""
+"""Durable and atomic writes: files survive a power loss, and are replaced in one step."""
 
 import ctypes
 import errno
@@ -26,8 +23,8 @@ NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 on Linux; renamex_np on macOS has 2 for a swap too
 
 
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
+def fsync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,9 +32,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def barrier(path: Path) -> None:
-    """Flush a folder and, on macOS, the disk's own cache, which fsync leaves alone there."""
-    sync(path)
+def full_fsync(path: Path) -> None:
+    """Flush a directory and, on macOS, the disk's own cache, which fsync does not flush there."""
+    fsync(path)
     if F_FULLFSYNC is not None:
         descriptor = os.open(path, os.O_RDONLY)
         with suppress(OSError):  # a network volume has no such cache
@@ -45,74 +42,74 @@ def barrier(path: Path) -> None:
         os.close(descriptor)
 
 
-def settle(path: Path) -> None:
-    """Make a tree durable: files read-only and synced, then its folders, innermost first."""
+def fsync_tree(path: Path) -> None:
+    """Make a tree durable: files read-only and flushed, then its directories, innermost first."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
             file = Path(folder, name)
             file.chmod(0o444)
-            sync(file)
-        sync(Path(folder))
-    barrier(path)
+            fsync(file)
+        fsync(Path(folder))
+    full_fsync(path)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each durable in the one that holds it."""
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents durably."""
     if path.is_dir():
         return
-    make_folder(path.parent)
+    make_directory(path.parent)
     path.mkdir(exist_ok=True)
-    sync(path.parent)
+    fsync(path.parent)
 
 
 @contextmanager
-def replacing(path: Path, draft: Path | None = None) -> Iterator[Path]:
-    """Give a path beside `path`, of the same suffix, to write a file or a folder to. It takes the
-    place of `path` when the block ends, whole and durable, or goes after an error.
+def atomic_replace(path: Path, draft: Path | None = None) -> Iterator[Path]:
+    """Yield a path beside `path`, with the same suffix, to write a file or a directory to. At the
+    end of the block it is made durable and replaces `path`; after an error it is removed.
     """
     draft = draft or path.with_name(f".wanpipe-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield draft
         for folder, _, files in os.walk(draft, topdown=False):
             for name in [*files, "."]:
-                sync(Path(folder, name))
+                fsync(Path(folder, name))
         if path.is_dir():
-            replace_folder(draft, path)
+            replace_directory(draft, path)
         else:
-            sync(draft)
+            fsync(draft)
             draft.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     finally:
-        for left in (draft, aside_of(draft)):
+        for left in (draft, backup_path(draft)):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
 
 
-def put(path: Path, data: bytes) -> None:
-    """Write a small file so that it is the old one or the new one at any moment, and durable."""
-    make_folder(path.parent)
-    with replacing(path) as draft:
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a small file durably; readers see the old one or the new one, never a part."""
+    make_directory(path.parent)
+    with atomic_replace(path) as draft:
         draft.write_bytes(data)
 
 
-def aside_of(path: Path) -> Path:
-    """Where a folder waits whose place another takes in two steps."""
+def backup_path(path: Path) -> Path:
+    """Return where an old directory is kept while a new one replaces it in two steps."""
     return path.with_name(f"{path.name}.old")
 
 
-def replace_folder(path: Path, target: Path) -> None:
-    """Put a folder in the place of another, which then lies at `path` or aside of it."""
+def replace_directory(path: Path, target: Path) -> None:
+    """Replace directory `target` by `path`; the old one is then at `path` or its backup path."""
     try:
-        exchange(path, target)
+        rename_exchange(path, target)
     except OSError as error:
         if error.errno not in NO_EXCHANGE:
             raise
-        target.rename(aside_of(path))
+        target.rename(backup_path(path))
         path.rename(target)
 
 
-def exchange(one: Path, other: Path) -> None:
-    """Swap two paths in one step, so that neither is missing at any moment. Raises OSError with an
-    error of NO_EXCHANGE where the system or the file system cannot.
+def rename_exchange(one: Path, other: Path) -> None:
+    """Swap two paths atomically. Raises OSError with an errno of NO_EXCHANGE if the system or the
+    file system cannot.
     """
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
@@ -128,8 +125,8 @@ def exchange(one: Path, other: Path) -> None:
 
 
 @contextmanager
-def translated(root: Path) -> Iterator[None]:
-    """Turn what the file system refuses the cache at `root` into a StoreError with its remedy."""
+def store_errors(root: Path) -> Iterator[None]:
+    """Turn errors of writing to the cache at `root` into a StoreError with its remedy."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""JSON documents: the one place where what a file says becomes typed data.
+"""JSON documents: the only module that turns the contents of a file into typed data.
 
-A document is declared once, as a `Document` with types and ranges; whatever does not fit the
-declaration (types, ranges, missing or unknown fields, size) is refused here with one line.
+A document is declared once, as a `Document` with types and ranges. One that does not fit its
+declaration (types, ranges, missing or unknown fields, size) is refused with one line.
 """
 
 import json
@@ -14,8 +14,8 @@ import msgspec
 
 from wanpipe.runtime import text
 
-LIMIT = 1 << 20  # bytes of a document unless its reader says otherwise
-LINE = 300  # characters of an error, of which a file may have chosen some
+MAX_BYTES = 1 << 20  # bytes of a document unless its reader says otherwise
+MAX_LINE = 300  # characters of an error, of which a file may have chosen some
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of what is read from JSON. Fields without a default must be there, others are refused.
+    """Base of JSON documents. Fields without a default are required, unknown fields are refused.
 
-    A field whose default is `msgspec.UNSET` is absent from the JSON unless it is set.
+    A field whose default is `msgspec.UNSET` is not in the JSON unless it is set.
     """
 
 
@@ -47,7 +47,7 @@ def decode(data: bytes | str, kind: type[T]) -> T:
 
 
 def convert(data: Any, kind: type[T]) -> T:
-    """Convert plain data (dicts, lists, numbers) to `kind`, integers to floats where `kind` has
+    """Convert builtins (dicts, lists, numbers) to `kind`, integers to floats if `kind` has
     floats. Raises DocumentError.
     """
     try:
@@ -56,14 +56,14 @@ def convert(data: Any, kind: type[T]) -> T:
         raise DocumentError(first_line(error)) from error
 
 
-def load(path: Path, kind: type[T], limit: int = LIMIT) -> T:
-    """Read the file `path` as `kind`. Raises OSError, or DocumentError where it is no regular file,
+def load(path: Path, kind: type[T], limit: int = MAX_BYTES) -> T:
+    """Read the file `path` as `kind`. Raises OSError, or DocumentError if it is not a regular file,
     is larger than `limit` bytes or does not fit.
     """
     return decode(read_regular(path, limit), kind)
 
 
-def read_regular(path: Path, limit: int = LIMIT) -> bytes:
+def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
     """Read a small regular file whole; never waits for a named pipe. Raises OSError or
     DocumentError.
     """
@@ -78,7 +78,7 @@ def read_stream(path: Path, limit: int) -> bytes:
     """Read a file or a pipe to its end; a pipe that nobody writes to is empty. Raises OSError, or
     DocumentError where it is larger than `limit` bytes.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open(path, "rb", opener=_open_nonblocking) as file:
         os.set_blocking(file.fileno(), True)
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -90,7 +90,7 @@ def open_regular(path: Path, limit: int) -> BinaryIO:
     """Open a regular file to read; never waits for a named pipe. Raises OSError, or DocumentError
     where it is another kind of file or larger than `limit` bytes.
     """
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
         return file
@@ -100,22 +100,22 @@ def open_regular(path: Path, limit: int) -> BinaryIO:
     raise DocumentError("it is not a regular file")
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def plain(document: Any) -> Any:
-    """The document as dicts, lists, strings and numbers."""
+def to_builtins(document: Any) -> Any:
+    """Return a document as dicts, lists, strings and numbers."""
     return msgspec.to_builtins(document)
 
 
 def encode(document: Any) -> bytes:
     """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
-    data = text.storable(plain(document))
+    data = text.storable(to_builtins(document))
     written = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     return written.encode() + b"\n"
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none; short, and fit to print."""
-    return text.plain((str(error).splitlines() or [type(error).__name__])[0][:LINE])
+    return text.printable((str(error).splitlines() or [type(error).__name__])[0][:MAX_LINE])

@@ -16,10 +16,10 @@ from types import FrameType
 from wanpipe.runtime.text import error_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-TOGETHER = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
-AT_ONCE = "interrupted twice; ended at once, what was not on the disk yet is lost"
+DEBOUNCE_SECONDS = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
+SECOND_SIGNAL = "interrupted twice; ended at once, what was not on the disk yet is lost"
 STDOUT, STDERR = 1, 2
-PIPE = 1 << 16  # bytes that a pipe can hold
+PIPE_BYTES = 1 << 16  # capacity of a pipe
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
 
@@ -37,7 +37,7 @@ class _Flag:
     number = 0
     raised = False
     wakeup = -1  # the end of a pipe that the running handlers write to
-    terminals: tuple[int, ...] = ()  # which of stdout and stderr were terminals
+    terminals: tuple[int, ...] = ()  # those of stdout and stderr that were terminals
 
 
 def install(as_json: bool = False) -> None:
@@ -53,7 +53,7 @@ def install(as_json: bool = False) -> None:
     os.set_blocking(writer, False)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _note)
+            signal.signal(number, _set_flag)
     signal.set_wakeup_fd(writer)
     if _Flag.wakeup >= 0:
         os.close(_Flag.wakeup)
@@ -64,18 +64,18 @@ def install(as_json: bool = False) -> None:
 
 
 def check() -> None:
-    """Raise Interrupted if a signal came, once, and on the main thread alone.
+    """Raise Interrupted if a signal came, once, and only on the main thread.
 
     Call it where work can stop: outside of thread locks, between pieces of a second or less.
     """
     if not _Flag.number or _Flag.raised:
         return
     if threading.current_thread() is threading.main_thread():
-        _Flag.raised = True  # what cleans up must not be interrupted
+        _Flag.raised = True  # cleanup must not be interrupted
         raise Interrupted(_Flag.number)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def _set_flag(number: int, frame: FrameType | None) -> None:
     """Set the flag; the signals after the first are `_watch`'s."""
     _Flag.number = _Flag.number or number
     gone = [one for one in _Flag.terminals if number == signal.SIGHUP and not os.isatty(one)]
@@ -86,12 +86,12 @@ def _note(number: int, frame: FrameType | None) -> None:
 def _watch(reader: int, as_json: bool) -> None:
     """End the process at the second signal, whatever the other threads do."""
     if _next_signal(reader):
-        time.sleep(TOGETHER)
+        time.sleep(DEBOUNCE_SECONDS)
         if select.select([reader], [], [], 0)[0]:
-            os.read(reader, PIPE)  # what came together with the first
+            os.read(reader, PIPE_BYTES)  # sent together with the first
         if number := _next_signal(reader):
             try:
-                _say(error_line(AT_ONCE, as_json))
+                _print_error(error_line(SECOND_SIGNAL, as_json))
             finally:
                 os._exit(128 + number)
     os.close(reader)
@@ -105,7 +105,7 @@ def _next_signal(reader: int) -> int:
     return 0
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     """Print a line on stderr, past Python's own buffers and their locks."""
     if select.select([], [STDERR], [], 0)[1]:  # a pipe that nobody reads would hold up the end
         cursor = SHOW_CURSOR if os.isatty(STDERR) else ""

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime.disk import NO_EXCHANGE, exchange, sync
+from wanpipe.runtime.disk import NO_EXCHANGE, fsync, rename_exchange
 
 SCRATCH = re.compile(r"\.wanpipe-[0-9a-f]{32}")
 LOCK = "lock"
@@ -25,7 +25,7 @@ TRIES = 100  # others that take the same place at the same time
 TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}
 
 
-def real_place(path: Path) -> Path:
+def follow_links(path: Path) -> Path:
     """Follow links, so that a link stays and its target is replaced. Raises UsageError for links
     that lead in a circle.
     """
@@ -35,33 +35,33 @@ def real_place(path: Path) -> Path:
     return real
 
 
-def try_out(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Try whether `path` can be written, and leave nothing. Raises OSError or UsageError."""
     with suppress(FileNotFoundError):
         path.lstat()  # raises for a name that is too long
-    with scratch(real_place(path).parent):
+    with scratch(follow_links(path).parent):
         pass
 
 
 @contextmanager
-def placing(path: Path, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
+def replace_output(path: Path, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """Give a path of the same suffix to write a file or a folder to. It takes the place of `path`
     when the block ends, whole and durable, or goes after an error.
 
     `check` is called before that, and raises if what is there must stay.
     """
-    target = real_place(path)
+    target = follow_links(path)
     with scratch(target.parent) as folder:
         draft = folder / f"new{path.suffix}"
         yield draft
         for below, _, files in os.walk(draft, topdown=False):
             for name in [*files, "."]:
-                sync(Path(below, name))
+                fsync(Path(below, name))
         if draft.is_file():
-            sync(draft)
+            fsync(draft)
         check()
         _place(draft, target, folder / OLD)
-        sync(target.parent)
+        fsync(target.parent)
 
 
 def _place(draft: Path, target: Path, old: Path) -> None:
@@ -80,7 +80,7 @@ def _place(draft: Path, target: Path, old: Path) -> None:
 
 def _swap(draft: Path, target: Path, old: Path) -> None:
     try:
-        exchange(draft, target)
+        rename_exchange(draft, target)
     except OSError as error:
         if error.errno not in NO_EXCHANGE:
             raise

@@ -1,4 +1,4 @@
-"""Receives events and progress. The base class says nothing: it is what Python users get.
+"""Receives events and progress. The base class ignores them: Python users get it by default.
 
 `wanpipe.cli.progress` has the reports that the command line prints.
 """
@@ -12,7 +12,7 @@ from wanpipe.runtime import interrupt
 
 
 class Task:
-    """One stretch of work of `total` units; `advance` after each."""
+    """A task of `total` units of work; `advance` after each."""
 
     def __init__(self, report: "Report", label: str, total: int) -> None:
         self.report, self.label, self.total = report, label, total
@@ -20,7 +20,7 @@ class Task:
         self.started = time.monotonic()
 
     def advance(self, units: int = 1) -> None:
-        """Count `units` more as done and show it. Raises Interrupted where a signal came."""
+        """Count `units` more as done and report it. Raises Interrupted after a signal."""
         self.done += units
         elapsed = time.monotonic() - self.started
         left = elapsed / self.done * (self.total - self.done) if self.done else 0.0
@@ -29,20 +29,20 @@ class Task:
 
 
 class Report:
-    """Say nothing: the default for library use, and the base of the others."""
+    """A report that ignores everything: the default for library use, and the base class."""
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Tell that something happened: `computed`, `reused`, `skipped`, `loaded`, `damaged`,
+        """Report an event: `computed`, `reused`, `skipped`, `loaded`, `damaged`,
         `planned`, `forecast`, `memory`, `written`.
         """
 
     def remark(self, text: str) -> None:
-        """Tell a person one line they should know."""
+        """Report one line that the user should know."""
 
     def progress(self, task: Task, elapsed: float, left: float) -> None:
-        """Show that `task` advanced; times in seconds."""
+        """Report that `task` advanced; times are in seconds."""
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
-        """Open a stretch of `total` units of work under `label`."""
+        """Start a task of `total` units of work named `label`."""
         yield Task(self, label, total)

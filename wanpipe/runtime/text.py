@@ -11,7 +11,7 @@ from typing import Any
 BYTES = range(0xDC80, 0xDD00)  # what Python reads in place of bytes that are not UTF-8
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """Return a text without control characters, marks of direction and other invisible ones.
 
     White space becomes a blank, the others become an escape such as \\x1b or \\u202e.
@@ -22,7 +22,7 @@ def plain(text: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Write a value as one line of JSON, in which what `plain` replaces is escaped."""
+    """Write a value as one line of JSON, in which what `printable` replaces is escaped."""
     import json  # not before the handlers of signals are there
 
     text = json.dumps(value, ensure_ascii=False)
@@ -54,7 +54,7 @@ def error_line(message: str, as_json: bool) -> str:
     line = " ".join(message.split())
     if as_json:
         return to_json({"event": "error", "text": line})
-    return plain(f"wanpipe: error: {line}")
+    return printable(f"wanpipe: error: {line}")
 
 
 def _shown(letter: str) -> str:

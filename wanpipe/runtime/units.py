@@ -1,4 +1,4 @@
-"""Sizes, ages and texts in the words of the command line, written and read."""
+"""Formats and parses sizes, ages and texts of the command line."""
 
 import re
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime.text import plain
+from wanpipe.runtime.text import printable
 
 SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 ROUNDS_UP = 999.5  # what three digits show as 1000
 AGES = {"m": 60, "h": 3600, "d": 86400, "w": 604800}  # seconds
-SIZE_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-AGE_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])")
+SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+AGE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])")
 
 
-def amount(count: int, unit: str) -> str:
+def format_si(count: int, unit: str) -> str:
     """Format a count with a decimal prefix: 1.42 B, 512 kB, 2.84 GB."""
     size = float(count)
     prefixes = ["", "k", "M", "G", "T"] if unit else ["", "k", "M", "B"]
@@ -27,27 +27,27 @@ def amount(count: int, unit: str) -> str:
     return f"{number} {prefixes[place]}{unit}".rstrip()
 
 
-def read_size(text: str) -> int:
-    """Read a size such as 50GB, 1.5T or 64GiB as bytes. Raises UsageError."""
+def parse_size(text: str) -> int:
+    """Parse a size such as 50GB, 1.5T or 64GiB as bytes. Raises UsageError."""
     from fractions import Fraction
 
-    form = SIZE_FORM.fullmatch(text.strip())
+    form = SIZE_PATTERN.fullmatch(text.strip())
     if form is None or (form[3] and not form[2]):
         raise UsageError(f"a size must be like 50GB or 500M, got {text!r}")
     units = BINARY if form[3] else SIZES
     return int(Fraction(form[1]) * units[form[2].upper()])
 
 
-def read_age(text: str) -> float:
-    """Read an age such as 30d, 12h, 2w or 90m as seconds. Raises UsageError."""
-    form = AGE_FORM.fullmatch(text.strip())
+def parse_age(text: str) -> float:
+    """Parse an age such as 30d, 12h, 2w or 90m as seconds. Raises UsageError."""
+    form = AGE_PATTERN.fullmatch(text.strip())
     if form is None:
         raise UsageError(f"an age must be like 30d, 12h, 2w or 90m (minutes), got {text!r}")
     return float(form[1]) * AGES[form[2]]
 
 
-def seconds_of(moment: str) -> float:
-    """Read a time of an entry's record (ISO text) as seconds since 1970; 0 where it is none."""
+def parse_timestamp(moment: str) -> float:
+    """Parse the time of a record (ISO text) as seconds since 1970; 0 if it is invalid."""
     try:
         time = datetime.fromisoformat(moment)
     except ValueError:
@@ -55,7 +55,7 @@ def seconds_of(moment: str) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
-def age(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """Format an age in its largest unit: 40 s, 5 min, 3 h, 12 d."""
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
@@ -63,7 +63,7 @@ def age(seconds: float) -> str:
     return f"{int(seconds // 86400)} d"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration as 0:05, 12:03 or 1:02:03."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
@@ -72,14 +72,14 @@ def clock(seconds: float) -> str:
 
 
 @lru_cache(4096)
-def quoted(text: str, length: int = 40) -> str:
-    """A prompt in quotation marks, cut to `length`, in printable letters."""
-    clean = plain(text)
+def quote(text: str, length: int = 40) -> str:
+    """Return a prompt in quotation marks, cut to `length`, in printable characters."""
+    clean = printable(text)
     return f"“{clean if len(clean) <= length else clean[: length - 1] + '…'}”"
 
 
-def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Lay out rows in columns as wide as they need; those in `right` are flush right."""
+def format_table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
+    """Format rows in columns; those in `right` are aligned right."""
     columns = []
     for index, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))

@@ -1,7 +1,7 @@
-"""Arrays on disk, written and read by zarr: float32 or uint8, zstd then crc32c, one file a chunk.
+"""Zarr arrays on disk: float32 or uint8, codecs zstd and crc32c, one file per chunk.
 
-Checks what zarr does not promise: metadata are of the form that wanpipe writes, every chunk is
-there, and no chunk unfolds beyond its size.
+Checks what zarr does not: metadata are such as wanpipe writes, every chunk exists, and no chunk
+decodes to more than its size.
 """
 
 import errno
@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from wanpipe.errors import StoreError
-from wanpipe.runtime.documents import LIMIT, DocumentError, Length, decode, first_line, read_regular
-from wanpipe.store.schema import Array
+from wanpipe.runtime.documents import (
+    MAX_BYTES,
+    DocumentError,
+    Length,
+    decode,
+    first_line,
+    read_regular,
+)
+from wanpipe.store.schema import ArraySpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,39 +32,39 @@ if TYPE_CHECKING:
 METADATA = "zarr.json"
 ZSTD_LEVEL = 1  # latents shrink by 8 % at any level
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-LARGEST = 1 << 31  # bytes of a chunk, decoded
-LARGEST_RATIO = 256  # of decoded to stored bytes of a large chunk; latents have 1.1, frames 50
-ABSENT = {errno.ENOENT, errno.ENOTDIR}
+MAX_CHUNK_BYTES = 1 << 31  # decoded
+MAX_COMPRESSION_RATIO = 256  # of a large chunk; latents have 1.1, frames 50
+MISSING = {errno.ENOENT, errno.ENOTDIR}
 
 
 class DamageError(StoreError):
     """Raise for an entry whose bytes are not those that were published."""
 
 
-class Named(msgspec.Struct, frozen=True, kw_only=True):
-    """A named choice of Zarr's metadata with its configuration."""
+class NamedConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A named configuration in Zarr metadata, such as a codec."""
 
     name: str
     configuration: dict[str, Any] = {}
 
 
 class ArrayDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """The metadata of an array, as far as they are read: a `zarr.json` of Zarr v3."""
+    """The `zarr.json` of a Zarr v3 array, as far as it is read."""
 
     zarr_format: Literal[3]
     node_type: Literal["array"]
     shape: list[Length]
     data_type: Literal["float32", "uint8"]
-    chunk_grid: Named
-    chunk_key_encoding: Named
-    codecs: list[Named]
+    chunk_grid: NamedConfig
+    chunk_key_encoding: NamedConfig
+    codecs: list[NamedConfig]
     dimension_names: list[str]
     storage_transformers: list[Any] = []
     attributes: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         names = [codec.name for codec in self.codecs]
-        plain = (
+        valid = (
             names == ["bytes", "zstd", "crc32c"]
             and self.codecs[0].configuration.get("endian", "little") == "little"
             and self.chunk_grid.name == "regular"
@@ -66,19 +73,19 @@ class ArrayDocument(msgspec.Struct, frozen=True, kw_only=True):
             and not (self.storage_transformers or self.attributes)
             and len(self.dimension_names) == len(self.shape) > 0
         )
-        if not plain:
+        if not valid:
             raise ValueError("metadata are not those that wanpipe writes")
         self.rows  # noqa: B018
 
     @property
     def rows(self) -> int:
-        """Rows of a chunk. Raises ValueError unless chunks cut the first axis alone."""
+        """Rows of a chunk. Raises ValueError if chunks divide any axis but the first."""
         chunk = self.chunk_grid.configuration.get("chunk_shape")
         if not isinstance(chunk, list) or chunk[1:] != self.shape[1:]:
-            raise ValueError("chunks must cut the first axis alone")
+            raise ValueError("chunks must divide the first axis only")
         rows = chunk[0]
-        if type(rows) is not int or not 0 < rows < LARGEST:
-            raise ValueError("the rows of a chunk must be a count")
+        if type(rows) is not int or not 0 < rows < MAX_CHUNK_BYTES:
+            raise ValueError("the rows of a chunk must be a positive integer")
         return rows
 
     @property
@@ -90,20 +97,20 @@ class ArrayDocument(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of a chunk, decoded; the last one is filled up with zeros."""
+        """Decoded bytes of a chunk; the last one is padded with zeros."""
         item = 4 if self.data_type == "float32" else 1
         return self.rows * math.prod(self.shape[1:]) * item
 
-    def fits(self, array: Array) -> bool:
-        """Whether an array is as its stage declares it."""
+    def fits(self, array: ArraySpec) -> bool:
+        """Return whether an array is as its stage declares it."""
         rows = array.rows or self.shape[0]
         found = (self.dimension_names, self.data_type, self.rows)
         return found == (list(array.axes), array.dtype, rows)
 
 
 @cache
-def zarr_library() -> Any:
-    """Import zarr, which takes a third of a second, and set what holds for all its arrays."""
+def import_zarr() -> Any:
+    """Import zarr, which takes a third of a second, and configure it."""
     import zarr
 
     # chunks of zeros are files too: a chunk that is missing would be read as zeros
@@ -112,15 +119,15 @@ def zarr_library() -> Any:
 
 
 def create_group(path: Path) -> "zarr.Group":
-    """Create the Zarr group of an entry at `path`, a folder without one."""
-    group: zarr.Group = zarr_library().create_group(str(path), zarr_format=3, overwrite=False)
+    """Create the Zarr group of an entry in the folder `path`."""
+    group: zarr.Group = import_zarr().create_group(str(path), zarr_format=3, overwrite=False)
     return group
 
 
 def create_array(
-    group: "zarr.Group", name: str, declared: Array, shape: tuple[int, ...]
+    group: "zarr.Group", name: str, declared: ArraySpec, shape: tuple[int, ...]
 ) -> "zarr.Array[Any]":
-    """Create an array of `shape` as it is declared; "solver/sample" lies in a group of its own."""
+    """Create an array of `shape` as declared; "solver/sample" is in a group "solver"."""
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     parent, _, last = name.rpartition("/")
@@ -140,37 +147,36 @@ def create_array(
 
 
 def read_metadata(path: Path) -> ArrayDocument:
-    """Read and check the metadata of the array at `path`. Raises DamageError, or StoreError where
-    the disk does not give them.
+    """Read and check the metadata of the array at `path`. Raises DamageError, or StoreError if the
+    disk cannot read them.
     """
-    with reading(path):
+    with damage_errors(path):
         return decode(read_regular(path / METADATA), ArrayDocument)
 
 
 def read_blocks(path: Path) -> Iterator["np.ndarray"]:
-    """Read the array at `path` chunk by chunk along its first axis. Raises DamageError, or
-    StoreError where the disk does not give it.
+    """Yield the array at `path` chunk by chunk along its first axis. Raises DamageError, or
+    StoreError if the disk cannot read it.
     """
     document = read_metadata(path)
-    with reading(path):
+    with damage_errors(path):
         check_chunks(path, document)
-        array = zarr_library().open_array(str(path), mode="r", zarr_format=3)
+        array = import_zarr().open_array(str(path), mode="r", zarr_format=3)
     for start in range(0, document.shape[0], document.rows):
-        with reading(path):
+        with damage_errors(path):
             block: np.ndarray = array[start : start + document.rows]
         yield block
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what files and codecs raise while an entry is read into one line.
-
-    What is missing or wrong is damage; a disk that does not give what it has is not.
+def damage_errors(path: Path) -> Iterator[None]:
+    """Turn errors of files and codecs into DamageError if something is missing or wrong, into
+    StoreError if the disk cannot read what it has.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.errno in ABSENT:
+        if error.errno is None or error.errno in MISSING:
             raise DamageError(f"{path} cannot be read ({first_line(error)})") from error
         raise StoreError(
             f"{path} cannot be read: {error.strerror}; it was left as it is"
@@ -180,20 +186,20 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def check_chunks(path: Path, document: ArrayDocument) -> None:
-    """Raise DocumentError for a chunk that would unfold to another size than it must have, and
-    OSError for one that is missing: decoders allocate what a chunk's header says.
+    """Check the decoded size in the header of every chunk, since decoders allocate it. Raises
+    DocumentError, or OSError for a missing chunk.
     """
     size = document.chunk_bytes
     for name in document.files:
         with (path / name).open("rb") as file:
             head, stored = file.read(18), file.seek(0, 2)
-        large = size > LARGEST or (size > 1 << 24 and size > LARGEST_RATIO * stored)
+        large = size > MAX_CHUNK_BYTES or (size > 1 << 24 and size > MAX_COMPRESSION_RATIO * stored)
         if large or content_size(head) != size:
             raise DocumentError("a chunk does not have the size of its array")
 
 
 def content_size(head: bytes) -> int | None:
-    """The decoded size in the header of a zstd frame (RFC 8878, 3.1.1); None where it has none."""
+    """Return the decoded size in a zstd frame header (RFC 8878, 3.1.1), None if it has none."""
     if len(head) < 6 or head[:4] != ZSTD_MAGIC:
         return None
     descriptor = head[4]
@@ -205,8 +211,6 @@ def content_size(head: bytes) -> int | None:
     return value + (256 if width == 2 else 0) if known else None
 
 
-def read_document(path: Path, limit: int = LIMIT) -> Any:
-    """Read the metadata document of a group or an array as plain data. Raises OSError or
-    DocumentError.
-    """
+def read_document(path: Path, limit: int = MAX_BYTES) -> Any:
+    """Read the `zarr.json` of a group or an array as a dict. Raises OSError or DocumentError."""
     return decode(read_regular(path / METADATA, limit), dict[str, Any])

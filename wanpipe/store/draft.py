@@ -1,6 +1,6 @@
-"""An entry being written: arrays, digests and statistics, until a seal makes it whole.
+"""Drafts: entries that are being written, with digests and statistics, until they are sealed.
 
-Refuses arrays that cannot be right. Knows nothing of where entries lie or how they become visible.
+Refuses arrays that are not finite or constant. Knows nothing of how entries are published.
 """
 
 import json
@@ -15,7 +15,7 @@ from wanpipe.errors import WanpipeError
 from wanpipe.store.arrays import METADATA, create_array, create_group, read_document
 from wanpipe.store.entry import ATTRIBUTE, seal_of
 from wanpipe.store.keys import hash_file
-from wanpipe.store.schema import Array, Stage, check_arrays
+from wanpipe.store.schema import ArraySpec, StageSpec, check_arrays
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,72 +23,72 @@ if TYPE_CHECKING:
 
 
 class Draft:
-    """An entry of `stage` being written, in a folder of its own, until `seal` makes it whole.
+    """An entry of `stage` that is being written in a folder of its own, until `seal` completes it.
 
-    Whole arrays stay in memory until then, so that another thread can write them.
+    Arrays given to `write` stay in memory until then, so that another thread can write them.
     """
 
-    def __init__(self, path: Path, stage: Stage, dtype: str = "") -> None:
+    def __init__(self, path: Path, stage: StageSpec, dtype: str = "") -> None:
         self.path, self.stage = path, stage
         self.dtype = dtype  # of the computation
         path.mkdir(exist_ok=True)
-        self.made: dict[str, Any] = {}  # what to note of its making
-        self.waiting: dict[str, np.ndarray] = {}
-        self.opened: zarr.Group | None = None
+        self.made: dict[str, Any] = {}  # notes for the record
+        self.pending: dict[str, np.ndarray] = {}
+        self.zarr_group: zarr.Group | None = None
         self.digest: dict[str, str] = {}
         self.files: dict[str, str] = {}
         self.statistics: dict[str, dict[str, float]] = {}
 
     def group(self) -> "zarr.Group":
-        """Give the Zarr group, which is created when it is first needed."""
-        if self.opened is None:
+        """Return the Zarr group, which is created on first use."""
+        if self.zarr_group is None:
             (self.path / METADATA).unlink(missing_ok=True)  # of a resumed draft
-            self.opened = create_group(self.path)
-        return self.opened
+            self.zarr_group = create_group(self.path)
+        return self.zarr_group
 
     def write(self, name: str, array: "np.ndarray") -> None:
-        """Have `seal` write one array as one chunk. `seal` raises WanpipeError for NaN, infinity or
-        a constant.
+        """Have `seal` write one array as one chunk. `seal` raises WanpipeError if it has NaN or
+        infinity, or is constant.
         """
-        self.waiting[name] = array
+        self.pending[name] = array
 
-    def stream(self, name: str, shape: tuple[int, ...]) -> "Sink":
-        """Open an array that grows along its first axis, in the chunks that its stage declares."""
+    def stream(self, name: str, shape: tuple[int, ...]) -> "ArrayWriter":
+        """Open an array that grows along its first axis, in chunks as its stage declares."""
         declared = self.stage.array(name)
         assert len(shape) == len(declared.axes), (name, shape, declared)
         array = create_array(self.group(), name, declared, shape)
-        return Sink(self, name, array, declared)
+        return ArrayWriter(self, name, array, declared)
 
     def attach(self, name: str, digest: str | None = None) -> None:
-        """Make a file that was written into the draft part of the entry, by its content hash."""
+        """Add a file in the draft to the entry, with its content hash."""
         self.files[name] = digest or hash_file(self.path / name)
 
     def seal(self, record: Mapping[str, Any]) -> None:
-        """Write the arrays, then the record with digests and seal; the entry is complete then."""
-        while self.waiting:
-            name = next(iter(self.waiting))
-            array = self.waiting.pop(name)
+        """Write the arrays, then the record with digests and seal, which completes the entry."""
+        while self.pending:
+            name = next(iter(self.pending))
+            array = self.pending.pop(name)
             with self.stream(name, array.shape) as sink:
                 sink.append(array)
         assert not check_arrays(self.stage, set(self.digest)), (self.stage.name, self.digest)
         made = {**record["made"], "statistics": self.statistics}
         whole = {**record, "digest": self.digest, "files": self.files, "made": made}
-        self.group()  # its document is there from now on
+        self.group()  # creates its document
         group = {**read_document(self.path), "attributes": {ATTRIBUTE: whole}}
         sealed = {**whole, "seal": seal_of(self.path, group)}
         group["attributes"] = {ATTRIBUTE: sealed}
-        # by hand: zarr would leave every letter beyond ASCII as an escape, unreadable for people
+        # by hand: zarr would escape every character beyond ASCII, which people cannot read
         text = json.dumps(group, indent=2, ensure_ascii=False, allow_nan=False)
         (self.path / METADATA).write_text(text, encoding="utf-8")
 
 
-class Sink:
-    """Appends blocks to one array of a draft; keeps digest and statistics as they pass."""
+class ArrayWriter:
+    """Appends blocks to one array of a draft, and computes its digest and statistics."""
 
-    def __init__(self, draft: Draft, name: str, array: "zarr.Array[Any]", declared: Array) -> None:
+    def __init__(self, draft: Draft, name: str, array: "zarr.Array[Any]", spec: ArraySpec) -> None:
         self.draft, self.name, self.array = draft, name, array
-        self.rows = declared.rows or array.shape[0]
-        channel = declared.axes.find("C") if declared.varies else -1
+        self.rows = spec.rows or array.shape[0]
+        channel = spec.axes.find("C") if spec.varies else -1
         alone = array.size == array.shape[channel]  # one value in each channel
         self.channel = None if channel < 0 or alone else channel
         self.first: np.ndarray | None = None  # the first value of each channel
@@ -97,7 +97,7 @@ class Sink:
         self.written = 0
         self.minimum, self.maximum, self.total, self.squares = float("inf"), float("-inf"), 0.0, 0.0
 
-    def __enter__(self) -> "Sink":
+    def __enter__(self) -> "ArrayWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -105,7 +105,7 @@ class Sink:
             self.close()
 
     def append(self, block: "np.ndarray") -> None:
-        """Take the next rows; whole chunks go to disk at once."""
+        """Append rows; full chunks are written at once."""
         import numpy as np
 
         if not np.isfinite(block).all():
@@ -136,7 +136,7 @@ class Sink:
             self.channel = None
 
     def flush(self, rows: int) -> None:
-        """Write pending rows, `rows` at a time, as long as there are that many."""
+        """Write pending rows in chunks of `rows`; keep the rest pending."""
         import numpy as np
 
         while sum(len(block) for block in self.pending) >= rows > 0:
@@ -148,8 +148,8 @@ class Sink:
             self.written += rows
 
     def close(self) -> None:
-        """Write what is pending and note digest and statistics. Raises WanpipeError for a constant
-        array.
+        """Write pending rows and record digest and statistics. Raises WanpipeError if the array is
+        constant.
         """
         self.flush(sum(len(block) for block in self.pending))
         size = math.prod(self.array.shape)

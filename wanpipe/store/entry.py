@@ -1,8 +1,6 @@
-"""One immutable result on disk: a Zarr v3 group whose attributes say what it is and how it was
-made.
+"""Entries: one immutable result on disk, a Zarr v3 group whose attributes are its record.
 
-Reads the folder of one entry; `draft` writes it. Knows nothing of where entries lie, of models or
-of stages.
+Reads the folder of one entry; `draft` writes it. Knows nothing of stages, models or other entries.
 """
 
 from collections.abc import Iterator
@@ -18,21 +16,29 @@ from wanpipe.runtime.documents import DocumentError, convert, first_line
 from wanpipe.store.arrays import (
     METADATA,
     DamageError,
+    damage_errors,
     read_blocks,
     read_document,
     read_metadata,
-    reading,
 )
 from wanpipe.store.keys import canonical, key_of
-from wanpipe.store.schema import Made, Record, check_links
+from wanpipe.store.schema import Made, Record, check_references
 
 if TYPE_CHECKING:
     import numpy as np
 
 ATTRIBUTE = "wanpipe"
-UNPUBLISHED = "0" * 32  # the seal of an entry that is only planned
+UNPUBLISHED = "0" * 32  # the seal of a planned entry
 
-__all__ = ["ATTRIBUTE", "UNPUBLISHED", "DamageError", "Entry", "read_entry", "record_at", "seal_of"]
+__all__ = [
+    "ATTRIBUTE",
+    "UNPUBLISHED",
+    "DamageError",
+    "Entry",
+    "read_entry",
+    "read_record",
+    "seal_of",
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Entry:
 
     @property
     def stage(self) -> str:
-        """The command that made it."""
+        """The stage that made it."""
         return self.record.stage
 
     @property
@@ -54,17 +60,17 @@ class Entry:
 
     @property
     def root(self) -> Path:
-        """The cache that it lies in."""
+        """The cache that contains it."""
         return self.path.parent.parent
 
     @property
     def material(self) -> Any:
-        """What was hashed to the key, as its stage declares it."""
+        """The material, whose hash is the key."""
         return self.record.material
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Role to key of each entry it was made from."""
+        """The key of each entry it was made from, by role."""
         return self.record.inputs
 
     @property
@@ -74,12 +80,12 @@ class Entry:
 
     @property
     def files(self) -> dict[str, str]:
-        """Plain files it holds beside arrays (a converted model's), with their content hashes."""
+        """Its plain files (those of a converted model) with their content hashes."""
         return self.record.files
 
     @property
     def names(self) -> list[str]:
-        """Names of its arrays, `solver/...` included."""
+        """The names of its arrays, `solver/...` included."""
         return list(self.record.digest)
 
     @property
@@ -90,34 +96,34 @@ class Entry:
 
     @property
     def parent(self) -> str | None:
-        """Key of the step before, None for the first."""
+        """Key of the step before it, None for the first step."""
         parent = self.record.parent
         return parent if isinstance(parent, str) else None
 
     def event(self) -> dict[str, Any]:
-        """The fields by which events name this entry, as those of its recipe."""
+        """Return the fields by which events name this entry."""
         step = self.step if self.stage == "denoise" else None
         return {"stage": self.stage, "key": self.key, "step": step}
 
     def published(self) -> "Entry":
-        """Return the entry with its arrays, even if it was only planned. Raises DamageError."""
+        """Return the published entry if this one is planned. Raises DamageError."""
         return read_entry(self.path) if self.is_planned else self
 
     @property
     def is_planned(self) -> bool:
-        """Whether the entry is only planned, so that it has no arrays yet."""
+        """Whether the entry is only planned, without arrays."""
         return self.record.seal == UNPUBLISHED
 
     def read(self, name: str) -> "np.ndarray":
-        """Read one array whole. Raises DamageError where its bytes are not the published ones."""
+        """Read one array. Raises DamageError if its digest differs."""
         import numpy as np
 
         blocks = list(self.blocks(name))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def blocks(self, name: str) -> Iterator["np.ndarray"]:
-        """Read one array chunk by chunk along its first axis; damage is raised at the damaged block
-        or at the end.
+        """Yield one array chunk by chunk along its first axis. Raises DamageError at a damaged
+        chunk, or at the end if the digest differs.
         """
         import numpy as np
 
@@ -129,19 +135,19 @@ class Entry:
             raise DamageError(f"{self.path}: {name} does not have the digest it was published with")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one array. Raises DamageError where its metadata cannot be read."""
+        """Return the shape of one array. Raises DamageError if its metadata are invalid."""
         return tuple(read_metadata(self.path / name).shape)
 
     def verify(self) -> None:
-        """Read every array and check its digest in bounded memory. Raises DamageError."""
+        """Check the digest of every array, a chunk at a time. Raises DamageError."""
         for name in self.names:
             for _ in self.blocks(name):
                 interrupt.check()
 
 
 def seal_of(path: Path, group: dict[str, Any]) -> str:
-    """Hash the metadata documents of an entry: the group's (without the seal itself) and its
-    arrays'.
+    """Hash the metadata documents of an entry: those of the group, without the seal, and of its
+    arrays.
     """
     record = {
         name: value for name, value in group["attributes"][ATTRIBUTE].items() if name != "seal"
@@ -154,12 +160,10 @@ def seal_of(path: Path, group: dict[str, Any]) -> str:
 
 
 def read_entry(path: Path) -> Entry:
-    """Read an entry's record, not its arrays. Raises DamageError where metadata are not the
-    published ones, StoreError where the disk does not give them.
-
-    The key must be that of the material, the seal that of the metadata documents.
+    """Read an entry's record, not its arrays. Raises DamageError if the key does not fit the
+    material or the seal the metadata documents, StoreError if the disk cannot read them.
     """
-    with reading(path):
+    with damage_errors(path):
         group = read_document(path)
         raw = group["attributes"][ATTRIBUTE]
         sound = seal_of(path, group) == raw["seal"]
@@ -167,13 +171,13 @@ def read_entry(path: Path) -> Entry:
         record = convert(raw, Record) if sound else None
     if record is None:
         raise DamageError(f"{path}: metadata are not those it was published with")
-    if wrong := check_links(record):
+    if wrong := check_references(record):
         raise DamageError(f"{path}: {wrong}")
     return Entry(path, record)
 
 
-def record_at(path: Path) -> Record:
-    """Read an entry's record unchecked: for looking, never for computing. Raises StoreError."""
+def read_record(path: Path) -> Record:
+    """Read an entry's record without checking its seal: for display only. Raises StoreError."""
     try:
         return convert(read_document(path)["attributes"][ATTRIBUTE], Record)
     except (OSError, DocumentError, LookupError, TypeError) as error:

@@ -1,7 +1,6 @@
-"""Names results by their content: canonical JSON of the material, xxh3_128 of bytes.
+"""Content hashes and keys: xxh3_128 of bytes, and of the canonical JSON of a material.
 
-A change here changes every key of every user; the pinned values in tests/store/test_keys.py notice
-it.
+A change here changes every key of every user; tests/store/test_keys.py pins their values.
 """
 
 import json
@@ -17,14 +16,14 @@ from wanpipe.runtime import interrupt
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA = 1  # raised when the form of entries or of materials changes for all stages at once
+SCHEMA = 1  # raised when the format of all entries or materials changes
 KEY = re.compile("[0-9a-f]{32}")
-CHUNK = 1 << 22  # bytes of a file at once; more falls out of the cache of a core
-PREFIX = re.compile("[0-9a-f]{4,32}")  # what is shorter is a name
+READ_BYTES = 1 << 22  # at a time; more does not fit the cache of a core
+PREFIX = re.compile("[0-9a-f]{4,32}")  # anything shorter is a name
 
 
 def canonical(material: Any) -> bytes:
-    """Encode as JSON in one way only: sorted keys, no spaces, UTF-8, finite numbers."""
+    """Encode as canonical JSON: sorted keys, no spaces, UTF-8, finite numbers."""
     text = json.dumps(
         material, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -37,12 +36,12 @@ def key_of(material: Any) -> str:
 
 
 def is_key(text: str) -> bool:
-    """Whether a text has the form of a key."""
+    """Return whether a text has the form of a key."""
     return KEY.fullmatch(text) is not None
 
 
 def is_prefix(text: str) -> bool:
-    """Whether a reference can be the beginning of a key."""
+    """Return whether a text has the form of a key prefix."""
     return PREFIX.fullmatch(text) is not None
 
 
@@ -55,9 +54,9 @@ def hash_array(array: "np.ndarray") -> str:
 
 
 def hash_file(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
-    """Hash a file's bytes without reading it whole; `progress` is told bytes done and in all."""
+    """Hash a file's bytes in pieces; `progress` receives the bytes done and in all."""
     state, done, total = xxhash.xxh3_128(), 0, path.stat().st_size
-    buffer = memoryview(bytearray(CHUNK))
+    buffer = memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             interrupt.check()

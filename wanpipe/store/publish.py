@@ -1,7 +1,7 @@
-"""Publishes entries in another thread, behind the next computation: in order, one at a time.
+"""Publishes entries in a background thread while the next one is computed: in order, one at a time.
 
-A failure there is raised here, and what was queued behind it is dropped: a step must not appear
-where the one before it was refused.
+A failure of that thread is raised in the caller, and what was queued behind it is dropped: a step
+must not be published without the step before it.
 """
 
 from collections.abc import Callable
@@ -11,34 +11,35 @@ from typing import TYPE_CHECKING, Any
 from wanpipe.errors import WanpipeError
 from wanpipe.store.draft import Draft
 from wanpipe.store.entry import Entry
-from wanpipe.store.later import Later
 from wanpipe.store.recipe import Recipe
+from wanpipe.store.worker import Worker
 
 if TYPE_CHECKING:
     from wanpipe.store.store import Store
 
-WAITING = 3  # entries that may wait for the disk
+QUEUE_LIMIT = 3  # entries that may wait for the disk
 Fill = Callable[[Draft], dict[str, Any]]
 
 
 class Publisher:
-    """Gives `obtain` as a store does, but returns when an entry is computed, before it is on disk.
+    """Has the `get_or_create` of a store, but returns once an entry is computed, before it is on
+    disk.
 
-    Few wait or are being written: as many as let the computation go on while the disk is busy with
-    something else for a moment. A failure is raised by the next `obtain` that it is known to, or at
-    the end of the context; all else is published when the context ends.
+    The queue is short: long enough for the computation to continue while the disk is busy for a
+    moment. A failure is raised by the next `get_or_create`, or at the end of the context, which
+    publishes everything else.
     """
 
     def __init__(self, store: "Store") -> None:
         self.store = store
-        self.later: Later[Entry | None] = Later("publish")
+        self.worker: Worker[Entry | None] = Worker("publish")
         self.failed = False
 
     def __enter__(self) -> "Publisher":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with self.later:
+        with self.worker:
             try:
                 self.collect(keep=0)  # after Ctrl-C too: a step that was computed is kept
             except (WanpipeError, OSError) as failure:
@@ -47,17 +48,17 @@ class Publisher:
                 if failure is not error:  # two failures: the context raises one, this is the other
                     self.store.report.remark(str(failure))
 
-    def obtain(self, recipe: Recipe, fill: Fill) -> None:
-        """Reuse the entry of `recipe`, or compute it with `fill` and queue its publication."""
-        self.collect(keep=WAITING)
+    def get_or_create(self, recipe: Recipe, fill: Fill) -> None:
+        """Reuse the entry of `recipe`, or compute it with `fill` and queue it for publication."""
+        self.collect(keep=QUEUE_LIMIT)
         with ExitStack() as held:
             draft = self.store.begin(recipe, fill, held)
             if draft is not None:
-                self.later.add(self.job(draft, recipe, held.pop_all()))
-        self.collect(keep=WAITING)
+                self.worker.submit(self.job(draft, recipe, held.pop_all()))
+        self.collect(keep=QUEUE_LIMIT)
 
     def job(self, draft: Draft, recipe: Recipe, held: ExitStack) -> Callable[[], Entry | None]:
-        """Return what publishes one draft, unless one before it failed; lets go of its lock."""
+        """Return a job that publishes a draft unless an earlier one failed, and unlocks it."""
 
         def publish() -> Entry | None:
             with held:
@@ -72,7 +73,7 @@ class Publisher:
         return publish
 
     def collect(self, keep: int) -> None:
-        """Wait until no more than `keep` entries are under way, and report those published."""
-        for entry in self.later.results(keep):
+        """Wait until at most `keep` entries are pending, and report the published ones."""
+        for entry in self.worker.results(keep):
             if entry is not None:
-                self.store.tell(entry)
+                self.store.report_entry(entry)

@@ -1,23 +1,23 @@
-"""What an entry will be before it exists. Its key follows from it alone."""
+"""The recipe of an entry, which defines its key before it is computed."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from wanpipe.runtime.documents import convert, plain
+from wanpipe.runtime.documents import convert, to_builtins
 from wanpipe.runtime.text import storable
 from wanpipe.store.keys import key_of
-from wanpipe.store.schema import SCHEMA, STAGES, Material, Stage
+from wanpipe.store.schema import SCHEMA, STAGES, Material, StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What an entry will be before it exists: its material gives the key, `inputs` the entries it
-    is made from.
+    """A planned entry: its material gives the key, `inputs` are the entries it is made from.
 
-    `step` and `parent` number a denoising step and name the one before it; `made` holds notes for
-    the record. A `resumable` one keeps its unfinished draft, for a `fill` that can continue it.
+    `step` is the number of a denoising step and `parent` the key of the step before it; `made`
+    holds notes for the record. A `resumable` recipe keeps its unfinished draft, for a `fill` that
+    can continue it.
     """
 
     material: Any  # one of schema.AnyMaterial; who makes it knows which
@@ -30,22 +30,22 @@ class Recipe:
     @cached_property
     def stage(self) -> str:
         """Name of the stage."""
-        return str(self.whole["stage"])
+        return str(self.material_dict["stage"])
 
     @property
-    def declared(self) -> Stage:
-        """Declaration of the stage."""
+    def stage_spec(self) -> StageSpec:
+        """Specification of the stage."""
         return STAGES[self.stage]
 
     @cached_property
-    def whole(self) -> dict[str, Any]:
-        """The material as it is hashed and stored."""
-        return dict(plain(self.material))
+    def material_dict(self) -> dict[str, Any]:
+        """The material as a dict, as it is hashed and stored."""
+        return dict(to_builtins(self.material))
 
     @cached_property
     def key(self) -> str:
         """The key of the entry."""
-        return key_of(self.whole)
+        return key_of(self.material_dict)
 
     @property
     def number(self) -> int:
@@ -54,27 +54,27 @@ class Recipe:
         return self.step
 
     def event(self) -> dict[str, Any]:
-        """The fields by which events name this entry."""
+        """Return the fields by which events name this entry."""
         return {"stage": self.stage, "key": self.key, "step": self.step}
 
 
 def material(stage: str, **fields: Any) -> Any:
-    """The material of a stage, each number cast to its declared type: 5 becomes 5.0 where a float
-    is declared. Raises DocumentError for what does not fit the declaration.
+    """Build the material of a stage, each number cast to its declared type: 5 becomes 5.0 for a
+    float. Raises DocumentError for fields that do not fit the declaration.
     """
     kind: type[Material] = STAGES[stage].material
     return convert({"stage": stage, **fields}, kind)
 
 
-def record_of(recipe: Recipe, made: dict[str, Any]) -> dict[str, Any]:
-    """The record of an entry, less what its draft adds (digest, files, seal)."""
+def build_record(recipe: Recipe, made: dict[str, Any]) -> dict[str, Any]:
+    """Build the record of an entry without what its draft adds (digest, files, seal)."""
     moment = datetime.now(UTC).isoformat(timespec="seconds")
     step = {} if recipe.step is None else {"step": recipe.step, "parent": recipe.parent}
     return {
         "schema": SCHEMA,
         "stage": recipe.stage,
         "key": recipe.key,
-        "material": recipe.whole,
+        "material": recipe.material_dict,
         "inputs": recipe.inputs,
         **step,
         "made": storable({"time": moment, **recipe.made, **made}),

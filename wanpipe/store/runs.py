@@ -1,8 +1,7 @@
-"""Runs: what a user asked for, as small mutable records beside the immutable entries, as git keeps
-refs beside objects.
+"""Runs: what a user asked for, as small mutable records beside the immutable entries.
 
-A step is shared by all runs that would compute the same, so what only a run knows (its settings,
-model, prompts, LoRA files, videos) is kept here and found from any of its steps.
+Runs that compute the same step share it, so what only a run knows (its settings, model, prompts,
+LoRA files, videos) is saved here and found from any of its steps.
 """
 
 import os
@@ -16,7 +15,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 from msgspec import Meta, UnsetType, field, structs
 
 from wanpipe.errors import StoreError
-from wanpipe.runtime.disk import put
+from wanpipe.runtime.disk import atomic_write
 from wanpipe.runtime.documents import (
     Count,
     Document,
@@ -30,9 +29,9 @@ from wanpipe.runtime.documents import (
     encode,
     first_line,
     load,
-    plain,
+    to_builtins,
 )
-from wanpipe.store.entry import record_at
+from wanpipe.store.entry import read_record
 from wanpipe.store.index import Index, Summary
 from wanpipe.store.keys import is_key, is_prefix, key_of
 from wanpipe.store.schema import Noise, Step
@@ -42,7 +41,7 @@ Steps = Annotated[int, Meta(ge=1, le=100_000)]
 
 
 class Lora(Document, frozen=True, kw_only=True):
-    """A LoRA in use: name and content hash of its file, and the expert it is for; None: all."""
+    """A LoRA of a run: name and content hash of its file, and the expert it is for; None: all."""
 
     name: Text
     hash: Hash
@@ -51,7 +50,7 @@ class Lora(Document, frozen=True, kw_only=True):
 
 
 class Settings(Document, frozen=True, kw_only=True):
-    """What a run is, whatever it starts from.
+    """The settings of a run, without what it starts from.
 
     `guide_scale` is (low noise, high noise); `num_frames` is what the video will have, without the
     trimmed ones; `timesteps` is an explicit grid before the shift.
@@ -74,8 +73,8 @@ class Settings(Document, frozen=True, kw_only=True):
         """Width and height in pixels, and frames before the first ones are trimmed."""
         return self.width, self.height, self.num_frames + 4 * self.trim_first_frames
 
-    def acting(self, expert: str) -> list[Lora]:
-        """The LoRAs that an expert gets, in the order in which they are added."""
+    def loras_for(self, expert: str) -> list[Lora]:
+        """Return the LoRAs of an expert, in the order in which they are added."""
         return [lora for lora in self.loras if lora.expert in (None, expert)]
 
 
@@ -102,7 +101,7 @@ class Run(Document, frozen=True, kw_only=True):
 
     `inputs` are keys of entries by role, such as its text. `start` is the noise, or the step that
     the run branches from. `steps` are the keys of all its steps, computed or not; the first has
-    number `first`. `loras` tells where the file of each content hash lies.
+    number `first`. `loras` are the paths of LoRA files by content hash.
     """
 
     schema: Literal[1] = 1
@@ -132,10 +131,10 @@ class Run(Document, frozen=True, kw_only=True):
         return self.first + self.steps.index(step)
 
 
-def named(run: Run) -> Run:
-    """Give a run the key that follows from what it is."""
+def with_key(run: Run) -> Run:
+    """Return a run with its key, the hash of its contents."""
     identity = {
-        name: plain(getattr(run, name)) for name in ("start", "inputs", "settings", "dtype")
+        name: to_builtins(getattr(run, name)) for name in ("start", "inputs", "settings", "dtype")
     }
     model = {"key": run.model.key, "experts": run.model.experts}
     key = key_of({"schema": 1, "run": identity, "model": model})
@@ -148,7 +147,7 @@ Kind = TypeVar("Kind", Run, ModelReference)
 @dataclass(frozen=True)
 class Records(Generic[Kind]):
     """Mutable records of one kind in the cache at `root`, each a JSON file named by its key. The
-    time of a file is that of the last use.
+    modification time of a file is its last use.
     """
 
     root: Path
@@ -156,40 +155,40 @@ class Records(Generic[Kind]):
     kind: type[Kind]
 
     def path(self, key: str) -> Path:
-        """Where a record lies, or would lie."""
+        """Return the path of a record, which may not exist."""
         return self.root / self.folder / f"{key}.json"
 
-    def names(self) -> list[str]:
-        """Keys of all records, sound or not."""
+    def list_keys(self) -> list[str]:
+        """Return the keys of all records, valid or not."""
         folder = self.root / self.folder
         names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (ten thousands)
         keys = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         return sorted(key for key in keys if is_key(key))
 
     def get(self, key: str) -> Kind:
-        """Read one record. Raises StoreError where it is not there or not sound."""
+        """Read one record. Raises StoreError if it is missing or invalid."""
         try:
             record = load(self.path(key), self.kind)
         except (OSError, DocumentError) as error:
             raise StoreError(f"{self.path(key)} cannot be read ({first_line(error)})") from error
-        if record.key != key or (isinstance(record, Run) and named(record).key != key):
+        if record.key != key or (isinstance(record, Run) and with_key(record).key != key):
             raise StoreError(f"{self.path(key)} does not have the key of what it says")
         return record
 
-    def all(self, holding: str = "") -> list[Kind]:
-        """All sound records whose text holds `holding`, the latest used first. What is not sound is
-        left out; `wanpipe cache verify` reports it.
+    def all(self, containing: str = "") -> list[Kind]:
+        """Return all valid records whose text contains `containing`, the latest used first;
+        `wanpipe cache verify` reports invalid ones.
         """
         found = []
-        for key in self.names():
+        for key in self.list_keys():
             with suppress(StoreError, FileNotFoundError):
                 path = self.path(key)
-                if not holding or holding.encode() in path.read_bytes():
+                if not containing or containing.encode() in path.read_bytes():
                     found.append((path.stat().st_mtime, key, self.get(key)))
         return [record for _, _, record in sorted(found, key=lambda one: one[:2], reverse=True)]
 
-    def keep(self, record: Kind) -> None:
-        """Write a record, or mark it as used where it says so already."""
+    def save(self, record: Kind) -> None:
+        """Write a record, or only its time of use if nothing else changed."""
         assert record.key is not None
         path = self.path(record.key)
         if path.is_file():
@@ -198,78 +197,80 @@ class Records(Generic[Kind]):
                     os.utime(path)
                     return
             except StoreError:
-                pass  # what cannot be read is written anew
-        put(path, encode(record))
+                pass  # an invalid record is written again
+        atomic_write(path, encode(record))
 
 
 class Runs(Records[Run]):
-    """The runs of the cache at `root`; with its `index`, those of wanpipe 0.1.0 too, whose steps
-    noted their settings themselves.
+    """The runs of the cache at `root`; with its `index`, those of wanpipe 0.1.0 too, whose settings
+    are in their steps.
     """
 
     def __init__(self, root: Path, index: Index | None = None) -> None:
         super().__init__(root, RUNS, Run)
         self.index = index
 
-    def recorded(self, holding: str = "") -> list[Run]:
-        """The runs that have a record of their own, the latest used first."""
-        return super().all(holding)
+    def recorded(self, containing: str = "") -> list[Run]:
+        """Return the runs that have a record, the latest used first."""
+        return super().all(containing)
 
-    def all(self, holding: str = "") -> list[Run]:
-        """Every run, the latest used first, those without a record last."""
+    def all(self, containing: str = "") -> list[Run]:
+        """Return every run, the latest used first, those without a record last."""
         runs = self.recorded()
         rows = self.index.read() if self.index else {}
-        return runs + adopted(rows, runs, self.root)
+        return runs + legacy_runs(rows, runs, self.root)
 
     def of(self, step: str) -> list[Run]:
-        """The runs that a step belongs to, the latest used first."""
-        runs = self.recorded(holding=step)
+        """Return the runs that contain a step, the latest used first."""
+        runs = self.recorded(containing=step)
         return [run for run in runs or self.all() if step in run.steps]
 
     def latest(self, step: str) -> Run | None:
-        """The latest used run that a step belongs to; None where none knows it."""
+        """Return the latest used run that contains a step, None if there is none."""
         return next(iter(self.of(step)), None)
 
     def last(self, run: Run) -> Path:
-        """Where the last step of a run lies that is there. Raises StoreError where none is."""
+        """Return the path of the last step of a run that exists. Raises StoreError if none does."""
         for key in reversed(run.steps):
             path = self.root / "denoise" / key
             if path.is_dir():
                 return path
         raise StoreError(f"run {run.key[:8]} has no step in {self.root}; start it again")
 
-    def starting_with(self, prefix: str) -> list[str]:
-        """Keys of the records whose key starts with `prefix`."""
+    def with_prefix(self, prefix: str) -> list[str]:
+        """Return the keys that start with `prefix`."""
         if is_key(prefix):
             return [prefix] if self.path(prefix).is_file() else []
-        return [key for key in self.names() if key.startswith(prefix)] if is_prefix(prefix) else []
+        return (
+            [key for key in self.list_keys() if key.startswith(prefix)] if is_prefix(prefix) else []
+        )
 
-    def keep(self, record: Run) -> None:
-        """Write a record, or mark it as used. When it was created and its videos stay."""
+    def save(self, record: Run) -> None:
+        """Write a record, or only its time of use. Keeps its creation time and videos."""
         with suppress(StoreError):
-            there = self.get(record.key)
-            record = structs.replace(record, created=there.created, videos=there.videos)
-        super().keep(record)
+            old = self.get(record.key)
+            record = structs.replace(record, created=old.created, videos=old.videos)
+        super().save(record)
 
     def add_video(self, key: str, video: Video) -> None:
-        """Note a video that was written of a run, in place of one at the same path."""
+        """Add a video to a run; it replaces one of the same path."""
         run = self.get(key)
         if run.videos[-1:] != [video]:
             others = [one for one in run.videos if one.path != video.path]
-            put(self.path(key), encode(structs.replace(run, videos=[*others, video])))
+            atomic_write(self.path(key), encode(structs.replace(run, videos=[*others, video])))
 
 
 def now() -> str:
-    """The present moment as records have it."""
+    """Return the current time in the format of records."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def adopted(rows: Mapping[str, Summary], known: Iterable[Run], root: Path) -> list[Run]:
-    """Runs of steps that noted their settings themselves, as wanpipe 0.1.0 did, and that no record
-    holds; the latest first.
+def legacy_runs(rows: Mapping[str, Summary], known: Iterable[Run], root: Path) -> list[Run]:
+    """Return the runs of wanpipe 0.1.0, whose settings are in their steps and which have no record;
+    the latest first.
     """
     recorded = {step for run in known for step in run.steps}
-    steps = {row.key: row for row in rows.values() if row.stage == "denoise" and row.noted}
+    steps = {row.key: row for row in rows.values() if row.stage == "denoise" and row.legacy}
     left = {key: row for key, row in steps.items() if key not in recorded}
     followed = {row.parent for row in left.values()}
     taken: set[str] = set()
@@ -279,45 +280,47 @@ def adopted(rows: Mapping[str, Summary], known: Iterable[Run], root: Path) -> li
             continue
         chain = [end]
         while (row := left.get(chain[-1].parent or "")) is not None:
-            if row.key in taken or (row.noted, row.inputs) != (end.noted, end.inputs):
+            if row.key in taken or (row.legacy, row.inputs) != (end.legacy, end.inputs):
                 break
             chain.append(row)
         taken |= {row.key for row in chain}
         try:
-            found.append((end.time, adopt(chain[::-1], rows, root)))
+            found.append((end.time, legacy_run(chain[::-1], rows, root)))
         except (StoreError, DocumentError):
-            continue  # whoever reads the step itself is told
+            continue  # reading the step itself reports it
     return [run for _, run in sorted(found, key=lambda one: (one[0], one[1].key), reverse=True)]
 
 
-def adopt(chain: Sequence[Summary], rows: Mapping[str, Summary], root: Path) -> Run:
-    """The run of consecutive steps with the same notes. Raises StoreError or DocumentError."""
+def legacy_run(chain: Sequence[Summary], rows: Mapping[str, Summary], root: Path) -> Run:
+    """Return the run of consecutive steps of the same settings. Raises StoreError or
+    DocumentError.
+    """
     end, first = chain[-1], chain[0]
-    record = record_at(root / first.place)
+    record = read_record(root / first.id)
     material = record.material
     assert isinstance(material, Step)
-    assert end.noted is not None
+    assert end.legacy is not None
     text = rows.get(f"encode-text/{end.inputs.get('text')}")
     keys = [row.key for row in chain]
-    frames = (row for row in rows.values() if row.stage == "decode" and row.noted)
-    rates = [row.noted["fps"] for row in frames if row.noted and row.inputs["step"] in keys]
+    frames = (row for row in rows.values() if row.stage == "decode" and row.legacy)
+    rates = [row.legacy["fps"] for row in frames if row.legacy and row.inputs["step"] in keys]
     noise = material.noise
     run = convert(
         {
             "key": "0" * 32,
-            "start": first.parent if isinstance(noise, UnsetType) else plain(noise),
+            "start": first.parent if isinstance(noise, UnsetType) else to_builtins(noise),
             "first": first.step or 0,
             "steps": keys,
             "inputs": end.inputs,
-            "settings": end.noted["settings"],
+            "settings": end.legacy["settings"],
             "dtype": material.dtype,
-            "model": {"key": None, "directory": end.noted["model"] or ""},
-            "seed": end.noted["seed"],
+            "model": {"key": None, "directory": end.legacy["model"] or ""},
+            "seed": end.legacy["seed"],
             "prompt": text.prompt if text else None,
-            "loras": end.noted["lora_files"],
+            "loras": end.legacy["lora_files"],
             "fps": rates[0] if rates else None,
             "created": end.time,
         },
         Run,
     )
-    return named(run)
+    return with_key(run)

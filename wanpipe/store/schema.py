@@ -1,8 +1,8 @@
 """Declares every stage once: its material with types, ranges and labels, its arrays, its inputs,
-and how its entries are named, summed up and collected.
+and how its entries are described and collected.
 
 Keys, records, explanations, listings, gc and import all read these declarations. To add a stage,
-add one `Material` and one `Stage` here, and its module in `stages/`.
+add one `Material` and one `StageSpec` here, and its module in `stages/`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,18 +14,18 @@ from msgspec import UNSET, Meta, UnsetType
 
 from wanpipe.runtime.documents import Count, Document, FileName, Finite, Hash, Length, Seed, Text
 
-SCHEMA: Literal[1] = 1  # raised when entries or materials change their form for all stages
+SCHEMA: Literal[1] = 1  # raised when the format of all entries or materials changes
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="compute dtype")]
 Tokens = list[Annotated[int, Meta(ge=0, lt=1 << 31)]]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Json = Any  # of a note that decides nothing
+Json = Any  # of notes, which decide nothing
 
 
 class Material(Document, frozen=True, kw_only=True):
-    """What gives an entry its meaning. Its canonical JSON is hashed to the key.
+    """The fields that define an entry. The hash of their canonical JSON is its key.
 
-    `title` of a field is its label for people. `extra` may say `same`: the words for it in a list
-    of what two entries have in common; `grid`: that it follows from the settings of a run.
+    `title` of a field is its label for people. `extra` may have `same`, its label in a list of what
+    two entries have in common, and `grid`, if it follows from the settings of a run.
     """
 
     schema: Annotated[Literal[1], Meta(title="form of entries")] = SCHEMA
@@ -68,7 +68,7 @@ class TextEmbedding(Material, frozen=True, kw_only=True, tag_field="stage", tag=
 
 
 class ImageEncoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="encode-image"):
-    """What image-to-video is conditioned on, by the pixels after fitting."""
+    """The conditioning of image-to-video, by the pixels after fitting."""
 
     pixels: Annotated[Hash, Meta(title="picture")]
     clip_pixels: Annotated[Hash | None, Meta(title="picture for CLIP")]
@@ -92,14 +92,14 @@ class Noise(Document, frozen=True, kw_only=True):
 
 
 class Solver(Document, frozen=True, kw_only=True):
-    """The solver of a step and the order it is used with."""
+    """The solver of a step and its order."""
 
     name: Text
     order: Annotated[int, Meta(ge=1, le=9)]
 
 
 class StepCacheRule(Document, frozen=True, kw_only=True):
-    """What decides whether a step may reuse a velocity (`sampling.easy_cache.rule`)."""
+    """The rule by which a step may reuse a velocity (`sampling.easy_cache.rule`)."""
 
     method: Text
     threshold: Fraction
@@ -108,7 +108,7 @@ class StepCacheRule(Document, frozen=True, kw_only=True):
 
 
 class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"):
-    """One denoising step: the step before it or the noise, and all that acts in it.
+    """One denoising step: the step before it or the noise, and everything that affects it.
 
     `text` is the key of the text entry; at guidance 1 the key of its material without `negative`.
     """
@@ -154,7 +154,7 @@ AnyMaterial = Conversion | TextEmbedding | ImageEncoding | Step | Decoding
 
 
 class Statistics(Document, frozen=True, kw_only=True):
-    """Statistics of an array as it was published."""
+    """Statistics of a published array."""
 
     min: Finite
     max: Finite
@@ -163,10 +163,10 @@ class Statistics(Document, frozen=True, kw_only=True):
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How an entry was made: notes for people, which decide nothing. So unknown ones are no error.
+    """How an entry was made: notes for people, which decide nothing, so unknown ones are ignored.
 
-    `bits_by` names what changes bits and is in no key by policy. The fields below it were noted
-    before runs had records of their own; `runs.adopted` alone reads them.
+    `bits_by` names what changes bits but is in no key by policy. The fields below it are those of
+    wanpipe 0.1.0, which had no records of runs; only `runs.legacy_runs` reads them.
     """
 
     time: Text
@@ -196,7 +196,7 @@ ArrayName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}(/[a-z][a-z0-9_]{
 
 
 class Record(Document, frozen=True, kw_only=True):
-    """What an entry says of itself: `attrs["wanpipe"]` of its Zarr group."""
+    """The record of an entry: `attrs["wanpipe"]` of its Zarr group."""
 
     schema: Literal[1]
     stage: Text
@@ -212,7 +212,7 @@ class Record(Document, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Array:
+class ArraySpec:
     """An array of a stage: `axes` names its dimensions; `rows` are those of a chunk, None: all.
 
     With `varies`, one that is constant in every channel is refused.
@@ -221,35 +221,35 @@ class Array:
     axes: str
     dtype: Literal["float32", "uint8"] = "float32"
     rows: int | None = None
-    needed: bool = True
+    required: bool = True
     varies: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage: what its entries hold and how other parts treat them.
+class StageSpec:
+    """One stage: what its entries contain and how other modules treat them.
 
-    `role` is what an entry is to those made from it; `inputs` are roles; `arrays` by name, where
-    "solver/*" stands for any below solver/; `rank` is its place in gc, the least useful first;
-    `what` sums a record up in words.
+    `role` is the role of its entries as inputs; `inputs` are roles; `arrays` are by name, where
+    "solver/*" matches any below solver/; gc removes entries of a lower `gc_rank` first; `describe`
+    summarizes a record.
     """
 
     name: str
     material: type[Material]
     role: str
-    rank: int
-    arrays: Mapping[str, Array] = field(default_factory=dict)
+    gc_rank: int
+    arrays: Mapping[str, ArraySpec] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    what: Callable[[Any], str] = lambda record: ""
-    travels: bool = True  # whether export takes it
+    describe: Callable[[Any], str] = lambda record: ""
+    exportable: bool = True
 
-    def array(self, name: str) -> Array:
-        """Declaration of an array. Raises KeyError for a name that the stage does not have."""
+    def array(self, name: str) -> ArraySpec:
+        """Return the specification of an array. Raises KeyError for an unknown name."""
         return self.arrays[name if name in self.arrays else f"{name.split('/')[0]}/*"]
 
 
-def metas(kind: type[Material]) -> dict[str, Meta]:
-    """The Meta of every field of a material."""
+def field_metas(kind: type[Material]) -> dict[str, Meta]:
+    """Return the Meta of every field of a material."""
     hints = get_type_hints(kind, include_extras=True)
     own = [item.name for item in msgspec.structs.fields(kind)]
     found = {}
@@ -262,72 +262,74 @@ def metas(kind: type[Material]) -> dict[str, Meta]:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage(
+        StageSpec(
             name="convert",
             material=Conversion,
             role="model",
-            rank=5,
-            what=lambda record: f"{record.material.variant}, {record.material.dtype}",
-            travels=False,
+            gc_rank=5,
+            describe=lambda record: f"{record.material.variant}, {record.material.dtype}",
+            exportable=False,
         ),
-        Stage(
+        StageSpec(
             name="encode-text",
             material=TextEmbedding,
             role="text",
-            rank=4,
-            arrays={"prompt": Array(axes="LD"), "negative": Array(axes="LD")},
+            gc_rank=4,
+            arrays={"prompt": ArraySpec(axes="LD"), "negative": ArraySpec(axes="LD")},
         ),
-        Stage(
+        StageSpec(
             name="encode-image",
             material=ImageEncoding,
             role="image",
-            rank=3,
+            gc_rank=3,
             arrays={
-                "condition": Array(axes="CFHW", needed=False),
-                "clip": Array(axes="LD", needed=False),
-                "latent": Array(axes="CFHW", needed=False),
+                "condition": ArraySpec(axes="CFHW", required=False),
+                "clip": ArraySpec(axes="LD", required=False),
+                "latent": ArraySpec(axes="CFHW", required=False),
             },
-            what=lambda record: (
+            describe=lambda record: (
                 f"{record.made.image}, {record.material.width}x{record.material.height}"
             ),
         ),
-        Stage(
+        StageSpec(
             name="denoise",
             material=Step,
             role="step",
-            rank=2,
+            gc_rank=2,
             arrays={
-                "latent": Array(axes="CFHW", varies=True),
-                "x0": Array(axes="CFHW", varies=True),
-                "solver/*": Array(axes="CFHW", needed=False),
+                "latent": ArraySpec(axes="CFHW", varies=True),
+                "x0": ArraySpec(axes="CFHW", varies=True),
+                "solver/*": ArraySpec(axes="CFHW", required=False),
             },
             inputs=("text", "image"),
-            what=lambda record: f"guidance {record.material.guide_scale}",
+            describe=lambda record: f"guidance {record.material.guide_scale}",
         ),
-        Stage(
+        StageSpec(
             name="decode",
             material=Decoding,
             role="frames",
-            rank=0,
-            arrays={"frames": Array(axes="TYXC", dtype="uint8", rows=4, varies=True)},
+            gc_rank=0,
+            arrays={"frames": ArraySpec(axes="TYXC", dtype="uint8", rows=4, varies=True)},
             inputs=("step",),
         ),
     )
 }
 ROLES = {stage.role: stage.name for stage in STAGES.values()}
-INTERIOR_RANK = 1  # of steps that other steps follow
+INTERIOR_RANK = 1  # gc_rank of steps that other steps follow
 
 
-def check_arrays(stage: Stage, names: set[str]) -> str:
-    """Say what is wrong with the names of an entry's arrays; nothing where they fit the stage."""
-    unknown = sorted(name for name in names if not _declared(stage, name))
-    missing = sorted(name for name, one in stage.arrays.items() if one.needed and name not in names)
+def check_arrays(stage: StageSpec, names: set[str]) -> str:
+    """Return what is wrong with the names of an entry's arrays, "" if they fit the stage."""
+    unknown = sorted(name for name in names if not _is_declared(stage, name))
+    missing = sorted(
+        name for name, one in stage.arrays.items() if one.required and name not in names
+    )
     if unknown or missing or (stage.arrays and not names):
         return f"{stage.name} has unknown arrays {unknown} and lacks {missing}"
     return ""
 
 
-def _declared(stage: Stage, name: str) -> bool:
+def _is_declared(stage: StageSpec, name: str) -> bool:
     try:
         stage.array(name)
     except KeyError:
@@ -335,8 +337,8 @@ def _declared(stage: Stage, name: str) -> bool:
     return True
 
 
-def check_links(record: Record) -> str:
-    """Say what is wrong with what a record names beside its material; nothing where it agrees."""
+def check_references(record: Record) -> str:
+    """Return how a record contradicts its material, "" if it does not."""
     stage, material = STAGES.get(record.stage), record.material
     if stage is None or not isinstance(material, stage.material):
         return "the material is of another stage"

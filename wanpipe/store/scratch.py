@@ -1,16 +1,16 @@
-"""Folders in .tmp/ where entries are written: whether their processes live, and their end."""
+"""Drafts in .tmp/: whether their process is alive, and how they are removed."""
 
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from wanpipe.errors import StoreError
-from wanpipe.runtime.disk import aside_of
-from wanpipe.store.entry import record_at
+from wanpipe.runtime.disk import backup_path
+from wanpipe.store.entry import read_record
 
 
-def is_free(lock: Path) -> bool:
-    """Whether no living process holds a lock file."""
+def is_unlocked(lock: Path) -> bool:
+    """Return whether no process holds a lock file."""
     from filelock import FileLock, Timeout
 
     try:
@@ -21,14 +21,15 @@ def is_free(lock: Path) -> bool:
 
 
 def remove_scratch(path: Path, root: Path) -> None:
-    """Remove a draft and what belongs to it; the lock last, so that nothing of it is overlooked.
+    """Remove a draft and its files; the lock last, so that a kill in between leaves nothing unseen.
 
-    An old entry that a killed process took away for a new one goes back where nothing came.
+    A killed process may have moved an old entry away before the new one was installed: the old one
+    is moved back.
     """
-    old = aside_of(path)
+    old = backup_path(path)
     if old.is_dir():
         with suppress(StoreError, OSError):
-            record = record_at(old)
+            record = read_record(old)
             if not (root / record.stage / record.key).is_dir():
                 old.rename(root / record.stage / record.key)
     for folder in (path, old):

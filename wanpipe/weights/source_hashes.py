@@ -5,8 +5,8 @@ from functools import partial
 
 from wanpipe.checkpoints.detect import Checkpoint
 from wanpipe.errors import CheckpointError
+from wanpipe.store.index_file import HashCache
 from wanpipe.store.keys import hash_file
-from wanpipe.store.shortcuts import HashCache
 
 Progress = Callable[[str, int, int], None]  # file or component, bytes done, bytes in all
 

@@ -1,4 +1,4 @@
-"""Small entries for tests of the store: recipes, and what fills them, without models."""
+"""Builds small entries for tests of the store: recipes and fill functions, without models."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from wanpipe.runtime.documents import convert, plain
+from wanpipe.runtime.documents import convert, to_builtins
 from wanpipe.runtime.report import Report
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
-from wanpipe.store.runs import named
+from wanpipe.store.runs import with_key
 
 SHAPE = (4, 2, 3, 5)
 SETTINGS = {
@@ -24,8 +24,8 @@ SETTINGS = {
 HASH = "{:032x}".format
 
 
-class Heard(Report):
-    """Remembers what it is told."""
+class RecordingReport(Report):
+    """Keeps events and remarks in lists."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -42,7 +42,7 @@ class Heard(Report):
 
 
 def recipe(number: int = 0, stage: str = "denoise", **more: Any) -> Recipe:
-    """A first step of seed `number`, which is made from a text that nobody made; or a model."""
+    """Return the first step of seed `number`, whose text does not exist; or a model."""
     if stage == "convert":
         sources = {"config.json": HASH(number)}
         model = {"variant": "tiny", "dtype": "float32", "quantization": None}
@@ -53,7 +53,7 @@ def recipe(number: int = 0, stage: str = "denoise", **more: Any) -> Recipe:
 
 
 def step_fields(step: int, **changes: Any) -> dict[str, Any]:
-    """What the material of step number `step` of eight has beside its start and its text."""
+    """Return the fields of the material of step `step` of eight, without noise, parent and text."""
     return {
         "expert": "e" * 32,
         "loras": [],
@@ -71,7 +71,7 @@ MADE = {"device": "none", "wanpipe": "0", "mlx": "0", "peak_bytes": 0}
 
 
 def fill(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Callable[[Draft], dict[str, Any]]:
-    """Fills a draft with the arrays of a step, which follow from the seed."""
+    """Return a function that fills a draft with the arrays of a step, drawn from the seed."""
     return filler(("latent", "x0", "solver/sample"), shape, seed)
 
 
@@ -119,13 +119,13 @@ def text(store: Store, prompt: str = "a cat") -> Entry:
         "dtype": "float32",
     }
     entry = Recipe(material=material("encode-text", **fields), made=made)
-    return store.obtain(entry, filler(("prompt", "negative"), (3, 5), len(prompt)))
+    return store.get_or_create(entry, filler(("prompt", "negative"), (3, 5), len(prompt)))
 
 
 def step_recipe(
     words: Entry, step: int, parent: str | None, seed: int = 1, **changes: Any
 ) -> Recipe:
-    """A step of a run of eight; `changes` may have guide_scale, shift and so on."""
+    """Return a step of a run of eight; `changes` may have guide_scale, shift and so on."""
     settings = SETTINGS | {name: changes[name] for name in changes if name in SETTINGS}
     noise = {"algorithm": "n", "seed": seed, "shape": list(SHAPE)}
     made = material(
@@ -143,9 +143,9 @@ def step_recipe(
 
 
 def run_of(words: Entry, recipes: Sequence[Recipe], seed: int = 1, **changes: Any) -> Run:
-    """The run of these steps."""
+    """Return the run of these steps."""
     first = recipes[0]
-    start = first.parent or plain(first.material.noise)
+    start = first.parent or to_builtins(first.material.noise)
     settings = SETTINGS | {name: changes[name] for name in changes if name in SETTINGS}
     fields = {
         "key": HASH(0),
@@ -160,7 +160,7 @@ def run_of(words: Entry, recipes: Sequence[Recipe], seed: int = 1, **changes: An
         "prompt": words.made.prompt,
         "fps": 16.0,
     }
-    return named(convert(fields, Run))
+    return with_key(convert(fields, Run))
 
 
 def chain(
@@ -172,30 +172,30 @@ def chain(
     **changes: Any,
 ) -> list[Entry]:
     """Make the steps of a run from the noise, or from `after` on, up to step number `steps`, and
-    record the run with all eight.
+    save the run of all eight.
     """
     first = 0 if after is None else after.step + 1
     parent, recipes = (after.key if after else None), []
     for step in range(first, 8):
         recipes.append(step_recipe(words, step, parent, seed, **changes))
         parent = recipes[-1].key
-    store.keep_run(run_of(words, recipes, seed, **changes))
+    store.save_run(run_of(words, recipes, seed, **changes))
     return [
-        store.obtain(recipe, fill(first + index + 100 * seed))
+        store.get_or_create(recipe, fill(first + index + 100 * seed))
         for index, recipe in enumerate(recipes[: steps - first])
     ]
 
 
 def frames(store: Store, step: Entry) -> Entry:
-    named = material(
+    decoding = material(
         "decode", vae=HASH(4), step=step.key, tiling=None, trim_first_frames=0, dtype="float32"
     )
-    decoding = Recipe(material=named, inputs={"step": step.key}, made={"model": "/models/tiny"})
-    return store.obtain(decoding, fill_frames)
+    recipe = Recipe(material=decoding, inputs={"step": step.key}, made={"model": "/models/tiny"})
+    return store.get_or_create(recipe, fill_frames)
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file below with its bytes, without what is only a shortcut."""
+    """Return every file below `root` with its bytes, without the index."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))

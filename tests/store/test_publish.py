@@ -6,21 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.store.shelf import Heard, arrays, fill, recipe
+from tests.store.builders import RecordingReport, arrays, fill, recipe
 from wanpipe.errors import WanpipeError
 from wanpipe.store import Draft, Publisher, Store
 from wanpipe.store import store as module
-from wanpipe.store.publish import WAITING
+from wanpipe.store.publish import QUEUE_LIMIT
 
 COUNT = 5
 
 
-def test_what_is_published_behind_is_what_is_published_at_once(tmp_path: Path) -> None:
-    late, now = Store(tmp_path / "late", Heard()), Store(tmp_path / "now", Heard())
-    expected = [now.obtain(recipe(number), fill(number)) for number in range(COUNT)]
+def test_the_publisher_publishes_the_same_entries_as_the_store(tmp_path: Path) -> None:
+    late, now = (
+        Store(tmp_path / "late", RecordingReport()),
+        Store(tmp_path / "now", RecordingReport()),
+    )
+    expected = [now.get_or_create(recipe(number), fill(number)) for number in range(COUNT)]
     with Publisher(late) as behind:
         for number in range(COUNT):
-            behind.obtain(recipe(number), fill(number))
+            behind.get_or_create(recipe(number), fill(number))
     made = [late.result(recipe(number)) for number in range(COUNT)]
     assert [arrays(entry) for entry in made] == [arrays(entry) for entry in expected]
     events = [[event["key"] for event in store.report.events] for store in (late, now)]
@@ -32,7 +35,7 @@ def test_the_next_computation_does_not_wait_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computing = threading.Event()
-    settle = module.settle
+    settle = module.fsync_tree
 
     def slow(path: Path) -> None:
         assert computing.wait(10), "the next step began only after this one was on the disk"
@@ -42,47 +45,47 @@ def test_the_next_computation_does_not_wait_for_the_disk(
         computing.set()
         return fill(1)(draft)
 
-    monkeypatch.setattr(module, "settle", slow)
+    monkeypatch.setattr(module, "fsync_tree", slow)
     with Publisher(Store(tmp_path)) as behind:
-        behind.obtain(recipe(0), fill(0))
-        behind.obtain(recipe(1), second)
+        behind.get_or_create(recipe(0), fill(0))
+        behind.get_or_create(recipe(1), second)
     assert Store(tmp_path).has("denoise", recipe(1).key)
 
 
-def test_memory_holds_few_waiting_entries(tmp_path: Path) -> None:
+def test_the_queue_is_short(tmp_path: Path) -> None:
     with Publisher(Store(tmp_path)) as behind:
         for number in range(COUNT):
-            behind.obtain(recipe(number), fill(number))
-            assert len(behind.later.jobs) <= WAITING < COUNT - 1
-            there = range(number - WAITING + 1)
+            behind.get_or_create(recipe(number), fill(number))
+            assert len(behind.worker.jobs) <= QUEUE_LIMIT < COUNT - 1
+            there = range(number - QUEUE_LIMIT + 1)
             assert all(Store(tmp_path).has("denoise", recipe(n).key) for n in there)
 
 
-def test_a_busy_disk_holds_nothing_up_for_a_while(
+def test_a_busy_disk_does_not_block_the_next_computations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free, settle = threading.Event(), module.settle
+    free, settle = threading.Event(), module.fsync_tree
 
     def busy(path: Path) -> None:
         assert free.wait(10), "the computation waited for the disk"
         settle(path)
 
-    monkeypatch.setattr(module, "settle", busy)
-    store = Store(tmp_path, Heard())
+    monkeypatch.setattr(module, "fsync_tree", busy)
+    store = Store(tmp_path, RecordingReport())
     with Publisher(store) as behind:
-        for number in range(WAITING):
-            behind.obtain(recipe(number), fill(number))
+        for number in range(QUEUE_LIMIT):
+            behind.get_or_create(recipe(number), fill(number))
         assert store.report.count("computed") == 0
         free.set()
-    assert store.report.count("computed") == WAITING
+    assert store.report.count("computed") == QUEUE_LIMIT
 
 
-def test_what_is_on_the_disk_is_told_without_a_wait(tmp_path: Path) -> None:
-    store = Store(tmp_path, Heard())
+def test_published_entries_are_reported_without_waiting(tmp_path: Path) -> None:
+    store = Store(tmp_path, RecordingReport())
     with Publisher(store) as behind:
-        behind.obtain(recipe(0), fill(0))
-        behind.later.jobs[0].exception(10)  # waits for it
-        behind.collect(keep=WAITING)
+        behind.get_or_create(recipe(0), fill(0))
+        behind.worker.jobs[0].exception(10)  # waits for it
+        behind.collect(keep=QUEUE_LIMIT)
         assert store.report.count("computed") == 1
 
 
@@ -92,22 +95,22 @@ def broken(draft: Draft) -> dict:
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_failure_is_raised_and_nothing_behind_it_is_published(after: int, tmp_path: Path) -> None:
+def test_a_failure_is_raised_and_later_entries_are_dropped(after: int, tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def compute() -> None:
         with Publisher(store) as behind:
-            behind.obtain(recipe(0), fill(0))
-            behind.obtain(recipe(1), broken)
+            behind.get_or_create(recipe(0), fill(0))
+            behind.get_or_create(recipe(1), broken)
             for number in range(after):
-                behind.obtain(recipe(2 + number), fill(2 + number))
+                behind.get_or_create(recipe(2 + number), fill(2 + number))
 
     with pytest.raises(WanpipeError, match="NaN"):
         compute()
     assert store.has("denoise", recipe(0).key)
     assert len(list((tmp_path / "denoise").iterdir())) == 1
     assert not list((tmp_path / ".tmp").iterdir())
-    assert store.obtain(recipe(1), fill(1)), "the lock was not let go"
+    assert store.get_or_create(recipe(1), fill(1)), "the lock was not let go"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
@@ -117,13 +120,13 @@ def test_an_interruption_keeps_every_finished_step(
     def interrupted(draft: Draft) -> dict:
         raise error
 
-    store = Store(tmp_path, Heard())
+    store = Store(tmp_path, RecordingReport())
 
     def compute() -> None:
         with Publisher(store) as behind:
             for number in range(3):
-                behind.obtain(recipe(number), fill(number))
-            behind.obtain(recipe(3), interrupted)
+                behind.get_or_create(recipe(number), fill(number))
+            behind.get_or_create(recipe(3), interrupted)
 
     with pytest.raises(error):
         compute()

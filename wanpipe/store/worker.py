@@ -1,6 +1,6 @@
-"""Work that another thread does behind the next computation: in order, one job at a time.
+"""Runs jobs in a background thread, in order, one at a time, while the main thread computes.
 
-Waiting for it ends where a signal comes.
+A signal ends every wait for it.
 """
 
 from collections import deque
@@ -10,12 +10,12 @@ from typing import Generic, Self, TypeVar
 
 from wanpipe.runtime import interrupt
 
-POLL = 0.1  # seconds between two looks for a signal
+POLL_SECONDS = 0.1  # between two checks for a signal
 Result = TypeVar("Result")
 
 
-class Later(Generic[Result]):
-    """Jobs under way in a thread of this name; leaving the context waits for them."""
+class Worker(Generic[Result]):
+    """A thread and its queue of jobs; leaving the context waits for them."""
 
     def __init__(self, name: str) -> None:
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -27,16 +27,16 @@ class Later(Generic[Result]):
     def __exit__(self, *_: object) -> None:
         self.thread.shutdown()
 
-    def add(self, job: Callable[[], Result]) -> None:
-        """Have a job done after those before."""
+    def submit(self, job: Callable[[], Result]) -> None:
+        """Queue a job."""
         self.jobs.append(self.thread.submit(job))
 
     def results(self, keep: int) -> Iterator[Result]:
-        """Wait until no more than `keep` jobs are under way, and give what those that are done
-        returned, in order. Raises what a job raised, or Interrupted.
+        """Wait until at most `keep` jobs are pending, and yield the results of the finished ones in
+        order. Raises what a job raised, or Interrupted.
         """
         while self.jobs and (len(self.jobs) > keep or self.jobs[0].done()):
-            while not wait([self.jobs[0]], POLL).done:
+            while not wait([self.jobs[0]], POLL_SECONDS).done:
                 interrupt.check()
             interrupt.check()  # first: the signal may be why a job failed
             result = self.jobs[0].result()  # an interrupted wait leaves it in its place
@@ -44,6 +44,6 @@ class Later(Generic[Result]):
             yield result
 
     def wait(self, keep: int) -> None:
-        """Wait likewise, for jobs that return nothing."""
+        """Wait until at most `keep` jobs are pending. Raises like `results`."""
         for _ in self.results(keep):
             pass
