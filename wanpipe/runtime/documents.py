@@ -111,7 +111,8 @@ def to_builtins(document: Any) -> Any:
 
 def encode(document: Any) -> bytes:
     """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
-    written = json.dumps(to_builtins(document), indent=2, ensure_ascii=False, allow_nan=False)
+    data = text.storable(to_builtins(document))
+    written = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     return written.encode() + b"\n"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import xxhash
 
+from wanpipe.runtime.text import storable
 from wanpipe.store.keys import hash_file
 
 FILE = ".index"
@@ -117,7 +118,7 @@ class HashCache:
 
     def hash(self, file: Path, hasher: Any = hash_file) -> str:
         """Return the xxh3_128 of a file's bytes; an unchanged file is not read."""
-        name, stamp = str(file.resolve()), file_stamp(file)
+        name, stamp = storable(str(file.resolve())), file_stamp(file)
         if (name, stamp) in self.seen:
             return self.seen[name, stamp]
         known = (self.index_file.get(HASHES, name) or b"").decode().rpartition(" ")
@@ -132,7 +133,7 @@ class HashCache:
 
     def record(self, file: Path, digest: str) -> None:
         """Store the hash of a file that this process has just written."""
-        self.remember(str(file.resolve()), file_stamp(file), digest)
+        self.remember(storable(str(file.resolve())), file_stamp(file), digest)
 
     def remember(self, name: str, stamp: str, digest: str) -> None:
         """Store one hash, in a cache that may not exist yet."""
