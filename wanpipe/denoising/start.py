@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.settings import Params
 from wanpipe.errors import UsageError
-from wanpipe.runtime.documents import convert
+from wanpipe.runtime.documents import convert, first_line, open_regular
 from wanpipe.sampling.noise import draw
 from wanpipe.store.keys import hash_array
 from wanpipe.store.schema import Noise
@@ -17,6 +17,8 @@ from wanpipe.store.schema import Noise
 if TYPE_CHECKING:
     import numpy as np
 
+# of numpy, which evaluates the header of a file as a Python literal
+HEADER_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError)
 ALGORITHM = "numpy-philox-normal"
 
 
@@ -68,16 +70,26 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> "np.ndarray":
     Raises UsageError for anything else.
     """
     import numpy as np
+    from numpy.lib import format as npy
 
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(
-            f"noise {path} cannot be read as .npy: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != shape:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise UsageError(f"noise {path} must be floats of shape {shape}, got {found}")
+        with open_regular(path) as file:
+            version = npy.read_magic(file)
+            if version not in headers:
+                raise ValueError(f"version {version} is unknown")
+            # the header first: numpy allocates what it says
+            found, _, dtype = headers[version](file)
+            if dtype.hasobject:
+                raise ValueError("it has Python objects")
+            if dtype.kind != "f" or found != shape:
+                raise UsageError(
+                    f"noise {path} must be floats of shape {shape}, got {dtype} {str(found)[:80]}"
+                )
+            file.seek(0)
+            array = npy.read_array(file, allow_pickle=False)
+    except HEADER_ERRORS as error:
+        raise UsageError(f"noise {path} cannot be read as .npy: {first_line(error)}") from error
     if not np.isfinite(array).all():
         raise UsageError(f"noise {path} must be finite, got NaN or infinite values")
     return np.ascontiguousarray(array, dtype=np.float32)

@@ -7,8 +7,10 @@ declaration (types, ranges, missing or unknown fields, size) is refused with one
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -63,13 +65,20 @@ def load(path: Path, kind: type[T], limit: int = MAX_BYTES) -> T:
 
 def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
     """Read a small regular file; never waits for a named pipe. Raises OSError or DocumentError."""
-    with open(path, "rb", opener=_open_nonblocking) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DocumentError("it is not a regular file")
+    with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DocumentError(f"it is larger than {limit} bytes")
     return data
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file; never waits for a named pipe. Raises OSError or DocumentError."""
+    with open(path, "rb", opener=_open_nonblocking) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DocumentError("it is not a regular file")
+        yield file
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
