@@ -185,8 +185,7 @@ def remove(store: Store, rows: Sequence[Summary]) -> list[Summary]:
             try:
                 home = store.scratch.folder(row.stage)
                 if home not in folders:
-                    folders[home] = held.enter_context(store.scratch.open(home))
-                    folders[home].mkdir()
+                    folders[home] = open_scratch(store, home, held)
                 path.rename(folders[home] / row.key)
                 moved[row.id] = folders[home] / row.key
             except FileNotFoundError:
@@ -194,8 +193,9 @@ def remove(store: Store, rows: Sequence[Summary]) -> list[Summary]:
             except OSError as error:
                 if error.errno not in NO_SPACE | {errno.EXDEV}:
                     raise
-                if last_use(path) < in_use_since(store.root, folders.values()):
-                    remove_tree(path)  # on a full disk nothing can be moved
+                if last_use(path) >= in_use_since(store.root, folders.values()):
+                    continue
+                remove_tree(path)  # on a full disk nothing can be moved
             gone.append(row)
         since = in_use_since(store.root, folders.values())
         for row in [row for row in gone if row.id in moved and last_use(moved[row.id]) >= since]:
@@ -203,6 +203,15 @@ def remove(store: Store, rows: Sequence[Summary]) -> list[Summary]:
                 moved[row.id].rename(store.root / row.id)
             gone.remove(row)
     return gone
+
+
+def open_scratch(store: Store, folder: Path, held: ExitStack) -> Path:
+    """Make a directory in a scratch folder, which `held` removes."""
+    with ExitStack() as opened:
+        scratch = opened.enter_context(store.scratch.open(folder))
+        scratch.mkdir()
+        held.enter_context(opened.pop_all())
+    return scratch
 
 
 def find_leftovers(store: Store, older_than: float) -> list[Path]:

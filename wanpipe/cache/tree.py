@@ -80,12 +80,13 @@ def draw(
     `line` formats a step; consecutive steps in the middle of a run that are not `shown` become one
     line.
     """
-    trunk: list[tuple[list[str], Sequence[str]]] = []  # runs with the branches off their last steps
-    following: str | None = root
-    while following:
-        run = linear_run(forest, following)
-        following, *branches = forest.branches(run[-1]) or [None]
-        trunk.append((run, branches))
+    trunk: list[tuple[list[str], list[str]]] = []  # runs, and the branches off their last steps
+    continued = [root]
+    while continued:
+        run = linear_run(forest, continued[0])
+        branches = forest.branches(run[-1])
+        continued = branches[:1]
+        trunk.append((run, branches[1:]))
     for run, branches in reversed(trunk):
         for branch in branches:
             yield from ("| " + one for one in draw(forest, branch, line, shown))

@@ -342,11 +342,12 @@ class Store:
         """Return the path of an entry, in one spelling if it is in this store. A stage folder may
         be a link.
         """
-        for entry in (path.absolute(), path.resolve()):
-            if entry.parent.parent.resolve() == self.root.resolve():
-                return self.path(entry.parent.name, entry.name)
-        whole = path.absolute()
-        return whole if whole.parent.name in STAGES and is_key(whole.name) else path.resolve()
+        whole = path.resolve()
+        for stage in STAGES:
+            if whole.parent == (self.root / stage).resolve():
+                return self.path(stage, whole.name)
+        given = path.absolute()
+        return given if given.parent.name in STAGES and is_key(given.name) else whole
 
     def with_prefix(self, prefix: str) -> Iterator[Path]:
         """Yield the path of every entry whose key starts with `prefix`."""
