@@ -1,10 +1,10 @@
-# wanpipe. `make demo` makes films with a tiny model, `make test` runs lint, types and tests.
-# Needs Python 3.11 or newer; everything else goes into .venv.
+# wanpipe. `make demo` makes videos with a tiny model, `make test` runs lint, types and tests.
+# Needs Python 3.11 or newer. Everything else goes into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 WANPIPE := $(BIN)/wanpipe
-# MLX's backend: plain on macOS, CUDA where an NVIDIA driver is, else the CPU
+# MLX's backend: Metal on macOS, CUDA with an NVIDIA driver, otherwise the CPU
 EXTRA := $(shell [ "$$(uname)" = Darwin ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo '[cuda13]' || echo '[cpu]'; })
 
 .PHONY: help demo picture docs test quick lint types unit format films clean
@@ -19,17 +19,17 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)' --group dev
 	touch $@
 
-# for products as small as the demo's, a second thread of BLAS costs more than it brings
+# the demo's matrices are so small that a second BLAS thread makes it slower
 demo picture: export OPENBLAS_NUM_THREADS = 1
 DEMO = $(WANPIPE) demo --seed 1 --seed 2 --output-dir out/demo
-demo: .venv/ready  ## make films with the tiny model that ships
+demo: .venv/ready  ## make videos with the tiny included model
 	@mkdir -p out
 	$(DEMO) "a red circle moves right on a white background"
 	$(DEMO) "a yellow star moves up on a black background"
 	$(DEMO) "a blue square grows on a grey background"
-	@echo "Once more the first prompt: everything is there already."
+	@echo "The first prompt again: everything is already in the cache."
 	$(DEMO) "a red circle moves right on a white background"
-	@echo "Look at out/demo: six films, and a contact sheet (.png) of each prompt."
+	@echo "Look at out/demo: six videos, and a contact sheet (.png) for each prompt."
 
 picture: .venv/ready  ## draw the pictures of the README and the documentation
 	$(BIN)/python docs/picture.py
@@ -61,22 +61,27 @@ format: .venv/ready  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Films through make's own graph: one rule per stage; each target is a file that holds an entry's path.
+# One video per seed, with one rule per stage. Each target is a file that contains an entry's path.
 #   make films MODEL=cache/convert/… PROMPT="a cat plays the piano" SEEDS="1 2 3" DENOISE="--steps 30"
 OUT ?= out
 SEEDS ?= 0
 
-films: $(SEEDS:%=$(OUT)/film-%.mp4)  ## one film per seed: MODEL=… PROMPT="…" SEEDS="1 2 3"
+films: $(SEEDS:%=$(OUT)/film-%.mp4)  ## make one video per seed: MODEL=… PROMPT="…" SEEDS="1 2 3"
 
 ifneq ($(filter films $(OUT)/%,$(MAKECMDGOALS)),)
-$(if $(MODEL),,$(error say MODEL=DIR, a directory that `wanpipe convert` wrote))
-$(if $(PROMPT),,$(error say PROMPT="what the video shows"))
+# `value` keeps make from expanding a $ in a prompt. The rules read both from the environment, so that
+# the shell does not expand anything either.
+override MODEL := $(value MODEL)
+override PROMPT := $(value PROMPT)
 export MODEL PROMPT
-# what was asked, kept in files that change only when it does: another prompt makes the text anew
-$(shell mkdir -p $(OUT))
-$(file >$(OUT)/text.new,$(MODEL) $(PROMPT))
-$(file >$(OUT)/latent.new,$(DENOISE))
-$(foreach file,text latent,$(shell cd $(OUT) && { cmp -s $(file).new $(file).asked && rm $(file).new || mv $(file).new $(file).asked; }))
+$(if $(MODEL),,$(error pass MODEL=DIR, a directory that `wanpipe convert` wrote))
+$(if $(PROMPT),,$(error pass PROMPT="what the video shows"))
+# These files hold the settings and change only with them, so a new prompt makes the text again.
+quote = '$(subst ','\'',$1)'
+record = $(shell mkdir -p $(OUT) && cd $(OUT) && printf '%s\n' $(call quote,$2) >$1.new && \
+  { cmp -s $1.new $1.asked && rm $1.new || mv $1.new $1.asked; })
+$(call record,text,$(MODEL) $(PROMPT))
+$(call record,latent,$(value DENOISE))
 endif
 
 $(OUT)/text: $(OUT)/text.asked
@@ -88,7 +93,7 @@ $(OUT)/latent-%: $(OUT)/text $(OUT)/latent.asked
 $(OUT)/film-%.mp4: $(OUT)/latent-%
 	$(WANPIPE) decode --model "$$MODEL" --from "$$(cat $<)" --output $@ >$(OUT)/frames-$* && touch $@
 
-clean:  ## remove what make films wrote
+clean:  ## remove the files of `make films`
 	rm -rf $(OUT)
 
 .SECONDARY:

@@ -94,7 +94,7 @@ def loaded(random: Random, config: DiTConfig, args: Namespace, folder: Path, row
     random.write(path)
     network = load_streamed(DiT(config), path, dtype, lambda: Block(config))
     reading = measure(lambda: read_blocks(network), repeats=args.repeats, warm=1)
-    size = sum(slot.nbytes for slot in random.slots if slot.name.startswith("blocks."))
+    size = sum(one.nbytes for one in random.specs if one.name.startswith("blocks."))
     rows.print(
         "reading",
         file_gb=random.bytes / 1e9,
@@ -116,7 +116,7 @@ def bench(name: str, args: Namespace, rows: Rows) -> None:
     """Measure one network, and diffusers' if --torch is given."""
     config, latent = chosen_size(name, args)
     spec = None if args.bits is None else Quantization(bits=args.bits, group_size=GROUP)
-    random = Random(DiT(config), rules.ROWS, spec)
+    random = Random(DiT(config), rules.RULES, spec)
     expert = budgeted(config, latent, random.bytes, spec is not None)
     chosen = (args.streamed, args.sequential_cfg)
     need = next(way for way in expert.plans() if (way.streamed, way.sequential_cfg) == chosen)

@@ -22,7 +22,7 @@ import numpy as np
 
 from bench import layouts
 from wanpipe.checkpoints.dtypes import NAMES, Array, narrow
-from wanpipe.weights.write import Slot, write_tensors
+from wanpipe.weights.write import TensorSpec, write_tensors
 
 BLOCK = 1 << 22  # values drawn at a time
 SHARD = 9_500_000_000  # bytes; official shards have up to 10 GB
@@ -98,8 +98,8 @@ def scale(name: str, shape: Sequence[int]) -> tuple[float, float]:
 
 
 def write_safetensors(path: Path, tensors: Sequence[tuple[str, Any]], source: Source) -> None:
-    slots = [Slot(name, source.dtype, shape) for name, shape in tensors]
-    write_tensors(path, slots, lambda slot: source.blocks(slot.name, slot.shape), {})
+    specs = [TensorSpec(name, source.dtype, shape) for name, shape in tensors]
+    write_tensors(path, specs, lambda one: source.blocks(one.name, one.shape), {})
 
 
 def write_shards(folder: Path, tensors: Sequence[tuple[str, Any]], source: Source) -> None:

@@ -74,11 +74,11 @@ def networks(size: Size) -> list[tuple[str, Any, Any, Any, str]]:
     t5 = T5Config(**dims, attention_dim=size.text, vocab=1024)
     half = VAEConfig(version="2.1", encoder_dim=size.vae, decoder_dim=size.vae, z_dim=16)
     return [
-        ("t5_encoder", T5(t5), t5, t5_rules.ROWS, "BF16"),
-        ("vae", vae.Decoder(half), half, vae_rules.ROWS_21_DECODER, "F32"),
-        ("vae_encoder", vae.Encoder(half), half, vae_rules.ROWS_21_ENCODER, "F32"),
-        ("high_noise_model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
-        ("low_noise_model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
+        ("t5_encoder", T5(t5), t5, t5_rules.RULES, "BF16"),
+        ("vae", vae.Decoder(half), half, vae_rules.RULES_21_DECODER, "F32"),
+        ("vae_encoder", vae.Encoder(half), half, vae_rules.RULES_21_ENCODER, "F32"),
+        ("high_noise_model", DiT(dit), dit, dit_rules.RULES, "BF16"),
+        ("low_noise_model", DiT(dit), dit, dit_rules.RULES, "BF16"),
     ]
 
 

@@ -39,7 +39,7 @@ WHATS = ("block", "model")
 
 def prepare(folder: Path, config: DiTConfig, latent: Triple) -> None:
     """Write the weights and the inputs for both implementations."""
-    Random(DiT(config), rules.ROWS).write(folder / "model.safetensors")
+    Random(DiT(config), rules.RULES).write(folder / "model.safetensors")
     tokens = np.prod(grid(latent, config.patch))
     generator = np.random.default_rng(0)
     shapes = {

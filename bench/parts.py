@@ -170,7 +170,7 @@ def bench(name: str, config: DiTConfig, latent: Triple, repeats: int, rows: Rows
     """Time every piece of a block, and the whole block."""
     dtype = mlx_dtype(compute_dtype("bfloat16"))
     one = replace(config, layers=1, clip_dim=None)
-    network = Random(DiT(one), rules.ROWS).fill(DiT(one), dtype)
+    network = Random(DiT(one), rules.RULES).fill(DiT(one), dtype)
     [block] = network.blocks
     counts = grid(latent, config.patch)
     table = rope.tables(counts, config.dim // config.heads)

@@ -27,9 +27,9 @@ from wanpipe.models.config import DiTConfig, Quantization, T5Config, read_model_
 from wanpipe.models.dit import DiT
 from wanpipe.models.layers import linear
 from wanpipe.models.umt5 import T5
-from wanpipe.weights.load import FULL, load_network, parameter_shapes
-from wanpipe.weights.quantize import BITS, GROUP_SIZES, MATRICES, Packer, packed
-from wanpipe.weights.write import Slot, header, write_tensors
+from wanpipe.weights.load import FLOAT32_NAMES, load_network, parameter_shapes
+from wanpipe.weights.quantize import BITS, GROUP_SIZES, MATRICES, Quantizer, quantized_specs
+from wanpipe.weights.write import TensorSpec, encode_header, write_tensors
 
 FRAMES, STEP = 5, 500.0
 REAL: dict[str, DiTConfig | T5Config] = {
@@ -51,7 +51,7 @@ def random_model(path: Path, config: DiTConfig, seed: int) -> None:
     full = [name for name in weights if not narrow(name)]
     for name in weights.keys() - set(full):
         weights[name] = weights[name].astype(mx.bfloat16)
-    mx.save_safetensors(str(path), weights, {FULL: " ".join(full)})
+    mx.save_safetensors(str(path), weights, {FLOAT32_NAMES: " ".join(full)})
 
 
 def narrow(name: str) -> bool:
@@ -63,17 +63,17 @@ def narrow(name: str) -> bool:
 def quantize_file(source: Path, target: Path, spec: Quantization) -> dict[str, float]:
     """Quantize a transformer's file and return the relative error of each kind of layer."""
     with open_tensors(source) as file:
-        slots = [Slot(name, info.dtype, info.shape) for name, info in file.tensors.items()]
-        packer = Packer(spec, slots)
-        blocks = partial(packer.blocks, plain=partial(read, file))
-        write_tensors(target, packed(slots, spec), blocks, file.metadata)
-    return packer.errors
+        specs = [TensorSpec(name, info.dtype, info.shape) for name, info in file.tensors.items()]
+        quantizer = Quantizer(spec, specs)
+        blocks = partial(quantizer.blocks, plain=partial(read, file))
+        write_tensors(target, quantized_specs(specs, spec), blocks, file.metadata)
+    return quantizer.errors
 
 
-def read(file: TensorFile, slot: Slot) -> Iterator[Array]:
-    """Read a tensor block by block in the format of the slot."""
-    for block in file.blocks(slot.name):
-        yield recast(block, file.tensors[slot.name].dtype, slot.dtype, slot.name)
+def read(file: TensorFile, spec: TensorSpec) -> Iterator[Array]:
+    """Read a tensor block by block in the format of its spec."""
+    for block in file.blocks(spec.name):
+        yield recast(block, file.tensors[spec.name].dtype, spec.dtype, spec.name)
 
 
 def forward(path: Path, config: DiTConfig, side: int) -> tuple[mx.array, float, float]:
@@ -128,19 +128,21 @@ def sizes() -> None:
     for name, config in REAL.items():
         shapes = parameter_shapes(DiT(config) if isinstance(config, DiTConfig) else T5(config))
         plain = [
-            Slot(key, "BF16" if narrow(key) else "F32", shape) for key, shape in shapes.items()
+            TensorSpec(key, "BF16" if narrow(key) else "F32", shape)
+            for key, shape in shapes.items()
         ]
         files = [
-            packed(plain, Quantization(bits=bits, group_size=group)) for bits, group in formats
+            quantized_specs(plain, Quantization(bits=bits, group_size=group))
+            for bits, group in formats
         ]
-        row = [f"{file_size(slots) / 1e9:.2f} GB" for slots in (plain, *files)]
+        row = [f"{file_size(specs) / 1e9:.2f} GB" for specs in (plain, *files)]
         print(f"| {name} |", " | ".join(row), "|")
 
 
-def file_size(slots: Sequence[Slot]) -> int:
+def file_size(specs: Sequence[TensorSpec]) -> int:
     """Return the size of a file with these tensors in bytes."""
-    full = " ".join(slot.name for slot in slots if slot.dtype == "F32")
-    return len(header(slots, {FULL: full})) + sum(slot.nbytes for slot in slots)
+    full = " ".join(one.name for one in specs if one.dtype == "F32")
+    return len(encode_header(specs, {FLOAT32_NAMES: full})) + sum(one.nbytes for one in specs)
 
 
 def switch(width: int, out: int, bits: int) -> None:

@@ -28,7 +28,7 @@ from bench.dit import small
 from bench.sizes import T2V_1_3B, VAE_21
 from bench.weights import Random, Rows, parser
 from wanpipe import demo
-from wanpipe.checkpoints.rename import Row
+from wanpipe.checkpoints.rename import RenameRule
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.checkpoints.rules import umt5 as t5_rules
 from wanpipe.checkpoints.rules import vae as vae_rules
@@ -68,12 +68,12 @@ def component(
     name: str,
     network: nn.Module,
     config: Document,
-    rows: Sequence[Row],
+    rules: Sequence[RenameRule],
     dtype: str,
     gains: Mapping[str, float] | None = None,
 ) -> Component:
     """Write one network's file and return its entry in config.json."""
-    random = Random(network, rows, dtype=dtype, gains=gains)
+    random = Random(network, rules, dtype=dtype, gains=gains)
     written = random.write(folder / f"{name}.safetensors")
     return Component(
         file=f"{name}.safetensors",
@@ -108,12 +108,12 @@ def write_model(folder: Path, dit: DiTConfig, decoder: VAEConfig) -> None:
     digest = xxhash.xxh3_128_hexdigest(words)
     parts = {
         "tokenizer": Component(file="tokenizer.json", hash=digest, bytes=len(words), config=None),
-        "t5_encoder": component(folder, "t5_encoder", T5(t5), t5, t5_rules.ROWS, "BF16"),
+        "t5_encoder": component(folder, "t5_encoder", T5(t5), t5, t5_rules.RULES, "BF16"),
         # the VAE stays float32, as convert keeps it
         "vae": component(
-            folder, "vae", vae.Decoder(decoder), decoder, vae_rules.ROWS_21_DECODER, "F32", FAINT
+            folder, "vae", vae.Decoder(decoder), decoder, vae_rules.RULES_21_DECODER, "F32", FAINT
         ),
-        "model": component(folder, "model", DiT(dit), dit, dit_rules.ROWS, "BF16"),
+        "model": component(folder, "model", DiT(dit), dit, dit_rules.RULES, "BF16"),
     }
     write_config(folder, "wan2.1-t2v-1.3b", parts)
 

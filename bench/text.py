@@ -28,7 +28,7 @@ from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE
 from wanpipe.pipeline.text_encoder import encode
 from wanpipe.weights.load import load_network
-from wanpipe.weights.stream import Streamed
+from wanpipe.weights.stream import StreamedBlocks
 
 TOKENS = 512
 SMALL = {"vocab": 1000, "dim": 128, "attention_dim": 128, "ffn_dim": 256, "heads": 2, "layers": 4}
@@ -77,7 +77,9 @@ def streamed(
             mx.eval(encode(path, config, [ids], dtype))
 
     def read() -> None:
-        for _ in Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype):
+        for _ in StreamedBlocks(
+            path=path, count=config.layers, make=lambda: Block(config), dtype=dtype
+        ):
             pass
 
     timing, reading = measure(run, repeats), measure(read, repeats).seconds
@@ -115,7 +117,7 @@ def main() -> None:
     ids = [int(i) for i in mx.random.randint(0, config.vocab, (tokens,))]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "t5_encoder.safetensors"
-        random = Random(T5(config), rules.ROWS)
+        random = Random(T5(config), rules.RULES)
         start = time.perf_counter()
         random.write(path)
         rows.print("t5, file", gigabytes=random.bytes / 1e9, written=time.perf_counter() - start)

@@ -114,7 +114,7 @@ def main() -> None:
     rows = Rows(args.json)
     rows.print_machine()
     config, latent = chosen_size(args.name, args)
-    network = Random(DiT(config), rules.ROWS).fill(DiT(config), mx.bfloat16)
+    network = Random(DiT(config), rules.RULES).fill(DiT(config), mx.bfloat16)
     print_trace(traced(stepper(network, latent)), rows)
 
 

@@ -23,106 +23,112 @@ import numpy as np
 import xxhash
 
 from wanpipe.backend.device import describe
-from wanpipe.checkpoints.rename import Row, matches
+from wanpipe.checkpoints.rename import RenameRule, match_rules
 from wanpipe.checkpoints.tensors import TensorInfo
 from wanpipe.models.config import Quantization
-from wanpipe.weights.load import CODES, FULL, parameter_shapes, with_quantized
-from wanpipe.weights.quantize import MATRICES, packed, quantize
-from wanpipe.weights.write import Slot, Written, arranged, header
+from wanpipe.weights.load import FLOAT32_NAMES, PACKED_DTYPE, parameter_shapes, with_quantized
+from wanpipe.weights.quantize import MATRICES, quantize, quantized_specs
+from wanpipe.weights.write import TensorSpec, WrittenFile, encode_header, sort_specs
 
 READ = 1 << 24  # bytes per read
-DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, CODES: mx.uint32}
+DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, PACKED_DTYPE: mx.uint32}
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Random:
     """Draws the tensors of a converted `network`, quantized if `spec` is given.
 
-    `rows` say which tensors stay float32, and `dtype` is the format of the others. `gains` scale
+    `rules` say which tensors stay float32, and `dtype` is the format of the others. `gains` scale
     single tensors.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        rows: Sequence[Row],
+        rules: Sequence[RenameRule],
         spec: Quantization | None = None,
         dtype: str = "BF16",
         gains: Mapping[str, float] | None = None,
     ) -> None:
         shapes: Any = parameter_shapes(network)
-        ours = [Row(row.target, row.target, full=row.full) for row in rows if row.target]
-        self.full = [name for name, row, _ in matches(shapes, ours) if row and row.full]
-        plain = arranged(
-            Slot(name, "F32" if name in set(self.full) else dtype, shape)
+        ours = [
+            RenameRule(rule.target, rule.target, keep_float32=rule.keep_float32)
+            for rule in rules
+            if rule.target
+        ]
+        self.full = [
+            name for name, rule, _ in match_rules(shapes, ours) if rule and rule.keep_float32
+        ]
+        plain = sort_specs(
+            TensorSpec(name, "F32" if name in set(self.full) else dtype, shape)
             for name, shape in shapes.items()
         )
-        self.parameters = sum(prod(slot.shape) for slot in plain)
-        self.spec, self.gains = spec, gains or {}
-        self.slots = packed(plain, spec) if spec else plain
-        self._widths = {slot.name: slot.shape for slot in plain}
+        self.parameters = sum(prod(one.shape) for one in plain)
+        self.quantization, self.gains = spec, gains or {}
+        self.specs = quantized_specs(plain, spec) if spec else plain
+        self._widths = {one.name: one.shape for one in plain}
         assert self.gains.keys() <= self._widths.keys(), self.gains
         self._codes: dict[str, tuple[np.ndarray, ...]] = {}  # codes of one block's matrices
 
     @property
     def metadata(self) -> dict[str, str]:
         """Metadata of the file."""
-        return {FULL: " ".join(self.full)}
+        return {FLOAT32_NAMES: " ".join(self.full)}
 
     @property
     def bytes(self) -> int:
         """Size of the file in bytes."""
-        return len(header(self.slots, self.metadata)) + sum(slot.nbytes for slot in self.slots)
+        return len(encode_header(self.specs, self.metadata)) + sum(one.nbytes for one in self.specs)
 
-    def draw(self, slot: Slot) -> mx.array:
-        """Draw one tensor in the format of the file."""
-        stem, _, word = slot.name.rpartition(".")
-        if self.spec and MATRICES.fullmatch(f"{stem}.weight") and word != "bias":
+    def draw(self, spec: TensorSpec) -> mx.array:
+        """Draw a tensor in the format of the file."""
+        stem, _, word = spec.name.rpartition(".")
+        if self.quantization and MATRICES.fullmatch(f"{stem}.weight") and word != "bias":
             part = ("weight", "scales", "biases").index(word)
             array = mx.array(self._quantized(f"{stem}.weight")[part])
             drawn = array if part == 0 else array.view(mx.bfloat16)
         else:
-            mean, deviation = scale(slot.name, slot.shape)
-            normal = mx.random.normal(slot.shape) * deviation + mean
-            drawn = (normal * self.gains.get(slot.name, 1.0)).astype(DTYPES[slot.dtype])
+            mean, deviation = scale(spec.name, spec.shape)
+            normal = mx.random.normal(spec.shape) * deviation + mean
+            drawn = (normal * self.gains.get(spec.name, 1.0)).astype(DTYPES[spec.dtype])
         mx.eval(drawn)
-        assert drawn.shape == slot.shape, (slot, drawn.shape)
+        assert drawn.shape == spec.shape, (spec, drawn.shape)
         return drawn
 
     def _quantized(self, name: str) -> tuple[np.ndarray, ...]:
         kind = re.sub(r"^blocks\.\d+\.", "", name)
         if kind not in self._codes:
             rows = np.array(mx.random.normal(self._widths[name])) * self._widths[name][1] ** -0.5
-            assert self.spec is not None
-            self._codes[kind] = quantize(rows.astype(np.float32), self.spec, "BF16", name)
+            assert self.quantization is not None
+            self._codes[kind] = quantize(rows.astype(np.float32), self.quantization, "BF16", name)
         return self._codes[kind]
 
     def fill(self, network: Network, dtype: mx.Dtype) -> Network:
         """Load these tensors into a network that computes in `dtype`."""
-        stored = {slot.name: TensorInfo(slot.shape, slot.dtype, slot.nbytes) for slot in self.slots}
+        stored = {one.name: TensorInfo(one.shape, one.dtype, one.nbytes) for one in self.specs}
         with_quantized(network, stored)
         assert parameter_shapes(network).keys() == stored.keys()
-        full = {*self.full, *(slot.name for slot in self.slots if slot.dtype == CODES)}
-        for slot in self.slots:
-            drawn = self.draw(slot)
-            weight = drawn if slot.name in full else drawn.astype(dtype)
-            network.load_weights([(slot.name, weight)], strict=False)
+        full = {*self.full, *(one.name for one in self.specs if one.dtype == PACKED_DTYPE)}
+        for one in self.specs:
+            drawn = self.draw(one)
+            weight = drawn if one.name in full else drawn.astype(dtype)
+            network.load_weights([(one.name, weight)], strict=False)
             mx.eval(weight)
         return network
 
-    def write(self, path: Path) -> Written:
+    def write(self, path: Path) -> WrittenFile:
         """Write the file one tensor at a time."""
         state, size = xxhash.xxh3_128(), 0
         with path.open("wb") as file:
-            for data in (header(self.slots, self.metadata), *map(self._data, self.slots)):
+            for data in (encode_header(self.specs, self.metadata), *map(self._data, self.specs)):
                 state.update(data)
                 file.write(data)
                 size += len(data)
         assert size == self.bytes
-        return Written(state.hexdigest(), size)
+        return WrittenFile(state.hexdigest(), size)
 
-    def _data(self, slot: Slot) -> Any:
-        drawn = self.draw(slot)
+    def _data(self, spec: TensorSpec) -> Any:
+        drawn = self.draw(spec)
         plain = drawn.view(mx.uint16) if drawn.dtype == mx.bfloat16 else drawn
         return np.array(plain).reshape(-1).view(np.uint8).data
 

@@ -41,9 +41,9 @@ def commands(group: click.Group, context: click.Context) -> Iterator[click.Conte
 
 
 def options(context: click.Context) -> list[click.Option]:
-    """The options of a command that a person may give, without --help."""
-    parameters = context.command.params
-    return [one for one in parameters if isinstance(one, click.Option) and not one.hidden]
+    """The visible options of a command, without --help."""
+    found = [one for one in context.command.params if isinstance(one, click.Option)]
+    return [one for one in found if not one.hidden and "--help" not in one.opts]
 
 
 def common(found: list[click.Context]) -> dict[str, click.Option]:

@@ -1,8 +1,8 @@
-"""Draws docs/demo.gif: six films of the tiny model that ships, each above its prompt.
+"""Draws docs/demo.gif: six videos of the demo model, each above its prompt.
 
     make picture
 
-The films are made by `wanpipe demo`; what the cache has is not made again.
+`wanpipe demo` makes the videos, or reads them from the cache.
 """
 
 import textwrap
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stages import demo
+from wanpipe.cli.progress import PlainReport
 from wanpipe.media import video
-from wanpipe.runtime.report import PlainReport
 from wanpipe.store import Store
 
 PROMPTS = (
@@ -27,20 +27,20 @@ PROMPTS = (
 SEED, COLUMNS = 1, 3
 SIDE, GAP, CAPTION = 160, 12, 38  # pixels
 PAUSE = 900  # milliseconds on the last frame
-COLOURS = 128  # of the palette; more make the file larger than they make it better
+COLORS = 128  # of the palette; more colors enlarge the file and look the same
 BACK, INK = (255, 255, 255), (40, 40, 40)
 
 
 def main() -> None:
-    """Make the films and write the picture."""
-    store, films = Store("cache", PlainReport()), []
+    """Make the videos and write the picture."""
+    store, videos = Store("cache", PlainReport()), []
     for prompt in PROMPTS:
         asked = demo.Params(prompt=prompt, seeds=(SEED,), output_dir=Path("out/demo"))
-        films.append(video.read_video(demo.run(asked, store)[0])[:2])
-    clips, fps = np.stack([frames for frames, _ in films]), films[0][1]  # (6, T, Y, X, 3)
-    # one palette, no dithering: small, and nothing shimmers
+        videos.append(video.read_video(demo.run(asked, store)[0])[:2])
+    clips, fps = np.stack([frames for frames, _ in videos]), videos[0][1]  # (6, T, Y, X, 3)
+    # one palette and no dithering: the file is small and nothing flickers
     pages = [draw(clips[:, t]) for t in range(clips.shape[1])]
-    palette = joined(pages).quantize(COLOURS, dither=Image.Dither.NONE)
+    palette = joined(pages).quantize(COLORS, dither=Image.Dither.NONE)
     first, *rest = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
     durations = [*[round(1000 / fps)] * len(rest), PAUSE]
     target = Path(__file__).parent / "demo.gif"
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def draw(frames: np.ndarray) -> Image.Image:
-    """Draw one moment of all films, (6, Y, X, 3) uint8, each above its prompt."""
+    """Draw one moment of all videos, (6, Y, X, 3) uint8, each above its prompt."""
     rows = -(-len(frames) // COLUMNS)
     size = (GAP + COLUMNS * (SIDE + GAP), GAP + rows * (SIDE + CAPTION))
     page, font = Image.new("RGB", size, BACK), ImageFont.load_default(12)
@@ -66,7 +66,7 @@ def draw(frames: np.ndarray) -> Image.Image:
 
 
 def joined(pages: list[Image.Image]) -> Image.Image:
-    """Put some pages under each other, to choose colours from."""
+    """Stack some pages, to choose the palette from."""
     return Image.fromarray(np.concatenate([np.asarray(page) for page in pages[::4]]))
 
 

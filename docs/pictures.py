@@ -1,9 +1,9 @@
-"""Draws the pictures of the documentation from real runs of the model that ships.
+"""Draws the pictures of the documentation from real runs of the demo model.
 
     make picture
 
 Writes docs/images/: terminal sessions as SVG, a contact sheet and a preview of drafts as PNG.
-Every command that a picture shows is run as it stands there, in a new folder.
+Runs every command that a picture shows, in a new folder.
 """
 
 import contextlib
@@ -41,14 +41,14 @@ FRAME = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTAL
 
 
 class Recorder(BarReport):
-    """Bars on a console that is recorded. Interrupts the run after step `stop` of denoise."""
+    """Shows bars on a recorded console. Interrupts the run after step `stop` of denoise."""
 
     def __init__(self, console: Console, stop: int | None) -> None:
         super().__init__()
         self.console, self.stop = console, stop
 
     def line(self, text: str) -> None:
-        """Print one line, wrapped: what a picture does not hold is cut off."""
+        """Print one line, wrapped to the width of the picture."""
         self.console.print(text, markup=False)
 
     def progress(self, task: Task, elapsed: float, left: float) -> None:
@@ -62,13 +62,13 @@ class Screen:
     """A terminal that is drawn as SVG."""
 
     def __init__(self) -> None:
-        # not a terminal: rich then prints each bar once, as it is at its end
+        # not a terminal, so rich prints only the final state of each bar
         self.console = Console(
             record=True, width=WIDTH, file=io.StringIO(), color_system="truecolor", highlight=False
         )
 
     def type(self, command: str, stop: int | None = None, quiet: bool = False) -> str:
-        """Run a command line, show it and what it prints, and return its stdout."""
+        """Run a command, show it with its output, and return its stdout."""
         if not quiet:
             self.console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
         out, err = io.StringIO(), io.StringIO()
@@ -130,7 +130,7 @@ def last(screen: Screen, options: str) -> str:
 def drafts() -> None:
     """Draw a preview of drafts, and the contact sheet of a demo.
 
-    The preview goes through the VAE: the fast one has the factors of the official VAEs alone.
+    The preview uses the VAE, because the linear map exists only for the official VAEs.
     """
     screen = Screen()
     text = screen.type(f'wanpipe encode-text --model model --prompt "{STAR}"', quiet=True)

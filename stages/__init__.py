@@ -1,6 +1,6 @@
-"""The verbs of wanpipe: one module per command, each importable without click's command line.
+"""The commands of wanpipe, one module each. Python code can import and call them.
 
-`COMMANDS` is the one list of them; `wanpipe.app` loads a stage only when it is called.
+`COMMANDS` lists them. `wanpipe.app` loads a module only when its command is called.
 """
 
 COMMANDS = {

@@ -7,7 +7,6 @@ Python users call the functions of `wanpipe.cache`, one module per subcommand.
 """
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from wanpipe.cache.listing import Filter, list_entries, usage
 from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.options import Age, Size
-from wanpipe.cli.session import Session, read_only_options
+from wanpipe.cli.printing import print_json, print_lines, print_path
+from wanpipe.cli.session import Session, help_option, read_only_options
 from wanpipe.errors import StoreError, UsageError
+from wanpipe.runtime.disk import store_errors
 from wanpipe.store import Store
 from wanpipe.store.schema import STAGES
 
@@ -27,16 +28,17 @@ entries_argument = click.argument("references", nargs=-1, required=True, metavar
 
 
 @click.group("cache")
+@help_option
 def command() -> None:
     """Inspect, verify, clean up and share the cache.
 
-    Every subcommand but explain takes --cache DIR, --events json and --quiet. An ENTRY is a path, a
-    key prefix or a name.
+    All subcommands except explain take --cache DIR, --events json and --quiet. An ENTRY is a path,
+    a key prefix or a name.
     """
 
 
 @command.command("ls")
-@click.option("--stage", type=click.Choice(list(STAGES)), help="List entries of this stage only.")
+@click.option("--stage", type=click.Choice(list(STAGES)), help="List only entries of this stage.")
 @click.option(
     "--model", metavar="TEXT", help="List entries whose model has TEXT in its path or variant."
 )
@@ -45,7 +47,7 @@ def command() -> None:
     "--older-than", type=Age(), metavar="AGE", help="List entries older than AGE, e.g. 30d or 12h."
 )
 @click.option("--newer-than", type=Age(), metavar="AGE", help="List entries newer than AGE.")
-@click.option("--steps", is_flag=True, help="Print a row for every step, not one for every run.")
+@click.option("--steps", is_flag=True, help="Print one row per step instead of one per run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @read_only_options
 def ls(session: Session, as_json: bool, **conditions: Any) -> None:
@@ -58,11 +60,9 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
     click.get_current_context().call_on_close(gc.enable)
     rows = list_entries(session.store, Filter(**conditions))
     if as_json:
-        text = "\n".join(json.dumps(row.to_json(), ensure_ascii=False) for row in rows)
+        print_json(*(row.to_json() for row in rows))
     else:
-        text = entry_table(rows)
-    if text:
-        print(text)  # click.echo would search 10 MB of text for colors
+        print_lines(entry_table(rows).splitlines())
 
 
 @command.command("du")
@@ -71,7 +71,10 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
 def du(session: Session, as_json: bool) -> None:
     """Show the disk usage of each stage."""
     sizes = usage(session.store)
-    click.echo(json.dumps(sizes) if as_json else usage_table(sizes))
+    if as_json:
+        print_json(sizes)
+    else:
+        print_lines(usage_table(sizes).splitlines())
 
 
 @command.command("verify")
@@ -80,14 +83,14 @@ def du(session: Session, as_json: bool) -> None:
 def verify(session: Session, repair: bool) -> None:
     """Check every entry against its digests.
 
-    Prints the path of each damaged entry. Exits with 1 if there are any and --repair is not given.
+    Prints the path of each damaged entry. Without --repair, exits with 1 if an entry is damaged.
     """
     from wanpipe.cache.verify import find_damaged
 
     store, count = session.store, 0
     for path, error in find_damaged(store):
         count += 1
-        click.echo(path)
+        print_path(path)
         if repair and path.is_file():
             path.unlink()  # the record of a run; its steps stay
         elif repair:
@@ -113,9 +116,11 @@ def verify(session: Session, repair: bool) -> None:
 @click.option(
     "--keep-steps",
     metavar="last|every:N",
-    help="Keep only the last step of each run, or every Nth too.",
+    help="Keep only the last step of each run, or also every Nth step.",
 )
-@click.option("--models", is_flag=True, help="Allow the deletion of converted models.")
+@click.option(
+    "--models", is_flag=True, help="Allow gc to delete converted models, after everything else."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 @read_only_options
 def gc_command(
@@ -128,10 +133,11 @@ def gc_command(
 ) -> None:
     """Delete the least useful entries, and print their paths.
 
-    Without a limit, only damaged entries and leftovers of interrupted commands are deleted. With
-    one, entries are deleted in this order: decoded frames, steps within runs, last steps of runs,
-    then images and texts that no remaining step needs; within each kind, the least recently used
-    first. Entries that are named, pinned or in use are kept. Any remaining step can be resumed.
+    Without a limit, deletes only damaged entries and leftovers of interrupted commands. With a
+    limit, deletes entries in this order: decoded frames, steps within runs, last steps of runs,
+    then images and texts that no remaining step needs. Within each kind, the least recently used go
+    first. Keeps entries that are named, pinned or in use. You can resume from any step that
+    remains.
     """
     from wanpipe.cache.collect import collect
     from wanpipe.cache.gc import Limits, parse_keep_steps
@@ -142,8 +148,8 @@ def gc_command(
         every=None if keep_steps is None else parse_keep_steps(keep_steps),
         models=models,
     )
-    if paths := collect(session.store, limits, dry_run):
-        click.echo("\n".join(map(str, paths)))
+    for path in collect(session.store, limits, dry_run):
+        print_path(path)
 
 
 @command.command("pin")
@@ -151,9 +157,11 @@ def gc_command(
 @read_only_options
 def pin(session: Session, references: tuple[str, ...]) -> None:
     """Protect entries from gc. Named entries are protected too."""
-    for entry_id in entry_ids(session.store, references):
-        session.store.pins.set(entry_id.rpartition("/")[2], entry_id)
-        click.echo(session.store.root / entry_id)
+    store = session.store
+    for entry_id in entry_ids(store, references):
+        with store_errors(store.root):
+            store.pins.set(entry_id.rpartition("/")[2], entry_id)
+        print_path(store.root / entry_id)
 
 
 @command.command("unpin")
@@ -163,10 +171,11 @@ def unpin(session: Session, references: tuple[str, ...]) -> None:
     """Let gc delete entries again. Removes their pins and names."""
     store = session.store
     for entry_id in entry_ids(store, references):
-        for refs in (store.pins, store.names):
-            for name in refs.of(entry_id):
-                refs.remove(name)
-        click.echo(store.root / entry_id)
+        with store_errors(store.root):
+            for refs in (store.pins, store.names):
+                for name in refs.of(entry_id):
+                    refs.remove(name)
+        print_path(store.root / entry_id)
 
 
 def entry_ids(store: Store, references: Sequence[str]) -> list[str]:
@@ -193,7 +202,7 @@ def export(session: Session, references: tuple[str, ...], file: Path) -> None:
     entries = [store.peek_reference(reference) for reference in references]
     together = archive.export(entries, file, store)
     store.report.event("written", path=str(file), entries=len(together))
-    click.echo(file)
+    print_path(file)
 
 
 @command.command("import")
@@ -204,11 +213,12 @@ def import_(session: Session, file: Path) -> None:
     from wanpipe.cache import archive
 
     for path in archive.import_(file, session.store):
-        click.echo(path)
+        print_path(path)
 
 
 @command.command("explain", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+@help_option
 def explain(arguments: tuple[str, ...]) -> None:
     """Explain what a command would compute, and why.
 

@@ -1,8 +1,8 @@
-"""convert: an original PyTorch checkpoint to a model that MLX loads lazily.
+"""convert: convert a PyTorch checkpoint to a model that MLX loads lazily.
 
 Reads: a checkpoint in the official layout; or a converted model, to quantize it.
-Writes: a model directory: config.json and one safetensors per component; an entry of the cache
-unless told where.
+Writes: a model directory with config.json and one safetensors file per component, by default as an
+entry of the cache.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,10 @@ BITS, TEXT_BITS, GROUP_SIZE = 4, 8, 64  # of quantized matrices, by default
 class Params:
     """What to convert and how: a checkpoint, or a converted model to quantize.
 
-    `from_model` is a directory, an entry or a name; the dtype of that model stays. Without
-    `output_dir` the model becomes an entry of the cache. `bits` and `group_size` apply to all that
-    is quantized: by default transformers get 4 bits, T5 gets 8, in groups of 64.
+    `from_model` is a directory, an entry or a name; the new model keeps its dtype. Without
+    `output_dir`, the model becomes an entry of the cache. `bits` and `group_size` apply to the
+    transformers and to T5. By default, transformers have 4 bits, T5 has 8, and groups have 64
+    weights.
     """
 
     checkpoint_dir: Path | None = None
@@ -49,8 +50,8 @@ class Params:
 def plan(params: Params, store: Store) -> Plan[Path]:
     """Plan a conversion. Making it returns the model's directory.
 
-    Raises CheckpointError for a checkpoint that is incomplete or not understood, UsageError for
-    options that exclude or miss each other.
+    Raises CheckpointError for a checkpoint that is incomplete or unknown, and UsageError for
+    options that conflict or need another option.
     """
     check_params(params)
     plan_source = plan_from_model if params.from_model else plan_from_checkpoint
@@ -64,15 +65,15 @@ def plan(params: Params, store: Store) -> Plan[Path]:
 
 
 def run(params: Params, store: Store) -> Path:
-    """Convert a checkpoint unless that was done before, and return the model's directory.
+    """Convert a checkpoint unless the model exists, and return the model's directory.
 
-    Raises StoreError if there is no room, and what `plan` raises.
+    Raises StoreError if there is not enough space, and the errors of `plan`.
     """
     return plan(params, store).make()
 
 
 def check_params(params: Params) -> None:
-    """Raise UsageError for options that exclude or miss each other."""
+    """Raise UsageError for options that conflict or need another option."""
     quantizes = params.quantize or params.quantize_text_encoder
     if (params.checkpoint_dir is None) == (params.from_model is None):
         raise UsageError(
@@ -97,14 +98,14 @@ def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]
     assert params.checkpoint_dir is not None
     checkpoint = detect(params.checkpoint_dir, params.model_version)
     chosen = engine.Options(dtype=params.dtype, **quantization(params))
-    chosen.check_fit(checkpoint.dit, checkpoint.t5)
+    chosen.check_group_sizes(checkpoint.dit, checkpoint.t5)
     with byte_progress(store.report, "read") as progress:
         hashes = source_hashes(checkpoint, store.hash_cache, progress)
     material = engine.material(checkpoint, hashes, chosen)
     made = {"checkpoint": str(params.checkpoint_dir.resolve())}
     recipe = recipe_of(material, made)
     if params.output_dir is not None or store.must_compute(recipe):
-        engine.rehearse(checkpoint, chosen)  # what is refused leaves no trace in the cache
+        engine.check_readable(checkpoint, chosen)  # what is refused leaves no trace in the cache
     return recipe, partial(engine.convert, checkpoint, options=chosen)
 
 
@@ -131,7 +132,7 @@ def recipe_of(material: dict[str, Any], made: dict[str, Any]) -> Recipe:
 
 
 def quantization(params: Params) -> dict[str, Quantization]:
-    """Return how to quantize transformers and T5, as far as it is asked for."""
+    """Return the requested quantization of the transformers and of T5."""
     group_size = params.group_size or GROUP_SIZE
     asked = (
         ("quantization", params.quantize, params.bits or BITS),
@@ -160,7 +161,7 @@ def quantization(params: Params) -> dict[str, Quantization]:
 def command(session: Session, **asked: Any) -> None:
     """Convert a PyTorch checkpoint to a model for MLX.
 
-    The variant of Wan is recognized by the files and their contents.
+    Recognizes the variant of Wan by the files and their contents.
     """
     source = click.get_current_context().get_parameter_source("dtype")
     if asked["from_model"] is not None and source is not ParameterSource.DEFAULT:

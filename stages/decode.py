@@ -1,4 +1,4 @@
-"""decode: a latent to frames, and frames to a video.
+"""decode: decode a latent to frames, and write the frames as a video.
 
 Reads: a denoise entry and a model's vae; or a decode entry, for another video of the same frames.
 Writes: `frames` (T, Y, X, 3) uint8; with --output a video, a GIF or a folder of PNGs.
@@ -13,6 +13,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
+from wanpipe.media.video import check_rate, check_writable, video_format
 from wanpipe.pipeline.budget import choose_plan
 from wanpipe.pipeline.frames import Decoding
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
@@ -22,12 +23,10 @@ from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model
 
-LARGEST_FPS = 240
-
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Where the video goes and how. Without `output` only the entry is made.
+    """Where and how to write the video. Without `output`, only the entry is made.
 
     `fps` None means the model's. `memory` is a limit in bytes; None means what the device
     recommends.
@@ -40,15 +39,17 @@ class Params:
 
 
 def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Plan[Entry]:
-    """Plan the frames of a step, by the first memory plan whose frames exist, or else that fits.
+    """Plan the frames of a step, with the first memory plan whose frames exist, or else that fits.
 
     `model` may be None if frames are given. Raises UsageError for invalid parameters, for a latent
     that the VAE cannot decode, and if --memory is less than any memory plan needs.
     """
-    check_params(params)
+    kind = check_output(params)
     if inputs.frames is None and inputs.step is None:
         raise UsageError("no step is given; make one with `wanpipe denoise`, name it with --from")
     source = Source.of(model, inputs, store)
+    if params.output is not None:
+        check_rate(kind, source.rate(params.fps))
     if inputs.frames is not None:
         return plan_video(source, inputs.frames, params, store)
     assert model is not None, "only frames can do without a model"
@@ -59,6 +60,8 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     memory_plan = (
         existing[0] if existing else choose_plan("vae", plans, params.memory, store.report)
     )
+    if params.output is not None and not existing and not store.read_only:
+        check_writable(params.output)  # else it would be noticed after the last step
     recipe = decoding.recipe(memory_plan)
 
     def make() -> Entry:
@@ -84,20 +87,18 @@ def plan_video(source: Source, frames: Entry, params: Params, store: Store) -> P
 
 
 def run(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Entry:
-    """Decode a step unless its frames exist, and write the video if one is asked for."""
+    """Decode a step unless its frames exist, and write the video if requested."""
     return plan(model, inputs, params, store).make()
 
 
-def check_params(params: Params) -> None:
-    """Raise UsageError for an unknown kind of video or an invalid frame rate."""
-    from wanpipe.media import video
-
-    if params.output is not None:
-        video.video_format(params.output)
-    if params.fps is not None and not 0 < params.fps <= LARGEST_FPS:
-        raise UsageError(
-            f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
-        )
+def check_output(params: Params) -> str:
+    """Return the format of the video. Raises UsageError for an unknown one, for a place where no
+    video can be, or for an invalid frame rate.
+    """
+    kind = "mp4" if params.output is None else video_format(params.output)
+    if params.fps is not None:
+        check_rate(kind, params.fps)
+    return kind
 
 
 @click.command("decode")
@@ -109,7 +110,8 @@ def check_params(params: Params) -> None:
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
     """Decode a latent to frames, and write them as a video.
 
-    Give a step, or frames that are already decoded. Without --output only the entry is made.
+    Pass a step, or frames that are already decoded. Without --output, only saves the frames in the
+    cache.
     """
     inputs = resolve_inputs(references, ("step", "frames"), session.store)
     needed = inputs.frames is None and inputs.step is not None

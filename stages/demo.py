@@ -1,7 +1,7 @@
-"""demo: videos from the tiny model in the package, in seconds on a CPU.
+"""demo: make videos with the tiny model in the package, in seconds on a CPU.
 
 Reads: the checkpoint in wanpipe/demo, trained on colored shapes that move.
-Writes: what `run` writes for every seed, and a contact sheet of the videos.
+Writes: the results of `run` for every seed, and a contact sheet of the videos.
 """
 
 import re
@@ -18,7 +18,7 @@ from wanpipe import demo
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.runtime.disk import atomic_replace
+from wanpipe.runtime.output import replace_output
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import open_model
 
@@ -42,7 +42,7 @@ def run(params: Params, store: Store) -> list[Path]:
 
 
 def make_videos(params: Params, session: Session) -> list[Path]:
-    """Do as `run` does, or with --dry-run report it."""
+    """Make the videos as `run` does, or report the plan with --dry-run."""
     if not params.prompt.strip():
         raise UsageError(f'a prompt must say something, got none; try "{PROMPT}"')
     remark(params.prompt, session.store)
@@ -70,7 +70,7 @@ def make_videos(params: Params, session: Session) -> list[Path]:
 
 
 def remark(prompt: str, store: Store) -> None:
-    """Report the words that the model does not know, or what the prompt leaves open."""
+    """Report words that the model does not know, or what the prompt leaves open."""
     from wanpipe.demo import vocabulary
 
     if strange := vocabulary.unknown_words(prompt):
@@ -94,7 +94,7 @@ def write_sheet(params: Params, entries: Sequence[Entry], stem: str) -> Path:
     labels[0] = f"{prompt} ({labels[0]})"
     rows = [(label, entry.read("frames")) for label, entry in zip(labels, entries, strict=True)]
     path = params.output_dir / f"{stem}.png"
-    with atomic_replace(path) as draft:
+    with replace_output(path) as draft:
         video.contact_sheet(rows, columns=SHOWN, width=96).save(draft)
     return path
 
@@ -123,7 +123,7 @@ def command(session: Session, prompt: str, seeds: tuple[int, ...], output_dir: P
     """Make a video with the tiny included model, in seconds.
 
     PROMPT is a sentence such as "a red circle moves right on a white background". The model knows
-    shapes (circle, square, triangle, star), colors, backgrounds and motions, and nothing else.
+    only shapes (circle, square, triangle, star), colors, backgrounds and motions.
     """
     if session.name is not None:
         raise UsageError("--name is for one entry, a demo makes many; leave it out")

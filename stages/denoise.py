@@ -1,9 +1,9 @@
-"""denoise: noise to latents, one entry per step.
+"""denoise: denoise a latent, and save an entry for every step.
 
 Reads: a text entry, an image entry if the model takes one, or a step to continue; a model's
 transformers.
 Writes: for every step `latent`, `x0` (C, F, H, W) and `solver/*`, which with --step-cache includes
-its state; the record of the run.
+the state of the step cache; the record of the run.
 """
 
 from collections import Counter
@@ -29,16 +29,16 @@ from wanpipe.weights.model import Model, find_model
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisePlan(Plan[list[Entry]]):
-    """The plan of a denoising request, and the run that each of its entries belongs to."""
+    """The plan of a denoising request, and the run of each of its entries."""
 
     runs: tuple[Run, ...]
 
 
 def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoisePlan:
-    """Plan the steps of every seed, to the last one or `stop_at`, from the last one that exists.
+    """Plan the missing steps of every seed, up to `stop_at` or the last step.
 
-    A step among the inputs continues its run, or starts a branch if something else is asked for.
-    Raises UsageError for invalid settings and for entries that do not fit the model.
+    A step in the inputs continues its run, or starts a branch if a setting differs. Raises
+    UsageError for invalid settings, and for entries that do not fit the model.
     """
     request = resolve_request(model, inputs, params, store)
     trajectories = [plan_trajectory(request, start, store) for start in starts(request, params)]
@@ -89,9 +89,9 @@ def run(model: Model, inputs: Inputs, params: Params, store: Store) -> list[Entr
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
     """Denoise a latent step by step, from noise or from a step.
 
-    Give a text entry, and an image entry for image-to-video, to start a run. Give a step to finish
-    its run, or to branch from it with other settings. Every step becomes an entry, so after an
-    interruption the same command resumes at the last finished step.
+    To start a run, pass a text entry with --from, and an image entry for image-to-video. To finish
+    a run, pass one of its steps. To branch, pass a step and other settings. Every step becomes an
+    entry. After an interruption, the same command resumes at the last finished step.
     """
     inputs = resolve_inputs(references, ("text", "image", "step"), session.store)
     found = find_model(model, inputs.entries, session.store, inputs.run)

@@ -1,7 +1,7 @@
-"""run: a prompt to a video, through all five stages.
+"""run: make a video from a prompt, with all five stages.
 
 Reads: a checkpoint or a model, a prompt, an image if the model takes one.
-Writes: what the five stages write, and one video per seed.
+Writes: the entries of all five stages, and one video per seed.
 """
 
 import re
@@ -15,6 +15,7 @@ from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
+from wanpipe.media.video import check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
@@ -30,7 +31,7 @@ CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bi
 class Params:
     """The parameters of each stage. `image` is None for text-to-video.
 
-    Without an output the video is named by its prompt.
+    Without an output, the video is named after its prompt.
     """
 
     text: encode_text.Params
@@ -49,12 +50,13 @@ class RunPlan:
 
 
 def plan(model: Model, params: Params, store: Store) -> RunPlan:
-    """Plan one video per seed. Whatever is invalid fails here, before any weight is loaded."""
+    """Plan one video per seed. Invalid options fail here, before any weight is loaded."""
     texts = encode_text.plan(model, params.text, store)
     plans: list[Plan[Any]] = [texts]
     image = None
     if params.image is not None:
-        frames = params.denoise.num_frames or model.config.defaults.num_frames
+        frames = params.denoise.num_frames
+        frames = model.config.defaults.num_frames if frames is None else frames
         frames += 4 * (params.denoise.trim_first_frames or 0)
         images = encode_image.plan(model, replace(params.image, num_frames=frames), store)
         plans.append(images)
@@ -83,9 +85,9 @@ def run(model: Model, params: Params, store: Store) -> list[Path]:
 
 
 def video_path(params: Params, step: Entry, index: int | None) -> Path:
-    """Return the path of a video: the one asked for, with the seed if there are several.
+    """Return the path of a video: the given one, with the seed if there are several.
 
-    By default the name is made of the prompt and the step.
+    The default name has the prompt and the step.
     """
     asked = params.decode.output
     if asked is None:
@@ -99,7 +101,7 @@ def video_path(params: Params, step: Entry, index: int | None) -> Path:
 def plan_model(
     reference: str | None, conversion: convert.Params | None, session: Session
 ) -> Model | None:
-    """Open --model, or convert --checkpoint-dir first; None if that is only planned."""
+    """Open --model, or convert --checkpoint-dir first; None if the conversion is only planned."""
     if (reference is None) == (conversion is None):
         raise UsageError(
             "a run takes a model or a checkpoint; give --model or --checkpoint-dir, not both"
@@ -133,21 +135,20 @@ def plan_model(
 def command(session: Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
     """Make a video from a prompt, with all five stages in order.
 
-    Only what the cache lacks is computed. Without --output the video is named after the prompt.
+    Computes only what is not in the cache. Without --output, the video is named after the prompt.
     """
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
     params = read(asked)
-    if params.decode.output is not None:
-        from wanpipe.media import video
-
-        video.video_format(params.decode.output)
+    decode.check_output(params.decode)
     conversion = None
     if checkpoint_dir is not None:
         conversion = convert.Params(
             checkpoint_dir=checkpoint_dir,
             **{name: asked[name] for name in CONVERSION},
         )
+        if not session.dry_run:
+            check_writable(params.decode.output or Path("video.mp4"))
     found = plan_model(model, conversion, session)
     if found is None:
         return
@@ -164,9 +165,10 @@ def read(asked: dict[str, Any]) -> Params:
 
     image = None
     if asked["image"] is not None:
-        image = encode_image.Params(**some("image", "fit", "width", "height", "memory"))
-    elif asked["fit"] is not None:
-        raise UsageError("--fit says how an image meets the canvas; give --image or leave it out")
+        image = encode_image.Params(**some("image", "fit", "exif", "width", "height", "memory"))
+    elif asked["fit"] is not None or asked["exif"]:
+        option = "--exif" if asked["fit"] is None else "--fit"
+        raise UsageError(f"{option} tells how to take an image; give --image, or leave it out")
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
     sampling |= some("scheduler", "timesteps", "step_cache", "seeds", "noise")

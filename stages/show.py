@@ -4,7 +4,6 @@ Reads: an entry of the cache, a model directory, a video that wanpipe wrote, or 
 Writes: nothing; prints the description on stdout.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from typing import Any
 import click
 
 from wanpipe.cache.describe import Rows, describe_entry, describe_run
-from wanpipe.checkpoints.tensors import listed
+from wanpipe.checkpoints.tensors import list_names
+from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.pipeline.lineage import Lineage
 from wanpipe.runtime.documents import DocumentError, decode
 from wanpipe.runtime.documents import to_builtins as plain_data
-from wanpipe.runtime.units import format_si, printable
+from wanpipe.runtime.text import to_json
+from wanpipe.runtime.units import format_si
 from wanpipe.store import Store
 from wanpipe.weights.model import Model, open_model
 
@@ -35,8 +36,10 @@ def run(reference: str, store: Store) -> dict[str, Any]:
         return dict(describe_model(open_model(path)))
     if path.suffix == ".safetensors" and path.is_file():
         return dict(describe_lora(path))
-    if path.is_file() or (path.is_dir() and any(path.glob("*.png"))):
+    if path.is_dir() and any(path.glob("*.png")):
         return dict(describe_video(path))
+    if path.exists() and not path.is_dir():
+        return dict(describe_file(path))
     if found := store.find_run(reference):
         return dict(describe_run(found, store))
     entry = store.peek_reference(reference)
@@ -96,10 +99,10 @@ def describe_lora(path: Path) -> Rows:
     lora = read_lora(path)
     if not lora.modules:
         raise CheckpointError(
-            f"{path} is not a LoRA for Wan: no rule matches its keys ({listed(lora.tensors)})"
+            f"{path} is not a LoRA for Wan: no rule matches its keys ({list_names(lora.tensors)})"
         )
     yield "lora", str(path)
-    yield "keys", dict(lora.forms.most_common())
+    yield "keys", dict(lora.key_formats.most_common())
     ranks = Counter(filter(None, map(lora.rank, lora.modules)))
     yield "ranks", {str(rank): f"{count} modules" for rank, count in ranks.most_common()}
     yield "targets", lora.kinds()
@@ -110,6 +113,17 @@ def describe_lora(path: Path) -> Rows:
     if lora.ignored:
         yield "not understood", dict(Counter(lora.ignored.values()))
     yield "on disk", format_si(path.stat().st_size, "B")
+
+
+def describe_file(path: Path) -> Rows:
+    """Describe a file that can only be a video. Raises CheckpointError for a GGUF file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                raise CheckpointError(
+                    f"{path} is a GGUF file, which wanpipe does not read; give a .safetensors file"
+                )
+    yield from describe_video(path)
 
 
 def describe_video(path: Path) -> Rows:
@@ -139,10 +153,11 @@ def command(session: Session, reference: str, as_json: bool) -> None:
     """
     rows = run(reference, session.store)
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     labels = {name: LABELS.get(name, name) for name in rows}
     width = max(map(len, labels.values()))
-    for name, value in rows.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(printable(f"{labels[name]:<{width}}  {text}"))
+    print_lines(
+        f"{labels[name]:<{width}}  {value if isinstance(value, str) else to_json(value)}"
+        for name, value in rows.items()
+    )

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from wanpipe.checkpoints.rename import Row, matches
+from wanpipe.checkpoints.rename import RenameRule, match_rules
 from wanpipe.models import layers
 
 # Head widths of Metal's attention kernel for more than eight queries in every MLX from 0.32.1 on:
@@ -141,18 +141,26 @@ class Tracer:
     def read_network(
         self,
         network: nn.Module,
-        rows: Sequence[Row],
+        rules: Sequence[RenameRule],
         function: Callable[..., Any],
         *inputs: mx.array,
     ) -> Graph:
         """Trace `function(*inputs)`, which uses `network`.
 
-        Weights have the dtypes of a model that is converted to bfloat16 by `rows`.
+        Weights have the dtypes of a model that is converted to bfloat16 by `rules`.
         """
         parameters: Any = tree_flatten(network.parameters())
         names = [name for name, _ in parameters]
-        ours = [Row(row.target, row.target, full=row.full) for row in rows if row.target]
-        full = {name for name, row, _ in matches(dict(parameters), ours) if row and row.full}
+        ours = [
+            RenameRule(rule.target, rule.target, keep_float32=rule.keep_float32)
+            for rule in rules
+            if rule.target
+        ]
+        full = {
+            name
+            for name, rule, _ in match_rules(dict(parameters), ours)
+            if rule and rule.keep_float32
+        }
         weights = [
             mx.zeros(value.shape, mx.float32 if name in full else mx.bfloat16)
             for name, value in parameters

@@ -9,7 +9,7 @@ import mlx.nn as nn
 from bench import sizes
 from bench.sizes import HD, TI2V_HD, WIDE
 from tests.graphs import Graph, Tracer, gpu
-from wanpipe.checkpoints.rename import Row
+from wanpipe.checkpoints.rename import RenameRule
 from wanpipe.checkpoints.rules import clip as clip_rules
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.checkpoints.rules import umt5 as umt5_rules
@@ -34,32 +34,35 @@ def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int =
         return network(x, [500.0] * groups, conditions, *y, lazy=True)
 
     inputs = (latent, *texts, *image, *tokens)
-    return tracer.read_network(network, dit_rules.ROWS, step, *inputs)
+    return tracer.read_network(network, dit_rules.RULES, step, *inputs)
 
 
 def decoder(tracer: Tracer, config: VAEConfig, shape: tuple[int, ...]) -> Graph:
     """Trace two chunks: one frame, then four."""
-    rows = vae_rules.ROWS_21_DECODER if config.version == "2.1" else vae_rules.ROWS_22_DECODER
+    rules = vae_rules.RULES_21_DECODER if config.version == "2.1" else vae_rules.RULES_22_DECODER
     latents = [mx.zeros((1, *shape[1:], config.z_dim)) for _ in range(2)]
-    return chunks(tracer, vae.Decoder(config), rows, latents)
+    return chunks(tracer, vae.Decoder(config), rules, latents)
 
 
 def encoder(tracer: Tracer, config: VAEConfig, shape: tuple[int, ...]) -> Graph:
     """Trace two chunks: one frame, then four."""
-    rows = vae_rules.ROWS_21_ENCODER if config.version == "2.1" else vae_rules.ROWS_22_ENCODER
+    rules = vae_rules.RULES_21_ENCODER if config.version == "2.1" else vae_rules.RULES_22_ENCODER
     height, width = (n * stride for n, stride in zip(shape[1:], config.stride[1:], strict=True))
     videos = [mx.zeros((frames, height, width, 3)) for frames in (1, 4)]
-    return chunks(tracer, vae.Encoder(config), rows, videos)
+    return chunks(tracer, vae.Encoder(config), rules, videos)
 
 
 def chunks(
-    tracer: Tracer, part: vae.Decoder | vae.Encoder, rows: Sequence[Row], inputs: list[mx.array]
+    tracer: Tracer,
+    part: vae.Decoder | vae.Encoder,
+    rules: Sequence[RenameRule],
+    inputs: list[mx.array],
 ) -> Graph:
     def run(*inputs: mx.array) -> list[mx.array]:
         cache = vae.CausalCache()
         return [part.chunk(x, cache) for x in inputs]
 
-    return tracer.read_network(part, rows, run, *inputs)
+    return tracer.read_network(part, rules, run, *inputs)
 
 
 def text_encoder(tracer: Tracer, config: T5Config) -> Graph:
@@ -73,13 +76,13 @@ def text_encoder(tracer: Tracer, config: T5Config) -> Graph:
             x = block(x, one_hot)
         return x
 
-    return tracer.read_network(network, umt5_rules.ROWS, run, mx.zeros((512, config.dim)))
+    return tracer.read_network(network, umt5_rules.RULES, run, mx.zeros((512, config.dim)))
 
 
 def vision(tracer: Tracer, config: CLIPConfig) -> Graph:
     """Trace one image."""
     network, image = CLIP(config), mx.zeros((config.size, config.size, 3))
-    return tracer.read_network(network, clip_rules.ROWS, network, image)
+    return tracer.read_network(network, clip_rules.RULES, network, image)
 
 
 NETWORKS: dict[str, Callable[[Tracer], Graph]] = {

@@ -15,6 +15,7 @@ from tests.test_imports import FLOORS
 
 COMMAND = re.compile(r" {4,}(?:\$ |>>> |wanpipe |make |pip |uv |hf |import |from \w+ import )")
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<address>[^)\s]+)[^)]*\)")
+FILE = re.compile(r"`((?:bench|docs|stages|tests|wanpipe)/[\w./-]+)`")
 NAMES = [path.relative_to(ROOT).as_posix() for path in pages()]
 
 
@@ -72,6 +73,13 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
     addresses = [found["address"].split("#")[0] for found in LINK.finditer(text)]
     local = [one for one in addresses if one and not one.startswith(("http:", "https:", "mailto:"))]
     assert [one for one in local if not (ROOT / one).exists()] == []
+
+
+def test_every_file_that_a_text_names_exists() -> None:
+    texts = [*pages(), *(ROOT / "bench").glob("*.md"), ROOT / "CHANGELOG.md"]
+    named = {name for path in texts for name in FILE.findall(path.read_text("utf-8"))}
+    assert len(named) > 40
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
 
 
 def test_every_picture_is_shown_and_small() -> None:

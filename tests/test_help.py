@@ -65,6 +65,11 @@ def test_every_command_and_option_has_a_sentence_of_help(
 
 
 @pytest.mark.parametrize(("names", "command"), COMMANDS, ids=IDS)
+def test_every_command_has_its_own_help_option(names: Names, command: click.Command) -> None:
+    assert [option.opts for option in options(command)].count(["-h", "--help"]) == 1
+
+
+@pytest.mark.parametrize(("names", "command"), COMMANDS, ids=IDS)
 def test_no_summary_of_a_command_is_cut(names: Names, command: click.Command) -> None:
     assert not command.get_short_help_str(limit=WIDTH - 18).endswith("...")
 

@@ -1,4 +1,4 @@
-"""LoRAs and quantised models as users run them: keys, resuming, branching, and what is refused."""
+"""LoRAs and quantized models as users run them: keys, resuming, branching, and what is refused."""
 
 import json
 import lzma
@@ -204,12 +204,12 @@ def test_loras_that_cannot_be_are_refused_before_anything_is_loaded(gallery: Pla
     refuse(*start, "--lora", "text.safetensors", 1, code=1, says="is no safetensors file")
 
 
-def quantised(place: Place, *options: object) -> Path:
+def quantized(place: Place, *options: object) -> Path:
     return place.made("convert", "--from-model", place.model, *options)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantised_model_runs_end_to_end(gallery: Place, bits: int) -> None:
+def test_a_quantized_model_runs_end_to_end(gallery: Place, bits: int) -> None:
     options = ("--bits", bits, "--group-size", 32)
     both = ("--quantize", "--quantize-text-encoder")
     result = gallery.do("convert", "--from-model", gallery.model, *both, *options)
@@ -229,8 +229,8 @@ def test_a_quantised_model_runs_end_to_end(gallery: Place, bits: int) -> None:
     assert "bits" not in rows["component vae"]
 
 
-def test_only_the_steps_of_a_quantised_model_have_other_keys(gallery: Place) -> None:
-    twin = Place(gallery.root, quantised(gallery, "--quantize", "--bits", 8))
+def test_only_the_steps_of_a_quantized_model_have_other_keys(gallery: Place) -> None:
+    twin = Place(gallery.root, quantized(gallery, "--quantize", "--bits", 8))
     plain, fewer = gallery.film(), twin.film()
     assert not fewer.computed("encode-text")
     assert len(fewer.computed("denoise")) == 4
@@ -238,7 +238,7 @@ def test_only_the_steps_of_a_quantised_model_have_other_keys(gallery: Place) -> 
     assert 0 < np.abs(frames[0] - frames[1]).mean() < 3
 
 
-def test_quantising_options_that_cannot_be_are_refused(gallery: Place, checkpoints: Path) -> None:
+def test_quantizing_options_that_cannot_be_are_refused(gallery: Place, checkpoints: Path) -> None:
     refuse, model = gallery.refuse, ("convert", "--from-model", gallery.model)
     original = ("convert", "--checkpoint-dir", checkpoints / "wan21-t2v")
     refuse(*original, "--bits", 4, code=2, says="add --quantize or --quantize-text-encoder")
@@ -249,18 +249,18 @@ def test_quantising_options_that_cannot_be_are_refused(gallery: Place, checkpoin
     refuse(*model, *original[1:], "--quantize", code=2, says="or --from-model, not both")
     wide = ("--quantize", "--group-size", 128)
     refuse(*model, *wide, code=2, says="(64, 128), got 128; use 32 or 64")
-    twin = quantised(gallery, "--quantize")
+    twin = quantized(gallery, "--quantize")
     again = ("convert", "--from-model", twin, "--quantize")
-    refuse(*again, code=2, says="quantised already")
+    refuse(*again, code=2, says="quantized already")
 
 
-def test_a_checkpoint_and_its_model_are_quantised_under_different_keys(
+def test_a_checkpoint_and_its_model_are_quantized_under_different_keys(
     gallery: Place, checkpoints: Path
 ) -> None:
     original = ("convert", "--checkpoint-dir", checkpoints / "wan21-t2v", "--dtype", "float32")
     ways = ((), ("--quantize",), ("--quantize", "--bits", 8), ("--quantize-text-encoder",))
     made = [gallery.made(*original, *way, *(("--group-size", 32) if way else ())) for way in ways]
-    made.append(quantised(gallery, "--quantize", "--group-size", 32))
+    made.append(quantized(gallery, "--quantize", "--group-size", 32))
     assert len(set(made)) == len(made)
     files = [(path / "model.safetensors").read_bytes() for path in made]
     assert files[1] == files[4]

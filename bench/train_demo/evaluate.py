@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.train_demo import judge, world
 from bench.train_demo.data import NEGATIVE, Painter, encode
 from bench.train_demo.sampler import Settings, sample
-from bench.train_demo.vae_net import Vae, normalised, restored
+from bench.train_demo.vae_net import Vae, normalized, restored
 from bench.train_demo.wan_net import T5, Dit, DitConfig
 
 NAMES = ("color", "shape", "motion", "speed", "background", "all")
@@ -84,7 +84,7 @@ def condition(vae: Vae, images: Tensor) -> Tensor:
     """Encode images (B, Y, X, 3) in -1 to 1 as the condition of I2V, (B, 20, F, H, W)."""
     clips = images.new_zeros(len(images), world.FRAMES, *images.shape[1:])
     clips[:, 0] = images
-    latents = torch.cat([normalised(vae.moments(part)[0]) for part in clips.split(16)])
+    latents = torch.cat([normalized(vae.moments(part)[0]) for part in clips.split(16)])
     latents = latents.permute(0, 4, 1, 2, 3)
     mask = torch.zeros_like(latents[:, :4])
     mask[:, :, 0] = 1

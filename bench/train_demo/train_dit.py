@@ -28,7 +28,7 @@ from bench.train_demo.flow import Plan, Set, add_lora, lora_state, train
 from bench.train_demo.optim import Rates
 from bench.train_demo.sampler import Settings
 from bench.train_demo.train_vae import rounded
-from bench.train_demo.vae_net import normalised
+from bench.train_demo.vae_net import normalized
 from bench.train_demo.wan_net import T5, Dit, DitConfig
 
 LARGE = DitConfig(dim=160, ffn_dim=416, num_heads=5, num_layers=6)
@@ -67,7 +67,7 @@ class Studio:
             clips = painter(torch.cat([part[:, :-1], torch.full_like(part[:, :1], outline)], 1))
             if picture:
                 clips[:, 1:] = 0
-            mu = normalised(self.vae.moments(clips.to(dtype))[0])
+            mu = normalized(self.vae.moments(clips.to(dtype))[0])
             parts.append(mu.permute(0, 4, 1, 2, 3).to(torch.bfloat16))
         made = torch.cat(parts).contiguous()
         values = made[:1024].float()

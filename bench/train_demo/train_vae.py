@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.train_demo import world
 from bench.train_demo.data import Painter
 from bench.train_demo.optim import Graph, Optimizer, Rates, clock, psnr
-from bench.train_demo.vae_net import STD, Vae, fold, normalised
+from bench.train_demo.vae_net import STD, Vae, fold, normalized
 
 KL, OUTLINES, PICTURES = 3e-5, 1 / 8, 1 / 16  # weight of the loss; fractions of the clips
 
@@ -165,7 +165,7 @@ def main() -> None:
     measure(vae, device)
     measure(vae, device, outline=True)
     mean, std = statistics(vae, rows, args.count // 4)
-    off, spread = normalised(mean).abs().max().item(), (std / std.new_tensor(STD)).tolist()
+    off, spread = normalized(mean).abs().max().item(), (std / std.new_tensor(STD)).tolist()
     print(f"folded: mean within {off:.3f}, std {min(spread):.3f} to {max(spread):.3f}", flush=True)
 
 

@@ -220,13 +220,13 @@ def fold(vae: Vae, mean: Tensor, std: Tensor) -> None:
         vae.conv2.weight /= a[None, :, None, None, None]
 
 
-def normalised(mu: Tensor) -> Tensor:
+def normalized(mu: Tensor) -> Tensor:
     """Apply the constants of the official wrapper to (..., 16)."""
     return (mu - torch.tensor(MEAN, device=mu.device)) / torch.tensor(STD, device=mu.device)
 
 
 def restored(latent: Tensor) -> Tensor:
-    """Undo `normalised`."""
+    """Undo `normalized`."""
     return latent * torch.tensor(STD, device=latent.device) + torch.tensor(
         MEAN, device=latent.device
     )

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from wanpipe.checkpoints.detect import detect
-from wanpipe.checkpoints.dtypes import EIGHT_BIT
+from wanpipe.checkpoints.dtypes import FLOAT8_VALUES
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import ModelConfig
 from wanpipe.weights.convert import Options, convert
-from wanpipe.weights.write import Slot, write_tensors
+from wanpipe.weights.write import TensorSpec, write_tensors
 
 Stored = tuple[str, np.ndarray]  # format, numbers as stored
 Tensors = dict[str, Stored]
@@ -143,8 +143,8 @@ def stored(files: tuple[Path, ...]) -> Tensors:
 
 def save(path: Path, tensors: Tensors) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    slots = [Slot(name, dtype, value.shape) for name, (dtype, value) in tensors.items()]
-    write_tensors(path, slots, lambda slot: [np.ascontiguousarray(tensors[slot.name][1])], {})
+    specs = [TensorSpec(name, dtype, value.shape) for name, (dtype, value) in tensors.items()]
+    write_tensors(path, specs, lambda one: [np.ascontiguousarray(tensors[one.name][1])], {})
     return path
 
 
@@ -245,7 +245,7 @@ def write_comfy(source: Path, target: Path, prefix: str = "model.diffusion_model
 
 def eight_bit(values: np.ndarray, kind: str = "F8_E4M3") -> np.ndarray:
     """Round to the nearest number of an 8-bit format; its codes."""
-    table = EIGHT_BIT[kind]
+    table = FLOAT8_VALUES[kind]
     codes = np.flatnonzero(np.isfinite(table))
     order = codes[np.argsort(table[codes], kind="stable")]
     middles = (table[order][1:] + table[order][:-1]) / 2
@@ -267,7 +267,7 @@ def scaled(
         codes = eight_bit(exact / scale)
         result[name] = ("F8_E4M3", codes)
         result[name.removesuffix("weight") + "scale_weight"] = ("F32", np.array(scale))
-        values[name] = EIGHT_BIT["F8_E4M3"][codes] * scale
+        values[name] = FLOAT8_VALUES["F8_E4M3"][codes] * scale
     return result, values
 
 

@@ -49,7 +49,7 @@ def refused(directory: Path, why: str, version: str = "auto") -> None:
 
 
 @pytest.mark.parametrize("family", NAMES)
-def test_every_layout_is_recognised(checkpoints: Path, family: str) -> None:
+def test_every_layout_is_recognized(checkpoints: Path, family: str) -> None:
     found = detect(checkpoints / family)
     assert found.variant.name == NAMES[family]
     assert detect(checkpoints / family, found.variant.version) == found

@@ -32,7 +32,7 @@ from wanpipe.pipeline.tokenizer import Tokenizer
 pytestmark = pytest.mark.slow
 
 SECONDS = 10  # of this process's time, for one file
-PATIENCE = 3600  # for one kind of file: only what hangs outside Python comes near
+TIMEOUT_SECONDS = 3600  # for one kind of file: only what hangs outside Python comes near
 MEMORY = 1 << 30  # bytes
 LORAS = DATA / "expected" / "wan21-t2v" / "lora_files"
 
@@ -142,14 +142,14 @@ def apply_lora(path: Path, target: Path) -> str:
     from wanpipe.models.config import DiTConfig
     from wanpipe.models.dit import DiT
     from wanpipe.weights.load import parameter_shapes
-    from wanpipe.weights.lora import fit, read_lora
+    from wanpipe.weights.lora import match_lora, read_lora
     from wanpipe.weights.merge import merge
 
     sizes = {"dim": 64, "ffn_dim": 128, "heads": 2, "layers": 2, "text_dim": 64}
     network = DiT(DiTConfig(in_dim=16, out_dim=16, **sizes))
     before = parameter_shapes(network)
     try:
-        merge(network, [(fit(read_lora(path), before), 0.5)])
+        merge(network, [(match_lora(read_lora(path), before), 0.5)])
     except WanpipeError as error:
         assert len(str(error).splitlines()) == 1, error
         return "refused"
@@ -259,7 +259,7 @@ def sources(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_spoilt_file_is_refused_in_one_line_or_read_right(
     sources: Path, worker: ProcessPoolExecutor, case: Case
 ) -> None:
-    outcome = worker.submit(fuzz, sources / case.source, case).result(timeout=PATIENCE)
+    outcome = worker.submit(fuzz, sources / case.source, case).result(timeout=TIMEOUT_SECONDS)
     assert not outcome.wrong, "\n".join(outcome.wrong)
     assert sum(outcome.counts.values()) == case.times
     assert outcome.counts["refused"] > case.times // 4, "the mutations do no harm"

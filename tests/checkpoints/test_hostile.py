@@ -26,7 +26,7 @@ from tests.checkpoints.torchfile import (
     write,
 )
 from tests.conftest import DATA
-from wanpipe.checkpoints import pth
+from wanpipe.checkpoints import torch_file
 from wanpipe.checkpoints.detect import detect
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.errors import CheckpointError
@@ -129,7 +129,7 @@ def nested(depth: int) -> bytes:
 def test_a_pickle_bomb_takes_neither_time_nor_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
-    monkeypatch.setattr(pth, "SECONDS", 1)
+    monkeypatch.setattr(torch_file, "SECONDS", 1)
     refused(write(tmp_path / "bomb.pth", data, {}), "pickle|table of tensors")
 
 

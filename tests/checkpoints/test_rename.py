@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from wanpipe.checkpoints.rename import Row, apply_transform, plan, transformed
+from wanpipe.checkpoints.rename import RenameRule, apply_transform, plan_renames, transformed_shape
 from wanpipe.checkpoints.tensors import TensorInfo
 from wanpipe.errors import CheckpointError
 
-ROWS = (
-    Row("stem.weight", "stem.weight", "patch", full=True),
-    Row("blocks.{i}.conv.{j}.{leaf}", "blocks.{i}.layers.{j}.{leaf}", "conv"),
-    Row("blocks.{i}.scale", "blocks.{i}.scale", "flatten", full=True),
-    Row("unused.{leaf}", None),
+RULES = (
+    RenameRule("stem.weight", "stem.weight", "patch", keep_float32=True),
+    RenameRule("blocks.{i}.conv.{j}.{leaf}", "blocks.{i}.layers.{j}.{leaf}", "conv"),
+    RenameRule("blocks.{i}.scale", "blocks.{i}.scale", "flatten", keep_float32=True),
+    RenameRule("unused.{leaf}", None),
 )
 
 
@@ -35,22 +35,22 @@ TARGETS = {
 
 
 def test_every_target_is_filled_in_the_order_of_the_network() -> None:
-    moves = plan(SOURCES, ROWS, TARGETS, "file")
-    assert [move.target for move in moves] == list(TARGETS)
-    assert [move.source for move in moves] == [
+    renames = plan_renames(SOURCES, RULES, TARGETS, "file")
+    assert [rename.target for rename in renames] == list(TARGETS)
+    assert [rename.source for rename in renames] == [
         "blocks.10.scale",
         "blocks.10.conv.0.bias",
         "blocks.10.conv.0.weight",
         "stem.weight",
     ]
-    assert [move.full for move in moves] == [True, False, False, True]
+    assert [rename.keep_float32 for rename in renames] == [True, False, False, True]
 
 
 def test_all_that_does_not_fit_is_listed_at_once() -> None:
     sources = {**SOURCES, "strange": info(1), "blocks.10.scale": info(1, 5, 4)}
     targets = {**TARGETS, "blocks.11.scale": (6, 4)}
     with pytest.raises(CheckpointError) as caught:
-        plan(sources, ROWS, targets, "file")
+        plan_renames(sources, RULES, targets, "file")
     assert str(caught.value) == (
         "file does not fit: unknown tensors: strange; missing tensors: blocks.11.scale; "
         "wrong shapes: blocks.10.scale (5, 4) instead of (6, 4)"
@@ -60,31 +60,31 @@ def test_all_that_does_not_fit_is_listed_at_once() -> None:
 def test_long_lists_are_cut_and_counted() -> None:
     sources = {**SOURCES, **{f"strange{i}": info(1) for i in range(20)}}
     with pytest.raises(CheckpointError, match=r"strange5 and 14 more$"):
-        plan(sources, ROWS, TARGETS, "file")
+        plan_renames(sources, RULES, TARGETS, "file")
 
 
 def test_a_tensor_that_a_row_knows_and_the_network_does_not_is_unknown() -> None:
     targets = {name: shape for name, shape in TARGETS.items() if name != "stem.weight"}
     with pytest.raises(CheckpointError, match=r"unknown tensors: stem\.weight$"):
-        plan(SOURCES, ROWS, targets, "file")
+        plan_renames(SOURCES, RULES, targets, "file")
 
 
 def test_two_sources_of_one_target_are_refused() -> None:
-    rows = (*ROWS, Row("trunk.weight", "stem.weight", "patch"))
+    rules = (*RULES, RenameRule("trunk.weight", "stem.weight", "patch"))
     sources = {**SOURCES, "trunk.weight": info(8, 3, 1, 2, 2)}
     with pytest.raises(CheckpointError, match=r"given twice: stem\.weight$"):
-        plan(sources, rows, TARGETS, "file")
+        plan_renames(sources, rules, TARGETS, "file")
 
 
 def test_the_first_row_that_matches_counts() -> None:
-    rows = (Row("blocks.10.scale", None), *ROWS)
+    rules = (RenameRule("blocks.10.scale", None), *RULES)
     targets = {name: shape for name, shape in TARGETS.items() if name != "blocks.10.scale"}
-    assert len(plan(SOURCES, rows, targets, "file")) == 3
+    assert len(plan_renames(SOURCES, rules, targets, "file")) == 3
 
 
 def test_a_hole_does_not_reach_over_a_dot() -> None:
     with pytest.raises(CheckpointError, match=r"unknown tensors: unused\.a\.bias$"):
-        plan({**SOURCES, "unused.a.bias": info(1)}, ROWS, TARGETS, "file")
+        plan_renames({**SOURCES, "unused.a.bias": info(1)}, RULES, TARGETS, "file")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_transforms_give_the_shape_that_was_planned(
 ) -> None:
     values = np.arange(np.prod(shape)).reshape(shape)
     result = apply_transform(values, transform)
-    assert result.shape == transformed(shape, transform) == expected
+    assert result.shape == transformed_shape(shape, transform) == expected
     # the writer transforms slices of the first axis
     slices = [apply_transform(values[i : i + 1], transform).ravel() for i in range(shape[0])]
     np.testing.assert_array_equal(np.concatenate(slices), result.ravel())

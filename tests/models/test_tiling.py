@@ -105,8 +105,8 @@ def test_tiles_round_every_value_as_whole_frames_do() -> None:
 
 def test_a_single_tile_equals_the_whole_frame() -> None:
     decoder, latent = vae.Decoder(CONFIG), mx.random.normal((16, 2, 4, 3))
-    rows = vae_rules.ROWS_21_DECODER
-    Random(decoder, rows, dtype="F32").fill(decoder, mx.float32)
+    rules = vae_rules.RULES_21_DECODER
+    Random(decoder, rules, dtype="F32").fill(decoder, mx.float32)
     whole = vae.video_uint8(decoder.frames(latent))
     assert len(np.unique(whole)) > 100
     assert np.array_equal(np.concatenate(list(tiling.decode(decoder, latent, 8))), whole)

@@ -16,7 +16,7 @@ from tests.graphs import gpu
 from tests.models.official import on_the_cpu
 from wanpipe.backend import device
 from wanpipe.backend.device import memory_limit
-from wanpipe.checkpoints.rename import Row, matches
+from wanpipe.checkpoints.rename import RenameRule, match_rules
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.errors import UsageError
 from wanpipe.models import rope, tiling, tuning, vae
@@ -40,10 +40,10 @@ def expert(name: str, weights: int = 10**10) -> Expert:
 def live(one: Expert) -> int:
     """Bytes alive at most in one pass through a block, read off its graph, without its input."""
     config, prefix = one.config, "blocks.{i}."
-    rows = [
-        Row(row.pattern, row.target.removeprefix(prefix), full=row.full)
-        for row in dit_rules.ROWS
-        if row.target and row.target.startswith(prefix)
+    rules = [
+        RenameRule(rule.pattern, rule.target.removeprefix(prefix), keep_float32=rule.keep_float32)
+        for rule in dit_rules.RULES
+        if rule.target and rule.target.startswith(prefix)
     ]
     counts = tuple(n // side for n, side in zip(one.latent, config.patch, strict=True))
     width, images = config.dim // config.heads, 2 if config.clip_dim else 0
@@ -62,7 +62,7 @@ def live(one: Expert) -> int:
             return stream.x
 
         tables = rope.tables(counts, width)
-        graph = tracer.read_network(block, rows, run, *inputs, *tables, *kept)
+        graph = tracer.read_network(block, rules, run, *inputs, *tables, *kept)
     return graphs.memory(graph.operations, graph.outputs).peak
 
 
@@ -80,8 +80,12 @@ def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str) -> None:
 def test_stem_and_blocks_are_all_weights_of_a_converted_file(name: str) -> None:
     one = expert(name)
     parameters = dict(tree_flatten(DiT(one.config).parameters()))
-    ours = [Row(row.target, row.target, full=row.full) for row in dit_rules.ROWS if row.target]
-    full = {name for name, row, _ in matches(parameters, ours) if row and row.full}
+    ours = [
+        RenameRule(rule.target, rule.target, keep_float32=rule.keep_float32)
+        for rule in dit_rules.RULES
+        if rule.target
+    ]
+    full = {name for name, rule, _ in match_rules(parameters, ours) if rule and rule.keep_float32}
     sizes = {
         name: prod(value.shape) * (4 if name in full else 2) for name, value in parameters.items()
     }
@@ -110,7 +114,7 @@ def test_arithmetic_of_a_step_counts_every_product() -> None:
 def test_a_step_makes_what_its_plan_tells() -> None:
     sizes = {"dim": 64, "ffn_dim": 256, "heads": 2, "text_dim": 32, "text_len": 32}
     config = DiTConfig(**sizes, layers=2, in_dim=16, out_dim=16)
-    random = Random(DiT(config), dit_rules.ROWS, dtype="F32")
+    random = Random(DiT(config), dit_rules.RULES, dtype="F32")
     network = random.fill(DiT(config), mx.float32)
     texts = (20, 32)
     conditions = [network.condition(mx.random.normal((rows, 32))) for rows in texts]

@@ -50,7 +50,7 @@ def spec(bits: int | None) -> Quantization | None:
 
 def transformer(name: str, bits: int | None = None) -> Random:
     """The file of a transformer."""
-    return Random(DiT(DITS[name][0]), dit_rules.ROWS, spec(bits))
+    return Random(DiT(DITS[name][0]), dit_rules.RULES, spec(bits))
 
 
 def stages_of(
@@ -61,7 +61,7 @@ def stages_of(
     """
     name, _, vae = WAN[checkpoint]
     config = DITS[name][0]
-    t5 = Random(T5(T5_XXL), umt5_rules.ROWS).parameters - T5_XXL.vocab * T5_XXL.dim
+    t5 = Random(T5(T5_XXL), umt5_rules.RULES).parameters - T5_XXL.vocab * T5_XXL.dim
     expert = Expert(
         config=config,
         bytes=transformer(name, bits).bytes,
@@ -72,7 +72,7 @@ def stages_of(
     )
     plans: dict[str, list[MemoryPlan]] = {"T5": [budget.text_plan(T5_XXL, 2 * t5, LONGEST)]}
     if "I2V" in checkpoint:
-        clip = Random(CLIP(CLIP_H), clip_rules.rows(CLIP_H.layers)).bytes if config.clip_dim else 0
+        clip = Random(CLIP(CLIP_H), clip_rules.rules(CLIP_H.layers)).bytes if config.clip_dim else 0
         frames = 1 if vae is VAE_22 else latent[0]
         plans["image"] = [budget.image_plan(vae, (frames, *latent[1:]), 2, cuda, clip)]
     plans["transformer"] = [*expert.plans()]
@@ -94,7 +94,7 @@ def test_performance_has_the_sizes_of_files() -> None:
     page, each = PERFORMANCE.read_text("utf-8"), (None, 8, 4)
     for name in ("1.3b", "14b", "i2v-14b", "ti2v-5b"):
         assert f"| {row(*(transformer(name, bits) for bits in each))} |" in page
-    texts = [Random(T5(T5_XXL), umt5_rules.ROWS, spec(bits)) for bits in each]
+    texts = [Random(T5(T5_XXL), umt5_rules.RULES, spec(bits)) for bits in each]
     assert f"| {row(*texts)} |" in page
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tests.properties import repeatable
 from wanpipe.checkpoints.rules import lora as rules
 from wanpipe.errors import CheckpointError
-from wanpipe.weights.lora import Lora, read_lora
+from wanpipe.weights.lora import LoraFile, read_lora
 
 # written end of a key, and what it is; the first two are a pair
 ENDS = {
@@ -31,11 +31,11 @@ ENDS = {
     },
     "differences": {".diff": "weight", ".diff_b": "bias", ".diff_m": "modulation"},
 }
-ROWS = st.sampled_from([*rules.OFFICIAL, *rules.DIFFUSERS])
+ROWS = st.sampled_from([*rules.OFFICIAL_RULES, *rules.DIFFUSERS_RULES])
 PIECES = st.sampled_from(
     [
-        *rules.DOTTED,
-        *rules.UNDERSCORED,
+        *rules.DOTTED_PREFIXES,
+        *rules.UNDERSCORED_PREFIXES,
         *(end for ends in ENDS.values() for end in ends),
         *("blocks.0.", "self_attn.q", "attn1.to_q", "blocks_1_ffn_0", "head", "text_encoder."),
         *("lora_te1_", "vae.", ".dora_scale", ".hada_w1_a", ".lokr_w1", ".oft_blocks", ".", "_"),
@@ -50,7 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("keys") / "lora.safetensors"
 
 
-def read(file: Path, keys: list[str]) -> Lora:
+def read(file: Path, keys: list[str]) -> LoraFile:
     """Read a file that has these keys."""
     save_file({key: np.zeros((1, 1), np.float32) for key in keys}, file)
     return read_lora(file)
@@ -59,8 +59,8 @@ def read(file: Path, keys: list[str]) -> Lora:
 @st.composite
 def prefixes(draw: st.DrawFn) -> tuple[str, bool]:
     """The front of a key, and whether dots follow as underscores."""
-    dotted = draw(st.lists(st.sampled_from(rules.DOTTED), max_size=2))
-    underscored = draw(st.sampled_from(["", *rules.UNDERSCORED]))
+    dotted = draw(st.lists(st.sampled_from(rules.DOTTED_PREFIXES), max_size=2))
+    underscored = draw(st.sampled_from(["", *rules.UNDERSCORED_PREFIXES]))
     return "".join(dotted) + underscored, bool(underscored)
 
 
@@ -94,10 +94,12 @@ def test_every_key_is_understood_or_ignored_with_a_reason_or_the_file_is_refused
         lora = read(file, keys)
     except CheckpointError as error:
         assert "\n" not in str(error)
-        foreign = [key for key in keys for end, _ in rules.FOREIGN if re.search(f"{end}$", key)]
+        foreign = [
+            key for key in keys for end, _ in rules.OTHER_ADAPTERS if re.search(f"{end}$", key)
+        ]
         assert foreign or "twice" in str(error)
         return
     understood = [key for parts in lora.modules.values() for key in parts.values()]
     assert sorted([*understood, *lora.ignored]) == sorted(keys)
     assert all(lora.ignored.values())
-    assert lora.forms.total() == len(understood)
+    assert lora.key_formats.total() == len(understood)

@@ -25,7 +25,7 @@ from wanpipe.models.dit import DiT
 from wanpipe.store.index_file import HashCache, IndexFile
 from wanpipe.weights.components import plan_components
 from wanpipe.weights.convert import Options, convert, material
-from wanpipe.weights.load import FULL, load_network
+from wanpipe.weights.load import FLOAT32_NAMES, load_network
 from wanpipe.weights.source_hashes import source_hashes
 
 KEY = "0" * 32
@@ -80,10 +80,10 @@ def test_every_checkpoint_converts(
 def test_float32_values_are_those_of_the_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
     checkpoint = detect(checkpoints / "wan21-i2v")
     convert(checkpoint, tmp_path, KEY, Options(dtype="float32"), silent)
-    for job in plan_components(checkpoint, "float32"):
-        with open_tensors(job.sources) as source, open_tensors(tmp_path / job.file) as target:
-            for name, move in job.moves.items():
-                expected = apply_transform(source.read_float32(move.source), move.transform)
+    for plan in plan_components(checkpoint, "float32"):
+        with open_tensors(plan.sources) as source, open_tensors(tmp_path / plan.file) as target:
+            for name, rename in plan.renames.items():
+                expected = apply_transform(source.read_float32(rename.source), rename.transform)
                 np.testing.assert_array_equal(target.read(name), expected)
 
 
@@ -94,7 +94,7 @@ def test_bfloat16_rounds_the_weights_and_keeps_full_rows(checkpoints: Path, tmp_
     exact = mx.load(str(tmp_path / "float32" / "model.safetensors"))
     rounded = mx.load(str(tmp_path / "bfloat16" / "model.safetensors"))
     with open_tensors(tmp_path / "bfloat16" / "model.safetensors") as file:
-        full = set(file.metadata[FULL].split())
+        full = set(file.metadata[FLOAT32_NAMES].split())
     assert "blocks.0.modulation" in full
     assert "blocks.0.self_attn.q.weight" not in full
     for name, value in exact.items():
@@ -170,13 +170,13 @@ def test_only_what_this_call_has_written_is_told(checkpoints: Path, tmp_path: Pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(checkpoint, tmp_path, KEY, Options(), stop, wrote=wrote)
+        convert(checkpoint, tmp_path, KEY, Options(), stop, on_written=wrote)
     told.clear()  # what an earlier run has written may have changed since
-    convert(checkpoint, tmp_path, KEY, Options(), silent, wrote=wrote)
+    convert(checkpoint, tmp_path, KEY, Options(), silent, on_written=wrote)
     assert set(told) == {"tokenizer.json", "model.safetensors"}
     assert told.items() <= content(tmp_path).items()
     told.clear()
-    convert(checkpoint, tmp_path, KEY, Options(), silent, wrote=wrote)
+    convert(checkpoint, tmp_path, KEY, Options(), silent, on_written=wrote)
     assert not told
 
 

@@ -21,7 +21,15 @@ from tests.models.official import TOLERANCE, converted
 from wanpipe.errors import CheckpointError
 from wanpipe.models.dit import DiT
 from wanpipe.weights.load import load_network, parameter_shapes
-from wanpipe.weights.lora import LACKED, LONE_ALPHA, OTHER_INPUT, UNKNOWN, Fit, fit, read_lora
+from wanpipe.weights.lora import (
+    ALPHA_ALONE,
+    NO_IMAGE_BRANCH,
+    OTHER_INPUT_CHANNELS,
+    UNKNOWN,
+    LoraMatch,
+    match_lora,
+    read_lora,
+)
 from wanpipe.weights.merge import merge
 
 RUN = settings("wan21-t2v/lora")
@@ -56,14 +64,14 @@ def network(checkpoints: Path, family: str = "wan21-t2v", dtype: mx.Dtype = mx.f
     return load_network(DiT(config.dit), directory / "model.safetensors", dtype)
 
 
-def fits(model: DiT, *paths: Path) -> list[Fit]:
-    return [fit(read_lora(path), parameter_shapes(model)) for path in paths]
+def matches(model: DiT, *paths: Path) -> list[LoraMatch]:
+    return [match_lora(read_lora(path), parameter_shapes(model)) for path in paths]
 
 
 def merged_out(checkpoints: Path, loras: Sequence[tuple[Path, float]]) -> mx.array:
     model, arrays = network(checkpoints), reference()
     paths, strengths = zip(*loras, strict=True)
-    merge(model, list(zip(fits(model, *paths), strengths, strict=True)))
+    merge(model, list(zip(matches(model, *paths), strengths, strict=True)))
     condition = model.condition(mx.array(arrays["context"]))
     [out] = model(mx.array(arrays["x"]), arrays["t"].tolist(), [condition])
     return out
@@ -108,8 +116,8 @@ def test_two_loras_add_up(checkpoints: Path, files: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_key_is_used(checkpoints: Path, files: Path, name: str) -> None:
-    (one,) = fits(network(checkpoints), files / name)
-    used = {key for change in one.changes.values() for key in change.keys.values()}
+    (one,) = matches(network(checkpoints), files / name)
+    used = {key for delta in one.deltas.values() for key in delta.keys.values()}
     assert used == set(load_keys(files / name))
     assert not one.ignored
     modules = {"c": 37, "c2": 40}.get(name.split("_")[0], 20)
@@ -128,7 +136,7 @@ def test_the_sum_is_exact_before_its_one_cast(checkpoints: Path, tmp_path: Path)
         "self_attn.q": np.array(model.blocks[0].self_attn.q.weight.astype(mx.float32)),
         "ffn.fc1": np.array(model.blocks[1].ffn.fc1.weight.astype(mx.float32)),
     }
-    merge(model, [(fits(model, write(tmp_path, tensors))[0], 0.5)])
+    merge(model, [(matches(model, write(tmp_path, tensors))[0], 0.5)])
     q, fc1 = model.blocks[0].self_attn.q.weight, model.blocks[1].ffn.fc1.weight
     for name, weight, scale in (("self_attn.q", q, 2.0), ("ffn.fc1", fc1, 1.0)):
         prefix = QUERY if name == "self_attn.q" else "blocks.1.ffn.0"
@@ -139,15 +147,13 @@ def test_the_sum_is_exact_before_its_one_cast(checkpoints: Path, tmp_path: Path)
     assert model.blocks[0].self_attn.q.bias.dtype == mx.bfloat16
 
 
-def growth(model: DiT, loras: list[Fit], least: float) -> float:
+def growth(model: DiT, loras: list[LoraMatch], least: float) -> float:
     """What memory grows by when LoRAs are added, as a part of the weights that they change.
 
     MLX's threads free what an operation read after it says that it is done: wait for `least`.
     """
     shapes = parameter_shapes(model)
-    changed = 4 * sum(
-        prod(shapes[name]) for name in {name for one in loras for name in one.changes}
-    )
+    changed = 4 * sum(prod(shapes[name]) for name in {name for one in loras for name in one.deltas})
     mx.eval(model.parameters())
     gc.collect()
     mx.synchronize()
@@ -166,13 +172,13 @@ def growth(model: DiT, loras: list[Fit], least: float) -> float:
 
 def test_no_second_copy_of_the_weights_stays(checkpoints: Path, files: Path) -> None:
     model = network(checkpoints)
-    loras = fits(model, files / SAME[0], files / FILES[-1])
+    loras = matches(model, files / SAME[0], files / FILES[-1])
     assert growth(model, loras, 0.05) <= 0.05
 
 
 def test_a_second_copy_that_stays_is_noticed(checkpoints: Path, files: Path) -> None:
     model = network(checkpoints)
-    loras = fits(model, files / SAME[0], files / FILES[-1])
+    loras = matches(model, files / SAME[0], files / FILES[-1])
     second = dict(tree_flatten(model.parameters()))  # what a merge could forget to let go
     assert growth(model, loras, np.inf) > 0.9
     assert second
@@ -189,7 +195,7 @@ def test_a_patch_embedding_takes_a_product(checkpoints: Path, tmp_path: Path) ->
         {"diffusion_model.patch_embedding.diff": product},
     ):
         model = network(checkpoints)
-        merge(model, [(fits(model, write(tmp_path, tensors))[0], 1.0)])
+        merge(model, [(matches(model, write(tmp_path, tensors))[0], 1.0)])
         outs.append(model.patch_embedding.weight)
     assert relative_error(outs[0], outs[1]) < 1e-6
 
@@ -200,7 +206,7 @@ def test_an_alpha_may_have_any_format(checkpoints: Path, tmp_path: Path, dtype: 
     for alpha in (np.array(4, dtype=np.float32), np.array([4], dtype=dtype)):
         model = network(checkpoints)
         path = write(tmp_path, {**pair(QUERY), f"{QUERY}.alpha": alpha})
-        merge(model, [(fits(model, path)[0], 1.0)])
+        merge(model, [(matches(model, path)[0], 1.0)])
         weights.append(model.blocks[0].self_attn.q.weight)
     assert mx.array_equal(*weights)
 
@@ -221,9 +227,9 @@ def test_keys_of_an_image_branch_are_named_where_there_is_none(
 ) -> None:
     branch = image_branch()
     path = write(tmp_path, {**branch, **pair(QUERY)})
-    (one,) = fits(network(checkpoints), path)
-    assert set(one.ignored) == {LACKED}
-    assert set(one.ignored[LACKED]) == set(branch)
+    (one,) = matches(network(checkpoints), path)
+    assert set(one.ignored) == {NO_IMAGE_BRANCH}
+    assert set(one.ignored[NO_IMAGE_BRANCH]) == set(branch)
     assert one.summary().startswith(
         "applied 1 modules; ignored 8 keys of an image branch that this model lacks (diffusion"
     )
@@ -233,7 +239,7 @@ def test_an_image_branch_takes_its_keys(checkpoints: Path, tmp_path: Path) -> No
     model = network(checkpoints, "wan21-i2v")
     before = np.array(model.blocks[1].cross_attn.k_img.weight)
     tensors = image_branch()
-    (one,) = fits(model, write(tmp_path, tensors))
+    (one,) = matches(model, write(tmp_path, tensors))
     assert not one.ignored
     merge(model, [(one, 1.0)])
     down, up, *_ = tensors.values()
@@ -251,12 +257,12 @@ def test_what_belongs_elsewhere_is_ignored_with_its_reason(
         "patch_embedding.diff": np.ones((64, 36, 1, 2, 2), np.float32),
         "step": np.float32(3),
     }
-    (one,) = fits(network(checkpoints), write(tmp_path, tensors))
+    (one,) = matches(network(checkpoints), write(tmp_path, tensors))
     assert {reason: sorted(keys) for reason, keys in one.ignored.items()} == {
         "for a text encoder": ["lora_te_text_model_encoder.lora_down.weight"],
-        LONE_ALPHA: ["blocks.0.self_attn.k.alpha"],
+        ALPHA_ALONE: ["blocks.0.self_attn.k.alpha"],
         UNKNOWN: ["blocks.0.self_attn.norm_x.diff", "step"],
-        OTHER_INPUT: ["patch_embedding.diff"],
+        OTHER_INPUT_CHANNELS: ["patch_embedding.diff"],
     }
 
 
@@ -287,7 +293,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
 ) -> None:
     path = write(tmp_path, {key: np.float32(value) for key, value in REFUSED[says].items()})
     with pytest.raises(CheckpointError, match=says) as caught:
-        fits(network(checkpoints), path)
+        matches(network(checkpoints), path)
     assert str(caught.value).startswith(str(path))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -296,7 +302,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_the_fixtures_bad_loras_are_refused(checkpoints: Path, tmp_path: Path, name: str) -> None:
     path = unpacked(f"bad/{name}.safetensors", tmp_path)
     with pytest.raises(CheckpointError, match=f"{name}.*(changes no layer|one rank)"):
-        fits(network(checkpoints), path)
+        matches(network(checkpoints), path)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +320,7 @@ def test_numbers_that_are_none_are_refused(
     model = network(checkpoints)
     path = write(tmp_path, {**pair(QUERY), key: value})
     with pytest.raises(CheckpointError, match=says):
-        merge(model, [(fits(model, path)[0], 1.0)])
+        merge(model, [(matches(model, path)[0], 1.0)])
 
 
 def test_a_torch_file_is_read_safely(checkpoints: Path, files: Path, tmp_path: Path) -> None:
@@ -333,7 +339,7 @@ def test_a_lora_tells_ranks_targets_and_width(files: Path) -> None:
     assert (lora.width, lora.layers, lora.image_branch) == (64, 2, False)
     assert lora.kinds()["self_attn.o"] == lora.kinds()["ffn.2"] == 2
     assert {lora.rank(module) for module in lora.modules} == {1, 2}
-    assert set(lora.forms) == {
+    assert set(lora.key_formats) == {
         "transformer.<diffusers module>.lora_A.weight",
         "transformer.<diffusers module>.lora_B.weight",
     }

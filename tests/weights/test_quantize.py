@@ -1,4 +1,4 @@
-"""Quantised matrices: MLX's format, their error, how they load, and LoRAs on top of them."""
+"""Quantized matrices: MLX's format, their error, how they load, and LoRAs on top of them."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +13,7 @@ from safetensors.mlx import load_file, save_file
 from tests.conftest import golden, relative_error
 from tests.models.official import converted
 from tests.weights.test_lora import files as files  # a fixture
-from tests.weights.test_lora import fits, network, pair, write
+from tests.weights.test_lora import matches, network, pair, write
 from wanpipe.checkpoints.detect import detect
 from wanpipe.checkpoints.dtypes import widen
 from wanpipe.checkpoints.read import open_tensors
@@ -25,8 +25,8 @@ from wanpipe.pipeline import text_encoder
 from wanpipe.weights.convert import Options, convert, requantize
 from wanpipe.weights.load import load_network
 from wanpipe.weights.merge import merge
-from wanpipe.weights.quantize import MATRICES, dequantize, packed, quantize
-from wanpipe.weights.write import Slot
+from wanpipe.weights.quantize import MATRICES, dequantize, quantize, quantized_specs
+from wanpipe.weights.write import TensorSpec
 
 EIGHT, FOUR = (Quantization(bits=bits, group_size=64) for bits in (8, 4))
 ROWS = np.random.default_rng(0).standard_normal((48, 256), dtype=np.float32) / 32
@@ -40,21 +40,21 @@ def silent(name: str, done: int, total: int) -> None:
 
 @pytest.fixture(scope="session")
 def made(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Converts a tiny checkpoint quantised, once per session for each way."""
+    """Converts a tiny checkpoint quantized, once per session for each way."""
 
     @cache
-    def convert_quantised(
+    def convert_quantized(
         family: str,
         quantization: Quantization | None = EIGHT,
         text_encoder: Quantization | None = None,
         dtype: str = "float32",
     ) -> tuple[Path, ModelConfig]:
-        directory = tmp_path_factory.mktemp("quantised")
+        directory = tmp_path_factory.mktemp("quantized")
         options = Options(dtype=dtype, quantization=quantization, text_encoder=text_encoder)
         checkpoint = detect(checkpoints / family)
         return directory, convert(checkpoint, directory, "0" * 32, options, silent)
 
-    return convert_quantised
+    return convert_quantized
 
 
 def loaded(made: Made, spec: Quantization, dtype: mx.Dtype = mx.float32) -> DiT:
@@ -102,26 +102,26 @@ def test_not_a_number_is_refused() -> None:
 
 def test_scales_follow_their_matrix_aligned() -> None:
     names = ("blocks.0.ffn.fc1.weight", "blocks.0.norm3.weight", "head.linear.weight")
-    slots = [
-        Slot(names[0], "BF16", (96, 64)),
-        Slot(names[1], "F32", (64,)),
-        Slot(names[2], "BF16", (16, 64)),
+    specs = [
+        TensorSpec(names[0], "BF16", (96, 64)),
+        TensorSpec(names[1], "F32", (64,)),
+        TensorSpec(names[2], "BF16", (16, 64)),
     ]
-    result = packed(slots, FOUR)
+    result = quantized_specs(specs, FOUR)
     assert result == [
-        Slot(names[0], "U32", (96, 8)),
-        Slot("blocks.0.ffn.fc1.scales", "BF16", (96, 1)),
-        Slot("blocks.0.ffn.fc1.biases", "BF16", (96, 1)),
-        *slots[1:],
+        TensorSpec(names[0], "U32", (96, 8)),
+        TensorSpec("blocks.0.ffn.fc1.scales", "BF16", (96, 1)),
+        TensorSpec("blocks.0.ffn.fc1.biases", "BF16", (96, 1)),
+        *specs[1:],
     ]
     offset = 0
-    for slot in result:
-        assert offset % (2 if slot.dtype == "BF16" else 4) == 0
-        offset += slot.nbytes
+    for one in result:
+        assert offset % (2 if one.dtype == "BF16" else 4) == 0
+        offset += one.nbytes
 
 
 @pytest.mark.parametrize("family", ["wan21-t2v", "wan21-i2v", "wan22-t2v-a14b"])
-def test_matrices_of_blocks_are_quantised_and_nothing_else(made: Made, family: str) -> None:
+def test_matrices_of_blocks_are_quantized_and_nothing_else(made: Made, family: str) -> None:
     spec = Quantization(bits=8, group_size=32)
     directory, config = made(family, spec, spec)
     assert config == read_model_config(directory)
@@ -131,14 +131,14 @@ def test_matrices_of_blocks_are_quantised_and_nothing_else(made: Made, family: s
     kinds += [f"cross_attn.{part}" for part in cross]
     for name in config.experts:
         expected = [f"blocks.{i}.{kind}" for i in range(config.dit.layers) for kind in kinds]
-        assert quantised_modules(directory / f"{name}.safetensors") == sorted(expected)
+        assert quantized_modules(directory / f"{name}.safetensors") == sorted(expected)
     kinds = [*(f"attn.{part}" for part in "qkvo"), "ffn.gate", "ffn.fc1", "ffn.fc2"]
     expected = [f"blocks.{index}.{kind}" for index in range(3) for kind in kinds]
-    assert quantised_modules(directory / "t5_encoder.safetensors") == sorted(expected)
-    assert not quantised_modules(directory / "vae.safetensors")
+    assert quantized_modules(directory / "t5_encoder.safetensors") == sorted(expected)
+    assert not quantized_modules(directory / "vae.safetensors")
 
 
-def quantised_modules(path: Path) -> list[str]:
+def quantized_modules(path: Path) -> list[str]:
     with open_tensors(path) as file:
         names = [name for name, info in file.tensors.items() if info.dtype == "U32"]
         for name in names:
@@ -160,7 +160,7 @@ def test_other_components_and_counts_stay(checkpoints: Path, made: Made) -> None
 @pytest.mark.parametrize(
     ("bits", "group_size", "limit"), [(8, 32, 0.02), (8, 64, 0.02), (4, 32, 0.3), (4, 64, 0.3)]
 )
-def test_a_forward_stays_near_the_unquantised_one(
+def test_a_forward_stays_near_the_unquantized_one(
     checkpoints: Path, made: Made, bits: int, group_size: int, limit: float, name: str
 ) -> None:
     spec = Quantization(bits=bits, group_size=group_size)
@@ -169,7 +169,7 @@ def test_a_forward_stays_near_the_unquantised_one(
     assert limit / 100 < error < limit
 
 
-def test_the_text_encoder_stays_near_the_unquantised_one(checkpoints: Path, made: Made) -> None:
+def test_the_text_encoder_stays_near_the_unquantized_one(checkpoints: Path, made: Made) -> None:
     arrays = golden("wan21-t2v/tokenizer")
     pairs = zip(arrays["ids"], arrays["lengths"].tolist(), strict=True)
     ids = [row[:length].tolist() for row, length in pairs][:5]
@@ -187,7 +187,7 @@ def test_the_text_encoder_stays_near_the_unquantised_one(checkpoints: Path, made
         assert 1e-4 < error < 0.02
 
 
-def test_a_quantised_model_computes_in_the_dtype_asked_for(made: Made) -> None:
+def test_a_quantized_model_computes_in_the_dtype_asked_for(made: Made) -> None:
     model = loaded(made, EIGHT, mx.bfloat16)
     layer = model.blocks[0].ffn.fc1
     assert isinstance(layer, QuantizedLinear)
@@ -209,7 +209,7 @@ def test_a_quantised_model_computes_in_the_dtype_asked_for(made: Made) -> None:
         ("head.linear.scales", mx.zeros((64, 1)), "unknown tensors: head.linear.scales"),
     ],
 )
-def test_a_file_with_half_a_quantised_layer_is_refused(
+def test_a_file_with_half_a_quantized_layer_is_refused(
     made: Made, tmp_path: Path, name: str, change: mx.array | None, says: str
 ) -> None:
     directory, config = made("wan21-t2v", EIGHT)
@@ -223,7 +223,7 @@ def test_a_file_with_half_a_quantised_layer_is_refused(
 
 
 def plain_twin(model: DiT) -> DiT:
-    """The same network with every quantised matrix dequantised once and for all."""
+    """The same network with every quantized matrix dequantized once and for all."""
     twin = DiT(model.config)
     weights = {
         f"{path}.weight": module.matrix()
@@ -239,12 +239,12 @@ def plain_twin(model: DiT) -> DiT:
 
 @pytest.mark.parametrize("spec", [EIGHT, FOUR])
 @pytest.mark.parametrize("name", ["a_lightning_down_up_alpha", "c2_lightx2v_diff_modulation"])
-def test_a_lora_on_a_quantised_model_is_the_sum_after_dequantising(
+def test_a_lora_on_a_quantized_model_is_the_sum_after_dequantizing(
     made: Made, files: Path, spec: Quantization, name: str
 ) -> None:
     model = loaded(made, spec)
     twin = plain_twin(model)
-    loras = [(one, 0.7) for one in fits(twin, files / f"{name}.safetensors")]
+    loras = [(one, 0.7) for one in matches(twin, files / f"{name}.safetensors")]
     merge(model, loras)
     merge(twin, loras)
     assert isinstance(model.blocks[0].ffn.fc1, QuantizedLinear)
@@ -267,7 +267,7 @@ def test_a_lora_becomes_part_of_a_plain_matrix_where_that_is_smaller(
     }
     model = loaded(made, EIGHT)
     expected = model.blocks[0].self_attn.q.matrix() + 0.5
-    merge(model, [(fits(plain_twin(model), write(tmp_path, tensors))[0], 0.5)])
+    merge(model, [(matches(plain_twin(model), write(tmp_path, tensors))[0], 0.5)])
     attention = model.blocks[0].self_attn
     assert mx.array_equal(attention.q.weight, expected)
     assert [type(getattr(attention, name)).__name__ for name in "qkvo"] == [
@@ -279,7 +279,7 @@ def test_a_lora_becomes_part_of_a_plain_matrix_where_that_is_smaller(
     assert attention.q.bias.shape == (64,)
 
 
-def test_a_converted_model_is_quantised_as_its_checkpoint_would_be(
+def test_a_converted_model_is_quantized_as_its_checkpoint_would_be(
     checkpoints: Path, made: Made, tmp_path: Path
 ) -> None:
     directory, _ = converted(checkpoints, "wan21-t2v")
@@ -297,14 +297,14 @@ def test_a_converted_model_is_quantised_as_its_checkpoint_would_be(
     assert config == direct  # hashes, bytes and all
     kinds = {
         found["kind"]
-        for path in quantised_modules(tmp_path / "model.safetensors")
+        for path in quantized_modules(tmp_path / "model.safetensors")
         if (found := MATRICES.fullmatch(f"{path}.weight"))
     }
     assert set(told) == {f"model {kind}" for kind in kinds}
     assert all(0.001 < error < 0.01 for error in told.values())
 
 
-def test_a_quantised_model_gets_its_text_encoder_quantised_later(
+def test_a_quantized_model_gets_its_text_encoder_quantized_later(
     checkpoints: Path, made: Made, tmp_path: Path
 ) -> None:
     spec = Quantization(bits=8, group_size=32)
@@ -317,9 +317,9 @@ def test_a_quantised_model_gets_its_text_encoder_quantised_later(
     assert config.components["model"] == first.components["model"]
 
 
-def test_quantising_twice_is_refused(made: Made, tmp_path: Path) -> None:
+def test_quantizing_twice_is_refused(made: Made, tmp_path: Path) -> None:
     directory, _ = made("wan21-t2v", EIGHT)
-    with pytest.raises(UsageError, match="quantised already"):
+    with pytest.raises(UsageError, match="quantized already"):
         requantize(directory, tmp_path / "twice", "0" * 32, Options(quantization=FOUR), silent)
     assert not (tmp_path / "twice").exists()
 
@@ -342,7 +342,7 @@ def test_what_mlx_does_not_have_or_does_not_fit_is_refused(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_quantised_file_is_pinned(checkpoints: Path, tmp_path: Path) -> None:
+def test_a_quantized_file_is_pinned(checkpoints: Path, tmp_path: Path) -> None:
     options = Options(quantization=FOUR)
     config = convert(detect(checkpoints / "wan21-t2v"), tmp_path, "0" * 32, options, silent)
     assert config.components["model"].hash == "b5ab14b4616c5fd235312d0b67e5e8c6"

@@ -14,17 +14,17 @@ from msgspec import structs
 from stages import convert
 from tests.conftest import golden
 from tests.models.official import converted
-from tests.weights.test_lora import RUN, files, fits  # noqa: F401
+from tests.weights.test_lora import RUN, files, matches  # noqa: F401
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import read_model_config
 from wanpipe.models.dit import Block, DiT
 from wanpipe.store import Store
 from wanpipe.weights.load import Weights, load_network
-from wanpipe.weights.lora import Fit
+from wanpipe.weights.lora import LoraMatch
 from wanpipe.weights.merge import merge
-from wanpipe.weights.stream import Streamed, load_streamed
+from wanpipe.weights.stream import StreamedBlocks, load_streamed
 
-Loras = list[tuple[Fit, float]]
+Loras = list[tuple[LoraMatch, float]]
 
 
 def networks(path: Path, config: object, dtype: mx.Dtype, loras: Loras) -> tuple[DiT, DiT]:
@@ -82,12 +82,12 @@ def test_streamed_blocks_get_their_loras(checkpoints: Path, files: Path) -> None
     directory, config = converted(checkpoints, "wan21-t2v")
     path = directory / "model.safetensors"
     names = (RUN["same_delta"][0], RUN["full_delta_with_modulation"])
-    fitting = fits(DiT(config.dit), *(files / name for name in names))
+    matched = matches(DiT(config.dit), *(files / name for name in names))
     resident, streamed = networks(
         path,
         config.dit,
         mx.float32,
-        [(one, strength) for one, strength in zip(fitting, (1.0, 0.5), strict=True)],
+        [(one, strength) for one, strength in zip(matched, (1.0, 0.5), strict=True)],
     )
     plain, _ = networks(path, config.dit, mx.float32, [])
     for one, other in zip(velocities(resident), velocities(streamed), strict=True):
@@ -95,7 +95,7 @@ def test_streamed_blocks_get_their_loras(checkpoints: Path, files: Path) -> None
     assert not np.array_equal(velocities(plain)[0], velocities(resident)[0])
 
 
-def test_streamed_quantised_blocks_get_their_loras(
+def test_streamed_quantized_blocks_get_their_loras(
     checkpoints: Path,
     files: Path,  # noqa: F811
     tmp_path: Path,
@@ -109,7 +109,7 @@ def test_streamed_quantised_blocks_get_their_loras(
     )
     directory = convert.run(params, Store(tmp_path / "cache"))
     config, path = read_model_config(directory), directory / "model.safetensors"
-    loras = [(one, 1.0) for one in fits(DiT(config.dit), files / RUN["same_delta"][0])]
+    loras = [(one, 1.0) for one in matches(DiT(config.dit), files / RUN["same_delta"][0])]
     resident, streamed = networks(path, config.dit, mx.float32, loras)
     for one, other in zip(velocities(resident), velocities(streamed), strict=True):
         assert np.array_equal(one, other)
@@ -123,7 +123,7 @@ def test_no_more_than_two_blocks_are_made(checkpoints: Path, tmp_path: Path) -> 
     seen: list[weakref.ref[Block]] = []
     living: list[int] = []
 
-    class Watched(Streamed[Block]):
+    class Watched(StreamedBlocks[Block]):
         def __iter__(self) -> Iterator[Block]:
             for block in super().__iter__():
                 seen.append(weakref.ref(block))
@@ -156,6 +156,6 @@ def test_a_file_that_lacks_a_tensor_is_refused(checkpoints: Path, tmp_path: Path
     del weights["blocks.1.ffn.fc1.weight"]
     path = tmp_path / "model.safetensors"
     mx.save_safetensors(str(path), weights)
-    blocks = Streamed(path=path, count=2, make=lambda: Block(config.dit), dtype=mx.float32)
+    blocks = StreamedBlocks(path=path, count=2, make=lambda: Block(config.dit), dtype=mx.float32)
     with pytest.raises(CheckpointError, match=r"lacks blocks\.1\.ffn\.fc1\.weight; convert"):
         list(blocks)

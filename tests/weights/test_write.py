@@ -13,25 +13,25 @@ from tests.checkpoints.test_read import sparse
 from wanpipe.checkpoints.dtypes import Array, recast
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.runtime.disk import atomic_write
-from wanpipe.weights.write import Slot, arranged, write_tensors
+from wanpipe.weights.write import TensorSpec, sort_specs, write_tensors
 
 ARRAYS = {
     "blocks.10.weight": np.arange(6, dtype=np.float16).reshape(2, 3),
     "blocks.2.weight": np.arange(3, dtype=np.float16),
     "norm": np.ones((), np.float32),
 }
-SLOTS = arranged(
-    Slot(name, {"f2": "F16", "f4": "F32"}[array.dtype.str[1:]], array.shape)
+SPECS = sort_specs(
+    TensorSpec(name, {"f2": "F16", "f4": "F32"}[array.dtype.str[1:]], array.shape)
     for name, array in ARRAYS.items()
 )
 
 
-def whole(slot: Slot) -> list[Array]:
-    return [ARRAYS[slot.name]]
+def whole(spec: TensorSpec) -> list[Array]:
+    return [ARRAYS[spec.name]]
 
 
 def test_the_official_library_reads_what_was_written(tmp_path: Path) -> None:
-    written = write_tensors(tmp_path / "a.safetensors", SLOTS, whole, {"about": "test"})
+    written = write_tensors(tmp_path / "a.safetensors", SPECS, whole, {"about": "test"})
     for name, array in load_file(tmp_path / "a.safetensors").items():
         np.testing.assert_array_equal(array, ARRAYS[name])
         assert array.dtype == ARRAYS[name].dtype
@@ -40,23 +40,23 @@ def test_the_official_library_reads_what_was_written(tmp_path: Path) -> None:
 
 
 def test_equal_tensors_give_the_pinned_bytes(tmp_path: Path) -> None:
-    first = write_tensors(tmp_path / "a.safetensors", SLOTS, whole, {})
-    second = write_tensors(tmp_path / "b.safetensors", arranged(SLOTS[::-1]), whole, {})
+    first = write_tensors(tmp_path / "a.safetensors", SPECS, whole, {})
+    second = write_tensors(tmp_path / "b.safetensors", sort_specs(SPECS[::-1]), whole, {})
     assert first == second
     assert first.hash == "e2795b467001996eaee9a5b7a9ccd1d8"
 
 
 def test_wide_numbers_come_first_and_layers_in_their_order() -> None:
-    assert [slot.name for slot in SLOTS] == ["norm", "blocks.2.weight", "blocks.10.weight"]
+    assert [spec.name for spec in SPECS] == ["norm", "blocks.2.weight", "blocks.10.weight"]
 
 
 def test_an_error_leaves_no_file(tmp_path: Path) -> None:
-    def failing(slot: Slot) -> Iterator[Array]:
-        yield ARRAYS[slot.name]
+    def failing(spec: TensorSpec) -> Iterator[Array]:
+        yield ARRAYS[spec.name]
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_tensors(tmp_path / "a.safetensors", SLOTS, failing, {})
+        write_tensors(tmp_path / "a.safetensors", SPECS, failing, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -73,8 +73,8 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     with open_tensors(source) as file:
         write_tensors(
             tmp_path / "out.safetensors",
-            [Slot("table", "BF16", (50_000, 1000))],
-            lambda slot: (recast(block, "F32", "BF16", "x") for block in file.blocks(slot.name)),
+            [TensorSpec("table", "BF16", (50_000, 1000))],
+            lambda spec: (recast(block, "F32", "BF16", "x") for block in file.blocks(spec.name)),
             {},
         )
     peak = tracemalloc.get_traced_memory()[1]

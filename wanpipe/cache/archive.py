@@ -18,8 +18,9 @@ from msgspec import structs
 from wanpipe.cache.validate import InvalidEntryError, files_of, validate
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime import interrupt
-from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, atomic_replace, fsync_tree, store_errors
+from wanpipe.runtime.disk import LITTER, NO_SPACE, READ_ONLY, fsync_tree, store_errors
 from wanpipe.runtime.documents import encode
+from wanpipe.runtime.output import check_writable, replace_output
 from wanpipe.store.entry import Entry
 from wanpipe.store.runs import RUNS, Run, Runs
 from wanpipe.store.schema import ROLES, STAGES
@@ -28,7 +29,6 @@ from wanpipe.store.store import Store
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same entries make the same file
 COPY_BYTES = 1 << 20  # copied at a time
 MAX_DIRECTORY_BYTES = 1 << 24  # of an export, for about 140,000 files
-CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 EXPORTABLE = "|".join(stage.name for stage in STAGES.values() if stage.exportable)
 MEMBER = re.compile(
     rf"(?P<stage>{EXPORTABLE})/(?P<key>[0-9a-f]{{32}})/"
@@ -83,8 +83,9 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
         raise UsageError(f"an export must end in .zip, got {target.name}")
     closed = closure(entries, store)
     try:
+        check_writable(target)
         with (
-            atomic_replace(target) as draft,
+            replace_output(target) as draft,
             zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
         ):
             for entry in closed:
@@ -178,7 +179,7 @@ def unpack(file: Path, folder: Path) -> list[str]:
     every entry.
     """
     with BoundedReader(file) as bounded, zipfile.ZipFile(bounded) as archive:
-        members = [member for member in archive.infolist() if not is_clutter(member.filename)]
+        members = [member for member in archive.infolist() if not is_litter(member.filename)]
         check_members(members, file.stat().st_size)
         found: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
         for member in members:
@@ -204,10 +205,10 @@ class BoundedReader(io.FileIO):
         return data
 
 
-def is_clutter(name: str) -> bool:
+def is_litter(name: str) -> bool:
     """Return whether a file was added by a file manager, as to every folder that it shows."""
     *folders, last = name.split("/")
-    return last in CLUTTER or last.startswith("._") or "__MACOSX" in folders
+    return LITTER.fullmatch(last) is not None or "__MACOSX" in folders
 
 
 def check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:

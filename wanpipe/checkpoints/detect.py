@@ -1,4 +1,4 @@
-"""Recognises a checkpoint: which member of the Wan family it is, and its files.
+"""Recognizes a checkpoint: which member of the Wan family it is, and its files.
 
 By structure, never by names of models; the name of the directory only tells 480P from 720P. Reads
 headers only.
@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import structs
 
 from wanpipe.checkpoints.dimensions import (
-    axis,
+    axis_length,
     official_settings,
     read_clip,
     read_dit,
@@ -20,7 +20,7 @@ from wanpipe.checkpoints.dimensions import (
     read_t5,
     read_vae,
 )
-from wanpipe.checkpoints.folders import Folder, find
+from wanpipe.checkpoints.folders import CheckpointFiles, find_files
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import (
     EXPERTS,
@@ -35,14 +35,14 @@ from wanpipe.models.config import (
 )
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 
-LARGE = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
-WIDE_LATENT = 48  # channels of the Wan2.2 VAE
-HEAD_WIDTH = 128  # of every official transformer
+DIM_14B = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
+Z_DIM_22 = 48  # channels of the Wan2.2 VAE
+HEAD_DIM = 128  # of every official transformer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A recognised checkpoint: `files` of each component, `configs` the config.json in use."""
+    """A recognized checkpoint: `files` of each component, `configs` the config.json in use."""
 
     directory: Path
     variant: Variant
@@ -69,12 +69,12 @@ class Checkpoint:
 
 
 def detect(directory: Path, model_version: str = "auto") -> Checkpoint:
-    """Recognise the checkpoint in `directory`; `model_version` "2.1" or "2.2" insists on one.
+    """Recognize the checkpoint in `directory`; `model_version` "2.1" or "2.2" insists on one.
 
     Raises CheckpointError that names the missing or contradicting file, or says what was found.
     """
     try:
-        checkpoint = recognise(directory)
+        checkpoint = recognize_checkpoint(directory)
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from error
     if model_version not in ("auto", checkpoint.variant.version):
@@ -85,9 +85,9 @@ def detect(directory: Path, model_version: str = "auto") -> Checkpoint:
     return checkpoint
 
 
-def recognise(directory: Path) -> Checkpoint:
-    """Recognise a checkpoint of either version, in whatever layout."""
-    folder = find(directory)
+def recognize_checkpoint(directory: Path) -> Checkpoint:
+    """Recognize a checkpoint of either version, in whatever layout."""
+    folder = find_files(directory)
     settings = [read_settings(folder, name) for name in folder.experts]
     dits = [
         read_dit(each, folder.configs.get(name, files[0]), files)
@@ -101,11 +101,11 @@ def recognise(directory: Path) -> Checkpoint:
         )
     dit = dits[0]
     experts = len(dits) > 1
-    wide = not experts and dit.clip_dim is None and (kind == "ti2v" or dit.out_dim == WIDE_LATENT)
-    files = folder.experts | folder.others(wide, dit.clip_dim is not None)
+    has_vae22 = not experts and dit.clip_dim is None and (kind == "ti2v" or dit.out_dim == Z_DIM_22)
+    files = folder.experts | folder.others(has_vae22, dit.clip_dim is not None)
     checkpoint = Checkpoint(
         directory=directory,
-        variant=choose(directory, folder, dit, kind, wide),
+        variant=choose_variant(directory, folder, dit, kind, has_vae22),
         dit=dit,
         t5=read_t5(files["t5_encoder"]),
         vae=read_vae(files["vae"]),
@@ -113,26 +113,28 @@ def recognise(directory: Path) -> Checkpoint:
         files=files,
         configs=folder.settings,
     )
-    check_fit(checkpoint, wide)
-    return replace(checkpoint, variant=overridden(checkpoint.variant, folder, settings))
+    check_dimensions_agree(checkpoint, has_vae22)
+    return replace(checkpoint, variant=with_own_defaults(checkpoint.variant, folder, settings))
 
 
-def read_settings(folder: Folder, name: str) -> dict[str, Any]:
+def read_settings(folder: CheckpointFiles, name: str) -> dict[str, Any]:
     """Read a transformer's config.json with the official keys; without one, assume heads of 128."""
     if name in folder.configs:
         path = folder.configs[name]
         return official_settings(read_json(path), path)
     files = folder.experts[name]
-    dim = axis(read_shapes(files), files[0], "patch_embedding.weight")
-    if dim % HEAD_WIDTH:
+    dim = axis_length(read_shapes(files), files[0], "patch_embedding.weight")
+    if dim % HEAD_DIM:
         raise CheckpointError(
-            f"{files[0]} has width {dim}, which does not split into heads of {HEAD_WIDTH}; put the "
+            f"{files[0]} has width {dim}, which does not split into heads of {HEAD_DIM}; put the "
             "config.json that belongs to it beside it"
         )
-    return {"num_heads": dim // HEAD_WIDTH}
+    return {"num_heads": dim // HEAD_DIM}
 
 
-def choose(directory: Path, folder: Folder, dit: DiTConfig, kind: Any, wide: bool) -> Variant:
+def choose_variant(
+    directory: Path, folder: CheckpointFiles, dit: DiTConfig, kind: Any, has_vae22: bool
+) -> Variant:
     """Pick the variant by structure; config.json's model_type must not contradict it."""
     image, experts = dit.in_dim != dit.out_dim, len(folder.experts) > 1
     if experts:
@@ -142,10 +144,10 @@ def choose(directory: Path, folder: Folder, dit: DiTConfig, kind: Any, wide: boo
         names = [directory.resolve().name, *(path.name for path in folder.experts["model"])]
         large = any("720p" in name.lower() for name in names)
         name = "wan2.1-i2v-14b-720p" if large else "wan2.1-i2v-14b-480p"
-    elif wide:
+    elif has_vae22:
         name = "wan2.2-ti2v-5b"
     else:
-        name = "wan2.1-t2v-14b" if dit.dim >= LARGE else "wan2.1-t2v-1.3b"
+        name = "wan2.1-t2v-14b" if dit.dim >= DIM_14B else "wan2.1-t2v-1.3b"
     variant = VARIANTS[name]
     found = f"in_dim {dit.in_dim}, out_dim {dit.out_dim}"
     found += f", {'two experts' if experts else 'one transformer'}"
@@ -160,11 +162,11 @@ def choose(directory: Path, folder: Folder, dit: DiTConfig, kind: Any, wide: boo
     return variant
 
 
-def check_fit(checkpoint: Checkpoint, wide: bool) -> None:
+def check_dimensions_agree(checkpoint: Checkpoint, has_vae22: bool) -> None:
     """Check that each network takes what the one before it gives."""
     dit, vae, clip = checkpoint.dit, checkpoint.vae, checkpoint.clip
     path, text = checkpoint.files["vae"][0], checkpoint.files["t5_encoder"][0]
-    if vae.version != ("2.2" if wide else "2.1"):
+    if vae.version != ("2.2" if has_vae22 else "2.1"):
         raise CheckpointError(f"{path} holds the VAE of Wan{vae.version}; download the right one")
     channels = vae.z_dim
     if checkpoint.variant.task == "i2v":
@@ -185,7 +187,9 @@ def check_fit(checkpoint: Checkpoint, wide: bool) -> None:
             )
 
 
-def overridden(variant: Variant, folder: Folder, settings: list[dict[str, Any]]) -> Variant:
+def with_own_defaults(
+    variant: Variant, folder: CheckpointFiles, settings: list[dict[str, Any]]
+) -> Variant:
     """Apply what the checkpoint says of its defaults: the object "wanpipe" of config.json, and the
     boundary of diffusers' pipeline. Of two experts the high-noise one's config.json counts.
     """
@@ -195,11 +199,15 @@ def overridden(variant: Variant, folder: Folder, settings: list[dict[str, Any]])
         raise CheckpointError(f"{configs[0]}: wanpipe must stand in {configs[-1]} alone")
     if folder.pipeline is not None and variant.defaults.boundary is not None:
         boundary = read_json(folder.pipeline).get("boundary_ratio", variant.defaults.boundary)
-        variant = changed(variant, {"boundary": boundary}, f"{folder.pipeline}: boundary_ratio")
-    return changed(variant, changes, f"{configs[-1]}: wanpipe") if changes != {} else variant
+        variant = replace_defaults(
+            variant, {"boundary": boundary}, f"{folder.pipeline}: boundary_ratio"
+        )
+    return (
+        replace_defaults(variant, changes, f"{configs[-1]}: wanpipe") if changes != {} else variant
+    )
 
 
-def changed(variant: Variant, changes: Any, subject: str) -> Variant:
+def replace_defaults(variant: Variant, changes: Any, subject: str) -> Variant:
     """Replace defaults. Raises CheckpointError for unknown ones, wrong types and ranges."""
     if not isinstance(changes, dict):
         kind = type(changes).__name__

@@ -11,31 +11,30 @@ from typing import Any, TypeVar
 
 from msgspec import structs
 
-from wanpipe.checkpoints.layouts import open_network
 from wanpipe.checkpoints.rules import diffusers
-from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
+from wanpipe.checkpoints.state_dict import open_network
+from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import PATCH, CLIPConfig, DiTConfig, T5Config, VAEConfig
 from wanpipe.runtime.documents import Document, DocumentError, convert, load
 
 JSON_LIMIT = 1 << 24  # bytes
-LONGEST = (
-    1 << 20
-)  # no axis of a real checkpoint is longer; beyond, a hostile header would cost memory
-DEEPEST = 256  # layers
+# no axis of a real checkpoint is longer; beyond, a hostile header would cost memory
+MAX_AXIS = 1 << 20
+MAX_LAYERS = 256  # layers
 
 Shapes = Mapping[str, TensorInfo]
 Dimensions = TypeVar("Dimensions", bound=Document)
 # what config.json may say beside the dimensions, and the one value that is implemented
-FIXED: dict[str, Any] = {
+FIXED_VALUES: dict[str, Any] = {
     "patch_size": list(PATCH),
     "window_size": [-1, -1],
     "qk_norm": True,
     "cross_attn_norm": True,
 }
-IGNORED = {"_class_name", "_diffusers_version", "model_type", "wanpipe", *FIXED}
-OFFICIAL = {"heads": "num_heads", "layers": "num_layers"}  # ours: theirs, where they differ
-USUAL = {field.name: field.default for field in structs.fields(DiTConfig)}
+IGNORED_KEYS = {"_class_name", "_diffusers_version", "model_type", "wanpipe", *FIXED_VALUES}
+OFFICIAL_KEYS = {"heads": "num_heads", "layers": "num_layers"}  # ours: theirs, where they differ
+DIT_DEFAULTS = {field.name: field.default for field in structs.fields(DiTConfig)}
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
@@ -58,22 +57,22 @@ def read_shapes(paths: Path | Sequence[Path]) -> Shapes:
         return network.tensors
 
 
-def axis(shapes: Shapes, path: Path, name: str, index: int = 0) -> int:
+def axis_length(shapes: Shapes, path: Path, name: str, index: int = 0) -> int:
     """Length of one axis of a tensor that must be there; a negative index counts from the end."""
     shape = shapes[name].shape if name in shapes else ()
     if not -len(shape) <= index < len(shape):
         raise CheckpointError(f"{path} lacks {name}: not a checkpoint that wanpipe knows")
-    if not 0 < shape[index] <= LONGEST:
+    if not 0 < shape[index] <= MAX_AXIS:
         raise CheckpointError(f"{path}: {name} has the absurd shape {shape}")
     return shape[index]
 
 
-def depth(shapes: Shapes, path: Path, prefix: str) -> int:
+def count_layers(shapes: Shapes, path: Path, prefix: str) -> int:
     """Count the layers whose names begin with `prefix` and a number."""
     rest = (name.removeprefix(prefix) for name in shapes if name.startswith(prefix))
     numbers = {number for number in (name.partition(".")[0] for name in rest) if number.isdecimal()}
-    if len(numbers) > DEEPEST:
-        raise CheckpointError(f"{path} has {len(numbers)} layers, more than {DEEPEST}")
+    if len(numbers) > MAX_LAYERS:
+        raise CheckpointError(f"{path} has {len(numbers)} layers, more than {MAX_LAYERS}")
     return len(numbers)
 
 
@@ -83,10 +82,12 @@ def official_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
         return config
     unknown = set(config) - set(diffusers.CONFIG)
     if unknown:
-        raise CheckpointError(f"{path} has unknown keys: {listed(sorted(unknown))}")
+        raise CheckpointError(f"{path} has unknown keys: {list_names(sorted(unknown))}")
     for name, only in diffusers.FIXED.items():
         if config.get(name, only) != only:
-            raise CheckpointError(f"{path}: {name} must be {only}, got {shown(str(config[name]))}")
+            raise CheckpointError(
+                f"{path}: {name} must be {only}, got {quote_name(str(config[name]))}"
+            )
     settings = {
         official: config[theirs]
         for theirs, official in diffusers.CONFIG.items()
@@ -106,51 +107,56 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
     kind = config.get("model_type", "t2v")
     if kind not in ("t2v", "i2v", "ti2v"):
         raise CheckpointError(
-            f"{path}: model_type must be t2v, i2v or ti2v, got {shown(str(kind))}"
+            f"{path}: model_type must be t2v, i2v or ti2v, got {quote_name(str(kind))}"
         )
-    for name, only in FIXED.items():
+    for name, only in FIXED_VALUES.items():
         if config.get(name, only) != only:
-            raise CheckpointError(f"{path}: {name} must be {only}, got {shown(str(config[name]))}")
+            raise CheckpointError(
+                f"{path}: {name} must be {only}, got {quote_name(str(config[name]))}"
+            )
     found = {
-        "dim": axis(shapes, weights, "patch_embedding.weight"),
-        "in_dim": axis(shapes, weights, "patch_embedding.weight", 1),
-        "out_dim": axis(shapes, weights, "head.head.weight") // prod(PATCH),
-        "ffn_dim": axis(shapes, weights, "blocks.0.ffn.0.weight"),
-        "freq_dim": axis(shapes, weights, "time_embedding.0.weight", 1),
-        "text_dim": axis(shapes, weights, "text_embedding.0.weight", 1),
-        "layers": depth(shapes, weights, "blocks."),
+        "dim": axis_length(shapes, weights, "patch_embedding.weight"),
+        "in_dim": axis_length(shapes, weights, "patch_embedding.weight", 1),
+        "out_dim": axis_length(shapes, weights, "head.head.weight") // prod(PATCH),
+        "ffn_dim": axis_length(shapes, weights, "blocks.0.ffn.0.weight"),
+        "freq_dim": axis_length(shapes, weights, "time_embedding.0.weight", 1),
+        "text_dim": axis_length(shapes, weights, "text_embedding.0.weight", 1),
+        "layers": count_layers(shapes, weights, "blocks."),
     }
     if "img_emb.proj.0.weight" in shapes:
-        found["clip_dim"] = axis(shapes, weights, "img_emb.proj.0.weight")
+        found["clip_dim"] = axis_length(shapes, weights, "img_emb.proj.0.weight")
     return merge_dit(config, path, found)
 
 
 def merge_dit(config: dict[str, Any], path: Path, found: dict[str, int]) -> DiTConfig:
     """Join config.json with what the weights say. Raises CheckpointError where they disagree."""
-    alone = {"heads": None, "text_len": USUAL["text_len"], "eps": USUAL["eps"]}
-    unknown = set(config) - IGNORED - {OFFICIAL.get(name, name) for name in (*found, *alone)}
+    alone = {"heads": None, "text_len": DIT_DEFAULTS["text_len"], "eps": DIT_DEFAULTS["eps"]}
+    known = {OFFICIAL_KEYS.get(name, name) for name in (*found, *alone)}
+    unknown = set(config) - IGNORED_KEYS - known
     if unknown:
-        raise CheckpointError(f"{path} has unknown keys: {listed(sorted(unknown))}")
+        raise CheckpointError(f"{path} has unknown keys: {list_names(sorted(unknown))}")
     values: dict[str, Any] = {**found}
     for name, usual in alone.items():
-        theirs = OFFICIAL.get(name, name)
+        theirs = OFFICIAL_KEYS.get(name, name)
         given = config.get(theirs, usual)
         kind = float if name == "eps" else int
-        if type(given) is not kind or not 0 < given <= LONGEST:
-            raise CheckpointError(f"{path}: {theirs} must be a number, got {shown(str(given))}")
+        if type(given) is not kind or not 0 < given <= MAX_AXIS:
+            raise CheckpointError(
+                f"{path}: {theirs} must be a number, got {quote_name(str(given))}"
+            )
         values[name] = given
     for name, length in found.items():
-        theirs = OFFICIAL.get(name, name)
+        theirs = OFFICIAL_KEYS.get(name, name)
         given = config.get(theirs, length)
         if given != length:
             raise CheckpointError(
-                f"{path} says {theirs} {shown(str(given))}, but the weights have {length}; "
+                f"{path} says {theirs} {quote_name(str(given))}, but the weights have {length}; "
                 "use the config.json that belongs to them"
             )
-    return possible(DiTConfig, path, values)
+    return build_config(DiTConfig, path, values)
 
 
-def possible(kind: type[Dimensions], path: Path, values: dict[str, Any]) -> Dimensions:
+def build_config(kind: type[Dimensions], path: Path, values: dict[str, Any]) -> Dimensions:
     """Build dimensions from what `path` says. Raises CheckpointError where they cannot be right."""
     try:
         return convert(values, kind)
@@ -165,15 +171,15 @@ def read_t5(files: tuple[Path, ...]) -> T5Config:
     path, shapes = files[0], read_shapes(files)
     table = "blocks.0.pos_embedding.embedding.weight"
     values = {
-        "vocab": axis(shapes, path, "token_embedding.weight"),
-        "dim": axis(shapes, path, "token_embedding.weight", 1),
-        "attention_dim": axis(shapes, path, "blocks.0.attn.q.weight"),
-        "ffn_dim": axis(shapes, path, "blocks.0.ffn.gate.0.weight"),
-        "heads": axis(shapes, path, table, 1),
-        "layers": depth(shapes, path, "blocks."),
-        "buckets": axis(shapes, path, table),
+        "vocab": axis_length(shapes, path, "token_embedding.weight"),
+        "dim": axis_length(shapes, path, "token_embedding.weight", 1),
+        "attention_dim": axis_length(shapes, path, "blocks.0.attn.q.weight"),
+        "ffn_dim": axis_length(shapes, path, "blocks.0.ffn.gate.0.weight"),
+        "heads": axis_length(shapes, path, table, 1),
+        "layers": count_layers(shapes, path, "blocks."),
+        "buckets": axis_length(shapes, path, table),
     }
-    return possible(T5Config, path, values)
+    return build_config(T5Config, path, values)
 
 
 def read_vae(files: tuple[Path, ...]) -> VAEConfig:
@@ -182,26 +188,26 @@ def read_vae(files: tuple[Path, ...]) -> VAEConfig:
     nested = "encoder.downsamples.0.downsamples.0.residual.0.gamma" in shapes
     values = {
         "version": "2.2" if nested else "2.1",
-        "encoder_dim": axis(shapes, path, "encoder.conv1.weight"),
-        "decoder_dim": axis(shapes, path, "decoder.head.0.gamma"),
-        "z_dim": axis(shapes, path, "conv2.weight"),
+        "encoder_dim": axis_length(shapes, path, "encoder.conv1.weight"),
+        "decoder_dim": axis_length(shapes, path, "decoder.head.0.gamma"),
+        "z_dim": axis_length(shapes, path, "conv2.weight"),
     }
-    return possible(VAEConfig, path, values)
+    return build_config(VAEConfig, path, values)
 
 
 def read_clip(files: tuple[Path, ...]) -> CLIPConfig:
     """Read the dimensions of CLIP's vision tower."""
     path, shapes = files[0], read_shapes(files)
-    dim = axis(shapes, path, "visual.patch_embedding.weight")
-    patch = axis(shapes, path, "visual.patch_embedding.weight", 2)
-    tokens = axis(shapes, path, "visual.pos_embedding", -2)  # one more than patches
+    dim = axis_length(shapes, path, "visual.patch_embedding.weight")
+    patch = axis_length(shapes, path, "visual.patch_embedding.weight", 2)
+    tokens = axis_length(shapes, path, "visual.pos_embedding", -2)  # one more than patches
     values = {
         "dim": dim,
-        "ffn_dim": axis(shapes, path, "visual.transformer.0.mlp.0.weight"),
+        "ffn_dim": axis_length(shapes, path, "visual.transformer.0.mlp.0.weight"),
         # no shape tells; ViT-H has 16 heads of 80
         "heads": dim // 80 if dim % 80 == 0 else dim // 16,
-        "layers": depth(shapes, path, "visual.transformer."),
+        "layers": count_layers(shapes, path, "visual.transformer."),
         "patch": patch,
         "size": round((tokens - 1) ** 0.5) * patch,
     }
-    return possible(CLIPConfig, path, values)
+    return build_config(CLIPConfig, path, values)

@@ -14,7 +14,7 @@ from wanpipe.errors import CheckpointError
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
-STORED: dict[str, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -50,8 +50,8 @@ def widen(values: Array, source: str, subject: str) -> Floats:
         raise CheckpointError(f"{subject} must hold floating-point numbers, got {source}")
     if source == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
-    if source in EIGHT_BIT:
-        return np.take(EIGHT_BIT[source], values)
+    if source in FLOAT8_VALUES:
+        return np.take(FLOAT8_VALUES[source], values)
     return values.astype(np.float32, copy=False)
 
 
@@ -103,4 +103,4 @@ def _eight_bit(exponent_bits: int, infinities: bool) -> Floats:
     return table
 
 
-EIGHT_BIT = {"F8_E4M3": _eight_bit(4, False), "F8_E5M2": _eight_bit(5, True)}
+FLOAT8_VALUES = {"F8_E4M3": _eight_bit(4, False), "F8_E5M2": _eight_bit(5, True)}

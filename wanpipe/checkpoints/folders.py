@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanpipe.checkpoints.dimensions import read_json, read_vae
-from wanpipe.checkpoints.layouts import Kind, recognise
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.checkpoints.tensors import listed, shown
+from wanpipe.checkpoints.state_dict import Kind, recognize
+from wanpipe.checkpoints.tensors import list_names, quote_name
 from wanpipe.errors import CheckpointError
 
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -25,17 +25,17 @@ EXPERT_FOLDERS = ("low_noise_model", "high_noise_model")
 PIPELINE_FILE = "model_index.json"  # of diffusers
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
 
-DEPTHS = ("*", "*/*", "*/*/*")  # where loose files are looked for
-MOST = 200  # loose files in a folder; more is no folder of one model
-SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
-EXPERT = re.compile(r"(?<![a-z])(high|low)(?=[_-]?noise|[^a-z]|$)")
-LONE = re.compile(r"(?<![a-z])(high|low)[_-]?noise")
+LOOSE_PATTERNS = ("*", "*/*", "*/*/*")  # where loose files are looked for
+MAX_LOOSE_FILES = 200  # loose files in a folder; more is no folder of one model
+SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+EXPERT_NAME = re.compile(r"(?<![a-z])(high|low)(?=[_-]?noise|[^a-z]|$)")
+LONE_EXPERT_NAME = re.compile(r"(?<![a-z])(high|low)[_-]?noise")
 
 Files = tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class CheckpointFiles:
     """The files of a checkpoint: the transformers', and how to find the others.
 
     `others` is told whether the VAE is that of Wan2.2 and whether CLIP is needed. `configs` has the
@@ -54,21 +54,21 @@ class Folder:
         return tuple(dict.fromkeys(path for path in whole if path is not None))
 
 
-def find(directory: Path) -> Folder:
+def find_files(directory: Path) -> CheckpointFiles:
     """Find a checkpoint's files. Raises CheckpointError that names what is missing."""
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory} is not a directory; give the folder of a Wan checkpoint"
         )
     if (directory / PIPELINE_FILE).is_file():
-        return diffusers(directory)
+        return find_diffusers(directory)
     whole = any((directory / name).is_dir() for name in EXPERT_FOLDERS)
     if whole or next(directory.glob(f"{DIT_STEM}*.safetensors*"), None) is not None:
-        return official(directory)
-    return loose(directory) or official(directory)
+        return find_official(directory)
+    return find_loose(directory) or find_official(directory)
 
 
-def present(directory: Path, name: str) -> Path:
+def required_file(directory: Path, name: str) -> Path:
     """Give the path of a file that must be there."""
     path = directory / name
     if not path.is_file():
@@ -76,20 +76,20 @@ def present(directory: Path, name: str) -> Path:
     return path
 
 
-def official(directory: Path) -> Folder:
+def find_official(directory: Path) -> CheckpointFiles:
     """Find the files as the official repositories have them."""
     parts = transformers(directory)
 
-    def others(wide: bool, clip: bool) -> dict[str, Files]:
+    def others(has_vae22: bool, clip: bool) -> dict[str, Files]:
         names = {
             "t5_encoder": T5_FILE,
             "tokenizer": TOKENIZER_FILE,
-            "vae": VAE_FILES["2.2" if wide else "2.1"],
+            "vae": VAE_FILES["2.2" if has_vae22 else "2.1"],
         }
         names |= {"clip": CLIP_FILE} if clip else {}
-        return {component: (present(directory, name),) for component, name in names.items()}
+        return {component: (required_file(directory, name),) for component, name in names.items()}
 
-    return Folder(
+    return CheckpointFiles(
         experts={name: shards(part) for name, part in parts.items()},
         configs={name: part / "config.json" for name, part in parts.items()},
         others=others,
@@ -112,22 +112,23 @@ def shards(directory: Path, stem: str = DIT_STEM) -> Files:
     if not index.is_file():
         found = sorted(directory.glob(f"{stem}-*.safetensors"))
         alone = not found or (directory / single).is_file()
-        return (present(directory, single),) if alone else tuple(found)
+        return (required_file(directory, single),) if alone else tuple(found)
     table = read_json(index).get("weight_map")
     names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
     if not names or not all(name.isprintable() and name == Path(name).name != "" for name in names):
         raise CheckpointError(f"{index} must map tensors to files beside it; download it again")
-    return tuple(present(directory, name) for name in names)
+    return tuple(required_file(directory, name) for name in names)
 
 
-def diffusers(directory: Path) -> Folder:
+def find_diffusers(directory: Path) -> CheckpointFiles:
     """Find the files as diffusers saves a pipeline; `transformer` has the high noise of two."""
     path = directory / PIPELINE_FILE
     settings = read_json(path)
     kind = settings.get("_class_name")
     if kind not in PIPELINES:
         raise CheckpointError(
-            f"{path}: _class_name must be one of {', '.join(PIPELINES)}, got {shown(str(kind))}"
+            f"{path}: _class_name must be one of {', '.join(PIPELINES)}, got "
+            f"{quote_name(str(kind))}"
         )
     second = settings.get("transformer_2")
     two = isinstance(second, list) and any(second)
@@ -139,15 +140,15 @@ def diffusers(directory: Path) -> Folder:
     if two:
         names = {"low_noise_model": "transformer_2", "high_noise_model": "transformer"}
 
-    def others(wide: bool, clip: bool) -> dict[str, Files]:
+    def others(has_vae22: bool, clip: bool) -> dict[str, Files]:
         found = {
             "t5_encoder": shards(directory / "text_encoder", "model"),
-            "tokenizer": (present(directory / "tokenizer", "tokenizer.json"),),
+            "tokenizer": (required_file(directory / "tokenizer", "tokenizer.json"),),
             "vae": shards(directory / "vae"),
         }
         return found | ({"clip": shards(directory / "image_encoder", "model")} if clip else {})
 
-    return Folder(
+    return CheckpointFiles(
         experts={name: shards(directory / part) for name, part in names.items()},
         configs={name: directory / part / "config.json" for name, part in names.items()},
         others=others,
@@ -155,7 +156,7 @@ def diffusers(directory: Path) -> Folder:
     )
 
 
-def loose(directory: Path) -> Folder | None:
+def find_loose(directory: Path) -> CheckpointFiles | None:
     """Find single files by their keys; None where none is a network of Wan."""
     if (directory / "config.json").is_file() and "components" in read_json(
         directory / "config.json"
@@ -168,56 +169,58 @@ def loose(directory: Path) -> Folder | None:
         return None
     experts = name_experts(directory, networks.get("transformer", []))
 
-    def others(wide: bool, clip: bool) -> dict[str, Files]:
-        version = "2.2" if wide else "2.1"
+    def others(has_vae22: bool, clip: bool) -> dict[str, Files]:
+        version = "2.2" if has_vae22 else "2.1"
         vaes = [files for files in networks.get("VAE", []) if read_vae(files).version == version]
         found = {
-            "t5_encoder": only(directory, "text encoder (umT5-XXL)", networks.get("text encoder")),
-            "tokenizer": only(
+            "t5_encoder": only_one(
+                directory, "text encoder (umT5-XXL)", networks.get("text encoder")
+            ),
+            "tokenizer": only_one(
                 directory,
                 f"tokenizer.json (that of umT5, {TOKENIZER_FILE} of an official checkpoint)",
-                [(path,) for path in below(directory, "tokenizer.json")],
+                [(path,) for path in files_below(directory, "tokenizer.json")],
             ),
-            "vae": only(directory, f"VAE of Wan{version}", vaes),
+            "vae": only_one(directory, f"VAE of Wan{version}", vaes),
         }
         if clip:
             what = "image encoder (CLIP ViT-H)"
-            found["clip"] = only(directory, what, networks.get("image encoder"))
+            found["clip"] = only_one(directory, what, networks.get("image encoder"))
         return found
 
     beside = {name: files[0].parent / "config.json" for name, files in experts.items()}
     top = directory / "config.json"
     found = {name: path if path.is_file() else top for name, path in beside.items()}
     configs = {name: path for name, path in found.items() if path.is_file()}
-    return Folder(experts=experts, configs=configs, others=others)
+    return CheckpointFiles(experts=experts, configs=configs, others=others)
 
 
 def sort_networks(directory: Path) -> dict[Kind, list[Files]]:
     """Sort the tensor files below a folder by the kind of network that their keys tell."""
-    if not below(directory, "*.safetensors"):
+    if not files_below(directory, "*.safetensors"):
         return {}
     groups: dict[tuple[Path, str], list[Path]] = {}
-    for path in [*below(directory, "*.safetensors"), *below(directory, "*.pth")]:
-        part = SHARD.fullmatch(path.name)
+    for path in [*files_below(directory, "*.safetensors"), *files_below(directory, "*.pth")]:
+        part = SHARD_NAME.fullmatch(path.name)
         groups.setdefault((path.parent, part[1] if part else path.name), []).append(path)
     networks: dict[Kind, list[Files]] = {}
     for files in groups.values():
         with open_tensors(files) as file:
-            found = recognise(file.tensors)
+            found = recognize(file.tensors)
         if found is not None:
             networks.setdefault(found[0].kind, []).append(tuple(files))
     return networks
 
 
-def below(directory: Path, pattern: str) -> list[Path]:
+def files_below(directory: Path, pattern: str) -> list[Path]:
     """List the files with this name at most two folders down, in order."""
     found = [
         path
-        for depth in DEPTHS
+        for depth in LOOSE_PATTERNS
         for path in directory.glob(depth.removesuffix("*") + pattern)
         if path.is_file()
     ]
-    if len(found) > MOST:
+    if len(found) > MAX_LOOSE_FILES:
         raise CheckpointError(
             f"{directory} holds {len(found)} {pattern} files; give a folder with those of one model"
         )
@@ -228,7 +231,7 @@ def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
     """Name the transformers: one, or two that say which noise they are for."""
     labels = [files[0].relative_to(directory).as_posix() for files in found]
     if len(found) == 2:
-        kinds = [set(EXPERT.findall(label.lower())) for label in labels]
+        kinds = [set(EXPERT_NAME.findall(label.lower())) for label in labels]
         experts = {
             f"{kind}_noise_model": files
             for kind in ("low", "high")
@@ -238,24 +241,24 @@ def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
         if len(experts) == 2:
             return experts
         raise CheckpointError(
-            f"{directory} holds two transformers, {listed(labels)}; let the one be called "
+            f"{directory} holds two transformers, {list_names(labels)}; let the one be called "
             "high_noise and the other low_noise, or give a folder with one"
         )
     if len(found) != 1:
-        gguf = [path.name for path in below(directory, "*.gguf")]
-        more = f" (GGUF files are not read: {listed(gguf)})" if gguf else ""
-        what = f"{len(found)} transformers: {listed(labels)}" if found else "no transformer"
+        gguf = [path.name for path in files_below(directory, "*.gguf")]
+        more = f" (GGUF files are not read: {list_names(gguf)})" if gguf else ""
+        what = f"{len(found)} transformers: {list_names(labels)}" if found else "no transformer"
         raise CheckpointError(
             f"{directory} holds {what}{more}; give a folder with the files of one model"
         )
-    if LONE.search(labels[0].lower()):
+    if LONE_EXPERT_NAME.search(labels[0].lower()):
         raise CheckpointError(
-            f"{directory} holds one expert of two, {shown(labels[0])}; put the other beside it"
+            f"{directory} holds one expert of two, {quote_name(labels[0])}; put the other beside it"
         )
     return {"model": found[0]}
 
 
-def only(directory: Path, what: str, found: Iterable[Files] | None) -> Files:
+def only_one(directory: Path, what: str, found: Iterable[Files] | None) -> Files:
     """Give the files of the one network of a kind."""
     each = list(found or ())
     if not each:
@@ -263,7 +266,7 @@ def only(directory: Path, what: str, found: Iterable[Files] | None) -> Files:
     if len(each) > 1:
         labels = [files[0].relative_to(directory).as_posix() for files in each]
         raise CheckpointError(
-            f"{directory} holds more than one {what}: {listed(labels)}; give a folder with the "
+            f"{directory} holds more than one {what}: {list_names(labels)}; give a folder with the "
             "files of one model"
         )
     return each[0]

@@ -7,47 +7,33 @@ safetensors refuse those formats and map the file, whose pages then count as mem
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from wanpipe.checkpoints import pth
-from wanpipe.checkpoints.dtypes import STORED, Array, Floats, widen
-from wanpipe.checkpoints.tensors import MAX_AXES, Place, TensorInfo, shown
+from wanpipe.checkpoints import torch_file
+from wanpipe.checkpoints.dtypes import NUMPY_DTYPES, Array, Floats, widen
+from wanpipe.checkpoints.tensors import MAX_AXES, TensorInfo, TensorLocation, quote_name
 from wanpipe.errors import CheckpointError
 
 HEADER_LIMIT = 1 << 24  # bytes; the header of a quantized 14B model has 500 kB
-LONGEST = 1 << 48  # numbers along an axis
+MAX_AXIS_LENGTH = 1 << 48  # numbers along an axis
 BLOCK = 1 << 22  # bytes per block: large enough to stream, small enough for the cache of a core
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
-class Closing:
-    """What has files open: a context manager that closes them."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files; nothing can be read afterwards."""
-        raise NotImplementedError
-
-
-class TensorFile(Closing):
+class TensorFile(AbstractContextManager["TensorFile"]):
     """Tensors of one file or of several shards, open for reading; a context manager."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._files: list[BinaryIO] = []
-        self._places: dict[str, Place] = {}
+        self._locations: dict[str, TensorLocation] = {}
         self.metadata: dict[str, str] = {}
         tensors: dict[str, TensorInfo] = {}
         with ExitStack() as stack:
@@ -65,17 +51,22 @@ class TensorFile(Closing):
             file = path.open("rb", buffering=0)
             self._files.append(file)
             if path.suffix in TORCH_SUFFIXES:
-                found = pth.list_tensors(file, path)
+                found = torch_file.list_tensors(file, path)
             else:
                 found, metadata = list_safetensors(file, path)
                 self.metadata.update(metadata)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-        for name, (info, place) in found.items():
+        for name, (info, location) in found.items():
             if name in tensors:
-                raise CheckpointError(f"{path} holds {shown(name)}, which another shard holds too")
+                raise CheckpointError(
+                    f"{path} holds {quote_name(name)}, which another shard holds too"
+                )
             tensors[name] = info
-            self._places[name] = Place(index, place.offset, place.strides)
+            self._locations[name] = TensorLocation(index, location.offset, location.strides)
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the files; nothing can be read afterwards."""
@@ -84,47 +75,49 @@ class TensorFile(Closing):
 
     def read(self, name: str) -> Array:
         """Read a tensor whole, as stored."""
-        info, place = self._find(name)
-        if place.strides is not None:
+        info, location = self._find(name)
+        if location.strides is not None:
             return np.ascontiguousarray(self._strided(name))
-        values = self._numbers(place.file, place.offset, info.dtype, prod(info.shape))
+        values = self._numbers(location.file, location.offset, info.dtype, prod(info.shape))
         return values.reshape(info.shape)
 
     def read_float32(self, name: str) -> Floats:
         """Read a tensor whole, as float32 values."""
         return widen(
-            self.read(name), self.tensors[name].dtype, f"{self._path(name)}: {shown(name)}"
+            self.read(name), self.tensors[name].dtype, f"{self._path(name)}: {quote_name(name)}"
         )
 
     def rows(self, name: str, indices: Sequence[int]) -> Array:
         """Read only the given rows of a 2-D tensor (R, D): (len(indices), D) as stored."""
-        info, place = self._find(name)
+        info, location = self._find(name)
         if len(info.shape) != 2:
-            raise CheckpointError(f"{self._path(name)}: {shown(name)} must be 2-D, is {info.shape}")
+            raise CheckpointError(
+                f"{self._path(name)}: {quote_name(name)} must be 2-D, is {info.shape}"
+            )
         height, width = info.shape
         beyond = [index for index in indices if not 0 <= index < height]
         if beyond:
             raise CheckpointError(
-                f"{self._path(name)}: {shown(name)} has rows 0 to {height - 1}, "
+                f"{self._path(name)}: {quote_name(name)} has rows 0 to {height - 1}, "
                 f"asked for {beyond[0]}"
             )
-        if place.strides is not None:
+        if location.strides is not None:
             return np.ascontiguousarray(self._strided(name)[list(indices)])
-        stored = STORED[info.dtype]
+        stored = NUMPY_DTYPES[info.dtype]
         result = np.empty((len(indices), width), stored)
         for row, index in zip(result, indices, strict=True):
-            offset = place.offset + int(index) * width * stored.itemsize
-            row[:] = self._numbers(place.file, offset, info.dtype, width)
+            offset = location.offset + int(index) * width * stored.itemsize
+            row[:] = self._numbers(location.file, offset, info.dtype, width)
         return result
 
     def rows_float32(self, name: str, indices: Sequence[int]) -> Floats:
         """Read only the given rows of a 2-D tensor, as float32 values."""
         values = self.rows(name, indices)
-        return widen(values, self.tensors[name].dtype, f"{self._path(name)}: {shown(name)}")
+        return widen(values, self.tensors[name].dtype, f"{self._path(name)}: {quote_name(name)}")
 
     def blocks(self, name: str, limit: int = BLOCK) -> Iterator[Array]:
         """Read a tensor in turn, as stored: slices of its first axis, each up to `limit` bytes."""
-        info, place = self._find(name)
+        info, location = self._find(name)
         if not info.shape or not info.nbytes:
             yield self.read(name)
             return
@@ -132,23 +125,25 @@ class TensorFile(Closing):
         step = max(1, limit // row)
         for start in range(0, info.shape[0], step):
             count = min(step, info.shape[0] - start)
-            if place.strides is not None:
+            if location.strides is not None:
                 yield np.ascontiguousarray(self._strided(name)[start : start + count])
                 continue
             numbers = count * prod(info.shape[1:])
-            values = self._numbers(place.file, place.offset + start * row, info.dtype, numbers)
+            values = self._numbers(
+                location.file, location.offset + start * row, info.dtype, numbers
+            )
             yield values.reshape(count, *info.shape[1:])
 
-    def _find(self, name: str) -> tuple[TensorInfo, Place]:
+    def _find(self, name: str) -> tuple[TensorInfo, TensorLocation]:
         if name not in self.tensors:
-            raise CheckpointError(f"{self.paths[0]} holds no tensor {shown(name)}")
-        return self.tensors[name], self._places[name]
+            raise CheckpointError(f"{self.paths[0]} holds no tensor {quote_name(name)}")
+        return self.tensors[name], self._locations[name]
 
     def _path(self, name: str) -> Path:
-        return self.paths[self._places[name].file]
+        return self.paths[self._locations[name].file]
 
     def _numbers(self, index: int, offset: int, dtype: str, count: int) -> Array:
-        values = np.empty(count, STORED[dtype])
+        values = np.empty(count, NUMPY_DTYPES[dtype])
         view = values.view(np.uint8).data
         file = self._files[index]
         done = 0
@@ -169,19 +164,19 @@ class TensorFile(Closing):
 
     def _strided(self, name: str) -> Array:
         """View a tensor with gaps or another order in place, through a mapping of the file."""
-        info, place = self._find(name)
-        assert place.strides is not None
-        stored = STORED[info.dtype]
-        spans = zip(info.shape, place.strides, strict=True)
+        info, location = self._find(name)
+        assert location.strides is not None
+        stored = NUMPY_DTYPES[info.dtype]
+        spans = zip(info.shape, location.strides, strict=True)
         count = 1 + sum((length - 1) * stride for length, stride in spans)
         flat = np.memmap(
-            self.paths[place.file],
+            self.paths[location.file],
             mode="r",
             dtype=np.uint8,
-            offset=place.offset,
+            offset=location.offset,
             shape=(count * stored.itemsize,),
         )
-        strides = tuple(stride * stored.itemsize for stride in place.strides)
+        strides = tuple(stride * stored.itemsize for stride in location.strides)
         return np.lib.stride_tricks.as_strided(flat.view(stored), info.shape, strides)
 
 
@@ -195,7 +190,7 @@ def open_tensors(path: Path | Sequence[Path]) -> TensorFile:
 
 def list_safetensors(
     file: BinaryIO, path: Path
-) -> tuple[dict[str, tuple[TensorInfo, Place]], dict[str, str]]:
+) -> tuple[dict[str, tuple[TensorInfo, TensorLocation]], dict[str, str]]:
     """Read a safetensors header: what and where each tensor is, and the metadata.
 
     The library checks that the tensors follow each other without gap or overlap to the file's end.
@@ -210,24 +205,26 @@ def list_safetensors(
         with safe_open(path, framework="numpy") as header:
             for name in header.offset_keys():
                 entry = header.get_slice(name)
-                infos[name] = _info(f"{path}: {shown(name)}", entry.get_dtype(), entry.get_shape())
+                infos[name] = _info(
+                    f"{path}: {quote_name(name)}", entry.get_dtype(), entry.get_shape()
+                )
             metadata = header.metadata() or {}
     except SafetensorError as error:
-        reason = shown(str(error).removeprefix("Error while deserializing header: "))
+        reason = quote_name(str(error).removeprefix("Error while deserializing header: "))
         raise CheckpointError(
             f"{path} is no safetensors file, damaged or cut short ({reason}); download it again"
         ) from error
     found, offset = {}, size - sum(info.nbytes for info in infos.values())
     for name, info in infos.items():
-        found[name] = info, Place(0, offset)
+        found[name] = info, TensorLocation(0, offset)
         offset += info.nbytes
     return found, metadata
 
 
 def _info(subject: str, dtype: str, shape: Sequence[int]) -> TensorInfo:
     """Describe a tensor. Raises CheckpointError for formats and shapes that NumPy cannot hold."""
-    if dtype not in STORED:
+    if dtype not in NUMPY_DTYPES:
         raise CheckpointError(f"{subject} has the unknown dtype {dtype}; use F32, F16 or BF16")
-    if len(shape) > MAX_AXES or max(shape, default=0) >= LONGEST:
+    if len(shape) > MAX_AXES or max(shape, default=0) >= MAX_AXIS_LENGTH:
         raise CheckpointError(f"{subject} has a shape of {len(shape)} axes that no network has")
-    return TensorInfo(tuple(shape), dtype, prod(shape) * STORED[dtype].itemsize)
+    return TensorInfo(tuple(shape), dtype, prod(shape) * NUMPY_DTYPES[dtype].itemsize)

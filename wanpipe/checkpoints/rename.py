@@ -1,6 +1,6 @@
-"""Renames tensors of a checkpoint into those of a network: rows of data, applied by one engine.
+"""Renames tensors of a checkpoint into those of a network: rules of data, applied by one engine.
 
-Every source tensor must be taken by a row or dropped by one, and every target filled with its
+Every source tensor must be taken by a rule or dropped by one, and every target filled with its
 shape; what is left over is listed.
 """
 
@@ -13,73 +13,73 @@ from typing import Literal
 import numpy as np
 
 from wanpipe.checkpoints.dtypes import Array
-from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
+from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 
 Transform = Literal["copy", "conv", "flatten", "patch"]
 Shape = tuple[int, ...]
-HOLES = {"{i}": r"(?P<i>\d+)", "{j}": r"(?P<j>\d+)", "{leaf}": r"(?P<leaf>[^.]+)"}
+PLACEHOLDERS = {"{i}": r"(?P<i>\d+)", "{j}": r"(?P<j>\d+)", "{leaf}": r"(?P<leaf>[^.]+)"}
 
 
 @dataclass(frozen=True)
-class Row:
+class RenameRule:
     """One rule: source names that match `pattern` become `target`; without a target they go.
 
     In a pattern `{i}` and `{j}` match digits, `{leaf}` the last word (`weight`, `bias`, `gamma`);
     the target repeats them. `transform` is "copy", "conv" (channels last: (O, I, *K) to
     (O, *K, I)), "flatten" (unit axes dropped) or "patch" (a convolution whose stride is its kernel
-    as a matrix: (O, I, *K) to (O, prod(K) * I), channels last). `full` keeps the tensor in float32
-    whatever `--dtype` says: small, or used in float32; all others get the dtype.
+    as a matrix: (O, I, *K) to (O, prod(K) * I), channels last). `keep_float32` keeps the
+    tensor in float32 whatever `--dtype` says: small, or used in float32; others get the dtype.
     """
 
     pattern: str
     target: str | None
     transform: Transform = "copy"
-    full: bool = False
+    keep_float32: bool = False
 
 
 @dataclass(frozen=True)
-class Move:
-    """One tensor's way: from `source` through `transform` to `target`, where it has `shape`."""
+class PlannedRename:
+    """Rename of one tensor: `source` becomes `target` by `transform`, and has `shape` there."""
 
     source: str
     target: str
     transform: Transform
-    full: bool
+    keep_float32: bool
     shape: Shape
 
 
-def plan(
+def plan_renames(
     sources: Mapping[str, TensorInfo],
-    rows: Sequence[Row],
+    rules: Sequence[RenameRule],
     targets: Mapping[str, Shape],
     subject: str,
-) -> list[Move]:
-    """Match every source with the first row that fits, and every target with its source.
+) -> list[PlannedRename]:
+    """Match every source with the first rule that fits, and every target with its source.
 
-    Gives moves in the order of the targets. Raises one CheckpointError that starts with `subject`
+    Gives renames in the order of the targets. Raises one CheckpointError that starts with `subject`
     and lists unused sources, targets filled twice or not at all, and wrong shapes.
     """
-    moves: dict[str, Move] = {}
+    renames: dict[str, PlannedRename] = {}
     unused, twice, wrong = [], [], []
-    for name, row, target in matches(sources, rows):
-        if row is None:
+    for name, rule, target in match_rules(sources, rules):
+        if rule is None:
             unused.append(name)
             continue
         if target is None:
             continue
-        shape = transformed(sources[name].shape, row.transform)
+        shape = transformed_shape(sources[name].shape, rule.transform)
         if target not in targets:
             unused.append(name)
-        elif target in moves:
+        elif target in renames:
             twice.append(target)
         elif shape != targets[target]:
-            wrong.append(f"{shown(name)} {shape} instead of {targets[target]}")
-        if target not in moves:
-            moves[target] = Move(name, target, row.transform, row.full, shape)
-    unfilled = [target for target in targets if target not in moves]
+            wrong.append(f"{quote_name(name)} {shape} instead of {targets[target]}")
+        if target not in renames:
+            renames[target] = PlannedRename(name, target, rule.transform, rule.keep_float32, shape)
+    unfilled = [target for target in targets if target not in renames]
     complaints = [
-        f"{what}: {listed(names)}"
+        f"{what}: {list_names(names)}"
         for what, names in (
             ("unknown tensors", unused),
             ("missing tensors", unfilled),
@@ -90,25 +90,25 @@ def plan(
     ]
     if complaints:
         raise CheckpointError(f"{subject} does not fit: {'; '.join(complaints)}")
-    return [moves[target] for target in targets]
+    return [renames[target] for target in targets]
 
 
-def matches(
-    names: Mapping[str, TensorInfo], rows: Sequence[Row]
-) -> Iterator[tuple[str, Row | None, str | None]]:
-    """Give each name with the first row that matches it, or None, and the target it becomes."""
-    compiled = [(_pattern(row.pattern), row) for row in rows]
+def match_rules(
+    names: Mapping[str, TensorInfo], rules: Sequence[RenameRule]
+) -> Iterator[tuple[str, RenameRule | None, str | None]]:
+    """Yield each name with the first rule that matches it, or None, and the target it becomes."""
+    compiled = [(_pattern(rule.pattern), rule) for rule in rules]
     for name in names:
-        for pattern, row in compiled:
+        for pattern, rule in compiled:
             if found := pattern.fullmatch(name):
-                yield name, row, row.target and row.target.format(**found.groupdict())
+                yield name, rule, rule.target and rule.target.format(**found.groupdict())
                 break
         else:
             yield name, None, None
 
 
-def transformed(shape: Shape, transform: Transform) -> Shape:
-    """Tell the shape that `transform` makes of `shape`."""
+def transformed_shape(shape: Shape, transform: Transform) -> Shape:
+    """Return the shape that `transform` makes of `shape`."""
     if transform == "flatten":
         return tuple(length for length in shape if length != 1)
     if transform == "conv" and len(shape) > 2:
@@ -119,7 +119,7 @@ def transformed(shape: Shape, transform: Transform) -> Shape:
 
 
 def apply_transform(values: Array, transform: Transform) -> Array:
-    """Carry out `transform` on a tensor, or on a slice of it along the first axis."""
+    """Apply `transform` on a tensor, or on a slice of it along the first axis."""
     if transform == "flatten":
         return values.reshape(
             [length for length in values.shape if length != 1]
@@ -132,6 +132,6 @@ def apply_transform(values: Array, transform: Transform) -> Array:
 
 def _pattern(pattern: str) -> re.Pattern[str]:
     expression = re.escape(pattern)
-    for hole, group in HOLES.items():
-        expression = expression.replace(re.escape(hole), group)
+    for placeholder, group in PLACEHOLDERS.items():
+        expression = expression.replace(re.escape(placeholder), group)
     return re.compile(expression)

@@ -6,7 +6,7 @@ Reads nothing.
 from collections.abc import Collection
 from dataclasses import dataclass
 
-LISTED = 6  # names that an error spells out
+MAX_LISTED = 6  # names that an error spells out
 MAX_AXES = 8  # of a tensor; NumPy itself stops at 64
 
 
@@ -20,20 +20,20 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: index of the file, byte offset, strides in numbers if not contiguous."""
+class TensorLocation:
+    """Where a tensor is: index of the file, byte offset, strides in numbers if not contiguous."""
 
     file: int
     offset: int
     strides: tuple[int, ...] | None = None
 
 
-def shown(name: str) -> str:
-    """Make a name from a file fit for one line of an error."""
+def quote_name(name: str) -> str:
+    """Quote a name from a file for one line of an error."""
     return name if name.isprintable() and len(name) <= 100 else repr(name[:100])
 
 
-def listed(names: Collection[str]) -> str:
+def list_names(names: Collection[str]) -> str:
     """Name the first few of `names`, in order, and count the rest."""
-    first = ", ".join(shown(name) for name in list(names)[:LISTED])
-    return first if len(names) <= LISTED else f"{first} and {len(names) - LISTED} more"
+    first = ", ".join(quote_name(name) for name in list(names)[:MAX_LISTED])
+    return first if len(names) <= MAX_LISTED else f"{first} and {len(names) - MAX_LISTED} more"

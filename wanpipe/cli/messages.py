@@ -1,4 +1,4 @@
-"""What an event says to a person: one line of text, made from the fields of the event."""
+"""Formats events as lines of text for people."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ def count(number: int, noun: str) -> str:
 
 
 def reused(fields: dict[str, Any]) -> str:
-    """Report an entry, or a video file, that is used as it is."""
+    """Report an entry, or a video file, that already exists."""
     if fields["stage"] == "film":
         return f"{fields['path']} is up to date"
     return f"{subject(fields)}: cached"
@@ -64,7 +64,7 @@ def planned(fields: dict[str, Any]) -> str:
 
 
 def missing(fields: dict[str, Any]) -> str:
-    """Report what has to be computed, and how the closest entry in the cache differs from it."""
+    """Report what will be computed, and how the closest entry in the cache differs from it."""
     stage, nearest, line = fields["stage"], fields["nearest"], f"{subject(fields)}: to compute"
     if stage == "denoise":
         line = f"denoise: {count(fields['steps'], 'step')} to compute"

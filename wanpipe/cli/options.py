@@ -1,6 +1,6 @@
 """Options that several commands share, as decorators, and the types of their values.
 
-A default that depends on the model is written in the help text, since click does not know it.
+A default that depends on the model is part of the help text, because click does not know it.
 """
 
 import math
@@ -100,7 +100,7 @@ negative = group(
     click.option(
         "--negative-prompt",
         metavar="TEXT",
-        help="Negative prompt. If omitted or empty, the model's default is used.",
+        help="Set the negative prompt. If omitted or empty, the model's default is used.",
     ),
     click.option("--no-negative-prompt", is_flag=True, help="Use an empty negative prompt."),
 )
@@ -170,6 +170,9 @@ image = group(
         help="Stretch, crop (cover) or pad the image to the size of the video.  "
         "[default: the model's; cover with --width or --height]",
     ),
+    click.option(
+        "--exif", is_flag=True, help="Turn the image by its EXIF orientation, like a viewer."
+    ),
 )
 sampling = group(
     click.option(
@@ -182,8 +185,8 @@ sampling = group(
         "--guide-scale",
         type=Numbers(),
         metavar="G|LOW,HIGH",
-        help="Set the guidance scale, or one for each expert. At 1 the negative prompt is unused.  "
-        "[default: the model's]",
+        help="Set the guidance scale, or one for each expert. At 1, the negative prompt is not "
+        "used.  [default: the model's]",
     ),
     click.option(
         "--shift",
@@ -200,7 +203,7 @@ sampling = group(
         "--timesteps",
         type=Numbers(),
         metavar="T,T,...",
-        help="Use these timesteps, to which the shift is applied, e.g. 1000,750,500,250.",
+        help="Use these timesteps, e.g. 1000,750,500,250. The shift is applied to them.",
     ),
     click.option(
         "--step-cache",
@@ -227,7 +230,7 @@ sampling = group(
         "--trim-first-frames",
         type=int,
         metavar="N",
-        help="Generate N extra latent frames at the start and drop their 4N video frames.  "
+        help="Generate N extra latent frames at the start, and drop their 4N video frames.  "
         "[default: 0]",
     ),
 )
@@ -244,7 +247,7 @@ memory = click.option(
     help="Limit memory use, e.g. 12GB.  [default: what the device recommends]",
 )
 stop_at = click.option(
-    "--stop-at", type=int, metavar="K", help="Stop after step K; the run can be resumed later."
+    "--stop-at", type=int, metavar="K", help="Stop after step K. The run can be resumed later."
 )
 video = group(
     click.option(

@@ -1,4 +1,4 @@
-"""The options that every command has, and the `Session` that a command gets in their place."""
+"""The options of every command, and the `Session` that a command gets instead of them."""
 
 import functools
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanpipe.cli.options import Command, group
+from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
 from wanpipe.store import Store
 from wanpipe.store.refs import check_name
@@ -51,7 +52,7 @@ class Session:
         for index, (path, entry) in enumerate(zip(paths, entries or paths, strict=True)):
             if self.name is not None and not self.dry_run:
                 self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", entry)
-            click.echo(str(path))
+            print_path(path)
 
 
 cache_option = click.option(
@@ -64,11 +65,14 @@ cache_option = click.option(
     show_default=True,
     help="Use the cache in DIR.",
 )
+# each command has its own: click would name the one of `cli` by the context that comes first
+help_option = click.help_option("-h", "--help")
 output_options = group(
     click.option(
         "--events", type=click.Choice(["json"]), help="Print events to stderr as JSON lines."
     ),
     click.option("--quiet", is_flag=True, help="Print warnings and errors only."),
+    help_option,
 )
 common_options = group(
     cache_option,
@@ -82,7 +86,7 @@ common_options = group(
 
 
 def stage_options(function: Command) -> Command:
-    """Add the options that every stage has; the command gets a `session` in their place."""
+    """Add the options of every stage. The command gets a `session` instead of them."""
 
     @functools.wraps(function)
     def wrapper(
@@ -104,9 +108,7 @@ def stage_options(function: Command) -> Command:
 
 
 def read_only_options(function: Command) -> Command:
-    """Add the options of commands that compute no entry; the command gets a `session` in their
-    place.
-    """
+    """Add the options of commands that compute no entry. The command gets a `session` instead."""
 
     @functools.wraps(function)
     def wrapper(cache: Path, events: str | None, quiet: bool, **rest: Any) -> None:

@@ -1,1 +1,1 @@
-"""Denoising: from a request to the steps of every seed, and to the networks that take them."""
+"""Denoising: requests, settings, the chain of steps, trajectories, the sampler and LoRAs."""

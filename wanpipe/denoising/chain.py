@@ -1,4 +1,4 @@
-"""The chain of denoising steps: each step's key follows from the step before and its own inputs.
+"""The chain of denoising steps. The key of a step follows from the previous step and its inputs.
 
 Knows what a step's key is made of. Knows nothing of networks or arrays.
 """
@@ -22,7 +22,7 @@ CONDITIONS = ("expert", "loras", "text", "image", "guide_scale")
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStep:
-    """A denoising step before it is taken: its recipe, and the values that it runs with.
+    """A step before it is computed: its recipe, and the values that it runs with.
 
     `cache_rule` says when the step cache may reuse a velocity; None if it may not.
     """
@@ -36,7 +36,7 @@ class PlannedStep:
 
 
 def expert_at(config: ModelConfig, timestep: float) -> str:
-    """Name the expert in charge: of two, high noise at or above the boundary.
+    """Return the name of the expert for a timestep: high noise at or above the boundary.
 
     Follows `generate` of wan/text2video.py.
     """
@@ -48,14 +48,14 @@ def expert_at(config: ModelConfig, timestep: float) -> str:
 
 
 def texts_at(guide_scale: float) -> tuple[str, ...]:
-    """Name the text arrays that a step uses: at guidance 1 the prompt alone."""
+    """Return the names of the text arrays that a step uses: only the prompt at guidance 1."""
     return ("prompt",) if guide_scale == 1.0 else ("prompt", "negative")
 
 
 def text_key(text: Entry, guide_scale: float) -> str:
-    """Return the key of what a step uses of a text entry.
+    """Return the key of the part of a text entry that a step uses.
 
-    At guidance 1 that is the entry's material without the negative prompt.
+    At guidance 1, this is the entry's material without the negative prompt.
     """
     if texts_at(guide_scale) != ("prompt",):
         return text.key
@@ -117,7 +117,7 @@ def plan_step(
 def steps_since_reset(material: Step, before: Step | None) -> int:
     """Count the steps since the step cache was last empty.
 
-    It is empty after a step without one, and where anything but the latent changes.
+    It is empty after a step without a step cache, and after a change of anything but the latent.
     """
     if before is None or isinstance(before.step_cache, UnsetType):
         return 0

@@ -25,7 +25,7 @@ class Conditioning:
     first_frame: mx.array | None = None
 
     def blend(self, latent: mx.array) -> mx.array:
-        """Replace the first latent frame by that of the image, if there is one (TI2V).
+        """Replace the first latent frame by the image's latent, if there is one (TI2V).
 
         Follows `WanTI2V.i2v` of wan/textimage2video.py.
         """

@@ -1,5 +1,4 @@
-"""Predicts the velocity of a latent: loads the expert in charge with its LoRAs, embeds the texts
-once, applies guidance.
+"""Predicts velocities: loads an expert and its LoRAs, embeds the texts once, and applies guidance.
 
 Holds one expert at a time. Knows nothing of solvers, entries or keys.
 """
@@ -16,18 +15,18 @@ from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
-from wanpipe.weights.lora import Fit
+from wanpipe.weights.lora import LoraMatch
 from wanpipe.weights.merge import merge
 from wanpipe.weights.model import Model
 from wanpipe.weights.stream import load_streamed
 
-Loras = Mapping[str, Sequence[tuple[Fit, float]]]  # of each expert, with their strengths
+Loras = Mapping[str, Sequence[tuple[LoraMatch, float]]]  # of each expert, with their strengths
 
 
 class Denoiser:
     """Computes guided velocities under one conditioning.
 
-    `plans` has the memory plan of each expert, `loras` what is added to its weights.
+    `plans` has the memory plan of each expert, and `loras` has its LoRAs.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Denoiser:
         self.conditions: dict[str, Condition] = {}
 
     def expert(self, name: str) -> DiT:
-        """Return the expert `name`, loading it in place of the one held so far."""
+        """Return the expert `name`. If it is not loaded, load it in place of the other expert."""
         if self.network is None or self.name != name:
             # frees the other expert before this one is read
             self.network, self.conditions = None, {}
@@ -79,7 +78,7 @@ class Denoiser:
             )
 
     def condition(self, network: DiT, text: str) -> Condition:
-        """Embed the prompt or the negative prompt for the expert held, once."""
+        """Embed the prompt or the negative prompt with the loaded expert, once."""
         if text not in self.conditions:
             rows = getattr(self.conditioning, text)
             self.conditions[text] = network.condition(rows, self.conditioning.clip)

@@ -1,4 +1,4 @@
-"""How each expert of a request is run within the memory."""
+"""Chooses how to run each expert of a request within the memory limit."""
 
 from collections.abc import Sequence
 

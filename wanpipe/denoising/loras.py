@@ -1,6 +1,6 @@
-"""The LoRAs of a run: those given, or else those of the run that is continued.
+"""The LoRAs of a run: the given ones, or else those of the continued run.
 
-Chooses by names and content hashes. Reads headers, never the numbers.
+Compares names and content hashes. Reads the headers of files, but no weights.
 """
 
 import math
@@ -16,7 +16,7 @@ from wanpipe.store.runs import Lora
 from wanpipe.weights.model import Model
 
 if TYPE_CHECKING:
-    from wanpipe.weights.lora import Fit
+    from wanpipe.weights.lora import LoraMatch
 
 # the field of Params by expert, in the order in which LoRAs are added
 FIELDS = {None: "lora", HIGH: "lora_high", LOW: "lora_low"}
@@ -25,11 +25,11 @@ FIELDS = {None: "lora", HIGH: "lora_high", LOW: "lora_low"}
 def choose_loras(
     model: Model, run: Run | None, params: Params, store: Store
 ) -> tuple[tuple[Lora, ...], dict[str, str]]:
-    """Return the LoRAs of a run, and where the file of each content hash lies.
+    """Return the LoRAs of a run, and the path of the file for each content hash.
 
-    An option that is left out takes the LoRAs of the run that is continued. Strength 0 leaves a
-    LoRA out. Raises UsageError for a missing file, an invalid strength, or an expert that the
-    model does not have.
+    An option that is not given takes the LoRAs of the continued run. A LoRA with strength 0 is left
+    out. Raises UsageError for a missing file, an invalid strength, or an expert that the model does
+    not have.
     """
     remembered: tuple[Lora, ...] = ()
     files: dict[str, str] = {}
@@ -70,25 +70,25 @@ def match_loras(
     files: Mapping[str, str],
     experts: Iterable[str],
     store: Store,
-) -> "dict[str, list[tuple[Fit, float]]]":
+) -> "dict[str, list[tuple[LoraMatch, float]]]":
     """Match each expert's LoRAs to its layers, in the order in which they are added.
 
     Raises CheckpointError for a file that is gone, has changed or does not fit the model.
     """
     from wanpipe.models.dit import DiT
     from wanpipe.weights.load import parameter_shapes
-    from wanpipe.weights.lora import fit, read_lora
+    from wanpipe.weights.lora import match_lora, read_lora
 
     if not settings.loras:
         return {}
     shapes = parameter_shapes(DiT(model.config.dit))
-    fits: dict[str, Fit] = {}
-    matched: dict[str, list[tuple[Fit, float]]] = {}
+    matches: dict[str, LoraMatch] = {}
+    matched: dict[str, list[tuple[LoraMatch, float]]] = {}
     for expert in sorted(set(experts)):
         for lora in settings.loras_for(expert):
-            if lora.hash not in fits:
-                fits[lora.hash] = fit(read_lora(locate(lora, files, store)), shapes)
-            matched.setdefault(expert, []).append((fits[lora.hash], lora.strength))
+            if lora.hash not in matches:
+                matches[lora.hash] = match_lora(read_lora(locate(lora, files, store)), shapes)
+            matched.setdefault(expert, []).append((matches[lora.hash], lora.strength))
     return matched
 
 

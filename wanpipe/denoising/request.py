@@ -1,4 +1,4 @@
-"""A denoising request: what a user asked for, with everything left open filled in and checked."""
+"""A denoising request: the settings that a user gave, completed with defaults and checked."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +19,8 @@ from wanpipe.weights.model import Model
 class Request:
     """Everything that the steps of one call depend on.
 
-    `first` is the number of the first step to take, `stop` that of the step after the last one.
-    `lora_files` tells where the LoRA of each content hash lies; `memory` is a limit in bytes.
+    `first` is the number of the first step to take. `stop` is the number of the last one plus one.
+    `lora_files` has the path of each LoRA by content hash. `memory` is a limit in bytes.
     """
 
     model: Model
@@ -47,12 +47,12 @@ class Request:
 
     @property
     def roles(self) -> dict[str, str]:
-        """The keys by role of the entries that the run is conditioned on."""
+        """The keys of the text and image entries by role."""
         return {"text": self.text.key} | ({"image": self.image.key} if self.image else {})
 
 
 def resolve_request(model: Model, inputs: Inputs, params: Params, store: Store) -> Request:
-    """Fill in what `params` leave open, from the run that is continued or from the model.
+    """Complete `params` with the settings of the continued run, or with the defaults of the model.
 
     Raises UsageError for settings that are invalid or do not fit the inputs, and for inputs that do
     not fit the model.

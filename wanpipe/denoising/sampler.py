@@ -1,4 +1,4 @@
-"""Takes the steps of trajectories and publishes each: expert by expert, so that each loads once."""
+"""Takes the steps of all trajectories and publishes each. Loads each expert once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from wanpipe.denoising.denoiser import Denoiser
-    from wanpipe.weights.lora import Fit
+    from wanpipe.weights.lora import LoraMatch
 
     State = dict[str, mx.array]
 
 
 @dataclass
 class Sampler:
-    """Runs the steps of one request. `plans` and `loras` are those of each expert that runs.
+    """Runs the steps of one request. `plans` and `loras` are by the name of the expert.
 
     Holds the state of one trajectory at a time, as memory plans assume.
     """
 
     request: Request
     plans: Mapping[str, ExpertPlan]
-    loras: "Mapping[str, Sequence[tuple[Fit, float]]]"
+    loras: "Mapping[str, Sequence[tuple[LoraMatch, float]]]"
     store: Store
     state: "tuple[str, State] | None" = None  # after the step of this key
     ran: list[bool] = field(default_factory=list)  # for each step with a step cache
@@ -46,7 +46,7 @@ class Sampler:
         return Denoiser(model, conditioning, self.plans, self.loras, self.store)
 
     def run(self, trajectories: Sequence[Trajectory]) -> None:
-        """Take every step that is missing: under each expert, trajectory by trajectory."""
+        """Take every missing step: by expert, then by trajectory."""
         todo = in_order(self.request, trajectories)
         if not todo:
             return
@@ -111,7 +111,7 @@ class Sampler:
     def state_before(
         self, step: PlannedStep, trajectory: Trajectory, publisher: Publisher
     ) -> "State":
-        """Return the state before a step: start noise, the state held, or that of the parent."""
+        """Return the state before a step: start noise, the current state, or the parent's."""
         import mlx.core as mx
 
         parent = step.recipe.parent
@@ -137,7 +137,7 @@ def solver_state(arrays: "State") -> "State":
 def in_order(
     request: Request, trajectories: Sequence[Trajectory]
 ) -> list[tuple[PlannedStep, Trajectory]]:
-    """Return all steps to take: first those of the high-noise expert, of every trajectory."""
+    """Return all steps to take: first the high-noise steps of every trajectory."""
     experts = request.model.config.experts
     steps = [(step, trajectory) for trajectory in trajectories for step in trajectory.steps]
     return sorted(steps, key=lambda pair: -experts.index(pair[0].expert))

@@ -1,6 +1,6 @@
-"""The settings of a denoising run: what is asked for, and defaults for the rest.
+"""The settings of a denoising run: the given ones, and defaults for the rest.
 
-Everything invalid is refused here, before any weight is loaded.
+Refuses invalid settings before any weight is loaded.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ FIELDS = tuple(field.name for field in structs.fields(Settings))
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """How to denoise. None means: as the step that is continued, else the model's default.
+    """How to denoise. None means the setting of the continued run, or else the model's default.
 
     `guide_scale` is one number or (low noise, high noise). `timesteps` is an explicit schedule
     before the shift. `step_cache` is the change up to which a velocity is reused (0: never).
@@ -60,9 +60,9 @@ def schedule_of(settings: Settings) -> Schedule:
 
 
 def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
-    """Fill in every setting: from the run that is continued, or from the image and the model.
+    """Complete the settings from the continued run, or from the image and the model.
 
-    Raises UsageError for an invalid setting, or one that the run fixes at another value.
+    Raises UsageError for an invalid setting, or for one that the run cannot change.
     """
     asked = {
         name: getattr(params, name)
@@ -86,9 +86,9 @@ def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
 
 
 def cast(values: dict[str, Any]) -> Settings:
-    """Build settings with every number in its declared type, so that 5 and 5.0 are one guidance.
+    """Build settings with every number in its declared type, so that 5 and 5.0 are the same.
 
-    Raises UsageError for a value that is no setting.
+    Raises UsageError for an invalid value.
     """
     try:
         return convert(values, Settings)
@@ -115,7 +115,7 @@ def settings_of_run(inputs: Inputs, asked: dict[str, Any]) -> Settings:
 
 
 def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
-    """Return what is asked for, by default the image's canvas and the model's settings."""
+    """Return the given settings, completed with the image's canvas and the model's defaults."""
     defaults = to_builtins(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
     values["scheduler"] = "unipc"
@@ -127,7 +127,7 @@ def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]
     values |= asked
     geometry.check_frames(values["num_frames"])
     geometry.check_size(values["width"], values["height"], model.config.side_multiple)
-    check_trim(values.get("trim_first_frames", 0))
+    check_trim(values.get("trim_first_frames", 0), values["num_frames"])
     if values.get("timesteps"):
         values["steps"] = len(values["timesteps"])
         if asked.get("steps") not in (None, values["steps"]):
@@ -140,13 +140,14 @@ def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]
     return cast(values)
 
 
-def check_trim(trim: int) -> None:
+def check_trim(trim: int, num_frames: int) -> None:
     """Raise UsageError for an invalid number of frames to trim."""
     if trim < 0:
         raise UsageError(f"trim-first-frames must not be negative, got {trim}; use 0 or more")
-    if trim > geometry.MAX_FRAMES:
+    if num_frames + 4 * trim > geometry.MAX_FRAMES:
         raise UsageError(
-            f"trim-first-frames must be at most {geometry.MAX_FRAMES}, got {trim}; use 1 or 2"
+            f"trim-first-frames must leave at most {geometry.MAX_FRAMES} frames to generate, got "
+            f"{trim}, which makes {num_frames + 4 * trim}; use 1 or 2"
         )
 
 

@@ -1,10 +1,13 @@
 """Where a trajectory starts: noise from a seed, noise from a file, or a step of an earlier run."""
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.settings import Params
@@ -17,9 +20,9 @@ from wanpipe.store.schema import Noise
 if TYPE_CHECKING:
     import numpy as np
 
-# of numpy, which evaluates the header of a file as a Python literal
-HEADER_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError)
 ALGORITHM = "numpy-philox-normal"
+WIDEST = 16  # bytes of a float
+HEADER = 1 << 16  # bytes that a .npy file may have before its numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Start:
 
 
 def starts(request: Request, params: Params) -> list[Start]:
-    """Return a start for each seed, for the noise of a file, or for the step that is continued.
+    """Return a start for each seed, for the noise of a file, or for the continued step.
 
     Raises UsageError for a seed or a file that is invalid.
     """
@@ -60,7 +63,7 @@ def start_of_seed(seed: int, shape: Sequence[int], trim: int) -> Start:
 
 
 def trimmed(trim: int) -> dict[str, Any]:
-    """Return the field that frames to trim add to the material of noise."""
+    """Return the field for trimmed frames in the material of noise."""
     return {"trim_first_frames": trim} if trim else {}
 
 
@@ -70,26 +73,39 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> "np.ndarray":
     Raises UsageError for anything else.
     """
     import numpy as np
-    from numpy.lib import format as npy
 
-    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    largest = WIDEST * math.prod(shape) + HEADER
     try:
-        with open_regular(path) as file:
-            version = npy.read_magic(file)
-            if version not in headers:
-                raise ValueError(f"version {version} is unknown")
-            # the header first: numpy allocates what it says
-            found, _, dtype = headers[version](file)
-            if dtype.hasobject:
-                raise ValueError("it has Python objects")
-            if dtype.kind != "f" or found != shape:
+        with warnings.catch_warnings(), open_regular(path, largest) as file:
+            warnings.simplefilter("ignore")  # of files that Python 2 wrote
+            found, dtype = read_header(file)  # before anything is allocated
+            if found != shape or dtype.kind != "f":
                 raise UsageError(
-                    f"noise {path} must be floats of shape {shape}, got {dtype} {str(found)[:80]}"
+                    f"noise {path} must be floats of shape {shape}, got {dtype} {found}"
                 )
             file.seek(0)
-            array = npy.read_array(file, allow_pickle=False)
-    except HEADER_ERRORS as error:
-        raise UsageError(f"noise {path} cannot be read as .npy: {first_line(error)}") from error
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UsageError(f"noise {path} cannot be read as .npy: {reason}") from error
     if not np.isfinite(array).all():
         raise UsageError(f"noise {path} must be finite, got NaN or infinite values")
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def read_header(file: BinaryIO) -> "tuple[tuple[int, ...], np.dtype[Any]]":
+    """Read shape and dtype of a .npy file. Raises ValueError."""
+    from numpy.lib import format as npy
+
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(file)
+    if version not in read:
+        raise ValueError(f"version {version} is for structured arrays")
+    try:
+        shape, _, dtype = read[version](file)
+    # NumPy has Python parse the header, which raises all of these
+    except (TypeError, TokenError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError("its header is damaged") from error
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, dtype

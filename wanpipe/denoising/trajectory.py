@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The steps that one seed still needs, after the step `last`; None: after the start noise.
+    """The missing steps of one seed, after the step `last`. None means after the start noise.
 
-    `end` is the last step that was asked for, as far as it is known before it exists.
+    `end` is the last requested step. It has no arrays if it does not exist yet.
     """
 
     run: Run
@@ -32,7 +32,7 @@ class Trajectory:
 
 
 def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
-    """Plan a trajectory up to `request.stop`, from the last of its steps that the cache has."""
+    """Plan a trajectory up to `request.stop`, from its last step in the cache."""
     planned = plan_steps(request, start)
     run = name_run(request, start, [step.recipe.key for step in planned])
     wanted = tuple(planned[: request.stop - request.first])
@@ -48,7 +48,7 @@ def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
 
 
 def name_run(request: Request, start: Start, steps: list[str]) -> Run:
-    """Return the run that these steps belong to: the one that is continued, or a new one."""
+    """Return the run of these steps: the continued one, or a new one."""
     step, before, model = request.step, request.run, request.model
     noise = start.material
     seed = before.seed if before else noise.seed if noise else None

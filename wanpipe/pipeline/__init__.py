@@ -1,1 +1,1 @@
-"""What stages share: plans, inputs, memory plans, encoders and frames."""
+"""Code that stages share: plans, inputs, memory plans, encoders and frames."""

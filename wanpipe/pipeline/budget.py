@@ -1,7 +1,7 @@
-"""Memory plans: how a network can be run, what each plan takes, and which fits.
+"""Memory plans: the ways to run a network, the memory of each, and the choice of one that fits.
 
-Everything follows from dimensions and file sizes. Units are bytes and floating point operations; a
-multiplication and an addition are two. On unified memory the host's arrays count too. The
+Plans are computed from dimensions and file sizes. Units are bytes and floating point operations; a
+multiplication and an addition are two. On unified memory, the host's arrays count too. The
 interpreter, libraries and an allocator's freed memory do not count.
 """
 
@@ -137,9 +137,9 @@ class Expert:
 
     @property
     def work(self) -> int:
-        """Activations of the part of a block that runs, and of those queued behind it.
+        """Activations of the running part of a block, and of the parts queued behind it.
 
-        The counts were fitted to an H100; other devices free no later.
+        The counts were fitted to an H100. Other devices free memory no later.
         """
         return (6 + 3 * tuning.eval_depth(self.tokens, self.config.dim)) * self.row
 
@@ -263,7 +263,7 @@ def image_plan(
 
 
 def _vae_plan(cost: vae_cost.Cost, strategy: str, times: int) -> MemoryPlan:
-    """Return the plan of an encoder or decoder. An H100 took a fifth more than the work."""
+    """Return the plan of an encoder or decoder. An H100 took a fifth more than the activations."""
     peak, flops = cost.weights + cost.cache + 6 * cost.activations // 5, cost.flops * times
     return MemoryPlan(peak=peak, flops=flops, largest=cost.largest, strategy=strategy)
 
@@ -279,7 +279,7 @@ def choose_plan(component: str, plans: Sequence[Kind], memory: int | None, repor
     """Return the first plan that fits in `memory` bytes; report it unless it is the fastest.
 
     None means the working set that the device recommends. If no plan fits, raises UsageError for a
-    `memory` that was asked for; else reports that and returns the smallest plan.
+    given `memory`; otherwise reports that and returns the smallest plan.
     """
     from wanpipe.backend.device import recommended_memory
 

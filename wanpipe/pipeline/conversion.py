@@ -1,6 +1,4 @@
-"""Conversions under way: into an entry of the cache, or into a folder of the user's, with progress
-in bytes.
-"""
+"""Runs conversions into an entry of the cache or a user's folder, with progress in bytes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -40,8 +38,8 @@ class Conversion:
                 directory,
                 self.recipe.key,
                 progress=progress,
-                tell=report_error,
-                wrote=lambda path, digest: self.written.update({path.name: digest}),
+                on_quantized=report_error,
+                on_written=lambda path, digest: self.written.update({path.name: digest}),
             )
         return {component.file: component.hash for component in config.components.values()}
 
@@ -68,7 +66,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model outside the cache, in a folder of the user's."""
+    """A model in a user's folder, outside the cache."""
 
     path: Path
     recipe: Recipe
@@ -120,7 +118,7 @@ class ModelFolder:
 
 @contextmanager
 def byte_progress(report: Report, verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function (name, bytes done, bytes in all) that shows a progress bar for each name."""
+    """Return a function (name, bytes done, total bytes) that shows a progress bar for each name."""
     open_tasks: list[tuple[str, Any, Task]] = []
 
     def close() -> None:

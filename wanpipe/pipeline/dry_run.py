@@ -1,4 +1,4 @@
-"""Reports plans: which entries exist, which will be computed and why, and what that takes."""
+"""Reports plans: which entries exist, which will be computed and why, and the memory and time."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ UNKNOWN = Explanation(None)
 
 @dataclass
 class Miss:
-    """An entry to compute, why, and the number of steps from it on."""
+    """An entry to compute, the reason, and the number of steps from it to the last."""
 
     recipe: Recipe
     explanation: Explanation

@@ -1,4 +1,4 @@
-"""The entries that --from gives a stage, checked against the model before any weight is loaded."""
+"""The entries that a stage gets by --from, checked against the model before weights are loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -116,7 +116,7 @@ def with_entries_of_run(inputs: Inputs, store: Store) -> Inputs:
 def check_inputs(inputs: Inputs, model: Model) -> Entry:
     """Return the text entry.
 
-    Raises UsageError if text or image is missing, not wanted, or from other networks.
+    Raises UsageError if text or image is missing, not needed, or from other networks.
     """
     text, image, variant = inputs.text, inputs.image, model.config.variant
     if text is None:

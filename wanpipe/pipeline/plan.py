@@ -1,7 +1,6 @@
-"""What a stage will do before it does it: the entries it will have, the networks it will run, and
-the function that makes them.
+"""The plan of a stage: the entries to make, the networks to run, and the function that does it.
 
-`--dry-run` reports a plan; `run` of a stage makes it.
+`--dry-run` reports a plan. `run` of a stage executes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,11 +39,11 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Generic[Result]):
-    """Everything a stage will do. Making it loads what it needs, and nothing else.
+    """Everything that a stage will do. Making it loads only what it needs.
 
-    `targets` are in the order in which they are made. `entries` are the results that other stages
-    take, as far as they are known now, without arrays. `reused` are entries that targets continue
-    from. `settings` are those of the run that the targets belong to.
+    `targets` are in the order in which they are made. `entries` are the results for other stages.
+    They have no arrays until they exist. `reused` are entries that targets continue from.
+    `settings` are those of the targets' run.
     """
 
     make: Callable[[], Result]
@@ -56,7 +55,7 @@ class Plan(Generic[Result]):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Where the results are: the entries, or a model, which is only a target."""
+        """The paths of the results: the entries, or a model, which is only a target."""
         return tuple(result.path for result in self.entries or self.targets)
 
 
@@ -79,7 +78,7 @@ def target(recipe: Recipe, store: Store) -> Target:
 
 
 def expected(recipe: Recipe, store: Store) -> Entry:
-    """Return the entry of a recipe as far as it is known before it is published: no arrays."""
+    """Return the entry of a recipe before it is published, without arrays."""
     unknown = {"digest": {}, "files": {}, "seal": UNPUBLISHED}
     record = convert({**build_record(recipe, {}), **unknown}, Record)
     return Entry(store.path(recipe.stage, recipe.key), record)

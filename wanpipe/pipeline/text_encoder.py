@@ -13,7 +13,7 @@ from wanpipe.models.execution import BoundedEval, run_blocks
 from wanpipe.models.layers import rms_norm
 from wanpipe.models.umt5 import EPS, Block, one_hot_buckets
 from wanpipe.weights.load import Weights
-from wanpipe.weights.stream import Streamed
+from wanpipe.weights.stream import StreamedBlocks
 
 
 def encode(
@@ -25,10 +25,10 @@ def encode(
 ) -> list[mx.array]:
     """Encode several prompts' token ids with the weights in `path`: rows (L, D), float32, of each.
 
-    Matrix products run in `dtype`; what the file marks as float32 stays so. Three blocks'
-    weights are in memory, one at work, the next, and one being read, and of the embedding table
-    only the rows asked for. `progress` is called with each block.
-    Raises CheckpointError for a file that is damaged, or a token id beyond the table.
+    Matrix products run in `dtype`; tensors that the file marks as float32 stay float32. Three
+    blocks are in memory: the current one, the next, and one being read. Of the embedding table,
+    only the needed rows are in memory. `progress` is called with each block. Raises CheckpointError
+    for a file that is damaged, or a token id beyond the table.
     """
     lengths = [len(prompt) for prompt in ids]
     with open_tensors(path) as file:
@@ -45,7 +45,7 @@ def encode(
         pace(streams[number])
         ask()
 
-    blocks = Streamed(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
+    blocks = StreamedBlocks(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
     run_blocks(blocks, len(streams), step)
     norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
     return [rms_norm(x, norm) for x in streams]

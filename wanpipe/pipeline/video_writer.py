@@ -42,7 +42,7 @@ class VideoWriter(Worker[bool]):
         super().__exit__()
 
     def begin(self, key: str) -> None:
-        """Start the video of what will be the entry `key`; `take` gets its frames."""
+        """Start the video of the future entry `key`; `take` gets its frames."""
         if self.output is not None:
             self.submit(partial(self.write, self.output, key, self.slices()))
 
@@ -65,7 +65,7 @@ class VideoWriter(Worker[bool]):
             raise CancelledError
 
     def finish(self, entry: Entry) -> None:
-        """Put the video in place, now that its entry is published. Raises what failed."""
+        """Move the video into place after its entry is published. Raises an error of the writer."""
         output = self.output
         if output is None:
             return
@@ -75,19 +75,19 @@ class VideoWriter(Worker[bool]):
         self.store.report.event(**fields, path=str(output))
         run = self.source.run
         if run is not None:
-            fps = float(self.fps or self.source.fps)
+            fps = float(self.source.rate(self.fps))
             video = Video(path=str(output.resolve()), frames=entry.key, fps=fps)
             self.store.save_video(run, video)
 
     def write(self, output: Path, key: str, slices: Iterable["np.ndarray"]) -> bool:
         """Write the frames of the entry `key` as a video with its lineage.
 
-        Return False if that very video exists already and was left alone.
+        Returns False without writing if the same video exists.
         """
         from wanpipe.media import video
         from wanpipe.store.keys import canonical
 
-        rate = self.fps or self.source.fps
+        rate = self.source.rate(self.fps)
         rate = int(rate) if rate == int(rate) else rate
         lineage = {**self.source.lineage(), "decode": key, "fps": rate}
         comment = canonical({"wanpipe": lineage}).decode()

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -21,6 +22,8 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+# what file managers put into every folder that they show
+LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*", re.IGNORECASE)
 AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 on Linux; renamex_np on macOS has 2 for a swap too
 
 
@@ -162,5 +165,6 @@ def is_of(root: Path, filename: object) -> bool:
     """Return whether a file that was refused belongs to the cache at `root`, or is a directory that
     the cache was to be made in.
     """
-    path = Path(str(filename or root))
+    # absolute, since a lock has the absolute path of a cache that was given as a relative one
+    path, root = Path(str(filename or root)).absolute(), root.absolute()
     return path.is_relative_to(root) or root.is_relative_to(path)

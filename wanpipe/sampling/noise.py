@@ -39,7 +39,7 @@ def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
 
 
 def normal(words: "np.ndarray") -> "np.ndarray":
-    """Convert 32-bit words to normal numbers, as many as the words suffice for."""
+    """Convert 32-bit words to normal numbers, as many as the words allow."""
     import numpy as np
 
     heights, widths, limits = tables()
@@ -84,7 +84,7 @@ def is_below(
 def tail(words: "np.ndarray", at: int) -> "tuple[int, np.float32]":
     """Draw a number beyond EDGE from the words at `at`, and return the index of the next word.
 
-    If the words do not suffice, that index is past their end.
+    If there are too few words, that index is past their end.
     """
     import numpy as np
 

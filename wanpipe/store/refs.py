@@ -4,6 +4,7 @@ pins.
 Each is a small file that holds `stage/key`, so that entries themselves never change.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from wanpipe.runtime.disk import atomic_write
 from wanpipe.runtime.documents import read_regular
 from wanpipe.store.keys import is_prefix
 
-MAX_BYTES = 100
+MAX_REF_BYTES = 100
+MAX_BYTES = 200  # of a name; file systems allow 255, and numbers may follow
 TARGET = re.compile(r"[a-z-]+/[0-9a-f]{32}")
 
 
@@ -28,7 +30,7 @@ class Refs:
         if "/" in name:
             return None
         try:
-            target = read_regular(self.folder / name, MAX_BYTES).decode().strip()
+            target = read_regular(self.folder / name, MAX_REF_BYTES).decode().strip()
         except (OSError, ValueError):
             return None
         return target if TARGET.fullmatch(target) else None
@@ -55,9 +57,11 @@ class Refs:
 
 def check_name(name: str) -> None:
     """Raise UsageError for a name that could be taken for a path or a key."""
-    fine = name and all(letter.isalnum() or letter in "-_." for letter in name) and name[0] != "."
-    if not fine or is_prefix(name):
+    if len(os.fsencode(name)) > MAX_BYTES:
+        raise UsageError(f"a name may have at most {MAX_BYTES} bytes, got {name[:24]}…; use cat-1")
+    fine = name and all(letter.isalnum() or letter in "-_." for letter in name)
+    if not fine or name[0] in "-." or is_prefix(name):
         raise UsageError(
-            f"a name must be letters, digits, - _ . and not look like a key, got {name!r}; use one "
-            "like cat-1"
+            "a name must be letters, digits, - _ . and neither start with - or . nor look like a "
+            f"key, got {name!r}; use one like cat-1"
         )

@@ -217,12 +217,16 @@ class Record(Document, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """An array of a stage: `axes` names its dimensions; a chunk has `rows` rows, None: all."""
+    """An array of a stage: `axes` names its dimensions; `rows` are those of a chunk, None: all.
+
+    With `varies`, one that is constant in every channel is refused.
+    """
 
     axes: str
     dtype: Literal["float32", "uint8"] = "float32"
     rows: int | None = None
     required: bool = True
+    varies: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,8 +301,8 @@ STAGES = {
             role="step",
             gc_rank=2,
             arrays={
-                "latent": ArraySpec(axes="CFHW"),
-                "x0": ArraySpec(axes="CFHW"),
+                "latent": ArraySpec(axes="CFHW", varies=True),
+                "x0": ArraySpec(axes="CFHW", varies=True),
                 "solver/*": ArraySpec(axes="CFHW", required=False),
             },
             inputs=("text", "image"),
@@ -309,7 +313,7 @@ STAGES = {
             material=Decoding,
             role="frames",
             gc_rank=0,
-            arrays={"frames": ArraySpec(axes="TYXC", dtype="uint8", rows=4)},
+            arrays={"frames": ArraySpec(axes="TYXC", dtype="uint8", rows=4, varies=True)},
             inputs=("step",),
         ),
     )

@@ -202,16 +202,17 @@ class Store:
         """Open a draft in .tmp/, which is removed at the end of the block unless the recipe is
         resumable.
         """
+        dtype = recipe.material.dtype
         with store_errors(self.root):
             folder = self.scratch.folder(recipe.stage)
             if recipe.resumable:
                 make_directory(folder)
                 path = folder / f"{recipe.stage}-{recipe.key}"
                 remove_links(path)
-                yield Draft(path, recipe.stage_spec)
+                yield Draft(path, recipe.stage_spec, dtype)
                 return
             with self.scratch.open(folder) as path:
-                yield Draft(path, recipe.stage_spec)
+                yield Draft(path, recipe.stage_spec, dtype)
 
     def publish(self, draft: Draft, recipe: Recipe) -> Entry:
         """Seal a draft, make it durable and visible. An entry that exists already stays."""
@@ -302,7 +303,7 @@ class Store:
 
     def save_video(self, run: Run, video: Video) -> None:
         """Add a video to the record of its run; save the run if it has no record."""
-        if self.save(self.runs, run):
+        if self.save(self.runs, run) and os.access(self.root / ".runs", os.W_OK):
             with self.locks.hold("run", run.key, lambda: True):
                 self.runs.add_video(run.key, video)
 

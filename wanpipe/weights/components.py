@@ -14,14 +14,14 @@ import mlx.nn as nn
 
 from wanpipe.checkpoints.detect import Checkpoint
 from wanpipe.checkpoints.dtypes import FLOATS, NAMES
-from wanpipe.checkpoints.layouts import open_network
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.checkpoints.rename import Move, Row, plan
+from wanpipe.checkpoints.rename import PlannedRename, RenameRule, plan_renames
 from wanpipe.checkpoints.rules import clip as clip_rules
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.checkpoints.rules import umt5 as umt5_rules
 from wanpipe.checkpoints.rules import vae as vae_rules
-from wanpipe.checkpoints.tensors import shown
+from wanpipe.checkpoints.state_dict import open_network
+from wanpipe.checkpoints.tensors import quote_name
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models import vae
 from wanpipe.models.clip import CLIP
@@ -29,27 +29,27 @@ from wanpipe.models.config import ModelConfig, Quantization
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
 from wanpipe.runtime.documents import Document
-from wanpipe.weights.load import CODES, FULL, parameter_shapes
-from wanpipe.weights.quantize import packed
-from wanpipe.weights.write import Slot, arranged, header
+from wanpipe.weights.load import FLOAT32_NAMES, PACKED_DTYPE, parameter_shapes
+from wanpipe.weights.quantize import quantized_specs
+from wanpipe.weights.write import TensorSpec, encode_header, sort_specs
 
-VAE_ROWS = {
-    "2.1": (vae_rules.ROWS_21_ENCODER, vae_rules.ROWS_21_DECODER),
-    "2.2": (vae_rules.ROWS_22_ENCODER, vae_rules.ROWS_22_DECODER),
+VAE_RULES = {
+    "2.1": (vae_rules.RULES_21_ENCODER, vae_rules.RULES_21_DECODER),
+    "2.2": (vae_rules.RULES_22_ENCODER, vae_rules.RULES_22_DECODER),
 }
 
 
 @dataclass(frozen=True)
-class Job:
-    """One component file to be written: its tensors in file order, and where each comes from."""
+class ComponentPlan:
+    """The plan of one component file: its tensors in file order, and where each comes from."""
 
     name: str
     sources: tuple[Path, ...]
     config: Document  # dimensions of the network
-    slots: tuple[Slot, ...]  # as they are before quantisation
-    moves: dict[str, Move] = field(repr=False)
+    tensors: tuple[TensorSpec, ...]  # before quantization
+    renames: dict[str, PlannedRename] = field(repr=False)
     quantization: Quantization | None = None
-    known: int | None = None  # parameters, where the slots do not tell
+    known_parameters: int | None = None  # where the tensors do not tell
 
     @property
     def file(self) -> str:
@@ -58,51 +58,59 @@ class Job:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says beside its tensors: which of them stay float32 when it is loaded."""
-        return {FULL: " ".join(slot.name for slot in self.slots if self.moves[slot.name].full)}
+        """Metadata of the file: which of its tensors stay float32 when it is loaded."""
+        kept = (one.name for one in self.tensors if self.renames[one.name].keep_float32)
+        return {FLOAT32_NAMES: " ".join(kept)}
 
     @property
     def bytes(self) -> int:
         """Size of the file."""
-        return len(header(self.stored, self.metadata)) + sum(slot.nbytes for slot in self.stored)
+        header = encode_header(self.stored, self.metadata)
+        return len(header) + sum(spec.nbytes for spec in self.stored)
 
     @property
     def parameters(self) -> int:
         """How many numbers the network has."""
-        return self.known or sum(prod(slot.shape) for slot in self.slots)
+        return self.known_parameters or sum(prod(spec.shape) for spec in self.tensors)
 
     @cached_property
-    def stored(self) -> Sequence[Slot]:
-        """The tensors of the file."""
-        return packed(self.slots, self.quantization) if self.quantization else self.slots
+    def stored(self) -> Sequence[TensorSpec]:
+        """The tensors of the file, quantized ones in their parts."""
+        if self.quantization is None:
+            return self.tensors
+        return quantized_specs(self.tensors, self.quantization)
 
 
-def plan_components(checkpoint: Checkpoint, dtype: str) -> list[Job]:
+def plan_components(checkpoint: Checkpoint, dtype: str) -> list[ComponentPlan]:
     """Plan every network's file; `dtype` is "bfloat16", "float16" or "float32".
 
-    It is the format of the transformers, T5 and CLIP, but for tensors that their rules mark as
-    full; the VAE stays float32, as the official code keeps it. Raises CheckpointError where the
+    It is the format of the transformers, T5 and CLIP, but for tensors that their rules keep in
+    float32; the VAE stays float32, as the official code keeps it. Raises CheckpointError where the
     checkpoint's tensors do not fit.
     """
-    encoder, decoder = VAE_ROWS[checkpoint.vae.version]
+    encoder, decoder = VAE_RULES[checkpoint.vae.version]
     wanted = NAMES[dtype]
-    jobs = [
-        _job(checkpoint, "t5_encoder", T5(checkpoint.t5), umt5_rules.ROWS, wanted),
-        _job(checkpoint, "vae", vae.Decoder(checkpoint.vae), decoder, "F32"),
+    plans = [
+        _plan_component(checkpoint, "t5_encoder", T5(checkpoint.t5), umt5_rules.RULES, wanted),
+        _plan_component(checkpoint, "vae", vae.Decoder(checkpoint.vae), decoder, "F32"),
     ]
     if checkpoint.variant.task != "t2v":
-        jobs.append(_job(checkpoint, "vae_encoder", vae.Encoder(checkpoint.vae), encoder, "F32"))
+        plans.append(
+            _plan_component(checkpoint, "vae_encoder", vae.Encoder(checkpoint.vae), encoder, "F32")
+        )
     if checkpoint.clip is not None:
-        rows = clip_rules.rows(checkpoint.clip.layers)
-        jobs.append(_job(checkpoint, "clip", CLIP(checkpoint.clip), rows, wanted))
+        rules = clip_rules.rules(checkpoint.clip.layers)
+        plans.append(_plan_component(checkpoint, "clip", CLIP(checkpoint.clip), rules, wanted))
     for name in checkpoint.experts:
-        jobs.append(_job(checkpoint, name, DiT(checkpoint.dit), dit_rules.ROWS, wanted))
-    return jobs
+        plans.append(
+            _plan_component(checkpoint, name, DiT(checkpoint.dit), dit_rules.RULES, wanted)
+        )
+    return plans
 
 
-def _job(
-    checkpoint: Checkpoint, name: str, network: nn.Module, rows: Sequence[Row], dtype: str
-) -> Job:
+def _plan_component(
+    checkpoint: Checkpoint, name: str, network: nn.Module, rules: Sequence[RenameRule], dtype: str
+) -> ComponentPlan:
     configs: dict[str, Document | None] = {
         "t5_encoder": checkpoint.t5,
         "vae": checkpoint.vae,
@@ -111,44 +119,53 @@ def _job(
     }
     sources = checkpoint.files["vae" if name == "vae_encoder" else name]
     with open_network(sources) as file:
-        moves = plan(file.tensors, rows, parameter_shapes(network), str(sources[0]))
-        for move in moves:
-            if (found := file.tensors[move.source].dtype) not in FLOATS:
+        renames = plan_renames(file.tensors, rules, parameter_shapes(network), str(sources[0]))
+        for rename in renames:
+            if (found := file.tensors[rename.source].dtype) not in FLOATS:
                 raise CheckpointError(
-                    f"{sources[0]}: {shown(move.source)} must hold floating-point numbers, "
+                    f"{sources[0]}: {quote_name(rename.source)} must hold floating-point numbers, "
                     f"got {found}"
                 )
-    slots = arranged(Slot(move.target, "F32" if move.full else dtype, move.shape) for move in moves)
+    tensors = sort_specs(
+        TensorSpec(one.target, "F32" if one.keep_float32 else dtype, one.shape) for one in renames
+    )
     config = configs.get(name) or checkpoint.dit
-    return Job(name, sources, config, tuple(slots), {move.target: move for move in moves})
+    by_target = {rename.target: rename for rename in renames}
+    return ComponentPlan(name, sources, config, tuple(tensors), by_target)
 
 
-def plan_copy(directory: Path, config: ModelConfig) -> list[Job]:
+def plan_copy(directory: Path, config: ModelConfig) -> list[ComponentPlan]:
     """Plan to write every network of a converted model again, tensor by tensor as it is."""
-    jobs = []
+    plans = []
     for name, component in config.components.items():
         if component.config is None:
             continue
         path = directory / component.file
         with open_tensors(path) as file:
-            full = file.metadata.get(FULL, "").split()
-            moves = {
-                tensor: Move(tensor, tensor, "copy", tensor in full, info.shape)
-                for tensor, info in file.tensors.items()
-            }
-            slots = tuple(Slot(tensor, i.dtype, i.shape) for tensor, i in file.tensors.items())
-        known = component.parameters
-        jobs.append(Job(name, (path,), component.config, slots, moves, known=known))
-    return jobs
+            stored, float32 = file.tensors, file.metadata.get(FLOAT32_NAMES, "").split()
+        plans.append(
+            ComponentPlan(
+                name=name,
+                sources=(path,),
+                config=component.config,
+                tensors=tuple(TensorSpec(key, one.dtype, one.shape) for key, one in stored.items()),
+                renames={
+                    key: PlannedRename(key, key, "copy", key in float32, one.shape)
+                    for key, one in stored.items()
+                },
+                known_parameters=component.parameters,
+            )
+        )
+    return plans
 
 
-def quantized(job: Job, spec: Quantization | None) -> Job:
-    """Plan a component in fewer bits. Raises UsageError where it has been quantised before."""
-    if spec is None:
-        return job
-    if any(slot.dtype == CODES for slot in job.slots):
+def with_quantization(plan: ComponentPlan, quantization: Quantization | None) -> ComponentPlan:
+    """Plan a component in fewer bits. Raises UsageError where it has been quantized before."""
+    if quantization is None:
+        return plan
+    if any(spec.dtype == PACKED_DTYPE for spec in plan.tensors):
         raise UsageError(
-            f"{job.sources[0]} is quantised already; twice would lose more, so quantise the "
+            f"{plan.sources[0]} is quantized already; twice would lose more, so quantize the "
             "original"
         )
-    return replace(job, quantization=spec)
+    return replace(plan, quantization=quantization)

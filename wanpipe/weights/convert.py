@@ -1,4 +1,4 @@
-"""Turns a recognised checkpoint into a model directory, one component file after another.
+"""Turns a recognized checkpoint into a model directory, one component file after another.
 
 Memory holds one block of one tensor at a time, whatever the size of the model. Knows neither the
 cache nor the command line.
@@ -16,10 +16,10 @@ from msgspec import structs
 
 from wanpipe.checkpoints.detect import Checkpoint
 from wanpipe.checkpoints.dtypes import NAMES, Array, recast
-from wanpipe.checkpoints.layouts import Network, open_network
 from wanpipe.checkpoints.rename import apply_transform
-from wanpipe.checkpoints.tensors import shown
-from wanpipe.checkpoints.vocabulary import read_tokenizer
+from wanpipe.checkpoints.state_dict import Network, open_network
+from wanpipe.checkpoints.tensors import quote_name
+from wanpipe.checkpoints.tokenizer_file import read_tokenizer
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.config import (
     EXPERTS,
@@ -36,22 +36,27 @@ from wanpipe.models.config import (
 )
 from wanpipe.runtime.disk import atomic_write
 from wanpipe.runtime.documents import DocumentError, Hash, encode, load, to_builtins
-from wanpipe.weights.components import Job, plan_components, plan_copy, quantized
-from wanpipe.weights.quantize import Packer, check, check_fit
+from wanpipe.weights.components import (
+    ComponentPlan,
+    plan_components,
+    plan_copy,
+    with_quantization,
+)
+from wanpipe.weights.quantize import Quantizer, check_group_size, check_quantization
 from wanpipe.weights.source_hashes import Progress
-from wanpipe.weights.write import Slot, write_tensors
+from wanpipe.weights.write import TensorSpec, write_tensors
 
 ALGORITHM = 1  # raised when the same checkpoint and options give other files
 TOKENIZER = "tokenizer.json"
-Tell = Callable[[str, str, float], None]  # component, kind of layer, relative error
-Wrote = Callable[[Path, str], None]  # a file that is finished, its content hash
-MARGIN = 1 << 20  # bytes for config.json and the file system's own
+OnQuantized = Callable[[str, str, float], None]  # component, kind of layer, relative error
+OnWritten = Callable[[Path, str], None]  # a file that is finished, its content hash
+SPACE_MARGIN = 1 << 20  # bytes for config.json and the file system's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a conversion may be told: `dtype` is "bfloat16", "float16" or "float32"; how to quantise
-    the blocks of the transformers and of T5.
+    """Options of a conversion: `dtype` is "bfloat16", "float16" or "float32"; `quantization` is for
+    the blocks of the transformers, `text_encoder` for those of T5.
     """
 
     dtype: str = "bfloat16"
@@ -62,47 +67,47 @@ class Options:
         if self.dtype not in NAMES:
             raise UsageError(f"dtype must be {', '.join(NAMES)}, got {self.dtype}")
         for spec in filter(None, (self.quantization, self.text_encoder)):
-            check(spec)
+            check_quantization(spec)
 
-    def check_fit(self, dit: DiTConfig, t5: T5Config) -> None:
-        """Raise UsageError where a group size does not fit the networks."""
+    def check_group_sizes(self, dit: DiTConfig, t5: T5Config) -> None:
+        """Raise UsageError where a group size does not divide the widths of the networks."""
         if self.quantization is not None:
-            check_fit(self.quantization, "the transformer", (dit.dim, dit.ffn_dim))
+            check_group_size(self.quantization, "the transformer", (dit.dim, dit.ffn_dim))
         if self.text_encoder is not None:
-            check_fit(self.text_encoder, "T5", (t5.dim, t5.attention_dim, t5.ffn_dim))
+            check_group_size(self.text_encoder, "T5", (t5.dim, t5.attention_dim, t5.ffn_dim))
 
-    def applied(self, jobs: Sequence[Job]) -> list[Job]:
+    def apply(self, plans: Sequence[ComponentPlan]) -> list[ComponentPlan]:
         """Plan each component in the bits that are asked for it."""
         specs = dict.fromkeys(EXPERTS, self.quantization) | {"t5_encoder": self.text_encoder}
-        return [quantized(job, specs.get(job.name)) for job in jobs]
+        return [with_quantization(plan, specs.get(plan.name)) for plan in plans]
 
     def to_json(self) -> dict[str, Any]:
-        """What of them gives a model its meaning."""
+        """Their part of a model's material."""
         specs = {"experts": self.quantization, "text_encoder": self.text_encoder}
         given = {name: spec and to_builtins(spec) for name, spec in specs.items()}
         return {"dtype": self.dtype, "quantization": given if any(given.values()) else None}
 
 
-class Record(Component[Any], frozen=True, kw_only=True):
-    """What lies beside a finished component until its model is whole; `key` is the model's."""
+class FinishedComponent(Component[Any], frozen=True, kw_only=True):
+    """Record beside a finished component until its model is whole; `key` is the model's."""
 
     key: Hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
-    """What a model will be: its config.json less the components, and the plan of those."""
+class ModelPlan:
+    """The plan of a model: its config.json without the components, and their plans."""
 
     variant: str
     dtype: str
     quantization: Quantization | None
     defaults: Defaults
     tokenizer: Path
-    jobs: list[Job]
+    components: list[ComponentPlan]
 
 
 def material(checkpoint: Checkpoint, hashes: dict[str, str], options: Options) -> dict[str, Any]:
-    """What gives a converted model its meaning; `hashes` as `source_hashes` gives them."""
+    """Material of a converted model; `hashes` as `source_hashes` gives them."""
     return {"source": hashes, "variant": checkpoint.variant.name, **options.to_json()}
 
 
@@ -112,34 +117,34 @@ def convert(
     key: str,
     options: Options,
     progress: Progress,
-    tell: Tell = lambda *_: None,
-    wrote: Wrote = lambda *_: None,
+    on_quantized: OnQuantized = lambda *_: None,
+    on_written: OnWritten = lambda *_: None,
 ) -> ModelConfig:
     """Write the model `key` into `target`, going on where a killed conversion stopped.
 
     A component is done when its file and the record beside it are there; config.json comes last.
-    `tell` is called with component, kind of layer and relative error of what was quantised, `wrote`
-    with every component that this call has written and its content hash.
+    `on_quantized` is called with component, kind of layer and relative error of what was quantized,
+    `on_written` with every file that this call has written and its content hash.
     Raises CheckpointError where the checkpoint does not fit, StoreError where `target` holds
     something else or has too little room; finished components stay.
     """
-    options.check_fit(checkpoint.dit, checkpoint.t5)
+    options.check_group_sizes(checkpoint.dit, checkpoint.t5)
 
-    def outline() -> Outline:
-        return Outline(
+    def plan_model() -> ModelPlan:
+        return ModelPlan(
             variant=checkpoint.variant.name,
             dtype=options.dtype,
             quantization=options.quantization,
             defaults=checkpoint.variant.defaults,
             tokenizer=checkpoint.files["tokenizer"][0],
-            jobs=options.applied(plan_components(checkpoint, options.dtype)),
+            components=options.apply(plan_components(checkpoint, options.dtype)),
         )
 
-    return _produce(outline, target, key, progress, tell, wrote)
+    return _write_model(plan_model, target, key, progress, on_quantized, on_written)
 
 
-def rehearse(checkpoint: Checkpoint, options: Options) -> None:
-    """Plan a conversion and try its tokenizer, by headers alone; write nothing.
+def check_readable(checkpoint: Checkpoint, options: Options) -> None:
+    """Plan a conversion and try its tokenizer, from headers alone; write nothing.
 
     Raises what `convert` would raise for this checkpoint before its first tensor.
     """
@@ -148,19 +153,19 @@ def rehearse(checkpoint: Checkpoint, options: Options) -> None:
 
 
 def material_of_model(config: ModelConfig, options: Options) -> dict[str, Any]:
-    """What gives a model its meaning that is quantised from a converted one."""
+    """Material of a model that is quantized from a converted one."""
     hashes = {name: component.hash for name, component in config.components.items()}
     defaults = to_builtins(config.defaults)
     return {"source": hashes, "variant": config.variant, "defaults": defaults, **options.to_json()}
 
 
-def plan_requantized(directory: Path, config: ModelConfig, options: Options) -> list[Job]:
-    """Plan the components of a quantised copy of a model, by headers alone.
+def plan_requantized(directory: Path, config: ModelConfig, options: Options) -> list[ComponentPlan]:
+    """Plan the components of a quantized copy of a model, from headers alone.
 
-    Raises UsageError where it is quantised already, or a group size does not fit.
+    Raises UsageError where it is quantized already, or a group size does not divide its widths.
     """
-    options.check_fit(config.dit, config.t5)
-    return options.applied(plan_copy(directory, config))
+    options.check_group_sizes(config.dit, config.t5)
+    return options.apply(plan_copy(directory, config))
 
 
 def requantize(
@@ -169,51 +174,53 @@ def requantize(
     key: str,
     options: Options,
     progress: Progress,
-    tell: Tell = lambda *_: None,
-    wrote: Wrote = lambda *_: None,
+    on_quantized: OnQuantized = lambda *_: None,
+    on_written: OnWritten = lambda *_: None,
 ) -> ModelConfig:
-    """Write the model in `directory` again into `target`, quantised; otherwise as `convert`."""
+    """Write the model in `directory` again into `target`, quantized; otherwise as `convert`."""
     config = read_model_config(directory)
 
-    def outline() -> Outline:
-        return Outline(
+    def plan_model() -> ModelPlan:
+        return ModelPlan(
             variant=config.variant,
             dtype=config.dtype,
             quantization=options.quantization or config.quantization,
             defaults=config.defaults,
             tokenizer=directory / config.components["tokenizer"].file,
-            jobs=plan_requantized(directory, config, options),
+            components=plan_requantized(directory, config, options),
         )
 
-    return _produce(outline, target, key, progress, tell, wrote)
+    return _write_model(plan_model, target, key, progress, on_quantized, on_written)
 
 
-def _produce(
-    outline: Callable[[], Outline],
+def _write_model(
+    plan_model: Callable[[], ModelPlan],
     target: Path,
     key: str,
     progress: Progress,
-    tell: Tell,
-    wrote: Wrote,
+    on_quantized: OnQuantized,
+    on_written: OnWritten,
 ) -> ModelConfig:
-    """Write what is outlined, unless it is there."""
-    finished = _finished(target, key)
+    """Write the planned model, unless it is there."""
+    finished = _read_finished(target, key)
     if finished is not None:
         _remove_records(target, finished)
         return finished
-    plan = outline()
-    jobs = plan.jobs
+    plan = plan_model()
     tokenizer = read_tokenizer(plan.tokenizer)
-    done = {job.name: _recorded(target, job, key) for job in jobs}
-    check_room(target, sum((job.bytes for job in jobs if done[job.name] is None), len(tokenizer)))
+    done = {one.name: _read_record(target, one, key) for one in plan.components}
+    missing = (one.bytes for one in plan.components if done[one.name] is None)
+    check_free_space(target, sum(missing, len(tokenizer)))
     try:
         target.mkdir(parents=True, exist_ok=True)
         components = {"tokenizer": _write_tokenizer(tokenizer, target)}
-        for job in jobs:
-            components[job.name] = done[job.name] or _write(job, target, key, progress, tell)
+        for one in plan.components:
+            components[one.name] = done[one.name] or _write_component(
+                one, target, key, progress, on_quantized
+            )
         for name, component in components.items():
             if not done.get(name):
-                wrote(target / component.file, component.hash)
+                on_written(target / component.file, component.hash)
         config = ModelConfig(
             schema=SCHEMA,
             key=key,
@@ -233,18 +240,18 @@ def _produce(
         ) from error
 
 
-def check_room(target: Path, needed: int) -> None:
+def check_free_space(target: Path, needed: int) -> None:
     """Raise StoreError unless the file system of `target` has room for `needed` bytes."""
     there = next(path for path in (target, *target.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(there).free
-    if needed + MARGIN > free:
+    if needed + SPACE_MARGIN > free:
         raise StoreError(
-            f"{target} needs {needed + MARGIN} bytes ({needed / 1e9:.1f} GB), its disk has {free} "
-            "free; make room or choose another directory"
+            f"{target} needs {needed + SPACE_MARGIN} bytes ({needed / 1e9:.1f} GB), its disk has "
+            f"{free} free; make room or choose another directory"
         )
 
 
-def _finished(target: Path, key: str) -> ModelConfig | None:
+def _read_finished(target: Path, key: str) -> ModelConfig | None:
     """Read the config.json of `target` if this model is there, whole; refuse another."""
     path = target / "config.json"
     if not path.exists():
@@ -268,69 +275,71 @@ def _finished(target: Path, key: str) -> ModelConfig | None:
     return config
 
 
-def _record(target: Path, file: str) -> Path:
+def _record_path(target: Path, file: str) -> Path:
     return target / f"{file}.json"
 
 
-def _recorded(target: Path, job: Job, key: str) -> Component[Any] | None:
-    """Give the component that an earlier run of this conversion finished."""
+def _read_record(target: Path, plan: ComponentPlan, key: str) -> Component[Any] | None:
+    """Read the record of a component that an earlier run of this conversion finished."""
     try:
-        record = load(_record(target, job.file), Record)
+        record = load(_record_path(target, plan.file), FinishedComponent)
     except (OSError, DocumentError):  # a missing or damaged record means: not done
         return None
-    path = target / job.file
+    path = target / plan.file
     size = path.stat().st_size if path.is_file() else None
-    if (record.key, record.file, record.bytes) != (key, job.file, size):
+    if (record.key, record.file, record.bytes) != (key, plan.file, size):
         return None
-    return described(job, record.hash, record.bytes)
+    return component_of(plan, record.hash, record.bytes)
 
 
-def described(job: Job, digest: str, size: int) -> Component[Any]:
-    """Say of a component that was written what config.json says."""
+def component_of(plan: ComponentPlan, digest: str, size: int) -> Component[Any]:
+    """Describe a written component as config.json does."""
     return Component(
-        file=job.file, hash=digest, bytes=size, parameters=job.parameters, config=job.config
+        file=plan.file, hash=digest, bytes=size, parameters=plan.parameters, config=plan.config
     )
 
 
 def _remove_records(target: Path, config: ModelConfig) -> None:
     for component in config.components.values():
-        _record(target, component.file).unlink(missing_ok=True)
+        _record_path(target, component.file).unlink(missing_ok=True)
 
 
-def _write(job: Job, target: Path, key: str, progress: Progress, tell: Tell) -> Component[Any]:
+def _write_component(
+    plan: ComponentPlan, target: Path, key: str, progress: Progress, on_quantized: OnQuantized
+) -> Component[Any]:
     """Write one component file, then the record that says it is done."""
-    total, done = sum(slot.nbytes for slot in job.stored), 0
-    packer = Packer(job.quantization, job.slots) if job.quantization else None
+    total, done = sum(spec.nbytes for spec in plan.stored), 0
+    quantizer = Quantizer(plan.quantization, plan.tensors) if plan.quantization else None
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress(job.name, done, total)
+        progress(plan.name, done, total)
 
-    progress(job.name, 0, total)
-    with open_network(job.sources) as file:
-        blocks = partial(_blocks, file, job)
+    progress(plan.name, 0, total)
+    with open_network(plan.sources) as file:
+        blocks = partial(_blocks, file, plan)
         written = write_tensors(
-            target / job.file,
-            job.stored,
-            partial(packer.blocks, plain=blocks) if packer else blocks,
-            job.metadata,
+            target / plan.file,
+            plan.stored,
+            partial(quantizer.blocks, plain=blocks) if quantizer else blocks,
+            plan.metadata,
             advance,
         )
-    for kind, error in (packer.errors if packer else {}).items():
-        tell(job.name, kind, error)
-    component = described(job, written.hash, written.bytes)
-    record = Record(key=key, **structs.asdict(component))
-    atomic_write(_record(target, job.file), encode(record))
+    for kind, error in (quantizer.errors if quantizer else {}).items():
+        on_quantized(plan.name, kind, error)
+    component = component_of(plan, written.hash, written.bytes)
+    record = FinishedComponent(key=key, **structs.asdict(component))
+    atomic_write(_record_path(target, plan.file), encode(record))
     return component
 
 
-def _blocks(file: Network, job: Job, slot: Slot) -> Iterator[Array]:
-    move = job.moves[slot.name]
-    source = file.tensors[move.source].dtype
-    subject = f"{job.sources[0]}: {shown(move.source)}"
-    for block in file.blocks(move.source):
-        yield recast(apply_transform(block, move.transform), source, slot.dtype, subject)
+def _blocks(file: Network, plan: ComponentPlan, spec: TensorSpec) -> Iterator[Array]:
+    rename = plan.renames[spec.name]
+    source = file.tensors[rename.source].dtype
+    subject = f"{plan.sources[0]}: {quote_name(rename.source)}"
+    for block in file.blocks(rename.source):
+        yield recast(apply_transform(block, rename.transform), source, spec.dtype, subject)
 
 
 def _write_tokenizer(data: bytes, target: Path) -> Component[Any]:

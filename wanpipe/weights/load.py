@@ -10,16 +10,16 @@ from mlx.utils import tree_flatten
 
 from wanpipe.backend.device import load_device, prefetch_to_gpu
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
+from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.runtime import interrupt
 
-FULL = "float32"  # metadata of a converted file: names of the tensors that stay float32
-CODES = "U32"  # format of a quantised matrix
+FLOAT32_NAMES = "float32"  # metadata of a converted file: names of the tensors that stay float32
+PACKED_DTYPE = "U32"  # format of a quantized matrix
 # Tensors to wait for together, about a block of a transformer: on CUDA every wait takes 3 ms, and
 # what was read stays in the host's memory until it is handed over.
-TOGETHER = 32
+TENSORS_PER_EVAL = 32
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -30,7 +30,7 @@ def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def with_quantized(network: Network, stored: Mapping[str, TensorInfo], prefix: str = "") -> Network:
-    """Put a quantised layer wherever a file with the tensors `stored` has a quantised matrix.
+    """Put a quantized layer wherever a file with the tensors `stored` has a quantized matrix.
 
     Bits and group size follow from the shapes; a layer that they do not fit stays as it is.
     """
@@ -40,7 +40,7 @@ def with_quantized(network: Network, stored: Mapping[str, TensorInfo], prefix: s
         if not isinstance(layer, nn.Linear) or weight is None or scales is None:
             continue
         out, width = layer.weight.shape
-        if weight.dtype == CODES and 0 not in (*weight.shape, *scales.shape):
+        if weight.dtype == PACKED_DTYPE and 0 not in (*weight.shape, *scales.shape):
             bits, group_size = 32 * weight.shape[-1] // width, width // scales.shape[-1]
             if bits in (4, 8) and group_size in (32, 64, 128):
                 quantized = QuantizedLinear(width, out, "bias" in layer, bits, group_size)
@@ -53,14 +53,14 @@ class Weights:
     """The tensors of a converted file; each is read when it is asked for, and given once.
 
     `stored` is what the file says of each. Tensors that it marks as float32 stay so; the others
-    become `dtype`, but for the codes of quantised matrices.
+    become `dtype`, but for the codes of quantized matrices.
     """
 
     def __init__(self, path: Path, dtype: mx.Dtype) -> None:
         with open_tensors(path) as file:
             self.stored: Mapping[str, TensorInfo] = file.tensors
-            full = set(file.metadata.get(FULL, "").split())
-        codes = {name for name, info in self.stored.items() if info.dtype == CODES}
+            full = set(file.metadata.get(FLOAT32_NAMES, "").split())
+        codes = {name for name, info in self.stored.items() if info.dtype == PACKED_DTYPE}
         self.path, self.dtype, self._kept = path, dtype, full | codes
         self._arrays: Any = mx.load(str(path), stream=load_device())
 
@@ -85,8 +85,8 @@ class Weights:
         """Move what is under `prefix` into a network that has layers for it, and return it."""
         names = [prefix + name for name in parameter_shapes(network)]
         taken = []
-        for start in range(0, len(names), TOGETHER):
-            some = names[start : start + TOGETHER]
+        for start in range(0, len(names), TENSORS_PER_EVAL):
+            some = names[start : start + TENSORS_PER_EVAL]
             self.begin(some)
             taken += [(name.removeprefix(prefix), self.take(name)) for name in some]
         network.load_weights(taken)
@@ -103,7 +103,7 @@ def load_network(network: Network, path: Path, dtype: mx.Dtype, without: str = "
     stored = weights.stored
     shapes = parameter_shapes(with_quantized(network, stored))
     wrong = [
-        f"{shown(name)} {stored[name].shape} instead of {shape}"
+        f"{quote_name(name)} {stored[name].shape} instead of {shape}"
         for name, shape in shapes.items()
         if name in stored and stored[name].shape != shape
     ]
@@ -112,7 +112,7 @@ def load_network(network: Network, path: Path, dtype: mx.Dtype, without: str = "
         ("unknown tensors", [name for name in stored if name not in shapes]),
         ("wrong shapes", wrong),
     )
-    complaints = "; ".join(f"{what}: {listed(names)}" for what, names in lists if names)
+    complaints = "; ".join(f"{what}: {list_names(names)}" for what, names in lists if names)
     if complaints:
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
     if without:

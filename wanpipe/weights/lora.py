@@ -1,7 +1,7 @@
-"""Reads what a LoRA file changes, in any of the field's conventions, and fits it to a transformer.
+"""Reads the keys of a LoRA file, in any of the field's formats, and matches them to a transformer.
 
 Headers only; `merge` reads the numbers. Every key is used, or ignored with a reason; a file that
-changes nothing, or fits another model, is an error.
+changes nothing, or was made for another model, is an error.
 """
 
 import re
@@ -12,39 +12,39 @@ from math import prod
 from pathlib import Path
 
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.checkpoints.rename import Row, Shape, Transform, matches, transformed
+from wanpipe.checkpoints.rename import RenameRule, Shape, Transform, match_rules, transformed_shape
 from wanpipe.checkpoints.rules import dit as dit_rules
-from wanpipe.checkpoints.rules import lora as rules
-from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
+from wanpipe.checkpoints.rules import lora as lora_rules
+from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 
-LACKED = "of an image branch that this model lacks"
-OTHER_INPUT = "for another number of input channels"
-LONE_ALPHA = "that scale nothing"
+NO_IMAGE_BRANCH = "of an image branch that this model lacks"
+OTHER_INPUT_CHANNELS = "for another number of input channels"
+ALPHA_ALONE = "that scale nothing"
 UNKNOWN = "unknown"
-# last word of a parameter, and the parts of a module that change it
-LEAVES = {
+# parts of a module that change a parameter, by the parameter's last word
+PARTS_BY_PARAMETER = {
     "weight": ("down", "up", "alpha", "weight"),
     "bias": ("bias",),
     "modulation": ("modulation",),
 }
-WIDE = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.0)")  # what takes tokens
-BLOCK = re.compile(r"blocks\.(\d{1,6})(\..*)?")
-QUERY = "blocks.{}.self_attn.q.weight"  # tells the width and the layers of our network
+DIM_INPUTS = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.0)")  # what takes tokens
+BLOCK_NAME = re.compile(r"blocks\.(\d{1,6})(\..*)?")
+QUERY_WEIGHT = "blocks.{}.self_attn.q.weight"  # tells the width and the layers of our network
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora:
+class LoraFile:
     """The tensors of one file: of each module, by its official name, the key of each part.
 
-    `forms` counts the ways its keys are written, such as `diffusion_model.<module>.lora_A.weight`.
+    `key_formats` counts how its keys are written, such as `diffusion_model.<module>.lora_A.weight`.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)  # key to reason
-    forms: Counter[str] = field(default_factory=Counter)
+    key_formats: Counter[str] = field(default_factory=Counter)
 
     def shape(self, module: str, part: str) -> Shape:
         """Shape of one part of a module."""
@@ -55,7 +55,7 @@ class Lora:
         product, or halves that do not fit each other.
         """
         halves = [part for part in ("down", "up") if part in self.modules[module]]
-        subject = f"{self.path}: {shown(module)}"
+        subject = f"{self.path}: {quote_name(module)}"
         if not halves:
             return 0
         if len(halves) == 1:
@@ -80,21 +80,25 @@ class Lora:
         """Width of the transformer that it was made for, where its tensors tell."""
         for module, parts in self.modules.items():
             for part in ("down", "weight"):
-                if part in parts and WIDE.fullmatch(module) and len(self.shape(module, part)) == 2:
+                if (
+                    part in parts
+                    and DIM_INPUTS.fullmatch(module)
+                    and len(self.shape(module, part)) == 2
+                ):
                     return self.shape(module, part)[1]
         return None
 
     @property
     def layers(self) -> int:
         """How many blocks a model must have for it."""
-        blocks = (BLOCK.fullmatch(module) for module in self.modules)
+        blocks = (BLOCK_NAME.fullmatch(module) for module in self.modules)
         return max((int(found[1]) + 1 for found in blocks if found), default=0)
 
     def kinds(self) -> dict[str, int]:
         """Count the modules by kind: their names without the block that they are in."""
 
         def kind(module: str) -> str:
-            found = BLOCK.fullmatch(module)
+            found = BLOCK_NAME.fullmatch(module)
             if found is None:
                 return module
             return found[2].lstrip(".") if found[2] else "modulation"
@@ -104,13 +108,13 @@ class Lora:
     @property
     def image_branch(self) -> bool:
         """Whether it changes what only Wan2.1 I2V has."""
-        return any(re.fullmatch(rules.IMAGE_BRANCH, module) for module in self.modules)
+        return any(re.fullmatch(lora_rules.IMAGE_BRANCH, module) for module in self.modules)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """What a LoRA adds to one parameter: keys of its parts (`up` and `down` of a product with its
-    `alpha`, or a full difference by the parameter's last word), and how a difference is laid out.
+class WeightDelta:
+    """What a LoRA adds to one parameter: the keys of its parts (`up`, `down` and `alpha` of a
+    product, or a full difference by the parameter's last word), and how they become our layout.
     """
 
     keys: dict[str, str]
@@ -118,36 +122,36 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A LoRA as it applies to one network: changes by our parameters, number of modules changed,
-    keys left out by reason.
+class LoraMatch:
+    """A LoRA as it applies to one network: deltas by our parameters, the number of modules changed,
+    and the keys that are ignored, by reason.
     """
 
     path: Path
-    changes: dict[str, Change]
+    deltas: dict[str, WeightDelta]
     modules: int
     ignored: dict[str, list[str]]
 
     def summary(self) -> str:
         """Tell in words what is applied and what is not."""
         left_out = [
-            f"ignored {len(keys)} keys {reason} ({listed(keys)})"
+            f"ignored {len(keys)} keys {reason} ({list_names(keys)})"
             for reason, keys in self.ignored.items()
         ]
         return "; ".join([f"applied {self.modules} modules", *left_out])
 
 
-def read_lora(path: Path) -> Lora:
+def read_lora(path: Path) -> LoraFile:
     """Read the header of a LoRA file and sort its keys.
 
     Raises CheckpointError for a file that cannot be read, that holds another kind of adapter, or
     that gives a tensor twice.
     """
     with open_tensors(path) as file:
-        lora = Lora(path=path, tensors=file.tensors)
-    cut = {key: _cut(key) for key in lora.tensors if not _elsewhere(lora, key)}
-    names = _official({found[:2] for found in cut.values() if found})
-    for key, found in cut.items():
+        lora = LoraFile(path=path, tensors=file.tensors)
+    split = {key: _split_key(key) for key in lora.tensors if not _is_elsewhere(lora, key)}
+    names = _official_names({found[:2] for found in split.values() if found})
+    for key, found in split.items():
         module = found and names[found[:2]]
         if not found or not module:
             lora.ignored[key] = UNKNOWN
@@ -155,133 +159,135 @@ def read_lora(path: Path) -> Lora:
         parts, part = lora.modules.setdefault(module, {}), found[2]
         if part in parts:
             raise CheckpointError(
-                f"{path} gives {shown(module)} twice, as {shown(parts[part])} and {shown(key)}; "
-                "use a file with one LoRA"
+                f"{path} gives {quote_name(module)} twice, as {quote_name(parts[part])} and "
+                f"{quote_name(key)}; use a file with one LoRA"
             )
         parts[part] = key
         theirs = found[0].replace(".", "_") != module.replace(".", "_")
-        lora.forms[found[3].replace("<", "<diffusers " if theirs else "<")] += 1
+        lora.key_formats[found[3].replace("<", "<diffusers " if theirs else "<")] += 1
     return lora
 
 
-def _elsewhere(lora: Lora, key: str) -> bool:
-    """Note a key of another network; refuse one of another kind of adapter."""
-    for pattern, kind in rules.FOREIGN:
+def _is_elsewhere(lora: LoraFile, key: str) -> bool:
+    """Ignore a key of another network; refuse one of another kind of adapter."""
+    for pattern, kind in lora_rules.OTHER_ADAPTERS:
         if re.search(f"{pattern}$", key):
             raise CheckpointError(
-                f"{lora.path} is a {kind} adapter ({shown(key)}); use a LoRA, or have it merged "
-                "into full differences"
+                f"{lora.path} is a {kind} adapter ({quote_name(key)}); use a LoRA, or have it "
+                "merged into full differences"
             )
-    for pattern, reason in rules.ELSEWHERE:
+    for pattern, reason in lora_rules.OTHER_NETWORKS:
         if re.fullmatch(pattern, key):
             lora.ignored[key] = reason
             return True
     return False
 
 
-def _cut(key: str) -> tuple[str, bool, str, str] | None:
-    """Cut a key into module (as written, and whether with underscores), part and form."""
+def _split_key(key: str) -> tuple[str, bool, str, str] | None:
+    """Split a key into module (as written, and whether with underscores), part and format."""
     rest = key
-    while prefix := next((one for one in rules.DOTTED if rest.startswith(one)), ""):
+    while prefix := next((one for one in lora_rules.DOTTED_PREFIXES if rest.startswith(one)), ""):
         rest = rest.removeprefix(prefix)
-    underscored = next((one for one in rules.UNDERSCORED if rest.startswith(one)), "")
+    underscored = next((one for one in lora_rules.UNDERSCORED_PREFIXES if rest.startswith(one)), "")
     rest = rest.removeprefix(underscored)
     front = key.removesuffix(rest)
-    for pattern, part in rules.PARTS:
+    for pattern, part in lora_rules.KEY_ENDINGS:
         if found := re.fullmatch(f"(?P<module>.+?)(?P<end>{pattern})", rest):
             return found["module"], bool(underscored), part, f"{front}<module>{found['end']}"
     return None
 
 
-def _official(modules: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str | None]:
+def _official_names(modules: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str | None]:
     """Map modules as written, with dots or underscores, to their official names."""
-    rows = (*rules.DIFFUSERS, *rules.OFFICIAL)
-    flat = tuple(Row(row.pattern.replace(".", "_"), row.target) for row in rows)
+    rules = (*lora_rules.DIFFUSERS_RULES, *lora_rules.OFFICIAL_RULES)
+    flat = tuple(RenameRule(rule.pattern.replace(".", "_"), rule.target) for rule in rules)
     names: dict[tuple[str, bool], str | None] = {}
-    for underscored, table in ((False, rows), (True, flat)):
+    for underscored, table in ((False, rules), (True, flat)):
         written = [module for module, kind in modules if kind == underscored]
-        for module, _, target in matches(_named(written), table):
+        for module, _, target in match_rules(_as_tensors(written), table):
             names[module, underscored] = target
     return names
 
 
-def _named(names: Iterable[str]) -> dict[str, TensorInfo]:
+def _as_tensors(names: Iterable[str]) -> dict[str, TensorInfo]:
     return dict.fromkeys(names, TensorInfo((), "F32", 0))
 
 
-def fit(lora: Lora, shapes: Mapping[str, Shape]) -> Fit:
-    """Fit a LoRA to a transformer whose unquantised parameters have `shapes`.
+def match_lora(lora: LoraFile, shapes: Mapping[str, Shape]) -> LoraMatch:
+    """Match a LoRA to a transformer whose unquantized parameters have `shapes`.
 
     Raises CheckpointError where nothing applies, or where it was made for another model.
     """
     ignored: dict[str, list[str]] = {}
     for key, reason in lora.ignored.items():
         ignored.setdefault(reason, []).append(key)
-    if QUERY.format(lora.layers - 1) not in shapes and lora.layers:
-        raise _misfit(lora, shapes, "")
-    changes: dict[str, Change] = {}
+    if QUERY_WEIGHT.format(lora.layers - 1) not in shapes and lora.layers:
+        raise _other_model_error(lora, shapes, "")
+    deltas: dict[str, WeightDelta] = {}
     changed = set()
-    for target, row, module, keys in _parameters(lora):
+    for target, rule, module, keys in _changed_parameters(lora):
         if "alpha" in keys and not lora.rank(module):
-            ignored.setdefault(LONE_ALPHA, []).append(keys.pop("alpha"))
-        reason = _against(lora, shapes, module, target, row, keys)
+            ignored.setdefault(ALPHA_ALONE, []).append(keys.pop("alpha"))
+        reason = _reason_to_ignore(lora, shapes, module, target, rule, keys)
         if reason:
             ignored.setdefault(reason, []).extend(keys.values())
         elif keys:
-            assert target is not None and row is not None
-            changes[target] = Change(keys=keys, transform=row.transform)
+            assert target is not None and rule is not None
+            deltas[target] = WeightDelta(keys=keys, transform=rule.transform)
             changed.add(module)
-    if not changes:
+    if not deltas:
         raise CheckpointError(
-            f"{lora.path} changes no layer of this model (keys: {listed(lora.tensors)}); use a "
+            f"{lora.path} changes no layer of this model (keys: {list_names(lora.tensors)}); use a "
             "LoRA for Wan"
         )
-    return Fit(path=lora.path, changes=changes, modules=len(changed), ignored=ignored)
+    return LoraMatch(path=lora.path, deltas=deltas, modules=len(changed), ignored=ignored)
 
 
-def _parameters(lora: Lora) -> Iterable[tuple[str | None, Row | None, str, dict[str, str]]]:
-    """Give each parameter that is changed: our name and its row (None if there is none), module,
+def _changed_parameters(
+    lora: LoraFile,
+) -> Iterable[tuple[str | None, RenameRule | None, str, dict[str, str]]]:
+    """Yield each parameter that is changed: our name and its rule (None if there is none), module,
     keys by part.
     """
     wanted = {
         f"{module}.{leaf}": (module, {part: parts[part] for part in names if part in parts})
         for module, parts in lora.modules.items()
-        for leaf, names in LEAVES.items()
+        for leaf, names in PARTS_BY_PARAMETER.items()
     }
     wanted = {name: pair for name, pair in wanted.items() if pair[1]}
-    for name, row, target in matches(_named(wanted), dit_rules.ROWS):
-        yield target, row, *wanted[name]
+    for name, rule, target in match_rules(_as_tensors(wanted), dit_rules.RULES):
+        yield target, rule, *wanted[name]
 
 
-def _against(
-    lora: Lora,
+def _reason_to_ignore(
+    lora: LoraFile,
     shapes: Mapping[str, Shape],
     module: str,
     target: str | None,
-    row: Row | None,
+    rule: RenameRule | None,
     keys: dict[str, str],
 ) -> str:
-    """Tell why a change cannot apply, or "". Raises CheckpointError for another model's shape."""
-    if target is None or row is None or target not in shapes:
-        return LACKED if re.fullmatch(rules.IMAGE_BRANCH, module) else UNKNOWN
+    """Return why a delta does not apply, or "". Raises CheckpointError for other shapes."""
+    if target is None or rule is None or target not in shapes:
+        return NO_IMAGE_BRANCH if re.fullmatch(lora_rules.IMAGE_BRANCH, module) else UNKNOWN
     for part in set(keys) - {"alpha", "up"}:
         shape = lora.shape(module, part)
         if part == "down":
             lora.rank(module)
             shape = (lora.shape(module, "up")[0], *shape[1:])
-        shape = transformed(shape, row.transform)
+        shape = transformed_shape(shape, rule.transform)
         if shape != shapes[target]:
             if module == "patch_embedding" and shape[0] == shapes[target][0]:
-                return OTHER_INPUT
-            detail = f"{shown(module)} is {shape}, this model's {shapes[target]}"
-            raise _misfit(lora, shapes, detail)
+                return OTHER_INPUT_CHANNELS
+            detail = f"{quote_name(module)} is {shape}, this model's {shapes[target]}"
+            raise _other_model_error(lora, shapes, detail)
     return ""
 
 
-def _misfit(lora: Lora, shapes: Mapping[str, Shape], detail: str) -> CheckpointError:
+def _other_model_error(lora: LoraFile, shapes: Mapping[str, Shape], detail: str) -> CheckpointError:
     """Say for which model a LoRA was made, and which this one is."""
-    ours = shapes[QUERY.format(0)][1]
-    layers = sum(QUERY.format(index) in shapes for index in range(len(shapes)))
+    ours = shapes[QUERY_WEIGHT.format(0)][1]
+    layers = sum(QUERY_WEIGHT.format(index) in shapes for index in range(len(shapes)))
     theirs = lora.width or ours
     if theirs != ours:
         detail = f"it is for {model_of(theirs)}, this model has {model_of(ours)}"
@@ -294,4 +300,4 @@ def _misfit(lora: Lora, shapes: Mapping[str, Shape], detail: str) -> CheckpointE
 
 def model_of(width: int) -> str:
     """Name a transformer by its width, and the Wan models that have it."""
-    return f"width {width} ({rules.WIDTHS.get(width, 'no released Wan model')})"
+    return f"width {width} ({lora_rules.MODELS_BY_DIM.get(width, 'no released Wan model')})"

@@ -15,29 +15,31 @@ import numpy as np
 from wanpipe.checkpoints.dtypes import FLOATS, Array, widen
 from wanpipe.checkpoints.read import TensorFile, open_tensors
 from wanpipe.checkpoints.rename import apply_transform
-from wanpipe.checkpoints.tensors import shown
+from wanpipe.checkpoints.tensors import quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import Linear, LowRank, QuantizedLinear
 from wanpipe.runtime import interrupt
-from wanpipe.weights.lora import LEAVES, Change, Fit
+from wanpipe.weights.lora import PARTS_BY_PARAMETER, LoraMatch, WeightDelta
 
 
 @dataclass(frozen=True)
-class Term:
-    """One LoRA's part in the sum for one parameter."""
+class ScaledDelta:
+    """A LoRA's delta of one parameter, at its strength, its file open."""
 
     file: TensorFile
-    change: Change
+    delta: WeightDelta
     strength: float
 
     @property
     def full(self) -> str | None:
         """Key of a full difference, if there is one."""
-        return next((key for part, key in self.change.keys.items() if part in LEAVES), None)
+        return next(
+            (key for part, key in self.delta.keys.items() if part in PARTS_BY_PARAMETER), None
+        )
 
     def product(self) -> LowRank | None:
         """The two matrices of a product, as precise as they are stored, if there is one."""
-        keys = self.change.keys
+        keys = self.delta.keys
         if "down" not in keys:
             return None
         up, down = (self._array(keys[part]) for part in ("up", "down"))
@@ -54,21 +56,21 @@ class Term:
 
     def _array(self, key: str) -> mx.array:
         values, dtype = self.file.read(key), self.file.tensors[key].dtype
-        subject = f"{self.file.paths[0]}: {shown(key)}"
+        subject = f"{self.file.paths[0]}: {quote_name(key)}"
         floats = widen(values, dtype, subject)
         if not np.isfinite(floats).all():
             raise CheckpointError(f"{subject} has NaN or infinite values; download the LoRA again")
-        if dtype == "BF16":  # kept narrow: products with quantised matrices stay in memory
-            return mx.array(self._laid_out(values)).view(mx.bfloat16)
-        return mx.array(self._laid_out(values if dtype == "F16" else floats))
+        if dtype == "BF16":  # kept narrow: products with quantized matrices stay in memory
+            return mx.array(self._in_our_layout(values)).view(mx.bfloat16)
+        return mx.array(self._in_our_layout(values if dtype == "F16" else floats))
 
-    def _laid_out(self, values: Array) -> Array:
+    def _in_our_layout(self, values: Array) -> Array:
         """Bring a tensor of the official layout into ours."""
-        return np.ascontiguousarray(apply_transform(values, self.change.transform))
+        return np.ascontiguousarray(apply_transform(values, self.delta.transform))
 
     def _number(self, key: str) -> float:
         """Read an alpha, whatever its format."""
-        info, subject = self.file.tensors[key], f"{self.file.paths[0]}: {shown(key)}"
+        info, subject = self.file.tensors[key], f"{self.file.paths[0]}: {quote_name(key)}"
         if prod(info.shape) != 1:
             raise CheckpointError(f"{subject} must be one number, got shape {info.shape}")
         values = self.file.read(key)
@@ -79,58 +81,62 @@ class Term:
         return number
 
 
-def merge(network: nn.Module, loras: Sequence[tuple[Fit, float]], prefix: str = "") -> None:
+def merge(network: nn.Module, loras: Sequence[tuple[LoraMatch, float]], prefix: str = "") -> None:
     """Add LoRAs at their strengths to a network that they fit, or that is the part of it under
     `prefix`; changes of what `network` lacks belong to its other parts.
 
-    A parameter keeps its dtype; the sum is taken in float32. A quantised matrix keeps its bits and
-    gets the products beside them, to be added whenever it is dequantised, where that takes less
+    A parameter keeps its dtype; the sum is taken in float32. A quantized matrix keeps its bits and
+    gets the products beside them, to be added whenever it is dequantized, where that takes less
     memory than the plain matrix; otherwise it becomes plain. Raises CheckpointError for numbers
     that are not finite.
     """
     modules = dict(network.named_modules())
     with ExitStack() as stack:
-        terms: dict[str, list[Term]] = {}
+        deltas: dict[str, list[ScaledDelta]] = {}
         for one, strength in loras:
             file = stack.enter_context(open_tensors(one.path))
-            for target, change in one.changes.items():
+            for target, delta in one.deltas.items():
                 if target.startswith(prefix):
-                    place = target.removeprefix(prefix)
-                    terms.setdefault(place, []).append(Term(file, change, strength))
-        for target, parts in terms.items():
+                    name = target.removeprefix(prefix)
+                    deltas.setdefault(name, []).append(ScaledDelta(file, delta, strength))
+        for target, group in deltas.items():
             interrupt.check()
             path, _, leaf = target.rpartition(".")
             if path not in modules:
                 continue
             module = modules[path]
             if isinstance(module, QuantizedLinear) and leaf == "weight":
-                _merge_quantized(modules, path, parts)
+                _merge_quantized(modules, path, group)
             else:
-                _set(module, leaf, module[leaf], parts)
+                _replace_parameter(module, leaf, module[leaf], group)
 
 
-def _set(module: nn.Module, leaf: str, before: mx.array, terms: Sequence[Term]) -> None:
+def _replace_parameter(
+    module: nn.Module, leaf: str, before: mx.array, deltas: Sequence[ScaledDelta]
+) -> None:
     """Replace one parameter by its sum, begun at once, so that what it is made from is freed."""
     total = before.astype(mx.float32)
-    for term in terms:
-        total = total + term.difference()
+    for delta in deltas:
+        total = total + delta.difference()
     total = total.astype(before.dtype)
     mx.async_eval(total)  # a streamed block's: behind the computation of the one before
     setattr(module, leaf, total)
 
 
-def _merge_quantized(modules: Mapping[str, nn.Module], path: str, terms: Sequence[Term]) -> None:
+def _merge_quantized(
+    modules: Mapping[str, nn.Module], path: str, deltas: Sequence[ScaledDelta]
+) -> None:
     layer = modules[path]
     assert isinstance(layer, QuantizedLinear)
-    if all(term.full is None for term in terms):
-        products = [product for term in terms if (product := term.product())]
+    if all(delta.full is None for delta in deltas):
+        products = [product for delta in deltas if (product := delta.product())]
         if layer.nbytes + sum(product.nbytes for product in products) < layer.plain_nbytes:
             mx.async_eval([product[:2] for product in products])
             layer.add(products)
             return
     parent, _, name = path.rpartition(".")
     plain = Linear(1, 1, bias="bias" in layer)
-    _set(plain, "weight", layer.matrix(), terms)
+    _replace_parameter(plain, "weight", layer.matrix(), deltas)
     if "bias" in layer:
         plain.bias = layer.bias
     setattr(modules[parent], name, plain)

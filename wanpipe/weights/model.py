@@ -59,7 +59,7 @@ def open_model(directory: Path | str) -> Model:
     """Open a model directory. Raises CheckpointError where config.json is missing or cannot be, or
     a component is missing, of another size, or of other dimensions by its header.
     """
-    from wanpipe.weights.expected import check_shapes
+    from wanpipe.weights.shape_check import check_shapes
 
     model = Model(Path(directory), read_model_config(Path(directory)))
     for name, component in model.config.components.items():
@@ -91,7 +91,7 @@ def find_model(
                 f"the model was at {run.model.directory} and is gone; say where it is with --model"
             )
         return open_model(run.model.directory)
-    models = fitting(entries, store)
+    models = matching_models(entries, store)
     if not models:
         raise UsageError(
             "no model is given; use --model DIR, a directory that `wanpipe convert` wrote"
@@ -104,7 +104,7 @@ def find_model(
     return models[0]
 
 
-def fitting(entries: list[Entry], store: Store) -> list[Model]:
+def matching_models(entries: list[Entry], store: Store) -> list[Model]:
     """The known models that made the entries, by content hashes, the latest used first: those used
     with this cache, and where the entries' own notes say that one was.
     """
@@ -114,12 +114,12 @@ def fitting(entries: list[Entry], store: Store) -> list[Model]:
     for place in dict.fromkeys(places):
         with suppress(CheckpointError):  # a model that is gone or damaged fits nothing
             model = open_model(place)
-            if all(fits(model, entry) for entry in entries):
+            if all(matches(model, entry) for entry in entries):
                 found.setdefault(model.config.key, model)
     return list(found.values())
 
 
-def fits(model: Model, entry: Entry) -> bool:
+def matches(model: Model, entry: Entry) -> bool:
     """Whether the networks of a model are those that made an entry."""
     hashes = {name: component.hash for name, component in model.config.components.items()}
     made_by = {"t5": "t5_encoder", "tokenizer": "tokenizer", "vae": "vae_encoder", "clip": "clip"}

@@ -13,7 +13,7 @@ import numpy as np
 from wanpipe.checkpoints.dtypes import Array, Floats, recast, widen
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models.config import Quantization
-from wanpipe.weights.write import Slot, arranged
+from wanpipe.weights.write import TensorSpec, sort_specs
 
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -22,84 +22,88 @@ MATRICES = re.compile(
     r"blocks\.\d+\."
     r"(?P<kind>(self_attn|cross_attn|attn)\.(q|k|v|o|k_img|v_img)|ffn\.(gate|fc1|fc2))\.weight"
 )
-CODES, SCALES, BIASES = "weight", "scales", "biases"  # last words of MLX's three tensors
+WEIGHT, SCALES, BIASES = "weight", "scales", "biases"  # last words of MLX's three tensors
 
-Blocks = Callable[[Slot], Iterator[Array]]
+Blocks = Callable[[TensorSpec], Iterator[Array]]
 
 
-def check(spec: Quantization) -> Quantization:
-    """Return `spec`. Raises UsageError for bits or a group size that MLX does not have."""
+def check_quantization(quantization: Quantization) -> Quantization:
+    """Return `quantization`. Raises UsageError for bits or a group size that MLX does not have."""
     for name, value, known in (
-        ("bits", spec.bits, BITS),
-        ("group-size", spec.group_size, GROUP_SIZES),
+        ("bits", quantization.bits, BITS),
+        ("group-size", quantization.group_size, GROUP_SIZES),
     ):
         if value not in known:
             raise UsageError(f"{name} must be {' or '.join(map(str, known))}, got {value}")
-    return spec
+    return quantization
 
 
-def check_fit(spec: Quantization, subject: str, widths: Sequence[int]) -> None:
+def check_group_size(quantization: Quantization, subject: str, widths: Sequence[int]) -> None:
     """Raise UsageError for a group size that does not divide all widths of a network's matrices."""
-    if any(width % spec.group_size for width in widths):
+    if any(width % quantization.group_size for width in widths):
         fitting = [str(size) for size in GROUP_SIZES if not any(one % size for one in widths)]
-        remedy = f"use {' or '.join(fitting)}" if fitting else "leave it unquantised"
+        remedy = f"use {' or '.join(fitting)}" if fitting else "leave it unquantized"
         raise UsageError(
             f"group-size must divide the widths of {subject} ({', '.join(map(str, widths))}), got "
-            f"{spec.group_size}; {remedy}"
+            f"{quantization.group_size}; {remedy}"
         )
 
 
-def packed(slots: Sequence[Slot], spec: Quantization) -> list[Slot]:
-    """Give the tensors of a quantised file: each matrix followed by its scales and biases."""
+def quantized_specs(specs: Sequence[TensorSpec], quantization: Quantization) -> list[TensorSpec]:
+    """Give the tensors of a quantized file: each matrix followed by its scales and biases."""
     codes = [
-        replace(slot, dtype="U32") if MATRICES.fullmatch(slot.name) else slot for slot in slots
+        replace(spec, dtype="U32") if MATRICES.fullmatch(spec.name) else spec for spec in specs
     ]
-    stored = {slot.name: slot.dtype for slot in slots}
+    stored = {spec.name: spec.dtype for spec in specs}
     result = []
-    for slot in arranged(codes):
-        if not MATRICES.fullmatch(slot.name):
-            result.append(slot)
+    for spec in sort_specs(codes):
+        if not MATRICES.fullmatch(spec.name):
+            result.append(spec)
             continue
-        height, width = slot.shape
-        assert width % spec.group_size == 0, (slot, spec)
-        result.append(replace(slot, shape=(height, width * spec.bits // 32)))
+        height, width = spec.shape
+        assert width % quantization.group_size == 0, (spec, quantization)
+        result.append(replace(spec, shape=(height, width * quantization.bits // 32)))
         for word in (SCALES, BIASES):
-            name = slot.name.removesuffix(CODES) + word
-            result.append(Slot(name, stored[slot.name], (height, width // spec.group_size)))
+            name = spec.name.removesuffix(WEIGHT) + word
+            result.append(
+                TensorSpec(name, stored[spec.name], (height, width // quantization.group_size))
+            )
     return result
 
 
-class Packer:
-    """Turns the blocks of plain tensors into those of `packed` ones, and sums up the errors."""
+class Quantizer:
+    """Quantizes the blocks of tensors as they are written, and sums up the errors."""
 
-    def __init__(self, spec: Quantization, slots: Sequence[Slot]) -> None:
-        self.spec = spec
-        self._plain = {slot.name: slot for slot in slots}
+    def __init__(self, quantization: Quantization, specs: Sequence[TensorSpec]) -> None:
+        self.quantization = quantization
+        self._plain = {spec.name: spec for spec in specs}
         self._pending: dict[str, list[Array]] = {}  # scales and biases of the matrix before
         self._squares: dict[str, Array] = {}  # of errors and of weights, by kind of layer
 
-    def blocks(self, slot: Slot, plain: Blocks) -> Iterator[Array]:
-        """Give the blocks of one tensor of the file; `plain` gives those of an unquantised one."""
-        if slot.name in self._pending:
-            yield from self._pending.pop(slot.name)
-        elif MATRICES.fullmatch(slot.name):
-            yield from self._pack(self._plain[slot.name], plain)
+    def blocks(self, spec: TensorSpec, plain: Blocks) -> Iterator[Array]:
+        """Give the blocks of one tensor of the file; `plain` gives those of an unquantized one."""
+        if spec.name in self._pending:
+            yield from self._pending.pop(spec.name)
+        elif MATRICES.fullmatch(spec.name):
+            yield from self._quantize(self._plain[spec.name], plain)
         else:
-            yield from plain(slot)
+            yield from plain(spec)
 
-    def _pack(self, slot: Slot, plain: Blocks) -> Iterator[Array]:
+    def _quantize(self, spec: TensorSpec, plain: Blocks) -> Iterator[Array]:
         scales, biases = (
-            self._pending.setdefault(slot.name.removesuffix(CODES) + word, [])
+            self._pending.setdefault(spec.name.removesuffix(WEIGHT) + word, [])
             for word in (SCALES, BIASES)
         )
-        for block in plain(replace(slot, dtype="F32")):
-            codes, scale, bias = quantize(block, self.spec, slot.dtype, slot.name)
+        for block in plain(replace(spec, dtype="F32")):
+            codes, scale, bias = quantize(block, self.quantization, spec.dtype, spec.name)
             scales.append(scale)
             biases.append(bias)
-            self._note(slot.name, block, dequantize(codes, scale, bias, self.spec, slot.dtype))
+            self._add_error(
+                spec.name, block, dequantize(codes, scale, bias, self.quantization, spec.dtype)
+            )
             yield codes
 
-    def _note(self, name: str, values: Floats, restored: Floats) -> None:
+    def _add_error(self, name: str, values: Floats, restored: Floats) -> None:
         """Add up squares, for the error of this kind of layer."""
         found = MATRICES.fullmatch(name)
         assert found is not None
@@ -117,9 +121,9 @@ class Packer:
 
 
 def quantize(
-    rows: Floats, spec: Quantization, dtype: str, subject: str
+    rows: Floats, quantization: Quantization, dtype: str, subject: str
 ) -> tuple[Array, Array, Array]:
-    """Quantise rows (O, I) to MLX's codes (uint32), scales and biases, these in format `dtype`.
+    """Quantize rows (O, I) to MLX's codes (uint32), scales and biases, these in format `dtype`.
 
     Codes are rounded against the scales as they are stored: rounding a scale to bfloat16 after the
     codes would add half as much error again at 8 bits. Raises CheckpointError for NaN or infinity.
@@ -127,20 +131,26 @@ def quantize(
     if not np.isfinite(rows).all():
         raise CheckpointError(f"{subject} has NaN or infinite values; download the file again")
     width = rows.shape[1]
-    _, *exact = mx.quantize(mx.array(rows), spec.group_size, spec.bits, stream=mx.cpu)
+    _, *exact = mx.quantize(
+        mx.array(rows), quantization.group_size, quantization.bits, stream=mx.cpu
+    )
     scales, biases = (recast(np.array(one), "F32", dtype, subject) for one in exact)
     step, base = (widen(one, dtype, subject)[..., None] for one in (scales, biases))
-    codes = np.rint((rows.reshape(len(rows), -1, spec.group_size) - base) / step)
-    codes = np.clip(codes, 0, (1 << spec.bits) - 1).astype(np.uint8).reshape(-1, width)  # (O, I)
-    if spec.bits == 4:  # the first of a pair takes the low half of a byte
+    codes = np.rint((rows.reshape(len(rows), -1, quantization.group_size) - base) / step)
+    codes = (
+        np.clip(codes, 0, (1 << quantization.bits) - 1).astype(np.uint8).reshape(-1, width)
+    )  # (O, I)
+    if quantization.bits == 4:  # the first of a pair takes the low half of a byte
         codes = codes[:, ::2] | codes[:, 1::2] << 4
     return np.ascontiguousarray(codes).view(np.uint32), scales, biases
 
 
 def dequantize(
-    codes: Array, scales: Array, biases: Array, spec: Quantization, dtype: str
+    codes: Array, scales: Array, biases: Array, quantization: Quantization, dtype: str
 ) -> Floats:
     """Give the float32 values (O, I) of what `quantize` gave."""
     step, base = (mx.array(widen(one, dtype, "")) for one in (scales, biases))
-    matrix = mx.dequantize(mx.array(codes), step, base, spec.group_size, spec.bits, stream=mx.cpu)
+    matrix = mx.dequantize(
+        mx.array(codes), step, base, quantization.group_size, quantization.bits, stream=mx.cpu
+    )
     return np.array(matrix)

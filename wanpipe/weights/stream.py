@@ -12,12 +12,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from wanpipe.weights.load import Network, Weights, load_network, with_quantized
-from wanpipe.weights.lora import Fit
+from wanpipe.weights.lora import LoraMatch
 from wanpipe.weights.merge import merge
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streamed(Generic[Network]):
+class StreamedBlocks(Generic[Network]):
     """The blocks of the file `path`, each in a network that `make` gives, with LoRAs added.
 
     Asking for a block waits until it is read, and begins to read the one after it. Raises
@@ -28,7 +28,7 @@ class Streamed(Generic[Network]):
     count: int
     make: Callable[[], Network]
     dtype: mx.Dtype
-    loras: Sequence[tuple[Fit, float]] = ()
+    loras: Sequence[tuple[LoraMatch, float]] = ()
 
     def __iter__(self) -> Iterator[Network]:
         weights = Weights(self.path, self.dtype)
@@ -46,10 +46,10 @@ def load_streamed(
     path: Path,
     dtype: mx.Dtype,
     make: Callable[[], nn.Module],
-    loras: Sequence[tuple[Fit, float]] = (),
+    loras: Sequence[tuple[LoraMatch, float]] = (),
 ) -> Network:
-    """Fill `network` as `load_network` does, but for its blocks, which become `Streamed`."""
+    """Fill `network` as `load_network` does, but for its blocks, which become `StreamedBlocks`."""
     count = len(network.blocks)
     load_network(network, path, dtype, without="blocks")
-    network.blocks = Streamed(path=path, count=count, make=make, dtype=dtype, loras=loras)
+    network.blocks = StreamedBlocks(path=path, count=count, make=make, dtype=dtype, loras=loras)
     return network

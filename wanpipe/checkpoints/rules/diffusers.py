@@ -2,15 +2,18 @@
 the official ones: data, no code but the expansion of blocks.
 """
 
-from wanpipe.checkpoints.rename import Row
+from wanpipe.checkpoints.rename import RenameRule
 from wanpipe.checkpoints.rules import lora
 
-DIT: tuple[Row, ...] = (
-    Row("patch_embedding.{leaf}", "patch_embedding.{leaf}"),
-    Row("scale_shift_table", "head.modulation"),
-    Row("blocks.{i}.scale_shift_table", "blocks.{i}.modulation"),
-    Row("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"),
-    *(Row(f"{row.pattern}.{{leaf}}", f"{row.target}.{{leaf}}") for row in lora.DIFFUSERS),
+DIT: tuple[RenameRule, ...] = (
+    RenameRule("patch_embedding.{leaf}", "patch_embedding.{leaf}"),
+    RenameRule("scale_shift_table", "head.modulation"),
+    RenameRule("blocks.{i}.scale_shift_table", "blocks.{i}.modulation"),
+    RenameRule("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"),
+    *(
+        RenameRule(f"{rule.pattern}.{{leaf}}", f"{rule.target}.{{leaf}}")
+        for rule in lora.DIFFUSERS_RULES
+    ),
 )
 
 # theirs and the official name, inside a residual block
@@ -35,40 +38,42 @@ ENDS = (
 )
 
 
-def _rows(theirs: str, official: str, names: tuple[tuple[str, str], ...]) -> tuple[Row, ...]:
-    return tuple(Row(f"{theirs}.{name}", f"{official}.{ours}") for name, ours in names)
+def _rules(
+    theirs: str, official: str, names: tuple[tuple[str, str], ...]
+) -> tuple[RenameRule, ...]:
+    return tuple(RenameRule(f"{theirs}.{name}", f"{official}.{ours}") for name, ours in names)
 
 
 _COMMON = (
-    Row("quant_conv.{leaf}", "conv1.{leaf}"),
-    Row("post_quant_conv.{leaf}", "conv2.{leaf}"),
-    *_rows("encoder", "encoder", ENDS),
-    *_rows("encoder.mid_block.resnets.0", "encoder.middle.0", RESIDUAL),
-    *_rows("encoder.mid_block.resnets.1", "encoder.middle.2", RESIDUAL),
-    *_rows("decoder", "decoder", ENDS),
-    *_rows("decoder.mid_block.resnets.0", "decoder.middle.0", RESIDUAL),
-    *_rows("decoder.mid_block.resnets.1", "decoder.middle.2", RESIDUAL),
+    RenameRule("quant_conv.{leaf}", "conv1.{leaf}"),
+    RenameRule("post_quant_conv.{leaf}", "conv2.{leaf}"),
+    *_rules("encoder", "encoder", ENDS),
+    *_rules("encoder.mid_block.resnets.0", "encoder.middle.0", RESIDUAL),
+    *_rules("encoder.mid_block.resnets.1", "encoder.middle.2", RESIDUAL),
+    *_rules("decoder", "decoder", ENDS),
+    *_rules("decoder.mid_block.resnets.0", "decoder.middle.0", RESIDUAL),
+    *_rules("decoder.mid_block.resnets.1", "decoder.middle.2", RESIDUAL),
 )
 _STAGES = range(4)  # of each half: dim_mult 1, 2, 4, 4
 
 # Wan2.1: the encoder's blocks are one list, the decoder's three and a resampling per stage
-VAE_21: tuple[Row, ...] = (
+VAE_21: tuple[RenameRule, ...] = (
     *_COMMON,
-    *_rows("encoder.down_blocks.{i}", "encoder.downsamples.{i}", RESIDUAL + RESAMPLE),
+    *_rules("encoder.down_blocks.{i}", "encoder.downsamples.{i}", RESIDUAL + RESAMPLE),
     *(
-        row
+        rule
         for stage in _STAGES
         for block in range(3)
-        for row in _rows(
+        for rule in _rules(
             f"decoder.up_blocks.{stage}.resnets.{block}",
             f"decoder.upsamples.{4 * stage + block}",
             RESIDUAL,
         )
     ),
     *(
-        row
+        rule
         for stage in _STAGES
-        for row in _rows(
+        for rule in _rules(
             f"decoder.up_blocks.{stage}.upsamplers.0",
             f"decoder.upsamples.{4 * stage + 3}",
             RESAMPLE,
@@ -77,16 +82,16 @@ VAE_21: tuple[Row, ...] = (
 )
 
 # Wan2.2: both nest; two residual blocks before a resampling in the encoder, three in the decoder
-VAE_22: tuple[Row, ...] = (
+VAE_22: tuple[RenameRule, ...] = (
     *_COMMON,
-    *_rows(
+    *_rules(
         "encoder.down_blocks.{i}.resnets.{j}", "encoder.downsamples.{i}.downsamples.{j}", RESIDUAL
     ),
-    *_rows(
+    *_rules(
         "encoder.down_blocks.{i}.downsampler", "encoder.downsamples.{i}.downsamples.2", RESAMPLE
     ),
-    *_rows("decoder.up_blocks.{i}.resnets.{j}", "decoder.upsamples.{i}.upsamples.{j}", RESIDUAL),
-    *_rows("decoder.up_blocks.{i}.upsampler", "decoder.upsamples.{i}.upsamples.3", RESAMPLE),
+    *_rules("decoder.up_blocks.{i}.resnets.{j}", "decoder.upsamples.{i}.upsamples.{j}", RESIDUAL),
+    *_rules("decoder.up_blocks.{i}.upsampler", "decoder.upsamples.{i}.upsamples.3", RESAMPLE),
 )
 
 # keys of transformer/config.json and the official ones; without one, the shapes tell

@@ -4,10 +4,10 @@ A key is prefix, module, part. Modules have the official names of wan/modules/mo
 diffusers, or either with underscores for dots.
 """
 
-from wanpipe.checkpoints.rename import Row
+from wanpipe.checkpoints.rename import RenameRule
 
 # taken off the front of a key; the first kind one after another, as long as one fits
-DOTTED = (
+DOTTED_PREFIXES = (
     "base_model.model.",
     "model.diffusion_model.",
     "diffusion_model.",
@@ -16,10 +16,10 @@ DOTTED = (
     "dit.",
     "unet.",
 )
-UNDERSCORED = ("lora_unet__", "lora_unet_", "lycoris_")  # kohya: with dots as underscores
+UNDERSCORED_PREFIXES = ("lora_unet__", "lora_unet_", "lycoris_")  # kohya: with dots as underscores
 
 # end of a key, as a regular expression, and what the tensor is; the first that fits counts
-PARTS = (
+KEY_ENDINGS = (
     (r"\.lora_(A|down)(\.\w+)?(\.weight)?", "down"),
     (r"\.lora_(B|up)(\.\w+)?(\.weight)?", "up"),
     (r"[._]lora(_linear_layer)?\.down(\.weight)?", "down"),
@@ -31,7 +31,7 @@ PARTS = (
 )
 
 # adapters that change weights in another way: applying the rest without them would be wrong
-FOREIGN = (
+OTHER_ADAPTERS = (
     (r"\.(dora_scale|lora_magnitude_vector(\.\w+)*)", "DoRA"),
     (r"\.lora_mid\.weight", "Tucker LoCon"),
     (r"\.lora_B(\.\w+)?\.bias", "LoRA with biases"),
@@ -43,8 +43,8 @@ FOREIGN = (
 _ATTENTION = ("q", "k", "v", "o", "norm_q", "norm_k")
 _IMAGE = ("k_img", "v_img", "norm_k_img")
 # modules by the names of the official code
-OFFICIAL: tuple[Row, ...] = tuple(
-    Row(name, name)
+OFFICIAL_RULES: tuple[RenameRule, ...] = tuple(
+    RenameRule(name, name)
     for name in (
         "patch_embedding",
         "text_embedding.0",
@@ -64,9 +64,9 @@ OFFICIAL: tuple[Row, ...] = tuple(
     )
 )
 # modules by the names of diffusers (transformer_wan.py), where they differ
-DIFFUSERS: tuple[Row, ...] = (
+DIFFUSERS_RULES: tuple[RenameRule, ...] = (
     *(
-        Row(f"blocks.{{i}}.{theirs}.{name}", f"blocks.{{i}}.{ours}.{part}")
+        RenameRule(f"blocks.{{i}}.{theirs}.{name}", f"blocks.{{i}}.{ours}.{part}")
         for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
         for name, part in (
             ("to_q", "q"),
@@ -80,31 +80,31 @@ DIFFUSERS: tuple[Row, ...] = (
             ("norm_added_k", "norm_k_img"),
         )
     ),
-    Row("blocks.{i}.norm2", "blocks.{i}.norm3"),
-    Row("blocks.{i}.ffn.net.0.proj", "blocks.{i}.ffn.0"),
-    Row("blocks.{i}.ffn.net.2", "blocks.{i}.ffn.2"),
-    Row("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
-    Row("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-    Row("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
-    Row("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
-    Row("condition_embedder.time_proj", "time_projection.1"),
-    Row("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
-    Row("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
-    Row("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
-    Row("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
-    Row("proj_out", "head.head"),
+    RenameRule("blocks.{i}.norm2", "blocks.{i}.norm3"),
+    RenameRule("blocks.{i}.ffn.net.0.proj", "blocks.{i}.ffn.0"),
+    RenameRule("blocks.{i}.ffn.net.2", "blocks.{i}.ffn.2"),
+    RenameRule("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    RenameRule("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    RenameRule("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    RenameRule("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    RenameRule("condition_embedder.time_proj", "time_projection.1"),
+    RenameRule("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+    RenameRule("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+    RenameRule("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+    RenameRule("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
+    RenameRule("proj_out", "head.head"),
 )
 # modules that only the image branch of Wan2.1 I2V has
 IMAGE_BRANCH = r"img_emb\..*|blocks\.\d+\.cross_attn\.(k_img|v_img|norm_k_img)"
 
 # keys that belong to another network
-ELSEWHERE = (
+OTHER_NETWORKS = (
     (r"(lora_te\d?_|text_encoder\.|lora_text_encoder).*", "for a text encoder"),
     (r"(lora_vae_|vae\.|first_stage_model\.).*", "for a VAE"),
 )
 
 # width of the transformers of the family, and who has it
-WIDTHS = {
+MODELS_BY_DIM = {
     1536: "Wan2.1 1.3B",
     3072: "Wan2.2 TI2V-5B",
     5120: "Wan2.1 14B or Wan2.2 A14B",

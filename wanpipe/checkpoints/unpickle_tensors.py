@@ -1,9 +1,9 @@
 """Lists the tensors of a torch checkpoint's pickle: stdin to JSON on stdout.
 
-Run by `limited` as a child process: a pickle can nest keys that take for ever to hash, or that
+Run by `sandbox` as a child process: a pickle can nest keys that take for ever to hash, or that
 overflow the stack, and nothing but the end of the process stops that. No name in a pickle is
 imported and nothing of it runs. Needs the standard library alone. Knows no file: whether one holds
-these numbers is for `pth` to check.
+these numbers is for `torch_file` to check.
 """
 
 import io
@@ -28,14 +28,14 @@ STORAGES = {
     "BoolStorage": "BOOL",
     "UntypedStorage": "U8",
 }
-GLOBALS = {
+ALLOWED_GLOBALS = {
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
     "torch.storage.UntypedStorage",
     *(f"torch.{name}" for name in STORAGES),
 }
-INSTRUCTIONS = {
+ALLOWED_OPCODES = {
     "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE",
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
@@ -44,9 +44,9 @@ INSTRUCTIONS = {
     "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET",
     "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
 }  # fmt: skip
-WRAPPERS = ("state_dict", "model", "module")
+WRAPPER_KEYS = ("state_dict", "model", "module")
 MAX_AXES = 8  # of a tensor
-LONGEST = 100  # characters of a storage's key, and of a name in an error
+MAX_NAME = 100  # characters of a storage's key, and of a name in an error
 
 
 class Storage(NamedTuple):
@@ -92,13 +92,13 @@ class Global:
         raise SystemExit(f"it calls {self.name} in an unknown way; it was not run")
 
 
-class Restricted(pickle.Unpickler):
+class RestrictedUnpickler(pickle.Unpickler):
     """Builds containers, strings, numbers and views of storages."""
 
     def find_class(self, module: str, name: str) -> Global:
         """Wrap one of the known names."""
-        if f"{module}.{name}" not in GLOBALS:
-            full = f"{module}.{name}"[:LONGEST]
+        if f"{module}.{name}" not in ALLOWED_GLOBALS:
+            full = f"{module}.{name}"[:MAX_NAME]
             raise SystemExit(f"it refers to {full!r}, which builds no tensor; it was not run")
         return Global(f"{module}.{name}")
 
@@ -107,7 +107,7 @@ class Restricted(pickle.Unpickler):
         match identity:
             case "storage", Global(name=name), str(key), str(), length if is_count(length):
                 dtype = STORAGES.get(name.rpartition(".")[2])
-                if dtype is not None and len(key) <= LONGEST:
+                if dtype is not None and len(key) <= MAX_NAME:
                     return Storage(key, dtype, length)
         raise SystemExit("it refers to something other than a torch storage")
 
@@ -125,10 +125,10 @@ def is_view(offset: Any, shape: Any, strides: Any) -> bool:
     return axes and all(map(is_count, (offset, *shape, *strides)))
 
 
-def check(data: bytes) -> None:
+def check_opcodes(data: bytes) -> None:
     """Refuse instructions that no table of tensors needs, and a memo larger than its pickle."""
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in INSTRUCTIONS:
+        if opcode.name not in ALLOWED_OPCODES:
             raise SystemExit(
                 f"it has the pickle instruction {opcode.name}, which no table of tensors needs"
             )
@@ -136,17 +136,17 @@ def check(data: bytes) -> None:
             raise SystemExit("it has a pickle whose memo takes more memory than the file")
 
 
-def rows(table: Any) -> list[list[Any]]:
+def list_views(table: Any) -> list[list[Any]]:
     """Name the tensors of a table that is at the top or in one of the usual wrapping dicts."""
-    for _ in WRAPPERS:
-        inner = [table[key] for key in WRAPPERS if isinstance(table, dict) and key in table]
+    for _ in WRAPPER_KEYS:
+        inner = [table[key] for key in WRAPPER_KEYS if isinstance(table, dict) and key in table]
         table = inner[0] if inner and isinstance(inner[0], dict) else table
     if not isinstance(table, dict) or not table:
         raise SystemExit(f"it must be a table of tensors, is {type(table).__name__}")
     result = []
     for name, view in table.items():
         if not isinstance(name, str) or not isinstance(view, View):
-            label = repr(name[:LONGEST]) if isinstance(name, str) else "what has no name"
+            label = repr(name[:MAX_NAME]) if isinstance(name, str) else "what has no name"
             raise SystemExit(f"{label} must be a tensor, is {type(view).__name__}")
         storage, *numbers = view
         result.append([name, *storage, *numbers])
@@ -155,5 +155,5 @@ def rows(table: Any) -> list[list[Any]]:
 
 if __name__ == "__main__":
     pickled = sys.stdin.buffer.read()
-    check(pickled)
-    json.dump(rows(Restricted(io.BytesIO(pickled)).load()), sys.stdout)
+    check_opcodes(pickled)
+    json.dump(list_views(RestrictedUnpickler(io.BytesIO(pickled)).load()), sys.stdout)

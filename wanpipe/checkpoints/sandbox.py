@@ -14,21 +14,21 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-PATIENCE = 300.0  # seconds by the clock, for what waits and computes nothing
+TIMEOUT_SECONDS = 300.0  # seconds by the clock, for what waits and computes nothing
 # every thread of a library reserves address space; a backtrace takes seconds
 ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
 
 
-class Failed(Exception):
-    """Says in one line why the child did not end well."""
+class SandboxError(Exception):
+    """Raise for a child that did not end well; the message is one line."""
 
 
 @lru_cache(maxsize=8)  # a conversion opens its files several times
-def attempt(program: Path, data: bytes, seconds: int, memory: int) -> bytes:
+def run_limited(program: Path, data: bytes, seconds: int, memory: int) -> bytes:
     """Give what the Python file `program` writes to stdout when it reads `data` from stdin.
 
-    It may take `seconds` of processor time and `memory` bytes of address space. Raises Failed with
-    what it says on stderr, or with the limit that it met.
+    It may take `seconds` of processor time and `memory` bytes of address space. Raises
+    SandboxError with what it says on stderr, or with the limit that it met.
     """
     words = (str(program), str(seconds), str(memory))
     try:
@@ -36,16 +36,16 @@ def attempt(program: Path, data: bytes, seconds: int, memory: int) -> bytes:
             [sys.executable, "-P", "-W", "ignore", __file__, *words],
             input=data,
             capture_output=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT_SECONDS,
             env=os.environ | ENVIRONMENT,
             start_new_session=True,  # a Ctrl-C is for its parent, which then ends it
         )
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"it took more than {PATIENCE:.0f} s") from error
+        raise SandboxError(f"it took more than {TIMEOUT_SECONDS:.0f} s") from error
     if child.returncode == -signal.SIGXCPU:
-        raise Failed(f"it took more than {seconds} s of processor time")
+        raise SandboxError(f"it took more than {seconds} s of processor time")
     if child.returncode:
-        raise Failed(_reason(child.returncode, child.stderr.decode("utf-8", "replace")))
+        raise SandboxError(_reason(child.returncode, child.stderr.decode("utf-8", "replace")))
     return child.stdout
 
 

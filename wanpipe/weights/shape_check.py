@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
+from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 
@@ -25,27 +25,27 @@ def check_shapes(name: str, path: Path, config: Any) -> None:
         tensors = file.tensors
     expected = EXPECTED[name](config)
     wrong = [
-        f"{shown(tensor)} {found} instead of {shape}"
+        f"{quote_name(tensor)} {found} instead of {shape}"
         for tensor, shape in expected.items()
-        if (found := leading(tensors, tensor, len(shape))) != shape
+        if (found := leading_axes(tensors, tensor, len(shape))) != shape
     ]
     layers = getattr(config, "layers", 0) - (name == "clip")  # its last block is never used
-    if (count := blocks(tensors)) != max(0, layers):
+    if (count := count_blocks(tensors)) != max(0, layers):
         wrong.append(f"{count} blocks instead of {layers}")
     if wrong:
         raise CheckpointError(
-            f"{path} does not fit the dimensions in config.json: {listed(wrong)}; convert the "
+            f"{path} does not fit the dimensions in config.json: {list_names(wrong)}; convert the "
             "checkpoint again"
         )
 
 
-def leading(tensors: Mapping[str, TensorInfo], name: str, count: int) -> tuple[int, ...]:
+def leading_axes(tensors: Mapping[str, TensorInfo], name: str, count: int) -> tuple[int, ...]:
     """The first axes of a tensor; all where `count` is 0, and none where it is not there."""
     shape = tensors[name].shape if name in tensors else ()
     return shape[:count] if count else shape
 
 
-def blocks(tensors: Mapping[str, TensorInfo]) -> int:
+def count_blocks(tensors: Mapping[str, TensorInfo]) -> int:
     """Count the blocks whose tensors are called blocks.0.*, blocks.1.* and so on."""
     return len({name.split(".", 2)[1] for name in tensors if name.startswith("blocks.")})
 

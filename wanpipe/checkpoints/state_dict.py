@@ -1,11 +1,12 @@
 """Shows the tensors of one network under their official names, whatever layout its files have.
 
-A layout is recognised by a key that no other has. Tensors that no row of a layout knows keep their
+A layout is recognized by a key that no other has. Tensors that no rule of a layout knows keep their
 names, so that the strict engine in `rename` reports them. Scaled 8-bit weights are given as their
 float32 values.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wanpipe.checkpoints.dtypes import EIGHT_BIT, FLOATS, STORED, Array, Floats, widen
-from wanpipe.checkpoints.read import BLOCK, Closing, TensorFile, open_tensors
-from wanpipe.checkpoints.rename import Row, matches
+from wanpipe.checkpoints.dtypes import FLOAT8_VALUES, FLOATS, NUMPY_DTYPES, Array, Floats, widen
+from wanpipe.checkpoints.read import BLOCK, TensorFile, open_tensors
+from wanpipe.checkpoints.rename import RenameRule, match_rules
 from wanpipe.checkpoints.rules import diffusers, transformers
-from wanpipe.checkpoints.tensors import TensorInfo, listed, shown
+from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.runtime.documents import DocumentError, decode
 
@@ -27,11 +28,11 @@ Kind = Literal["transformer", "text encoder", "VAE", "image encoder"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of network is named: `mark` is there if and only if a file has this layout."""
+    """How one kind of network is named: `signature` is a key that only this layout has."""
 
     kind: Kind
-    mark: str
-    rows: tuple[Row, ...] = ()  # none: the official names
+    signature: str
+    rules: tuple[RenameRule, ...] = ()  # none: the official names
 
 
 LAYOUTS = (
@@ -56,42 +57,47 @@ LAYOUTS = (
 )
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
 # ComfyUI's scaled weights: ends of the names that stand beside `<module>.weight`
-SCALES = (".scale_weight", ".weight_scale")
-IGNORED = (".scale_input", ".input_scale")  # for its 8-bit products; no part of the weight
-QUANTISED = ".comfy_quant"  # JSON that says in what format
+SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
+# for its 8-bit products; no part of the weight
+INPUT_SCALE_SUFFIXES = (".scale_input", ".input_scale")
+FORMAT_SUFFIX = ".comfy_quant"  # JSON that says in what format
+SUFFIXES = (*SCALE_SUFFIXES, *INPUT_SCALE_SUFFIXES, FORMAT_SUFFIX)
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
-MARKER = "scaled_fp8"
+SCALED_MARKER = "scaled_fp8"
 JSON_LIMIT = 1 << 12  # bytes
-OWN = -1  # place among the rows of a tensor that keeps its name
+OWN_NAME = -1  # place among the rules of a tensor that keeps its name
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stored tensor, and what its values are to be multiplied with."""
+class SourceTensor:
+    """A stored tensor, and the scale of its values."""
 
     name: str
     scale: float | None = None
 
 
-def recognise(names: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:
-    """Tell the layout and the prefix of a network's names; None for anything else."""
+def recognize(names: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:
+    """Return the layout and the prefix of a network's names; None for anything else."""
     for layout in LAYOUTS:
         for prefix in PREFIXES:
-            if prefix + layout.mark in names:
+            if prefix + layout.signature in names:
                 return layout, prefix
     return None
 
 
-class Network(Closing):
+class Network(AbstractContextManager["Network"]):
     """The tensors of one network by their official names, open for reading; a context manager."""
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
         self.paths = file.paths
-        self._parts = translate(file)
+        self._parts = map_names(file)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: self._joined(name, parts) for name, parts in self._parts.items()}
         )
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file; nothing can be read afterwards."""
@@ -105,7 +111,7 @@ class Network(Closing):
 
     def read_float32(self, name: str) -> Floats:
         """Read a tensor whole, as float32 values."""
-        subject = f"{self.paths[0]}: {shown(name)}"
+        subject = f"{self.paths[0]}: {quote_name(name)}"
         return widen(self.read(name), self.tensors[name].dtype, subject)
 
     def blocks(self, name: str, limit: int = BLOCK) -> Iterator[Array]:
@@ -114,35 +120,35 @@ class Network(Closing):
             for block in self._file.blocks(part.name, limit):
                 yield self._scaled(block, part)
 
-    def _find(self, name: str) -> tuple[Part, ...]:
+    def _find(self, name: str) -> tuple[SourceTensor, ...]:
         if name not in self._parts:
-            raise CheckpointError(f"{self.paths[0]} holds no tensor {shown(name)}")
+            raise CheckpointError(f"{self.paths[0]} holds no tensor {quote_name(name)}")
         return self._parts[name]
 
-    def _scaled(self, values: Array, part: Part) -> Array:
+    def _scaled(self, values: Array, part: SourceTensor) -> Array:
         if part.scale is None:
             return values
-        subject = f"{self.paths[0]}: {shown(part.name)}"
+        subject = f"{self.paths[0]}: {quote_name(part.name)}"
         return widen(values, self._file.tensors[part.name].dtype, subject) * np.float32(part.scale)
 
-    def _joined(self, name: str, parts: tuple[Part, ...]) -> TensorInfo:
+    def _joined(self, name: str, parts: tuple[SourceTensor, ...]) -> TensorInfo:
         """Tell what the tensor is that `parts` make, joined along the first axis."""
         infos = [self._part(part) for part in parts]
         if len(infos) == 1:
             return infos[0]
         if len({(info.shape[1:], info.dtype) for info in infos}) > 1 or not infos[0].shape:
             raise CheckpointError(
-                f"{self.paths[0]}: the parts of {shown(name)} must have one width and format; use "
-                "the files of one checkpoint"
+                f"{self.paths[0]}: the parts of {quote_name(name)} must have one width and format; "
+                "use the files of one checkpoint"
             )
         shape = (sum(info.shape[0] for info in infos), *infos[0].shape[1:])
         return TensorInfo(shape, infos[0].dtype, sum(info.nbytes for info in infos))
 
-    def _part(self, part: Part) -> TensorInfo:
+    def _part(self, part: SourceTensor) -> TensorInfo:
         info = self._file.tensors[part.name]
         if part.scale is None:
             return info
-        return TensorInfo(info.shape, "F32", prod(info.shape) * STORED["F32"].itemsize)
+        return TensorInfo(info.shape, "F32", prod(info.shape) * NUMPY_DTYPES["F32"].itemsize)
 
 
 def open_network(paths: Path | Sequence[Path]) -> Network:
@@ -158,40 +164,42 @@ def open_network(paths: Path | Sequence[Path]) -> Network:
         raise
 
 
-def translate(file: TensorFile) -> dict[str, tuple[Part, ...]]:
+def map_names(file: TensorFile) -> dict[str, tuple[SourceTensor, ...]]:
     """Map official names to what is stored under other names; unknown names stay as they are.
 
-    Stored tensors that become the same one are its parts, in the order of their rows.
+    Stored tensors that become the same one are its parts, in the order of their rules.
     """
-    layout, prefix = recognise(file.tensors) or (Layout("transformer", ""), "")
+    layout, prefix = recognize(file.tensors) or (Layout("transformer", ""), "")
     beside = [name for name in file.tensors if not name.startswith(prefix)]
-    if beside and set(beside) != {MARKER}:
+    if beside and set(beside) != {SCALED_MARKER}:
         raise CheckpointError(
-            f"{file.paths[0]} holds more than one network: {listed(beside)} beside {prefix}*; "
+            f"{file.paths[0]} holds more than one network: {list_names(beside)} beside {prefix}*; "
             "split it into one file for each"
         )
-    stored, scales = separate(file, prefix)
-    if not layout.rows:
-        return {name: (Part(key, scales.get(name)),) for name, key in stored.items()}
-    order = {row: index for index, row in enumerate(layout.rows)}
-    found: dict[str, list[tuple[int, Part]]] = {}
+    stored, scales = split_scales(file, prefix)
+    if not layout.rules:
+        return {name: (SourceTensor(key, scales.get(name)),) for name, key in stored.items()}
+    order = {rule: index for index, rule in enumerate(layout.rules)}
+    found: dict[str, list[tuple[int, SourceTensor]]] = {}
     infos = {name: file.tensors[key] for name, key in stored.items()}
-    for name, row, target in matches(infos, layout.rows):
-        if row is None or target is not None:
-            part = Part(stored[name], scales.get(name))
-            place = OWN if row is None else order[row]
+    for name, rule, target in match_rules(infos, layout.rules):
+        if rule is None or target is not None:
+            part = SourceTensor(stored[name], scales.get(name))
+            place = OWN_NAME if rule is None else order[rule]
             found.setdefault(target or stored[name], []).append((place, part))
     for name, parts in found.items():
         places = {place for place, _ in parts}
-        if len(places) < len(parts) or (OWN in places and len(parts) > 1):
-            raise CheckpointError(f"{file.paths[0]} gives {shown(name)} twice; download it again")
+        if len(places) < len(parts) or (OWN_NAME in places and len(parts) > 1):
+            raise CheckpointError(
+                f"{file.paths[0]} gives {quote_name(name)} twice; download it again"
+            )
     return {
         name: tuple(part for _, part in sorted(parts, key=lambda each: each[0]))
         for name, parts in found.items()
     }
 
 
-def separate(file: TensorFile, prefix: str) -> tuple[dict[str, str], dict[str, float]]:
+def split_scales(file: TensorFile, prefix: str) -> tuple[dict[str, str], dict[str, float]]:
     """Split what is stored into weights, by name without `prefix`, and scales, by their weight.
 
     Raises CheckpointError for scales and formats that wanpipe does not know.
@@ -200,21 +208,21 @@ def separate(file: TensorFile, prefix: str) -> tuple[dict[str, str], dict[str, f
     scales: dict[str, float] = {}
     for key, info in file.tensors.items():
         name = key.removeprefix(prefix)
-        ending = next((end for end in (*SCALES, *IGNORED, QUANTISED) if name.endswith(end)), "")
+        ending = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
         module = name.removesuffix(ending)
         scaled = file.tensors.get(f"{prefix}{module}.weight")
-        if name == MARKER:
+        if name == SCALED_MARKER:
             continue
         if not ending or scaled is None:
             weights[name] = key
-        elif ending == QUANTISED:
+        elif ending == FORMAT_SUFFIX:
             check_format(file, key, info)
-        elif scaled.dtype not in EIGHT_BIT:
+        elif scaled.dtype not in FLOAT8_VALUES:
             raise CheckpointError(
-                f"{file.paths[0]}: {shown(key)} scales a weight that is not an 8-bit float but "
-                f"{scaled.dtype}; use the unscaled file"
+                f"{file.paths[0]}: {quote_name(key)} scales a weight that is not an 8-bit float "
+                f"but {scaled.dtype}; use the unscaled file"
             )
-        elif ending in SCALES:
+        elif ending in SCALE_SUFFIXES:
             scales[f"{module}.weight"] = read_scale(file, key, info)
     return weights, scales
 
@@ -223,17 +231,17 @@ def read_scale(file: TensorFile, key: str, info: TensorInfo) -> float:
     """Read the one factor of a scaled weight."""
     if prod(info.shape) != 1 or info.dtype not in FLOATS:
         raise CheckpointError(
-            f"{file.paths[0]}: {shown(key)} must be one number, got {info.dtype} of shape "
+            f"{file.paths[0]}: {quote_name(key)} must be one number, got {info.dtype} of shape "
             f"{info.shape}; use a file with one scale per weight"
         )
     scale = float(file.read_float32(key).reshape(()))
     if not np.isfinite(scale):
-        raise CheckpointError(f"{file.paths[0]}: {shown(key)} is {scale}; download it again")
+        raise CheckpointError(f"{file.paths[0]}: {quote_name(key)} is {scale}; download it again")
     return scale
 
 
 def check_format(file: TensorFile, key: str, info: TensorInfo) -> None:
-    """Check that a weight is quantised in a way that is known."""
+    """Check that a weight is quantized in a way that is known."""
     data = file.read(key).tobytes() if info.nbytes <= JSON_LIMIT else b""
     try:
         found = decode(data, dict[str, Any]).get("format")
@@ -241,6 +249,6 @@ def check_format(file: TensorFile, key: str, info: TensorInfo) -> None:
         found = None
     if found not in FORMATS:
         raise CheckpointError(
-            f"{file.paths[0]}: {shown(key)} must be one of {', '.join(FORMATS)}, got "
-            f"{shown(str(found))}; use the file without this quantisation"
+            f"{file.paths[0]}: {quote_name(key)} must be one of {', '.join(FORMATS)}, got "
+            f"{quote_name(str(found))}; use the file without this quantization"
         )

@@ -15,10 +15,10 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 
-from wanpipe.checkpoints import pickled
-from wanpipe.checkpoints.dtypes import STORED
-from wanpipe.checkpoints.limited import Failed, attempt
-from wanpipe.checkpoints.tensors import MAX_AXES, Place, TensorInfo, shown
+from wanpipe.checkpoints import unpickle_tensors
+from wanpipe.checkpoints.dtypes import NUMPY_DTYPES
+from wanpipe.checkpoints.sandbox import SandboxError, run_limited
+from wanpipe.checkpoints.tensors import MAX_AXES, TensorInfo, TensorLocation, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.runtime.documents import Count, DocumentError, decode
 
@@ -28,13 +28,13 @@ SECONDS, MEMORY = 5, 1 << 29  # for a pickle: processor time, bytes; an honest o
 LENGTHS = struct.Struct("<26x2H")  # of name and extra field, in a member's own header
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # what zipfile and struct raise for a damaged archive; no list is documented
-DAMAGES = (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError)
+DAMAGE_ERRORS = (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError)
 RESAVE = "save it again with `torch.save` (its zip format)"
 Axes = Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_AXES)]
 
 
 class View(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """A tensor as `pickled` writes it; `length` is that of its storage, in numbers."""
+    """A tensor as `unpickle_tensors` writes it; `length` is that of its storage, in numbers."""
 
     name: str
     key: str
@@ -53,7 +53,7 @@ class Member:
     size: int
 
 
-class Source(io.FileIO):
+class BoundedFile(io.FileIO):
     """A file that never gives more at once than a zip directory may have."""
 
     def read(self, size: int | None = -1) -> bytes:
@@ -63,7 +63,7 @@ class Source(io.FileIO):
         )
 
 
-def list_tensors(file: BinaryIO, path: Path) -> dict[str, tuple[TensorInfo, Place]]:
+def list_tensors(file: BinaryIO, path: Path) -> dict[str, tuple[TensorInfo, TensorLocation]]:
     """Map names to what and where each tensor is. Raises CheckpointError that names `path`."""
     file.seek(0)
     start = file.read(len(LEGACY))
@@ -73,7 +73,7 @@ def list_tensors(file: BinaryIO, path: Path) -> dict[str, tuple[TensorInfo, Plac
         raise CheckpointError(
             f"{path} is not a torch checkpoint (no zip archive); download it again"
         )
-    found = members(path)
+    found = list_members(path)
     pickles = [name for name in found if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"{path} is a zip archive without exactly one data.pkl; {RESAVE}")
@@ -82,44 +82,46 @@ def list_tensors(file: BinaryIO, path: Path) -> dict[str, tuple[TensorInfo, Plac
         raise CheckpointError(
             f"{path} holds big-endian numbers; {RESAVE} on a little-endian machine"
         )
-    views = describe(read_member(file, found[pickles[0]], path), path)
-    return {view.name: locate(view, found.get(f"{root}data/{view.key}"), path) for view in views}
+    views = unpickle_views(read_member(file, found[pickles[0]], path), path)
+    return {
+        view.name: locate_tensor(view, found.get(f"{root}data/{view.key}"), path) for view in views
+    }
 
 
-def members(path: Path) -> dict[str, Member]:
+def list_members(path: Path) -> dict[str, Member]:
     """Map the names in a zip archive to its members. Raises CheckpointError."""
     found: dict[str, Member] = {}
     end = 0
     try:
-        with Source(path) as source, zipfile.ZipFile(source) as archive:
+        with BoundedFile(path) as source, zipfile.ZipFile(source) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
-                if complaint := wrong(info, found):
+                if complaint := refused_reason(info, found):
                     raise CheckpointError(f"{path} holds {complaint}")
                 archive.open(info).close()  # checks the member's own header
                 # zipfile does not tell where the bytes are, which are read in parts and in place
                 source.seek(info.header_offset)
                 offset = info.header_offset + 30 + sum(LENGTHS.unpack(source.read(LENGTHS.size)))
                 if info.header_offset < end:
-                    raise zipfile.BadZipFile(f"member {shown(info.filename)} overlaps another")
+                    raise zipfile.BadZipFile(f"member {quote_name(info.filename)} overlaps another")
                 end = offset + info.file_size
                 found[info.filename] = Member(offset, info.file_size)
-    except DAMAGES as error:
-        reason = shown(str(error))
+    except DAMAGE_ERRORS as error:
+        reason = quote_name(str(error))
         raise CheckpointError(
             f"{path} is a damaged zip archive or cut short ({reason}); download it again"
         ) from error
     return found
 
 
-def wrong(info: zipfile.ZipInfo, found: dict[str, Member]) -> str:
+def refused_reason(info: zipfile.ZipInfo, found: dict[str, Member]) -> str:
     """Tell what no torch checkpoint does with a member, or ""."""
     name = info.filename
     if name in found:
-        return f"the zip member {shown(name)} twice"
+        return f"the zip member {quote_name(name)} twice"
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        return f"a zip member whose name leaves the archive: {shown(name)}"
+        return f"a zip member whose name leaves the archive: {quote_name(name)}"
     if info.flag_bits & 1 or info.compress_type or info.compress_size != info.file_size:
-        return f"the compressed or encrypted zip member {shown(name)}; {RESAVE}"
+        return f"the compressed or encrypted zip member {quote_name(name)}; {RESAVE}"
     return ""
 
 
@@ -135,24 +137,28 @@ def read_member(file: BinaryIO, member: Member | None, path: Path) -> bytes:
     return file.read(member.size)
 
 
-def describe(data: bytes, path: Path) -> list[View]:
+def unpickle_views(data: bytes, path: Path) -> list[View]:
     """Give the tensors that a pickle describes."""
     try:
-        return decode(attempt(Path(pickled.__file__), data, SECONDS, MEMORY), list[View])
-    except (Failed, DocumentError) as error:
+        return decode(
+            run_limited(Path(unpickle_tensors.__file__), data, SECONDS, MEMORY), list[View]
+        )
+    except (SandboxError, DocumentError) as error:
         raise CheckpointError(
-            f"{path} holds a pickle that is no table of tensors: {shown(str(error))}; download it "
-            "again, or use a safetensors file"
+            f"{path} holds a pickle that is no table of tensors: {quote_name(str(error))}; "
+            "download it again, or use a safetensors file"
         ) from error
 
 
-def locate(view: View, member: Member | None, path: Path) -> tuple[TensorInfo, Place]:
+def locate_tensor(
+    view: View, member: Member | None, path: Path
+) -> tuple[TensorInfo, TensorLocation]:
     """Translate a view of a storage into bytes of the file."""
-    subject, width = f"{path}: {shown(view.name)}", STORED[view.dtype].itemsize
+    subject, width = f"{path}: {quote_name(view.name)}", NUMPY_DTYPES[view.dtype].itemsize
     if member is None or member.size != view.length * width:
         size = "no" if member is None else f"{member.size}"
         raise CheckpointError(
-            f"{path}: storage {shown(view.key)} needs {view.length * width} bytes, the "
+            f"{path}: storage {quote_name(view.key)} needs {view.length * width} bytes, the "
             f"archive holds {size}; download it again"
         )
     count, contiguous = prod(view.shape), True
@@ -171,4 +177,4 @@ def locate(view: View, member: Member | None, path: Path) -> tuple[TensorInfo, P
         step *= length
     strides = None if contiguous or not count else view.strides
     offset = member.offset + view.offset * width
-    return TensorInfo(view.shape, view.dtype, count * width), Place(0, offset, strides)
+    return TensorInfo(view.shape, view.dtype, count * width), TensorLocation(0, offset, strides)

@@ -27,8 +27,8 @@ from tests.checkpoints.foreign import (
 from tests.checkpoints.test_detect import NAMES, change
 from tests.conftest import relative_error
 from wanpipe.checkpoints.detect import detect
-from wanpipe.checkpoints.dtypes import EIGHT_BIT
-from wanpipe.checkpoints.layouts import open_network
+from wanpipe.checkpoints.dtypes import FLOAT8_VALUES
+from wanpipe.checkpoints.state_dict import open_network
 from wanpipe.weights.convert import Options, material
 from wanpipe.weights.source_hashes import source_hashes
 
@@ -178,7 +178,7 @@ def test_scales_of_products_and_unscaled_8_bit_weights_are_understood(
             network.read("blocks.0.attn.q.weight"), values[f"{module}.weight"]
         )
         found = network.read_float32("blocks.0.attn.k.weight")
-        np.testing.assert_array_equal(found, EIGHT_BIT["F8_E5M2"][tensors[plain][1]])
+        np.testing.assert_array_equal(found, FLOAT8_VALUES["F8_E5M2"][tensors[plain][1]])
     assert dtype == "BF16"
     converted(comfy, tmp_path / "model")
 
@@ -196,7 +196,7 @@ WEIGHT = "model.diffusion_model.blocks.0.self_attn.q"
         ({f"{WEIGHT}.comfy_quant": np.zeros(9, "u1")}, "must be one of float8_e4m3fn"),
         (
             {f"{WEIGHT}.comfy_quant": np.frombuffer(b'{"format": "nvfp4"}', "u1")},
-            "float8_e5m2, got nvfp4; use the file without this quantisation",
+            "float8_e5m2, got nvfp4; use the file without this quantization",
         ),
         ({f"{WEIGHT}.weight": np.zeros((64, 64), "u1")}, "floating-point numbers, got U8"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wanpipe.checkpoints.vocabulary import read_tokenizer
+from wanpipe.checkpoints.tokenizer_file import read_tokenizer
 from wanpipe.errors import CheckpointError
 
 Table = dict[str, Any]

@@ -1,6 +1,6 @@
 """Tries a tokenizer.json: reads it from stdin and uses it; ends with an error where it cannot.
 
-Run by `limited` as a child process, because the library that reads it aborts or panics over some
+Run by `sandbox` as a child process, because the library that reads it aborts or panics over some
 damages where others are errors.
 """
 
