@@ -46,12 +46,12 @@ def decode(data: bytes | str, kind: type[T]) -> T:
         raise DocumentError(first_line(error)) from error
 
 
-def convert(data: Any, kind: type[T]) -> T:
-    """Convert builtins (dicts, lists, numbers) to `kind`, integers to floats if `kind` has
-    floats. Raises DocumentError.
+def convert(data: Any, kind: type[T], strict: bool = True) -> T:
+    """Convert plain data (dicts, lists, numbers) to `kind`, integers to floats where `kind` has
+    floats, and strings to numbers unless `strict`. Raises DocumentError.
     """
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, kind, strict=strict)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DocumentError(first_line(error)) from error
 
