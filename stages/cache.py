@@ -7,7 +7,6 @@ Python users call the functions of `wanpipe.cache`, one module per subcommand.
 """
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from wanpipe.cache.listing import Filter, list_entries, usage
 from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.options import Age, Size
+from wanpipe.cli.printing import print_json, print_lines, print_path
 from wanpipe.cli.session import Session, help_option, read_only_options
 from wanpipe.errors import StoreError, UsageError
+from wanpipe.runtime.disk import store_errors
 from wanpipe.store import Store
 from wanpipe.store.schema import STAGES
 
@@ -59,11 +60,9 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
     click.get_current_context().call_on_close(gc.enable)
     rows = list_entries(session.store, Filter(**conditions))
     if as_json:
-        text = "\n".join(json.dumps(row.to_json(), ensure_ascii=False) for row in rows)
+        print_json(*(row.to_json() for row in rows))
     else:
-        text = entry_table(rows)
-    if text:
-        print(text)  # click.echo would search 10 MB of text for colors
+        print_lines(entry_table(rows).splitlines())
 
 
 @command.command("du")
@@ -72,7 +71,10 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
 def du(session: Session, as_json: bool) -> None:
     """Show the disk usage of each stage."""
     sizes = usage(session.store)
-    click.echo(json.dumps(sizes) if as_json else usage_table(sizes))
+    if as_json:
+        print_json(sizes)
+    else:
+        print_lines(usage_table(sizes).splitlines())
 
 
 @command.command("verify")
@@ -88,7 +90,7 @@ def verify(session: Session, repair: bool) -> None:
     store, count = session.store, 0
     for path, error in find_damaged(store):
         count += 1
-        click.echo(path)
+        print_path(path)
         if repair and path.is_file():
             path.unlink()  # the record of a run; its steps stay
         elif repair:
@@ -146,8 +148,8 @@ def gc_command(
         every=None if keep_steps is None else parse_keep_steps(keep_steps),
         models=models,
     )
-    if paths := collect(session.store, limits, dry_run):
-        click.echo("\n".join(map(str, paths)))
+    for path in collect(session.store, limits, dry_run):
+        print_path(path)
 
 
 @command.command("pin")
@@ -155,9 +157,11 @@ def gc_command(
 @read_only_options
 def pin(session: Session, references: tuple[str, ...]) -> None:
     """Protect entries from gc. Named entries are protected too."""
-    for entry_id in entry_ids(session.store, references):
-        session.store.pins.set(entry_id.rpartition("/")[2], entry_id)
-        click.echo(session.store.root / entry_id)
+    store = session.store
+    for entry_id in entry_ids(store, references):
+        with store_errors(store.root):
+            store.pins.set(entry_id.rpartition("/")[2], entry_id)
+        print_path(store.root / entry_id)
 
 
 @command.command("unpin")
@@ -167,10 +171,11 @@ def unpin(session: Session, references: tuple[str, ...]) -> None:
     """Let gc delete entries again. Removes their pins and names."""
     store = session.store
     for entry_id in entry_ids(store, references):
-        for refs in (store.pins, store.names):
-            for name in refs.of(entry_id):
-                refs.remove(name)
-        click.echo(store.root / entry_id)
+        with store_errors(store.root):
+            for refs in (store.pins, store.names):
+                for name in refs.of(entry_id):
+                    refs.remove(name)
+        print_path(store.root / entry_id)
 
 
 def entry_ids(store: Store, references: Sequence[str]) -> list[str]:
@@ -197,7 +202,7 @@ def export(session: Session, references: tuple[str, ...], file: Path) -> None:
     entries = [store.peek_reference(reference) for reference in references]
     together = archive.export(entries, file, store)
     store.report.event("written", path=str(file), entries=len(together))
-    click.echo(file)
+    print_path(file)
 
 
 @command.command("import")
@@ -208,7 +213,7 @@ def import_(session: Session, file: Path) -> None:
     from wanpipe.cache import archive
 
     for path in archive.import_(file, session.store):
-        click.echo(path)
+        print_path(path)
 
 
 @command.command("explain", context_settings={"ignore_unknown_options": True})

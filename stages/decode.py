@@ -13,6 +13,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
+from wanpipe.media.video import check_rate, check_writable, video_format
 from wanpipe.pipeline.budget import choose_plan
 from wanpipe.pipeline.frames import Decoding
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
@@ -21,8 +22,6 @@ from wanpipe.pipeline.plan import Plan, Work, plan_entries
 from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model
-
-LARGEST_FPS = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +44,12 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     `model` may be None if frames are given. Raises UsageError for invalid parameters, for a latent
     that the VAE cannot decode, and if --memory is less than any memory plan needs.
     """
-    check_params(params)
+    kind = check_output(params)
     if inputs.frames is None and inputs.step is None:
         raise UsageError("no step is given; make one with `wanpipe denoise`, name it with --from")
     source = Source.of(model, inputs, store)
+    if params.output is not None:
+        check_rate(kind, source.rate(params.fps))
     if inputs.frames is not None:
         return plan_video(source, inputs.frames, params, store)
     assert model is not None, "only frames can do without a model"
@@ -59,6 +60,8 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     memory_plan = (
         existing[0] if existing else choose_plan("vae", plans, params.memory, store.report)
     )
+    if params.output is not None and not existing and not store.read_only:
+        check_writable(params.output)  # else it would be noticed after the last step
     recipe = decoding.recipe(memory_plan)
 
     def make() -> Entry:
@@ -88,16 +91,14 @@ def run(model: Model | None, inputs: Inputs, params: Params, store: Store) -> En
     return plan(model, inputs, params, store).make()
 
 
-def check_params(params: Params) -> None:
-    """Raise UsageError for an unknown kind of video or an invalid frame rate."""
-    from wanpipe.media import video
-
-    if params.output is not None:
-        video.video_format(params.output)
-    if params.fps is not None and not 0 < params.fps <= LARGEST_FPS:
-        raise UsageError(
-            f"fps must be above 0 and at most {LARGEST_FPS}, got {params.fps:g}; use 16 or 24"
-        )
+def check_output(params: Params) -> str:
+    """Return the format of the video. Raises UsageError for an unknown one, for a place where no
+    video can be, or for an invalid frame rate.
+    """
+    kind = "mp4" if params.output is None else video_format(params.output)
+    if params.fps is not None:
+        check_rate(kind, params.fps)
+    return kind
 
 
 @click.command("decode")

@@ -18,7 +18,7 @@ from wanpipe import demo
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.runtime.disk import atomic_replace
+from wanpipe.runtime.output import replace_output
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import open_model
 
@@ -94,7 +94,7 @@ def write_sheet(params: Params, entries: Sequence[Entry], stem: str) -> Path:
     labels[0] = f"{prompt} ({labels[0]})"
     rows = [(label, entry.read("frames")) for label, entry in zip(labels, entries, strict=True)]
     path = params.output_dir / f"{stem}.png"
-    with atomic_replace(path) as draft:
+    with replace_output(path) as draft:
         video.contact_sheet(rows, columns=SHOWN, width=96).save(draft)
     return path
 

@@ -7,6 +7,7 @@ Writes: I2V `condition` (4+16, F, H, W), mask channels first, and for Wan2.1 `cl
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from wanpipe.weights.model import Model, find_model
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
     from wanpipe.media.image import Mode, Resample
 
@@ -36,7 +36,7 @@ class Params:
     """An image and its canvas. None means the default for the model and the image.
 
     `fit` is "stretch", "cover" or "pad"; None means cover on an explicit canvas, else the official
-    fit. `memory` is a limit in bytes.
+    fit. `exif` turns the image as its EXIF orientation says. `memory` is a limit in bytes.
     """
 
     image: Path
@@ -44,6 +44,7 @@ class Params:
     height: int | None = None
     num_frames: int | None = None
     fit: "Mode | None" = None
+    exif: bool = False
     memory: int | None = None
 
 
@@ -70,8 +71,9 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
             f"{model.config.variant} makes videos from text alone, so it takes no image; use an "
             "I2V or TI2V model"
         )
-    image = open_image(params.image)
-    canvas = choose_canvas(model, params, image)
+    check = partial(choose_canvas, model, params)
+    image = open_image(params.image, params.exif, check, store.report)
+    canvas = check(*image.size)
     resample: Resample = "lanczos" if model.config.task == "ti2v" else "bicubic"
     pixels = fit(image, canvas.width, canvas.height, canvas.fit, resample)
     clip = clip_pixels(image) if model.takes_clip else None
@@ -119,22 +121,23 @@ def needed(model: Model, canvas: Canvas) -> MemoryPlan:
     return budget.image_plan(config.vae, latent, computed, is_cuda(), clip)
 
 
-def choose_canvas(model: Model, params: Params, image: "Image") -> Canvas:
-    """Return the canvas that was asked for, or the model's area at the image's aspect ratio.
+def choose_canvas(model: Model, params: Params, width: int, height: int) -> Canvas:
+    """Return the canvas that was asked for, or the model's area at the aspect ratio of an image.
 
     The area is rounded as in the official code.
     """
     defaults, ti2v = model.config.defaults, model.config.task == "ti2v"
-    frames = params.num_frames or defaults.num_frames
+    frames = defaults.num_frames if params.num_frames is None else params.num_frames
     geometry.check_frames(frames)
     frames = 1 if ti2v else frames  # TI2V encodes the image alone, whatever the length of the video
     multiple = model.config.side_multiple
-    if params.width or params.height:
-        width, height = params.width or defaults.width, params.height or defaults.height
+    if params.width is not None or params.height is not None:
+        width = defaults.width if params.width is None else params.width
+        height = defaults.height if params.height is None else params.height
         geometry.check_size(width, height, multiple)
         return Canvas(width=width, height=height, num_frames=frames, fit=params.fit or "cover")
     canvas = geometry.covered_canvas if ti2v else geometry.stretched_canvas
-    width, height = canvas(image.width, image.height, defaults.width * defaults.height, multiple)
+    width, height = canvas(width, height, defaults.width * defaults.height, multiple)
     official: Mode = "cover" if ti2v else "stretch"
     return Canvas(width=width, height=height, num_frames=frames, fit=params.fit or official)
 

@@ -4,6 +4,7 @@ Reads: a model's t5_encoder and tokenizer.
 Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, without padding.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.plan import Plan, Work, plan_entries
+from wanpipe.runtime.documents import DocumentError, read_stream
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.weights.model import Model, find_model
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 Ids = tuple[int, ...]
+LINE_END = re.compile(r"\r\n|\n|\r")
+LONGEST_FILE = 1 << 24  # bytes of prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +177,14 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     lines: list[str] = []
     if file is not None:
         try:
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"prompt file {file} cannot be read as UTF-8 text: {error}") from error
+            text = read_stream(file, LONGEST_FILE).decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError, DocumentError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(
+                f"prompt file {file} cannot be read as UTF-8 text: {reason}; give a text file"
+            ) from error
+        # not splitlines, which takes marks within a prompt for line ends
+        lines = [line for line in LINE_END.split(text) if line.strip()]
         if not lines:
             raise UsageError(f"prompt file {file} has no prompt; write one a line")
     return (*prompts, *lines)

@@ -12,9 +12,11 @@ import click
 
 from wanpipe.cache.listing import settings_summary
 from wanpipe.cache.tree import Forest, draw, forest
+from wanpipe.cli.printing import print_lines
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError
 from wanpipe.runtime import units
+from wanpipe.runtime.text import printable
 from wanpipe.store import Run, Store
 from wanpipe.store.index import Summary
 
@@ -80,7 +82,7 @@ class StepFormatter:
 
     def settings(self, row: Summary) -> str:
         """Return the settings of a step, with the size and the LoRAs of its run."""
-        return units.printable(settings_summary(row, self.view.runs.get(row.key)))
+        return printable(settings_summary(row, self.view.runs.get(row.key)))
 
     def prompt(self, row: Summary) -> str:
         """Return the prompt of a step in quotation marks, or its key if the text was removed."""
@@ -128,5 +130,4 @@ def command(session: Session, reference: str) -> None:
     ENTRY is a step, frames or a run. For a text or an image, draws every run that uses it. The
     latest step is on top.
     """
-    for line in run(reference, session.store):
-        click.echo(line)
+    print_lines(run(reference, session.store))

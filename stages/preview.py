@@ -4,17 +4,19 @@ Reads: `x0` of denoise entries; with --vae also a model's vae.
 Writes: a PNG; prints its path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from wanpipe.cli import options
+from wanpipe.cli.printing import print_path
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline import preview
-from wanpipe.runtime.disk import atomic_replace
+from wanpipe.runtime.output import check_writable, replace_output
 from wanpipe.store import Entry, Store, key_of
 from wanpipe.store.entry import read_entry
 from wanpipe.weights.model import Model, find_model
@@ -46,6 +48,10 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     output = params.output or Path(f"drafts-{key_of([step.key for step in steps])[:8]}.png")
     if output.suffix.lower() != ".png":
         raise UsageError(f"a preview must end in .png, got {output.name}; use a .png name")
+    with writable(output):
+        check_writable(output)
+        if output.is_dir():
+            raise UsageError(f"a preview is a file, but {output} is a folder; give another name")
     rows = []
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
@@ -58,12 +64,18 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
                 frames = preview.true_frames(latent, model, store)[4 * trim :]
             rows.append((preview.label(step, run), frames))
             task.advance()
+    with writable(output), replace_output(output) as draft:
+        video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
+    return output
+
+
+@contextmanager
+def writable(output: Path) -> Iterator[None]:
+    """Raise WanpipeError where the preview cannot be written."""
     try:
-        with atomic_replace(output) as draft:
-            video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
+        yield
     except OSError as error:
         raise WanpipeError(f"{output} cannot be written: {error.strerror or error}") from error
-    return output
 
 
 def choose(references: Sequence[str], all_drafts: bool, store: Store) -> list[Entry]:
@@ -133,4 +145,4 @@ def command(
     steps = choose(references, all_drafts, store)
     made_by = Store(steps[0].root, store.report).runs.latest(steps[0].key) if vae else None
     found = find_model(model, steps, store, made_by) if vae else None
-    click.echo(run(steps, Params(output=output, columns=columns), store, found))
+    print_path(run(steps, Params(output=output, columns=columns), store, found))

@@ -15,6 +15,7 @@ from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
+from wanpipe.media.video import check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
@@ -54,7 +55,8 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     plans: list[Plan[Any]] = [texts]
     image = None
     if params.image is not None:
-        frames = params.denoise.num_frames or model.config.defaults.num_frames
+        frames = params.denoise.num_frames
+        frames = model.config.defaults.num_frames if frames is None else frames
         frames += 4 * (params.denoise.trim_first_frames or 0)
         images = encode_image.plan(model, replace(params.image, num_frames=frames), store)
         plans.append(images)
@@ -90,7 +92,9 @@ def video_path(params: Params, step: Entry, index: int | None) -> Path:
     asked = params.decode.output
     if asked is None:
         words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
-        return Path(f"{'-'.join(words)[:LONGEST_STEM]}-{step.key[:8]}.mp4")
+        # letters of rare scripts take four bytes each
+        stem = "-".join(words)[:LONGEST_STEM].encode()[: 3 * LONGEST_STEM].decode(errors="ignore")
+        return Path(f"{stem}-{step.key[:8]}.mp4")
     if index is None:
         return asked
     return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")
@@ -138,16 +142,15 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
     params = read(asked)
-    if params.decode.output is not None:
-        from wanpipe.media import video
-
-        video.video_format(params.decode.output)
+    decode.check_output(params.decode)
     conversion = None
     if checkpoint_dir is not None:
         conversion = convert.Params(
             checkpoint_dir=checkpoint_dir,
             **{name: asked[name] for name in CONVERSION},
         )
+        if not session.dry_run:
+            check_writable(params.decode.output or Path("video.mp4"))
     found = plan_model(model, conversion, session)
     if found is None:
         return
@@ -164,9 +167,10 @@ def read(asked: dict[str, Any]) -> Params:
 
     image = None
     if asked["image"] is not None:
-        image = encode_image.Params(**some("image", "fit", "width", "height", "memory"))
-    elif asked["fit"] is not None:
-        raise UsageError("--fit says how an image meets the canvas; give --image or leave it out")
+        image = encode_image.Params(**some("image", "fit", "exif", "width", "height", "memory"))
+    elif asked["fit"] is not None or asked["exif"]:
+        option = "--exif" if asked["fit"] is None else "--fit"
+        raise UsageError(f"{option} tells how to take an image; give --image, or leave it out")
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
     sampling |= some("scheduler", "timesteps", "step_cache", "seeds", "noise")

@@ -4,7 +4,6 @@ Reads: an entry of the cache, a model directory, a video that wanpipe wrote, or 
 Writes: nothing; prints the description on stdout.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,15 @@ import click
 
 from wanpipe.cache.describe import Rows, describe_entry, describe_run
 from wanpipe.checkpoints.tensors import list_names
+from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.denoising.loras import find_file
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.pipeline.lineage import Lineage
 from wanpipe.runtime.documents import DocumentError, decode
 from wanpipe.runtime.documents import to_builtins as plain_data
-from wanpipe.runtime.units import format_si, printable
+from wanpipe.runtime.text import to_json
+from wanpipe.runtime.units import format_si
 from wanpipe.store import Store
 from wanpipe.weights.model import Model, open_model
 
@@ -41,8 +42,10 @@ def run(reference: str, store: Store) -> dict[str, Any]:
         return dict(describe_lora(path))
     if (path / "adapter_config.json").is_file():
         return dict(describe_lora(find_file(path)))
-    if path.is_file() or (path.is_dir() and any(path.glob("*.png"))):
+    if path.is_dir() and any(path.glob("*.png")):
         return dict(describe_video(path))
+    if path.exists() and not path.is_dir():
+        return dict(describe_file(path))
     if found := store.find_run(reference):
         return dict(describe_run(found, store))
     entry = store.peek_reference(reference)
@@ -132,6 +135,17 @@ def describe_modules(lora: "LoraFile") -> Rows:
         yield "image branch", "for Wan2.1 I2V; other models ignore these keys"
 
 
+def describe_file(path: Path) -> Rows:
+    """Describe a file that can only be a video. Raises CheckpointError for a GGUF file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                raise CheckpointError(
+                    f"{path} is a GGUF file, which wanpipe does not read; give a .safetensors file"
+                )
+    yield from describe_video(path)
+
+
 def describe_video(path: Path) -> Rows:
     """Describe the lineage in a video's metadata. Raises UsageError if it has none."""
     from wanpipe.media import video
@@ -159,10 +173,11 @@ def command(session: Session, reference: str, as_json: bool) -> None:
     """
     rows = run(reference, session.store)
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     labels = {name: LABELS.get(name, name) for name in rows}
     width = max(map(len, labels.values()))
-    for name, value in rows.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(printable(f"{labels[name]:<{width}}  {text}"))
+    print_lines(
+        f"{labels[name]:<{width}}  {value if isinstance(value, str) else to_json(value)}"
+        for name, value in rows.items()
+    )

@@ -1,6 +1,7 @@
 """Bad input: a one-line error and the right exit code, with nothing computed or written."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -31,12 +32,18 @@ SETTINGS = [
     (("--seed", -1), "seed must not be negative"),
     (("--timesteps", "500,1000"), "timesteps must fall"),
     (("--trim-first-frames", -1), "trim-first-frames must not be negative"),
+    (("--trim-first-frames", 100_000), "got 100000, which makes 400005; use 1 or 2"),
+    (("--trim-first-frames", 2500), "at most 10001 frames to generate, got 2500"),
+    (("--num-frames", 0), "frames must be 4n+1, got 0"),
     (("--noise", "nowhere.npy"), "noise nowhere.npy cannot be read"),
     (("--noise", "shape.npy"), "noise shape.npy must be floats of shape (16, 2, 4, 4)"),
     (("--noise", "whole.npy"), "noise whole.npy must be floats"),
     (("--noise", "nan.npy"), "noise nan.npy must be finite"),
     (("--noise", "pickle.npy"), "noise pickle.npy cannot be read"),
     (("--noise", "text.npy"), "noise text.npy cannot be read"),
+    (("--noise", "pipe.npy"), "noise pipe.npy cannot be read as .npy: it is not a regular file"),
+    (("--noise", "huge.npy"), "noise huge.npy must be floats of shape (16, 2, 4, 4), got"),
+    (("--noise", "deep.npy"), "noise deep.npy cannot be read as .npy"),
     (("--noise", "good.npy", "--seed", 1), "--seed and --noise exclude each other"),
 ]
 
@@ -49,6 +56,13 @@ def write_noise(folder: Path) -> None:
     np.save(folder / "nan.npy", np.where(noise > 2, np.nan, noise))
     np.save(folder / "pickle.npy", np.array([print], dtype=object), allow_pickle=True)
     (folder / "text.npy").write_text("no noise")
+    if not (folder / "pipe.npy").exists():
+        os.mkfifo(folder / "pipe.npy")
+    for name, shape in (("huge", "(16, 1000000000, 4, 4)"), ("deep", "(" * 4000 + ")" * 4000)):
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+        (folder / f"{name}.npy").write_bytes(
+            b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
+        )
 
 
 @pytest.mark.parametrize(("options", "says"), SETTINGS)
@@ -246,6 +260,12 @@ def test_an_unreadable_image_is_refused(
     words = ("--model", place.model, "--image", name)
     place.refuse("encode-image", *words, code=2, says=says)
     place.refuse("run", "--prompt", "new", *words, code=2, says=says)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--fit", "pad"), ("--exif", None)])
+def test_options_of_an_image_need_one(option: str, value: str | None, place: Place) -> None:
+    words = ("--model", place.model, "--prompt", "x", option, *([value] if value else []))
+    place.refuse("run", *words, code=2, says=f"{option} tells how to take an image; give --image")
 
 
 def test_a_config_with_another_schema_or_unknown_keys_is_refused(

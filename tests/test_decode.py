@@ -107,19 +107,6 @@ def test_without_an_output_no_film_is_written(studio: Place) -> None:
     assert sorted(path.name for path in studio.root.iterdir()) == ["cache"]
 
 
-def test_frames_are_kept_when_the_film_cannot_be_written(
-    studio: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
-    shutil.rmtree(studio.cache / "decode")
-    step = studio.made("denoise", "--from", studio.text(), *SMALL)
-    failed = inside("decode", "--from", step, "--output", "new.mp4", cwd=studio.root)
-    assert failed.code == 1
-    assert "no ffmpeg" in failed.stderr.splitlines()[-1]
-    monkeypatch.undo()
-    assert not studio.do("decode", "--from", step, "--output", "new.mp4").computed()
-
-
 def test_frames_that_cannot_be_kept_leave_nothing_behind(
     studio: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

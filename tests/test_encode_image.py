@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.conftest import DATA, golden
 from tests.workshop import Models, Place
@@ -44,7 +44,53 @@ def test_the_orientation_that_a_camera_notes_is_ignored(i2v: Place) -> None:
     exif = image.getexif()
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(i2v.root / "turned.png", exif=exif)
-    assert encode(i2v, "plain.png", *CANVAS) == encode(i2v, "turned.png", *CANVAS)
+    plain = encode(i2v, "plain.png", *CANVAS)
+    assert plain == encode(i2v, "turned.png", *CANVAS)
+    assert plain == encode(i2v, "plain.png", *CANVAS, "--exif")
+    told = i2v.do("encode-image", "--model", i2v.model, "--image", "turned.png", *CANVAS).events
+    assert ["--exif" in event["text"] for event in told if event["event"] == "remark"] == [True]
+
+
+def test_exif_turns_an_image_and_its_canvas(i2v: Place) -> None:
+    image = Image.open(DATA / "bad" / "cmyk.jpg").convert("RGB").resize((64, 32))
+    exif = image.getexif()
+    exif[0x0112] = 8
+    image.save(i2v.root / "turned.png", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_90).save(i2v.root / "upright.png")
+    upright = encode(i2v, "upright.png", *CANVAS)
+    assert encode(i2v, "turned.png", *CANVAS, "--exif") == upright
+    assert encode(i2v, "turned.png", *CANVAS) != upright
+    words = ("encode-image", "--model", i2v.model, "--num-frames", 5, "--dry-run", "--image")
+    assert i2v.do(*words, "turned.png", "--exif").paths == i2v.do(*words, "upright.png").paths
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--width", 0), "width must be a multiple of 16, got 0"),
+        (("--height", 0), "height must be a multiple of 16, got 0"),
+        (("--num-frames", 0), "frames must be 4n+1, got 0"),
+        (("--width", 16384, "--height", 16384), "at most 16777216 pixels, got 16384x16384"),
+    ],
+)
+def test_zero_and_absurd_sizes_are_refused(more: tuple[object, ...], says: str, i2v: Place) -> None:
+    image = ("--model", i2v.model, "--image", DATA / "bad" / "alpha.png")
+    i2v.refuse("encode-image", *image, *more, code=2, says=says)
+    i2v.refuse("run", "--prompt", "new", *image, *more, code=2, says=says)
+
+
+@pytest.mark.parametrize("size", [(65500, 1), (1, 65500), (80, 1_000_000), (65500, 60)])
+def test_an_image_whose_aspect_gives_no_canvas_is_refused_before_it_is_decoded(
+    size: tuple[int, int], i2v: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", size).save(i2v.root / "long.png")
+
+    def decode(*_: object) -> None:
+        raise AssertionError("the image was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
+    words = ("--model", i2v.model, "--image", "long.png")
+    i2v.refuse("encode-image", *words, code=2, says="no canvas within 921600 pixels")
 
 
 def test_a_copied_or_renamed_image_is_the_same_entry(i2v: Place) -> None:

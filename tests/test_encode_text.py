@@ -1,5 +1,9 @@
 """encode-text: one entry per prompt, T5 loaded at most once."""
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +44,29 @@ def test_prompts_of_a_file_are_one_a_line_in_order(place: Place) -> None:
     made = place.do(*words, "--prompt", "zero", "--prompt-file", "prompts.txt")
     prompts = [place.entry(path).made.prompt for path in made.paths]
     assert prompts == ["zero", "one", "two", "一只猫"]
+
+
+def test_only_line_ends_divide_prompts(place: Place) -> None:
+    lines = ["a\u2028b", "c\x85d", "e\x0bf", "g\x0ch", "i\x1cj", "k"]
+    text = "\ufeff" + "\r\n".join(lines[:3]) + "\r" + "\n".join(lines[3:])
+    (place.root / "prompts.txt").write_bytes(text.encode())
+    made = place.do("encode-text", "--model", place.model, "--prompt-file", "prompts.txt")
+    assert [place.entry(path).made.prompt for path in made.paths] == lines
+
+
+def test_prompts_may_come_through_a_pipe_but_are_not_waited_for(place: Place) -> None:
+    os.mkfifo(place.root / "pipe")
+    words = ("encode-text", "--model", place.model, "--prompt-file")
+    place.refuse(*words, "pipe", code=2, says="has no prompt")
+    place.refuse(*words, "/dev/zero", code=2, says="larger than 16777216 bytes")
+    wanpipe = shlex.join([sys.executable, "-m", "wanpipe", *map(str, words)])
+    done = subprocess.run(
+        ["bash", "-c", f"{wanpipe} <(sleep 0.3; echo one; echo two)"],
+        cwd=place.root,
+        capture_output=True,
+        text=True,
+    )
+    assert len(done.stdout.split()) == 2, done.stderr
 
 
 def test_names_of_several_prompts_are_numbered(place: Place) -> None:

@@ -14,7 +14,7 @@ from tests.workshop import inside
 
 ROOT = Path(__file__).parent.parent
 SOON = 20.0  # seconds: far less than what is interrupted would take, far more than it needs
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGQUIT: 131}
 # what the programs below begin with: `hit` sends a signal to the process itself
 START = """
 import os, signal, sys, threading, time
@@ -277,6 +277,12 @@ except Interrupted as error:
         session=True,
     )
     assert done.stdout == "130 []\n", done.stderr
+
+
+def test_ctrl_c_before_the_handlers_are_there_prints_no_traceback() -> None:
+    done = python("import wanpipe.__main__\nhit()")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert python("import wanpipe.__main__\nhit()\nprint(1)", "INT").stdout == "1\n"
 
 
 @pytest.mark.parametrize("number", CODES)

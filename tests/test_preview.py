@@ -123,6 +123,7 @@ def test_a_preview_reads_only_x0(place: Place) -> None:
         (("STEP", "--output", "x.jpg"), "a preview must end in .png"),
         (("STEP", "--columns", "0"), "columns must be 1 or more"),
         (("STEP", "--output", "missing/x.png"), "cannot be written"),
+        (("STEP", "--output", "x" * 300 + ".png"), "cannot be written: File name too long"),
     ],
 )
 def test_invalid_arguments_are_one_line_errors(
@@ -137,6 +138,20 @@ def test_invalid_arguments_are_one_line_errors(
     assert says in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert not list(place.root.glob("*.png"))
+
+
+def test_an_output_that_is_no_place_for_a_preview_is_refused_before_any_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (step,) = drafted(place, 1)
+    (place.root / "folder.png").mkdir()
+
+    def draw(*_: object) -> None:
+        raise AssertionError("it was drawn")
+
+    monkeypatch.setattr("wanpipe.pipeline.preview.linear_frames", draw)
+    for name, code in (("folder.png", 2), ("/proc/x.png", 1), ("x" * 300 + ".png", 1)):
+        place.refuse("preview", step, "--output", name, code=code, says=name[:12])
 
 
 def test_a_damaged_draft_is_a_one_line_error(place: Place) -> None:

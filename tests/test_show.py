@@ -1,13 +1,18 @@
 """show: an entry, a model or a video is described back to its prompt and model."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import DATA
 from tests.workshop import PROMPT, SMALL, Models, Place, inside
+from wanpipe.media.video import write_video
 
 
 def show(place: Place, reference: object) -> dict[str, Any]:
@@ -87,3 +92,46 @@ def test_a_file_that_is_not_a_video_is_refused(studio: Place) -> None:
     (studio.root / "notes.txt").write_text("not a video")
     studio.refuse("show", "notes.txt", code=1, says="notes.txt cannot be read as a video")
     studio.refuse("show", "nowhere.mp4", code=1, says="no entry nowhere.mp4")
+    (studio.root / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
+    studio.refuse("show", "model.gguf", code=1, says="is a GGUF file, which wanpipe does not read")
+    os.mkfifo(studio.root / "pipe.mp4")
+    studio.refuse("show", "pipe.mp4", code=2, says="it is not a regular file")
+
+
+NO_LINEAGES = [
+    "",
+    "a holiday",
+    "[]",
+    '{"wanpipe": 1}',
+    '{"wanpipe": [{"prompt": "x"}]}',
+    '{"wanpipe": {"seed": NaN}}',
+    '{"wanpipe": {"seed": 1e999}}',
+    '{"wanpipe": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+    json.dumps({"wanpipe": {"k" * 10_000: 1}}),
+    json.dumps({"wanpipe": {str(number): 1 for number in range(2000)}}),
+]
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.mp4", "x"])
+@pytest.mark.parametrize("comment", NO_LINEAGES, ids=lambda comment: comment[:20])
+def test_a_comment_that_is_no_lineage_is_refused(name: str, comment: str, studio: Place) -> None:
+    write_video(studio.root / name, [np.zeros((1, 32, 32, 3), np.uint8)], 8, {"comment": comment})
+    studio.refuse("show", name, code=2, says=f"{name} has no record of how it was made")
+
+
+def test_a_lineage_cannot_control_the_terminal(studio: Place) -> None:
+    lineage = json.dumps({"wanpipe": {"\x1b[2J": "\x1b]0;x\x07\u202e\x9b", "b": ["\x1b"]}})
+    write_video(
+        studio.root / "x.gif", [np.zeros((1, 32, 32, 3), np.uint8)], 8, {"comment": lineage}
+    )
+    assert show(studio, "x.gif")["b"] == ["\x1b"]
+    for more in ((), ("--json",)):
+        shown = subprocess.run(
+            [sys.executable, "-m", "wanpipe", "show", "x.gif", *more],
+            cwd=studio.root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert all(line.isprintable() for line in shown.splitlines())
+        assert r"\u202e" in shown

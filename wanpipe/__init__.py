@@ -4,9 +4,10 @@
 """
 
 from importlib import import_module
-from typing import Any
 
-from wanpipe.runtime.version import version
+TYPE_CHECKING = False  # type checkers know the name; `typing` itself takes time to import
+if TYPE_CHECKING:
+    from typing import Any
 
 EXPORTS = {
     "convert": ("stages.convert", "run"),
@@ -21,8 +22,10 @@ EXPORTS = {
 __all__ = sorted(EXPORTS)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
+        from wanpipe.runtime.version import version
+
         return version()
     if name in EXPORTS:
         module, attribute = EXPORTS[name]

@@ -5,7 +5,8 @@ Loads neither MLX nor Zarr.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,17 +14,28 @@ from typing import Any, NoReturn
 import click
 
 import stages
-from wanpipe.errors import UsageError, WanpipeError, error_line, wants_json
-from wanpipe.runtime import interrupt
+from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.runtime import interrupt, streams
 from wanpipe.runtime.interrupt import Interrupted
+from wanpipe.runtime.text import error_line, wants_json
 
 INTERRUPTED = 130  # exit code of an interruption whose signal is unknown
+CLOSED_PIPE = 128 + 13  # exit code of a process that SIGPIPE ended
 RESUME_HINT = "run the same command again to resume, finished steps are kept"
 MEMORY_HINT = "reduce --width, --height or --num-frames, or use --tiling spatial"
 
 
-class CommandInterrupted(Exception):
-    """Carries a KeyboardInterrupt past click, which would print an empty line for it."""
+class CommandEnded(Exception):
+    """Carries an interruption or a closed pipe past click, which would answer them in its way."""
+
+
+@contextmanager
+def past_click() -> Iterator[None]:
+    """Raise CommandEnded for what click must not catch."""
+    try:
+        yield
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        raise CommandEnded from error
 
 
 class LazyGroup(click.Group):
@@ -40,11 +52,14 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command. Raises CommandInterrupted if it is interrupted."""
-        try:
+        """Run a command. Raises CommandEnded."""
+        with past_click():
             return super().invoke(context)
-        except KeyboardInterrupt as error:
-            raise CommandInterrupted from error
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        """Parse the arguments, or print the help. Raises CommandEnded."""
+        with past_click():
+            return super().make_context(*arguments, **more)
 
 
 @click.group(cls=LazyGroup)
@@ -65,6 +80,12 @@ def fail(message: str, code: int, as_json: bool) -> NoReturn:
     """Print one line on stderr and exit."""
     print(error_line(message, as_json), file=sys.stderr)
     sys.exit(code)
+
+
+def abandon() -> NoReturn:
+    """End without a word because nobody reads the output any more, as other tools do."""
+    streams.abandon()
+    sys.exit(CLOSED_PIPE)
 
 
 def check_stages_package() -> None:
@@ -89,24 +110,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         interrupt.check()
         check_stages_package()
         cli.main(args=given, prog_name="wanpipe", standalone_mode=False)
+        sys.stdout.flush()
     except WanpipeError as error:
         fail(str(error), error.exit_code, as_json)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        print(error.format_message())
         sys.exit(UsageError.exit_code)
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"; see `{context.command_path} --help`" if context else ""
         fail(error.format_message().rstrip(".") + hint, error.exit_code, as_json)
-    except (KeyboardInterrupt, CommandInterrupted, click.Abort) as error:
+    except (KeyboardInterrupt, BrokenPipeError, CommandEnded, click.Abort) as error:
         cause = error.__cause__ or error
+        if isinstance(cause, BrokenPipeError):
+            abandon()
         code = cause.code if isinstance(cause, Interrupted) else INTERRUPTED
         if sys.stderr.isatty():
             print(file=sys.stderr)  # the terminal has echoed ^C on this line
         fail(f"interrupted; {RESUME_HINT}", code, as_json)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
     except MemoryError:
         fail(f"out of memory; {MEMORY_HINT}", 1, as_json)
     except RuntimeError as error:  # MLX has no exception type for a failed allocation

@@ -1,10 +1,8 @@
-"""The errors that wanpipe raises on purpose, and the one line that reports an error.
+"""The errors that wanpipe raises on purpose.
 
 A message is one line: subject, rule, value, remedy. `wanpipe.app` turns an error into an exit code;
 nothing else catches the whole family.
 """
-
-from collections.abc import Sequence
 
 
 class WanpipeError(Exception):
@@ -25,18 +23,3 @@ class CheckpointError(WanpipeError):
 
 class StoreError(WanpipeError):
     """A cache that cannot be read or written, or an entry that does not exist."""
-
-
-def wants_json(arguments: Sequence[str]) -> bool:
-    """Return whether command line arguments ask for JSON events, and so for errors as JSON."""
-    return any(argument.partition("=")[0] == "--events" for argument in arguments)
-
-
-def error_line(message: str, as_json: bool) -> str:
-    """Format an error for stderr as one line, without the line end."""
-    line = " ".join(message.split())
-    if not as_json:
-        return f"wanpipe: error: {line}"
-    import json
-
-    return json.dumps({"event": "error", "text": line}, ensure_ascii=False)

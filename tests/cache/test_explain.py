@@ -95,7 +95,7 @@ def test_prompts_replace_keys(store: Store) -> None:
     words, other = text(store), text(store, "a dog\x1b[31m")
     chain(store, words, 8)
     (miss,) = plan(store, run(other))
-    assert miss["reason"] == "seed, model: same; text “a cat” → “a dog [31m”"
+    assert miss["reason"] == "seed, model: same; text “a cat” → “a dog\\x1b[31m”"
 
 
 def test_a_planned_prompt_is_shown(store: Store) -> None:

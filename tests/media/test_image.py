@@ -1,15 +1,19 @@
 """Images are read and fitted like in the official code; bad ones are refused."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.conftest import DATA, golden
 from wanpipe.errors import UsageError
-from wanpipe.media.image import bicubic, clip_pixels, fit, open_image, signed
+from wanpipe.media.image import LARGEST_FILE, bicubic, clip_pixels, fit, open_image, signed
+from wanpipe.runtime.report import Report
 
 UNUSUAL = ["alpha.png", "animated.gif", "cmyk.jpg", "gray16.png", "one_by_one.png"]
 
@@ -28,11 +32,105 @@ def test_unusual_images_give_the_official_pixels(name: str) -> None:
     np.testing.assert_array_equal(pixels, golden("bad/images")[name])
 
 
-def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
+class Remarks(Report):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def remark(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_ignored_with_a_remark_or_obeyed(
+    name: str, orientation: int, tmp_path: Path
+) -> None:
+    image = plain(40, 24)
+    image.paste((0, 0, 0), (0, 0, 16, 8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by a quarter turn
-    plain(30, 20).save(tmp_path / "turned.jpg", exif=exif)
-    assert open_image(tmp_path / "turned.jpg").size == (30, 20)
+    exif[0x0112] = orientation
+    image.save(tmp_path / name, exif=exif, quality=95)
+    report = Remarks()
+    stored = open_image(tmp_path / name, report=report)
+    assert np.abs(np.asarray(stored, int) - np.asarray(image, int)).mean() < 5
+    assert len(report.texts) == (orientation != 1)
+    assert all("--exif" in text for text in report.texts)
+    sizes: list[tuple[int, int]] = []
+    turned = open_image(tmp_path / name, True, lambda *size: sizes.append(size), report)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / name)).convert("RGB")
+    np.testing.assert_array_equal(turned, expected)
+    assert sizes == [turned.size] == [(24, 40) if orientation > 4 else (40, 24)]
+    assert len(report.texts) == (orientation != 1)
+
+
+def test_an_image_may_be_refused_by_its_size_before_it_is_decoded(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    fixture_image("wan21-i2v").save(whole, "PNG")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:2000])  # enough for its header
+
+    def refuse(width: int, height: int) -> None:
+        raise UsageError(f"not {width}x{height}")
+
+    with pytest.raises(UsageError, match="not 45x64"):
+        open_image(tmp_path / "cut.png", check=refuse)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO", "PCX"])
+def test_no_other_format_is_opened(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain(32, 32).save(tmp_path / "image.png", kind)
+
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("Pillow starts Ghostscript for an EPS")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(UsageError, match="none of PNG, JPEG, WEBP, GIF, TIFF, BMP"):
+        open_image(tmp_path / "image.png")
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from tests.peak import peak_bytes
+from wanpipe.media.image import open_image
+size = open_image(Path(sys.argv[1])).size
+print(size, peak_bytes())
+"""
+
+
+def test_one_frame_of_a_long_animation_costs_no_more_than_one(tmp_path: Path) -> None:
+    animation = io.BytesIO()
+    frames = [Image.new("RGB", (400, 300), color) for color in ("red", "blue")]
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    data = animation.getvalue()
+    first = data.index(b"\x21\xf9")  # the control block before a frame
+    second = data.index(b"\x21\xf9", first + 1)
+    (tmp_path / "long.gif").write_bytes(data[:second] + 9000 * data[second:-1] + b";")
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "long.gif"], capture_output=True, text=True
+    )
+    assert done.stdout.startswith("(400, 300)"), done.stderr
+    assert int(done.stdout.split()[-1]) < 400_000_000  # all frames take 3 GB
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_usual_format_is_opened_whatever_its_name(kind: str, tmp_path: Path) -> None:
+    plain(32, 16).save(tmp_path / "image", kind)
+    assert open_image(tmp_path / "image").size == (32, 16)
+
+
+def test_a_file_that_is_not_regular_or_too_large_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(UsageError, match="not a regular file"):
+            open_image(path)
+    plain(32, 16).save(tmp_path / "film.webp")
+    os.truncate(tmp_path / "film.webp", LARGEST_FILE + 1)
+    with pytest.raises(UsageError, match="larger than 268435456 bytes"):
+        open_image(tmp_path / "film.webp")
 
 
 def test_unreadable_images_are_one_line_errors(tmp_path: Path) -> None:
@@ -114,6 +212,15 @@ def test_bicubic_matches_torch_including_its_overshoot() -> None:
     ]
     resized = bicubic(np.repeat(pixels[..., None], 3, axis=-1), 3, 4)
     np.testing.assert_allclose(resized[..., 1], expected, rtol=0, atol=5e-7)
+
+
+def test_bicubic_computes_any_part_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.asarray(fixture_image("wan21-i2v"))
+    whole = bicubic(pixels, 90, 70)
+    monkeypatch.setattr("wanpipe.media.image.TOGETHER", 3 * pixels.shape[1])
+    np.testing.assert_array_equal(bicubic(pixels, 90, 70), whole)
+    part = bicubic(pixels, 90, 70, (5, 20, 41, 87))
+    np.testing.assert_array_equal(part, whole[20:87, 5:41])
 
 
 def test_bicubic_to_the_same_size_is_exact() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.workshop import PROMPT, SMALL, Place, inside
 
@@ -77,6 +78,36 @@ def test_a_disk_that_refuses_to_write_is_one_line(
     says = failed(place, "encode-text", "--model", place.model, "--prompt", "x")
     full = number in (errno.ENOSPC, errno.EDQUOT)
     assert ("no space left for the cache" if full else "cannot be written") in says
+
+
+def test_a_refused_lock_names_the_cache_and_the_remedy(
+    studio: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock has an absolute path, also where the cache is ./cache."""
+
+    def refuse(self: FileLock, *_: object, **__: object) -> None:
+        path = str(Path(self.lock_file).absolute())
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    says = failed(studio, "encode-text", "--model", studio.model, "--prompt", "new")
+    assert says.endswith("the cache at cache cannot be written (Permission denied); use --cache")
+
+
+@pytest.mark.parametrize("command", ["pin", "unpin"])
+def test_a_pin_in_a_read_only_cache_names_the_remedy(
+    command: str, studio: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = next(studio.cache.glob("decode/*")).name
+    studio.do("cache", "pin", key)
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    says = failed(studio, "cache", command, key)
+    assert says.endswith("cannot be written (Read-only file system); use --cache")
 
 
 def test_a_disk_that_fills_while_flushing_publishes_nothing(

@@ -153,7 +153,48 @@ def test_a_constant_array_is_refused(stage: str, name: str, tmp_path: Path) -> N
         seal(draft)
 
 
-def test_blocks_of_any_size_make_the_same_array(tmp_path: Path) -> None:
+def one_color(stage: str, name: str) -> np.ndarray:
+    """Channels that differ from each other and are constant in themselves."""
+    axes = STAGES[stage].array(name).axes
+    shape = [3 if axis == "C" else 8 for axis in axes]
+    along = np.arange(3).reshape([3 if axis == "C" else 1 for axis in axes])
+    return np.broadcast_to(along, shape).astype(STAGES[stage].array(name).dtype)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])  # of the blocks that come
+@pytest.mark.parametrize(
+    ("stage", "name"), [("denoise", "x0"), ("denoise", "latent"), ("decode", "frames")]
+)
+def test_a_video_of_one_color_in_each_channel_is_refused(
+    stage: str, name: str, size: int, tmp_path: Path
+) -> None:
+    array = one_color(stage, name)
+    blocks = [array[start : start + size] for start in range(0, len(array), size)]
+    with (
+        pytest.raises(WanpipeError, match=f"{name} is constant in every channel"),
+        draft_of(tmp_path / "draft", stage).stream(name, array.shape) as writer,
+    ):
+        for block in blocks:
+            writer.append(block)
+    changed = array.copy()
+    changed[-1, -1, -1, -1] += 1  # one pixel of one channel
+    with draft_of(tmp_path / "other", stage).stream(name, array.shape) as writer:
+        for start in range(0, len(array), size):
+            writer.append(changed[start : start + size])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "says"),
+    [("float32", "check guidance, LoRAs and weights"), ("bfloat16", "--dtype float32")],
+)
+def test_the_remedy_for_nan_fits_the_dtype(dtype: str, says: str, tmp_path: Path) -> None:
+    draft = Draft(tmp_path / "draft", STAGES["denoise"], dtype)
+    draft.write("latent", np.full((4, 1, 1, 2), np.nan, np.float32))
+    with pytest.raises(WanpipeError, match=says):
+        seal(draft)
+
+
+def test_blocks_that_come_in_any_size_make_the_same_array(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (11, 3, 2, 3), dtype=np.uint8)
     digests = []
     for number, cuts in enumerate(([], [1], [4, 8], [3, 4, 5, 10])):

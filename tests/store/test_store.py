@@ -51,7 +51,7 @@ def test_interrupted_publish_leaves_no_entry(error: type[BaseException], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("dtype", "remedy"), [("bfloat16", "try a model converted"), ("float32", "check the files of")]
+    ("dtype", "remedy"), [("bfloat16", "try a model converted"), ("float32", "check guidance")]
 )
 def test_an_array_with_nan_leaves_no_entry(tmp_path: Path, dtype: str, remedy: str) -> None:
     made = Recipe(material=structs.replace(recipe().material, dtype=dtype), step=0)

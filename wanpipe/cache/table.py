@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from wanpipe.cache.listing import ListedEntry
 from wanpipe.runtime import units
+from wanpipe.runtime.text import printable
 
 
 def entry_table(rows: Sequence[ListedEntry]) -> str:
@@ -17,7 +18,7 @@ def entry_table(rows: Sequence[ListedEntry]) -> str:
 
 def columns(one: ListedEntry, now: float) -> tuple[str, ...]:
     """Format one entry or run; `now` is in seconds since 1970."""
-    row, run, what = one.row, one.run, units.printable(one.what)
+    row, run, what = one.row, one.run, printable(one.what)
     if row.step is not None:
         seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
         of = f"/{run.settings.steps}" if run else ""

@@ -170,6 +170,9 @@ image = group(
         help="Stretch, crop (cover) or pad the image to the size of the video.  "
         "[default: the model's; cover with --width or --height]",
     ),
+    click.option(
+        "--exif", is_flag=True, help="Turn the image by its EXIF orientation, like a viewer."
+    ),
 )
 sampling = group(
     click.option(

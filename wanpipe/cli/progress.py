@@ -3,7 +3,6 @@
 stdout is only for the paths of entries. `wanpipe.cli.messages` formats the events.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 
 from wanpipe.cli.messages import describe
 from wanpipe.runtime.report import Report, Task
+from wanpipe.runtime.text import printable, to_json
 from wanpipe.runtime.units import format_duration
 
 PLAIN_INTERVAL = 1.0  # seconds between two plain progress lines
@@ -24,9 +24,7 @@ class JsonReport(Report):
         self.stream = stream or sys.stderr
 
     def event(self, kind: str, **fields: Any) -> None:
-        print(
-            json.dumps({"event": kind, **fields}, ensure_ascii=False), file=self.stream, flush=True
-        )
+        print(to_json({"event": kind, **fields}), file=self.stream, flush=True)
 
     def remark(self, text: str) -> None:
         self.event("remark", text=text)
@@ -51,7 +49,7 @@ class PlainReport(Report):
 
     def line(self, text: str) -> None:
         """Print one line."""
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
         text = describe(kind, fields)
@@ -81,7 +79,7 @@ class BarReport(PlainReport):
         self.bars: dict[int, Any] = {}
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def progress(self, task: Task, elapsed: float, left: float) -> None:
         bar, identity = self.bars[id(task)]
@@ -99,7 +97,7 @@ class BarReport(PlainReport):
         )
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -108,7 +106,7 @@ class BarReport(PlainReport):
         )
         task = Task(self, label, total)
         with Progress(*columns, console=self.console) as bar:
-            self.bars[id(task)] = (bar, bar.add_task(label, total=total))
+            self.bars[id(task)] = (bar, bar.add_task(printable(label), total=total))
             try:
                 yield task
             finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanpipe.cli.options import Command, group
+from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
 from wanpipe.store import Store
 from wanpipe.store.refs import check_name
@@ -51,7 +52,7 @@ class Session:
         for index, (path, entry) in enumerate(zip(paths, entries or paths, strict=True)):
             if self.name is not None and not self.dry_run:
                 self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", entry)
-            click.echo(str(path))
+            print_path(path)
 
 
 cache_option = click.option(

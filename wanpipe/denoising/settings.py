@@ -127,7 +127,7 @@ def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]
     values |= asked
     geometry.check_frames(values["num_frames"])
     geometry.check_size(values["width"], values["height"], model.config.side_multiple)
-    check_trim(values.get("trim_first_frames", 0))
+    check_trim(values.get("trim_first_frames", 0), values["num_frames"])
     if values.get("timesteps"):
         values["steps"] = len(values["timesteps"])
         if asked.get("steps") not in (None, values["steps"]):
@@ -140,13 +140,14 @@ def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]
     return cast(values)
 
 
-def check_trim(trim: int) -> None:
+def check_trim(trim: int, num_frames: int) -> None:
     """Raise UsageError for an invalid number of frames to trim."""
     if trim < 0:
         raise UsageError(f"trim-first-frames must not be negative, got {trim}; use 0 or more")
-    if trim > geometry.MAX_FRAMES:
+    if num_frames + 4 * trim > geometry.MAX_FRAMES:
         raise UsageError(
-            f"trim-first-frames must be at most {geometry.MAX_FRAMES}, got {trim}; use 1 or 2"
+            f"trim-first-frames must leave at most {geometry.MAX_FRAMES} frames to generate, got "
+            f"{trim}, which makes {num_frames + 4 * trim}; use 1 or 2"
         )
 
 

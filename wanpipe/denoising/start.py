@@ -1,15 +1,18 @@
 """Where a trajectory starts: noise from a seed, noise from a file, or a step of an earlier run."""
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.settings import Params
 from wanpipe.errors import UsageError
-from wanpipe.runtime.documents import convert
+from wanpipe.runtime.documents import convert, first_line, open_regular
 from wanpipe.sampling.noise import draw
 from wanpipe.store.keys import hash_array
 from wanpipe.store.schema import Noise
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 ALGORITHM = "numpy-philox-normal"
+WIDEST = 16  # bytes of a float
+HEADER = 1 << 16  # bytes that a .npy file may have before its numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +74,38 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> "np.ndarray":
     """
     import numpy as np
 
+    largest = WIDEST * math.prod(shape) + HEADER
     try:
-        array = np.load(path, allow_pickle=False)
+        with warnings.catch_warnings(), open_regular(path, largest) as file:
+            warnings.simplefilter("ignore")  # of files that Python 2 wrote
+            found, dtype = read_header(file)  # before anything is allocated
+            if found != shape or dtype.kind != "f":
+                raise UsageError(
+                    f"noise {path} must be floats of shape {shape}, got {dtype} {found}"
+                )
+            file.seek(0)
+            array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UsageError(
-            f"noise {path} cannot be read as .npy: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != shape:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise UsageError(f"noise {path} must be floats of shape {shape}, got {found}")
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UsageError(f"noise {path} cannot be read as .npy: {reason}") from error
     if not np.isfinite(array).all():
         raise UsageError(f"noise {path} must be finite, got NaN or infinite values")
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def read_header(file: BinaryIO) -> "tuple[tuple[int, ...], np.dtype[Any]]":
+    """Read shape and dtype of a .npy file. Raises ValueError."""
+    from numpy.lib import format as npy
+
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(file)
+    if version not in read:
+        raise ValueError(f"version {version} is for structured arrays")
+    try:
+        shape, _, dtype = read[version](file)
+    # NumPy has Python parse the header, which raises all of these
+    except (TypeError, TokenError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError("its header is damaged") from error
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, dtype

@@ -4,49 +4,112 @@ Works on pixels on the host; knows neither networks nor entries. Output values a
 unclamped.
 """
 
+import logging
 import struct
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from wanpipe.errors import UsageError
+from wanpipe.runtime.documents import open_regular
+from wanpipe.runtime.report import Report
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Mode = Literal["stretch", "cover", "pad"]
 Resample = Literal["bicubic", "lanczos"]
-LARGEST_RESIZED = 2**28  # pixels; only an image far narrower than its canvas needs more
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+# Pillow reads more, some of it with programs that it starts
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+LARGEST_FILE = 2**28  # bytes; Pillow reads some formats whole, even for one of 9,000 frames
+LARGEST_RESIZED = 2**26  # pixels; only an image far narrower than its canvas needs more
+TOGETHER = 2**20  # pixels of the source that are handled together
+ORIENTATION = 0x0112  # tag of EXIF
+UPRIGHT, SIDEWAYS = 1, range(5, 9)  # its values: as stored, and with width and height exchanged
 CLIP_SIZE = 224
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
 
-def open_image(path: Path) -> "Image.Image":
-    """Read an image as RGB. Drops alpha, ignores EXIF orientation, takes the first frame of an
-    animation.
+@contextmanager
+def opened(path: Path) -> Iterator["Image.Image"]:
+    """Open an image of one of `FORMATS`; its pixels are decoded when they are asked for.
 
-    Raises UsageError if it cannot be read or is larger than Pillow considers safe.
+    Raises UsageError if it cannot be read or is larger than Pillow considers safe, and for errors
+    of Pillow in the block.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open_regular(path, LARGEST_FILE) as file:
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.convert("RGB")
+            with Image.open(file, formats=formats()) as image:
+                yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UsageError(
             f"image {path} is too large; it may have at most {Image.MAX_IMAGE_PIXELS} pixels"
         ) from error
     except FileNotFoundError as error:
         raise UsageError(f"no image at {path}") from error
+    except UnidentifiedImageError as error:
+        raise UsageError(
+            f"image {path} cannot be read: it is none of {', '.join(formats())}; give a PNG or JPEG"
+        ) from error
     # Pillow raises all of these for damaged files: SyntaxError for PNG, RuntimeError for AVIF
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UsageError(f"image {path} cannot be read: {reason}; give a PNG or JPEG") from error
+
+
+def formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this Pillow has."""
+    from PIL import Image, features
+
+    Image.init()
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it writes to stderr
+    return tuple(
+        name
+        for name in FORMATS
+        if name in Image.OPEN and (name != "AVIF" or features.check("avif"))
+    )
+
+
+def open_image(
+    path: Path,
+    exif: bool = False,
+    check: Callable[[int, int], object] = lambda width, height: None,
+    report: Report | None = None,
+) -> "Image.Image":
+    """Read an image as RGB. Drops alpha, takes the first frame of an animation.
+
+    EXIF orientation is ignored with a remark, as in the official code, unless `exif` asks to turn
+    the image. `check` gets width and height before any pixel is decoded. Raises UsageError if the
+    image cannot be read or is larger than Pillow considers safe.
+    """
+    from PIL import ImageOps
+
+    with opened(path) as image:
+        if not exif:
+            check(*image.size)  # a PNG is decoded to find its orientation
+        orientation = UPRIGHT  # Pillow always turns a TIFF
+        if image.format != "TIFF":
+            orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+        if exif:
+            check(*(image.size[::-1] if orientation in SIDEWAYS else image.size))
+            ImageOps.exif_transpose(image, in_place=True)
+        elif orientation in range(UPRIGHT + 1, SIDEWAYS.stop) and report is not None:
+            report.remark(
+                f"image {path} is marked as turned (EXIF orientation {orientation}) but is taken "
+                "as it is stored; add --exif to turn it"
+            )
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def fit(
@@ -63,13 +126,12 @@ def fit(
             f"image of {image.width}x{image.height} is too narrow to {mode} {width}x{height}; "
             "crop it first"
         )
-    pixels = _resize(image, *size, resample)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     if mode == "pad":
         canvas = np.full((height, width, 3), -1.0, dtype=np.float32)
-        canvas[-top : size[1] - top, -left : size[0] - left] = pixels
+        canvas[-top : size[1] - top, -left : size[0] - left] = _resize(image, *size, resample)
         return canvas
-    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    return _resize(image, *size, resample, (left, top, left + width, top + height))
 
 
 def clip_pixels(image: "Image.Image") -> np.ndarray:
@@ -78,7 +140,7 @@ def clip_pixels(image: "Image.Image") -> np.ndarray:
 
     Source: wan/modules/clip.py, CLIPModel.visual.
     """
-    pixels = bicubic(np.asarray(image), CLIP_SIZE, CLIP_SIZE)
+    pixels = bicubic(pixels_of(image), CLIP_SIZE, CLIP_SIZE)
     return (pixels * 0.5 + 0.5 - CLIP_MEAN) / CLIP_STD
 
 
@@ -90,12 +152,26 @@ def _resized(image: "Image.Image", width: int, height: int, mode: Mode) -> tuple
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
-def _resize(image: "Image.Image", width: int, height: int, resample: Resample) -> np.ndarray:
+def _resize(
+    image: "Image.Image", width: int, height: int, resample: Resample, box: Box | None = None
+) -> np.ndarray:
+    """Resize, and return what lies in `box`, by default all."""
     from PIL import Image
 
     if resample == "bicubic":
-        return bicubic(np.asarray(image), height, width)
-    return signed(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
+        return bicubic(pixels_of(image), height, width, box)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS)
+    return signed(np.asarray(resized.crop(box) if box else resized))
+
+
+def pixels_of(image: "Image.Image") -> np.ndarray:
+    """Return the pixels of an RGB image (Y, X, 3) uint8, without Pillow's two copies at a time."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    step = max(1, TOGETHER // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def signed(pixels: np.ndarray) -> np.ndarray:
@@ -103,21 +179,25 @@ def signed(pixels: np.ndarray) -> np.ndarray:
     return (pixels.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 
 
-def bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def bicubic(pixels: np.ndarray, height: int, width: int, box: Box | None = None) -> np.ndarray:
     """Resize (Y, X, 3) uint8 to float32 like torch's interpolate: a = -0.75, no antialiasing.
 
-    Corners are not aligned, edge pixels are repeated, overshoot beyond [-1, 1] is kept.
+    Corners are not aligned, edge pixels are repeated, overshoot beyond [-1, 1] is kept. Computes
+    only what lies in `box`.
     """
-    rows, row_weights = _taps(pixels.shape[0], height)
-    columns, column_weights = _taps(pixels.shape[1], width)
-    out = np.zeros((height, width, 3), dtype=np.float32)
-    for row, row_weight in zip(rows, row_weights, strict=True):
-        band = signed(pixels[row])
-        across = sum(
-            weight[None, :, None] * band[:, column]
-            for column, weight in zip(columns, column_weights, strict=True)
-        )
-        out += row_weight[:, None, None] * across
+    left, top, right, bottom = box or (0, 0, width, height)
+    rows, row_weights = (taps[:, top:bottom] for taps in _taps(pixels.shape[0], height))
+    columns, column_weights = (taps[:, left:right] for taps in _taps(pixels.shape[1], width))
+    out = np.zeros((bottom - top, right - left, 3), dtype=np.float32)
+    step = max(1, TOGETHER // pixels.shape[1])
+    for some in (slice(start, start + step) for start in range(0, len(out), step)):
+        for row, row_weight in zip(rows[:, some], row_weights[:, some], strict=True):
+            band = signed(pixels[row])
+            across = sum(
+                weight[None, :, None] * band[:, column]
+                for column, weight in zip(columns, column_weights, strict=True)
+            )
+            out[some] += row_weight[:, None, None] * across
     return out
 
 

@@ -9,6 +9,7 @@ from wanpipe.errors import UsageError
 
 Triple = tuple[int, int, int]
 MAX_FRAMES, MAX_SIDE = 10_001, 16_384  # frames, and pixels per side: more is a typing error
+MAX_AREA = 2**24  # pixels of a frame: 4096x4096
 TILE, OVERLAP = 256, 64  # pixels: side and overlap of the tiles of a tiled decode
 
 
@@ -39,6 +40,10 @@ def check_size(width: int, height: int, multiple: int) -> None:
                 f"{name} must be a multiple of {multiple}, got {side}; "
                 f"use {_either(below, below + multiple)}"
             )
+    if width * height > MAX_AREA:
+        raise UsageError(
+            f"a frame must have at most {MAX_AREA} pixels, got {width}x{height}; make it smaller"
+        )
 
 
 def _either(below: int, above: int) -> str:
@@ -100,7 +105,7 @@ def _floor(side: float, multiple: int) -> int:
 
 
 def _check_canvas(width: int, height: int, image: tuple[int, int], area: int) -> None:
-    if min(width, height) < 1 or max(width, height) > MAX_SIDE:
+    if min(width, height) < 1 or max(width, height) > MAX_SIDE or width * height > MAX_AREA:
         raise UsageError(
             f"no canvas within {area} pixels has the aspect of a {image[0]}x{image[1]} image; "
             "give --width and --height"

@@ -4,10 +4,10 @@ A video has it in its metadata.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from wanpipe.errors import UsageError
 from wanpipe.pipeline.inputs import Inputs
@@ -17,13 +17,13 @@ from wanpipe.store.runs import ModelReference
 from wanpipe.store.schema import ROLES
 from wanpipe.weights.model import Model
 
-LIMIT = 1 << 20  # bytes of a video's comment
+FieldName = Annotated[str, Meta(max_length=100)]
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     """The comment of a video. Fields that a later wanpipe adds are accepted."""
 
-    wanpipe: dict[str, Any]
+    wanpipe: Annotated[dict[FieldName, Any], Meta(max_length=1000)]
 
 
 def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) -> dict[str, Any]:
@@ -87,9 +87,12 @@ class Source:
             run = next(iter([*fitting, *runs]), None)
         return Source(key, home, step, run, model)
 
-    @property
-    def fps(self) -> float:
-        """Frames per second. Raises UsageError if neither the run nor the model knows."""
+    def rate(self, asked: float | None) -> float:
+        """Return frames per second: those asked for, or else the run's or the model's. Raises
+        UsageError if neither knows.
+        """
+        if asked is not None:
+            return asked
         fps = self.run.fps if self.run else None
         if fps is None and self.model is not None:
             fps = self.model.config.defaults.fps

@@ -75,7 +75,7 @@ class VideoWriter(Worker[bool]):
         self.store.report.event(**fields, path=str(output))
         run = self.source.run
         if run is not None:
-            fps = float(self.fps or self.source.fps)
+            fps = float(self.source.rate(self.fps))
             video = Video(path=str(output.resolve()), frames=entry.key, fps=fps)
             self.store.save_video(run, video)
 
@@ -87,7 +87,7 @@ class VideoWriter(Worker[bool]):
         from wanpipe.media import video
         from wanpipe.store.keys import canonical
 
-        rate = self.fps or self.source.fps
+        rate = self.source.rate(self.fps)
         rate = int(rate) if rate == int(rate) else rate
         lineage = {**self.source.lineage(), "decode": key, "fps": rate}
         comment = canonical({"wanpipe": lineage}).decode()

@@ -8,12 +8,14 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 
-MAX_BYTES = 1 << 20  # of a document, unless its reader gives another limit
-MAX_LINE = 300  # characters of an error, which may quote a file
+from wanpipe.runtime import text
+
+MAX_BYTES = 1 << 20  # bytes of a document unless its reader says otherwise
+MAX_LINE = 300  # characters of an error, of which a file may have chosen some
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
@@ -62,14 +64,40 @@ def load(path: Path, kind: type[T], limit: int = MAX_BYTES) -> T:
 
 
 def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Read a small regular file; never waits for a named pipe. Raises OSError or DocumentError."""
+    """Read a small regular file whole; never waits for a named pipe. Raises OSError or
+    DocumentError.
+    """
+    with open_regular(path, limit) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:  # it has grown
+        raise DocumentError(f"it is larger than {limit} bytes")
+    return data
+
+
+def read_stream(path: Path, limit: int) -> bytes:
+    """Read a file or a pipe to its end; a pipe that nobody writes to is empty. Raises OSError, or
+    DocumentError where it is larger than `limit` bytes.
+    """
     with open(path, "rb", opener=_open_nonblocking) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DocumentError("it is not a regular file")
+        os.set_blocking(file.fileno(), True)
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DocumentError(f"it is larger than {limit} bytes")
     return data
+
+
+def open_regular(path: Path, limit: int | None = None) -> BinaryIO:
+    """Open a regular file to read; never waits for a named pipe. Raises OSError, or DocumentError
+    where it is another kind of file or larger than `limit` bytes.
+    """
+    file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and (limit is None or status.st_size <= limit):
+        return file
+    file.close()
+    if stat.S_ISREG(status.st_mode):
+        raise DocumentError(f"it is larger than {limit} bytes")
+    raise DocumentError("it is not a regular file")
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
@@ -82,12 +110,12 @@ def to_builtins(document: Any) -> Any:
 
 
 def encode(document: Any) -> bytes:
-    """Encode a document as indented JSON. Raises ValueError for NaN."""
-    text = json.dumps(to_builtins(document), indent=2, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
+    """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
+    data = text.storable(to_builtins(document))
+    written = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    return written.encode() + b"\n"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type if it has none; short and printable."""
-    line = (str(error).splitlines() or [type(error).__name__])[0][:MAX_LINE]
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+    """The first line of an error's text, or its type where it has none; short, and fit to print."""
+    return text.printable((str(error).splitlines() or [type(error).__name__])[0][:MAX_LINE])

@@ -1,4 +1,4 @@
-"""Lets SIGINT, SIGTERM and SIGHUP end a command between two pieces of its work.
+"""Lets SIGINT, SIGTERM, SIGHUP and SIGQUIT end a command between two pieces of its work.
 
 The first signal only sets a flag, and `check` raises. A handler that raises can leave a lock held,
 and C code that calls Python can drop what it raised. The second signal ends the process at once.
@@ -13,10 +13,10 @@ import threading
 import time
 from types import FrameType
 
-from wanpipe.errors import error_line
+from wanpipe.runtime.text import error_line
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-DEBOUNCE_SECONDS = 0.25  # terminals and wrappers may send one Ctrl-C as two signals
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+DEBOUNCE_SECONDS = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
 SECOND_SIGNAL = "interrupted twice; ended at once, what was not on the disk yet is lost"
 STDOUT, STDERR = 1, 2
 PIPE_BYTES = 1 << 16  # capacity of a pipe

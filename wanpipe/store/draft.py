@@ -15,7 +15,7 @@ from wanpipe.errors import WanpipeError
 from wanpipe.store.arrays import METADATA, create_array, create_group, read_document
 from wanpipe.store.entry import ATTRIBUTE, seal_of
 from wanpipe.store.keys import hash_file
-from wanpipe.store.schema import StageSpec, check_arrays
+from wanpipe.store.schema import ArraySpec, StageSpec, check_arrays
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +29,9 @@ class Draft:
     `dtype` is the one in which they were computed.
     """
 
-    def __init__(self, path: Path, stage: StageSpec, dtype: str | None = None) -> None:
-        self.path, self.stage, self.dtype = path, stage, dtype
+    def __init__(self, path: Path, stage: StageSpec, dtype: str = "") -> None:
+        self.path, self.stage = path, stage
+        self.dtype = dtype  # of the computation
         path.mkdir(exist_ok=True)
         self.made: dict[str, Any] = {}  # notes for the record
         self.pending: dict[str, np.ndarray] = {}
@@ -57,7 +58,7 @@ class Draft:
         declared = self.stage.array(name)
         assert len(shape) == len(declared.axes), (name, shape, declared)
         array = create_array(self.group(), name, declared, shape)
-        return ArrayWriter(self, name, array, declared.rows or shape[0])
+        return ArrayWriter(self, name, array, declared)
 
     def attach(self, name: str, digest: str | None = None) -> None:
         """Add a file in the draft to the entry, with its content hash."""
@@ -85,8 +86,13 @@ class Draft:
 class ArrayWriter:
     """Appends blocks to one array of a draft, and computes its digest and statistics."""
 
-    def __init__(self, draft: Draft, name: str, array: "zarr.Array[Any]", rows: int) -> None:
-        self.draft, self.name, self.array, self.rows = draft, name, array, rows
+    def __init__(self, draft: Draft, name: str, array: "zarr.Array[Any]", spec: ArraySpec) -> None:
+        self.draft, self.name, self.array = draft, name, array
+        self.rows = spec.rows or array.shape[0]
+        channel = spec.axes.find("C") if spec.varies else -1
+        alone = array.size == array.shape[channel]  # one value in each channel
+        self.channel = None if channel < 0 or alone else channel
+        self.first: np.ndarray | None = None  # the first value of each channel
         self.state = xxhash.xxh3_128()
         self.pending: list[np.ndarray] = []
         self.written = 0
@@ -106,7 +112,7 @@ class ArrayWriter:
         if not np.isfinite(block).all():
             remedy = "try a model converted with --dtype float32"
             if self.draft.dtype == "float32":
-                remedy = "check the files of the model and of the LoRAs, or use a lower guidance"
+                remedy = "check guidance, LoRAs and weights"
             raise WanpipeError(
                 f"{self.name} has NaN or infinite values, so it was not kept; {remedy}"
             )
@@ -116,8 +122,19 @@ class ArrayWriter:
         flat = block.reshape(-1)
         # in small pieces, where np.square would make float64 of the whole block
         self.squares += float(np.einsum("i,i", flat, flat, dtype=np.float64, casting="safe"))
+        self.look_for_change(block)
         self.pending.append(np.ascontiguousarray(block, dtype=self.array.dtype))
         self.flush(self.rows)
+
+    def look_for_change(self, block: "np.ndarray") -> None:
+        """Compare with the first value of each channel, until something differs from it."""
+        if self.channel is None:
+            return
+        if self.first is None or self.channel == 0:  # else the channels are the same in all blocks
+            start = tuple(slice(None if axis == self.channel else 1) for axis in range(block.ndim))
+            self.first = block[start].copy()
+        if (block != self.first).any():
+            self.channel = None
 
     def flush(self, rows: int) -> None:
         """Write pending rows in chunks of `rows`; keep the rest pending."""
@@ -142,6 +159,11 @@ class ArrayWriter:
             raise WanpipeError(
                 f"{self.name} is {self.minimum:g} everywhere, so it was not kept; the model or its "
                 "weights are broken"
+            )
+        if self.channel is not None:
+            raise WanpipeError(
+                f"array {self.name} is constant in every channel, so it was not kept; the model or "
+                "its weights are broken"
             )
         mean = self.total / size
         variance = max(self.squares / size - mean * mean, 0.0)

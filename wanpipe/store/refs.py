@@ -4,14 +4,18 @@ pins.
 Each is a small file that holds `stage/key`, so that entries themselves never change.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from wanpipe.errors import UsageError
 from wanpipe.runtime.disk import atomic_write
+from wanpipe.runtime.documents import read_regular
 from wanpipe.store.keys import is_prefix
 
+MAX_REF_BYTES = 100
+MAX_BYTES = 200  # of a name; file systems allow 255, and numbers may follow
 TARGET = re.compile(r"[a-z-]+/[0-9a-f]{32}")
 
 
@@ -26,7 +30,7 @@ class Refs:
         if "/" in name:
             return None
         try:
-            target = (self.folder / name).read_text(encoding="utf-8").strip()
+            target = read_regular(self.folder / name, MAX_REF_BYTES).decode().strip()
         except (OSError, ValueError):
             return None
         return target if TARGET.fullmatch(target) else None
@@ -53,9 +57,11 @@ class Refs:
 
 def check_name(name: str) -> None:
     """Raise UsageError for a name that could be taken for a path or a key."""
-    fine = name and all(letter.isalnum() or letter in "-_." for letter in name) and name[0] != "."
-    if not fine or is_prefix(name):
+    if len(os.fsencode(name)) > MAX_BYTES:
+        raise UsageError(f"a name may have at most {MAX_BYTES} bytes, got {name[:24]}…; use cat-1")
+    fine = name and all(letter.isalnum() or letter in "-_." for letter in name)
+    if not fine or name[0] in "-." or is_prefix(name):
         raise UsageError(
-            f"a name must be letters, digits, - _ . and not look like a key, got {name!r}; use one "
-            "like cat-1"
+            "a name must be letters, digits, - _ . and neither start with - or . nor look like a "
+            f"key, got {name!r}; use one like cat-1"
         )

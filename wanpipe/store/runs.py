@@ -29,6 +29,7 @@ from wanpipe.runtime.documents import (
     encode,
     first_line,
     load,
+    read_regular,
     to_builtins,
 )
 from wanpipe.store.entry import read_record
@@ -185,9 +186,9 @@ class Records(Generic[Kind]):
         """
         found = []
         for key in self.list_keys():
-            with suppress(StoreError, FileNotFoundError):
+            with suppress(StoreError, DocumentError, FileNotFoundError):
                 path = self.path(key)
-                if not containing or containing.encode() in path.read_bytes():
+                if not containing or containing.encode() in read_regular(path):
                     found.append((path.stat().st_mtime, key, self.get(key)))
         return [record for _, _, record in sorted(found, key=lambda one: one[:2], reverse=True)]
 

@@ -210,15 +210,23 @@ class Record(Document, frozen=True, kw_only=True):
     step: Annotated[int, Meta(ge=0, lt=100_000)] | UnsetType = UNSET
     parent: Hash | UnsetType | None = UNSET
 
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES or not isinstance(self.material, STAGES[self.stage].material):
+            raise ValueError("the material is of another stage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """An array of a stage: `axes` names its dimensions; a chunk has `rows` rows, None: all."""
+    """An array of a stage: `axes` names its dimensions; `rows` are those of a chunk, None: all.
+
+    With `varies`, one that is constant in every channel is refused.
+    """
 
     axes: str
     dtype: Literal["float32", "uint8"] = "float32"
     rows: int | None = None
     required: bool = True
+    varies: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,8 +301,8 @@ STAGES = {
             role="step",
             gc_rank=2,
             arrays={
-                "latent": ArraySpec(axes="CFHW"),
-                "x0": ArraySpec(axes="CFHW"),
+                "latent": ArraySpec(axes="CFHW", varies=True),
+                "x0": ArraySpec(axes="CFHW", varies=True),
                 "solver/*": ArraySpec(axes="CFHW", required=False),
             },
             inputs=("text", "image"),
@@ -305,7 +313,7 @@ STAGES = {
             material=Decoding,
             role="frames",
             gc_rank=0,
-            arrays={"frames": ArraySpec(axes="TYXC", dtype="uint8", rows=4)},
+            arrays={"frames": ArraySpec(axes="TYXC", dtype="uint8", rows=4, varies=True)},
             inputs=("step",),
         ),
     )
@@ -335,9 +343,7 @@ def _is_declared(stage: StageSpec, name: str) -> bool:
 
 def check_references(record: Record) -> str:
     """Return how a record contradicts its material, "" if it does not."""
-    stage, material = STAGES.get(record.stage), record.material
-    if stage is None or not isinstance(material, stage.material):
-        return "the material is of another stage"
+    stage, material = STAGES[record.stage], record.material
     wrong = set(record.inputs) - set(stage.inputs)
     for role in set(record.inputs) - wrong:
         # at guidance 1 a step's text is not the key of the whole text entry

@@ -67,6 +67,16 @@ class Model:
         return self.config.dit.clip_dim is not None
 
 
+def check_readable(directory: Path) -> None:
+    """Raise CheckpointError for a path that MLX cannot open because it is not UTF-8."""
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"the path of a model must be UTF-8, got {directory}; rename its folders"
+        ) from error
+
+
 def open_model(directory: Path | str) -> Model:
     """Open a model directory. Raises CheckpointError where config.json is missing or cannot be, or
     a component is missing, of another size, or of other dimensions by its header.
@@ -74,6 +84,7 @@ def open_model(directory: Path | str) -> Model:
     from wanpipe.weights.shape_check import check_shapes
 
     model = Model(Path(directory), read_model_config(Path(directory)))
+    check_readable(model.directory)
     for name, component in model.config.components.items():
         path = model.directory / component.file
         size = path.stat().st_size if path.is_file() else None

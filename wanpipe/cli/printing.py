@@ -1,0 +1,28 @@
+"""Prints results on stdout: paths, text for people, JSON for programs.
+
+The one place that writes there, so that nothing from a file can control the terminal.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from wanpipe.runtime.text import printable, to_json
+
+
+def print_path(path: Path | str) -> None:
+    """Print a path: exactly as it is for programs, without control characters on a terminal."""
+    print(printable(str(path)) if sys.stdout.isatty() else path)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines for people, if there are any."""
+    if text := "\n".join(map(printable, lines)):
+        print(text)
+
+
+def print_json(*rows: Any) -> None:
+    """Print each row as a line of JSON."""
+    if text := "\n".join(map(to_json, rows)):
+        print(text)
