@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -67,6 +68,7 @@ def opened(path: Path) -> Iterator["Image.Image"]:
         raise UsageError(f"image {path} cannot be read: {reason}; give a PNG or JPEG") from error
 
 
+@cache
 def formats() -> tuple[str, ...]:
     """Return those of `FORMATS` that this Pillow has."""
     from PIL import Image, features
