@@ -97,6 +97,8 @@ def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]
 
     assert params.checkpoint_dir is not None
     checkpoint = detect(params.checkpoint_dir, params.model_version)
+    if checkpoint.remark is not None:
+        store.report.remark(checkpoint.remark)
     chosen = engine.Options(dtype=params.dtype, **quantization(params))
     chosen.check_group_sizes(checkpoint.dit, checkpoint.t5)
     with byte_progress(store.report, "read") as progress:

@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load
 
 pytest_plugins = ["tests.workshop"]
-# A shell that starts the tests in the background lets them and their children ignore Ctrl-C.
+# A shell that starts the tests in the background makes them and their children ignore both signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 DATA = Path(__file__).parent / "data"
 
 

@@ -142,7 +142,8 @@ def apply_lora(path: Path, target: Path) -> str:
     from wanpipe.models.config import DiTConfig
     from wanpipe.models.dit import DiT
     from wanpipe.weights.load import parameter_shapes
-    from wanpipe.weights.lora import match_lora, read_lora
+    from wanpipe.weights.lora import read_lora
+    from wanpipe.weights.lora_match import match_lora
     from wanpipe.weights.merge import merge
 
     sizes = {"dim": 64, "ffn_dim": 128, "heads": 2, "layers": 2, "text_dim": 64}
