@@ -256,6 +256,10 @@ class ModelConfig(Document, frozen=True, kw_only=True):
             yield f"variant must be one of {', '.join(VARIANTS)}, got {self.variant}"
             return
         variant, files = VARIANTS[self.variant], self.files
+        for name, component in self.components.items():
+            if component.file != (expected := component_file(name)):
+                yield f"the file of {name} must be {expected}, got {component.file}"
+                return
         experts = EXPERTS[:1] if variant.defaults.boundary is None else EXPERTS[1:]
         if self.experts != experts:
             found = " and ".join(self.experts) or "none"
@@ -322,6 +326,11 @@ class ModelConfig(Document, frozen=True, kw_only=True):
     def side_multiple(self) -> int:
         """The number that width and height must be multiples of: 16 or 32 pixels."""
         return geometry.side_multiple(self.vae.stride, self.dit.patch)
+
+
+def component_file(name: str) -> str:
+    """Return the name of a component's file."""
+    return "tokenizer.json" if name == "tokenizer" else f"{name}.safetensors"
 
 
 def condition_channels(z_dim: int) -> int:

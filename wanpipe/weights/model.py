@@ -49,6 +49,18 @@ class Model:
             )
         return path
 
+    def tokenizer(self, store: Store) -> Path:
+        """Path of the tokenizer, its content hash checked. One that no conversion with this cache
+        has written is tried first, in a process of its own, once.
+        """
+        from wanpipe.checkpoints.tokenizer_file import read_tokenizer
+
+        path, digest = self.checked("tokenizer", store), self.hash("tokenizer")
+        if not store.hash_cache.is_tried(digest):
+            read_tokenizer(path)
+            store.hash_cache.record_tried(digest)
+        return path
+
     @cached_property
     def takes_clip(self) -> bool:
         """Whether its transformer attends to CLIP's image tokens (Wan2.1 I2V)."""
@@ -97,11 +109,12 @@ def find_model(
     if reference is not None:
         return open_model(locate_model(reference, store))
     if run is not None:
-        if not Path(run.model.directory, "config.json").is_file():
+        directory = present_directory(run.model.directory, store)
+        if not (directory / "config.json").is_file():
             raise CheckpointError(
                 f"the model was at {run.model.directory} and is gone; say where it is with --model"
             )
-        return open_model(run.model.directory)
+        return open_model(directory)
     models = matching_models(entries, store)
     if not models:
         raise UsageError(
@@ -124,10 +137,20 @@ def matching_models(entries: list[Entry], store: Store) -> list[Model]:
     found: dict[str, Model] = {}
     for place in dict.fromkeys(places):
         with suppress(CheckpointError):  # a model that is gone or damaged fits nothing
-            model = open_model(place)
+            model = open_model(present_directory(place, store))
             if all(matches(model, entry) for entry in entries):
                 found.setdefault(model.config.key, model)
     return list(found.values())
+
+
+def present_directory(directory: str, store: Store) -> Path:
+    """Return the directory of a model as it was remembered; or, where it is gone and was an entry
+    of a cache, that entry of this cache, which may have been moved.
+    """
+    path = Path(directory)
+    moved = store.path("convert", path.name)
+    gone = not (path / "config.json").is_file()
+    return moved if gone and path.parent.name == "convert" and moved.is_dir() else path
 
 
 def matches(model: Model, entry: Entry) -> bool:
