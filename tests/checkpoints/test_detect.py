@@ -246,7 +246,7 @@ def test_positions_for_another_number_of_images_are_refused(copy: Any) -> None:
         arrays = load_file(path)
         if "img_emb.emb_pos" in arrays:
             save_file({**arrays, "img_emb.emb_pos": np.zeros((1, 771, 32), np.float32)}, path)
-    refused(directory, "impossible dimensions: .*514")
+    refused(directory, "impossible dimensions: .*771 - at `.*clip_positions")
 
 
 def test_an_image_model_without_clip_and_experts_is_unknown(copy: Any, checkpoints: Path) -> None:
