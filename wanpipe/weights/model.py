@@ -11,6 +11,7 @@ from typing import Any
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.config import Component, ModelConfig, read_model_config
 from wanpipe.store import Entry, Run, Store
+from wanpipe.store.keys import is_key
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def find_model(
     if reference is not None:
         return open_model(locate_model(reference, store))
     if run is not None:
-        directory = present_directory(run.model.directory, store)
+        directory = current_directory(run.model.directory, store)
         if not (directory / "config.json").is_file():
             raise CheckpointError(
                 f"the model was at {run.model.directory} and is gone; say where it is with --model"
@@ -137,20 +138,10 @@ def matching_models(entries: list[Entry], store: Store) -> list[Model]:
     found: dict[str, Model] = {}
     for place in dict.fromkeys(places):
         with suppress(CheckpointError):  # a model that is gone or damaged fits nothing
-            model = open_model(present_directory(place, store))
+            model = open_model(current_directory(place, store))
             if all(matches(model, entry) for entry in entries):
                 found.setdefault(model.config.key, model)
     return list(found.values())
-
-
-def present_directory(directory: str, store: Store) -> Path:
-    """Return the directory of a model as it was remembered; or, where it is gone and was an entry
-    of a cache, that entry of this cache, which may have been moved.
-    """
-    path = Path(directory)
-    moved = store.path("convert", path.name)
-    gone = not (path / "config.json").is_file()
-    return moved if gone and path.parent.name == "convert" and moved.is_dir() else path
 
 
 def matches(model: Model, entry: Entry) -> bool:
@@ -163,6 +154,15 @@ def matches(model: Model, entry: Entry) -> bool:
         return entry.material.expert in (hashes[name] for name in model.config.experts)
     asked = {name: getattr(entry.material, name, None) for name in made_by}
     return all(hashes.get(made_by[name]) == value for name, value in asked.items() if value)
+
+
+def current_directory(directory: str, store: Store) -> Path:
+    """Return where a model is now: if its cache was moved, it is in `store` under its key."""
+    path = Path(directory)
+    if (path / "config.json").is_file() or not is_key(path.name):
+        return path
+    moved = store.path("convert", path.name)
+    return moved if moved.is_dir() else path
 
 
 def locate_model(reference: str, store: Store) -> Path:
