@@ -111,11 +111,13 @@ def test_a_draft_that_is_a_link_does_not_lead_out_of_the_cache(
     draft = here.cache / ".tmp" / f"convert-{model.name}"
     shutil.rmtree(model)
     draft.mkdir(parents=True)
+    (draft / "zarr.0123456789abcdef0123456789abcdef.partial").write_text("{")  # of a killed process
     (draft / name).symlink_to(victim)
     record = {"key": model.name, "file": name, "hash": "0" * 32, "bytes": 4, "config": None}
     (draft / f"{name}.json").write_text(json.dumps(record))
     again = here.made("convert", "--checkpoint-dir", checkpoint)
     assert not (again / "model.safetensors").is_symlink()
+    assert not list(again.glob("*.partial"))
     here.entry(again)
     shutil.rmtree(again)
     (here.root / "folder").mkdir()

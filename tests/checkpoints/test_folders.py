@@ -143,7 +143,8 @@ def test_gguf_files_are_refused_by_name(comfy: Path, tmp_path: Path) -> None:
     (tmp_path / "gguf").mkdir()
     path = path.with_suffix(".gguf").rename(tmp_path / "gguf" / "wan.gguf")
     refused(path.parent, "holds GGUF files, which wanpipe does not read: wan.gguf; download")
-    refused(path, "is a file; give the folder that holds the checkpoint")
+    refused(path, "is a GGUF file, which wanpipe does not read; give the folder of a checkpoint")
+    refused(comfy / "tokenizer.json", "is a file; give the folder that holds the checkpoint")
     with pytest.raises(CheckpointError, match="is a GGUF file, which wanpipe does not read"):
         open_tensors(path)
 

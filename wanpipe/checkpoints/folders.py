@@ -58,7 +58,11 @@ class CheckpointFiles:
 def find_files(directory: Path) -> CheckpointFiles:
     """Find a checkpoint's files. Raises CheckpointError that names what is missing."""
     if directory.is_file():
-        raise CheckpointError(f"{directory} is a file; give the folder that holds the checkpoint")
+        kind, remedy = "file", "give the folder that holds the checkpoint"
+        if directory.suffix.lower() == ".gguf":
+            kind = "GGUF file, which wanpipe does not read"
+            remedy = "give the folder of a checkpoint with safetensors files"
+        raise CheckpointError(f"{directory} is a {kind}; {remedy}")
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory} is not a directory; give the folder of a Wan checkpoint"

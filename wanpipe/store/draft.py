@@ -43,7 +43,9 @@ class Draft:
     def group(self) -> "zarr.Group":
         """Return the Zarr group, which is created on first use."""
         if self.zarr_group is None:
-            (self.path / METADATA).unlink(missing_ok=True)  # of a resumed draft
+            # of a resumed draft: the document, and what zarr left when it was killed writing it
+            for left in (self.path / METADATA, *self.path.glob("zarr.*.partial")):
+                left.unlink(missing_ok=True)
             self.zarr_group = create_group(self.path)
         return self.zarr_group
 
