@@ -71,12 +71,16 @@ def test_a_file_system_that_takes_no_names_is_refused_at_once(
     assert time.monotonic() - started < 10
 
 
-def test_files_of_somebody_else_are_not_overwritten(checkpoint: Path, here: Place) -> None:
+@pytest.mark.parametrize("name", ["vae.safetensors", "model.safetensors.part", "tokenizer.json"])
+def test_files_of_somebody_else_are_not_overwritten(
+    checkpoint: Path, here: Place, name: str
+) -> None:
     folder = here.root / "mine"
     folder.mkdir()
-    (folder / "vae.safetensors").write_text("dear")
+    (folder / name).write_text("dear")
+    (folder / f"{name}.json").write_text('{"modelId": 7}')  # as download managers leave beside it
     words = ("convert", "--checkpoint-dir", checkpoint, "--output-dir", "mine")
-    says = "mine holds vae.safetensors, which is of no model that wanpipe wrote"
+    says = f"mine holds {name}, which is of no model that wanpipe wrote"
     here.refuse(*words, code=1, says=says)
     here.refuse(*words, "--force", code=1, says=says)
 
@@ -88,12 +92,17 @@ def test_what_a_killed_conversion_leaves_in_a_folder_goes_with_the_next_run(
     here.do(*words)
     folder = here.root / "model"
     whole = {path.name for path in folder.iterdir()}
-    left = ("vae.safetensors.json", "model.safetensors.part", ".wanpipe-0123abcd.json")
-    for name in (*left, ".wanpipe-convert"):
+    for name in ("model.safetensors.part", ".wanpipe-0123abcd.json", ".wanpipe-convert"):
         (folder / name).write_text("{}")
+    config = json.loads((folder / "config.json").read_text())
+    record = {**config["components"]["vae"], "key": config["key"]}
+    (folder / "vae.safetensors.json").write_text(json.dumps(record))
+    notes = folder / "model.safetensors.json"
+    notes.write_text('{"modelId": 7}')  # of somebody else
     again = here.do(*words)
     assert not again.computed()
-    assert {path.name for path in folder.iterdir()} == whole
+    assert {path.name for path in folder.iterdir()} == {*whole, notes.name}
+    notes.unlink()
     (folder / "config.json").unlink()
     (folder / ".wanpipe-convert").touch()
     here.do(*words)

@@ -125,9 +125,12 @@ class ModelFolder:
 
     def check_owner(self) -> None:
         """Raise StoreError if files of somebody else have the names of a model's."""
+        from wanpipe.weights.convert import has_records
+
         names = [component_file(name) for name in Components.__struct_fields__]
+        names += [f"{name}.part" for name in names]
         found = [name for name in names if os.path.lexists(self.path / name)]
-        begun = (self.path / CLAIM).exists() or any(self.path.glob("*.safetensors.json"))
+        begun = (self.path / CLAIM).exists() or has_records(self.path)
         if found and not begun and not (self.path / "config.json").exists():
             raise StoreError(
                 f"{self.path} holds {found[0]}, which is of no model that wanpipe wrote; choose "

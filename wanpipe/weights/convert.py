@@ -279,6 +279,20 @@ def _record_path(target: Path, file: str) -> Path:
     return target / f"{file}.json"
 
 
+def has_records(target: Path) -> bool:
+    """Return whether a conversion has finished a component in a directory, but not the model."""
+    return any(map(_is_record, target.glob("*.safetensors.json")))
+
+
+def _is_record(path: Path) -> bool:
+    """Return whether a file is a record, and not what somebody else keeps beside a model's file."""
+    try:
+        load(path, FinishedComponent)
+    except (OSError, DocumentError):
+        return False
+    return True
+
+
 def _read_record(target: Path, plan: ComponentPlan, key: str) -> Component[Any] | None:
     """Read the record of a component that an earlier run of this conversion finished."""
     try:
@@ -306,7 +320,9 @@ def remove_leftovers(target: Path, config: ModelConfig) -> None:
     components, parts of files, drafts of small ones. The model must be locked.
     """
     for component in config.components.values():
-        _record_path(target, component.file).unlink(missing_ok=True)
+        record = _record_path(target, component.file)
+        if _is_record(record):
+            record.unlink()
         (target / f"{component.file}.part").unlink(missing_ok=True)
     for draft in target.glob(".wanpipe-????????.json"):
         draft.unlink()
