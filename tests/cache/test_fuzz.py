@@ -257,12 +257,18 @@ class Place:
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
 def test_a_spoilt_document_is_one_line_or_harmless(
-    kind: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    home: Home,
+    fuzz_factor: int,
+    record_property: Callable[[str, object], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)  # half of the time
+    cases = CASES * fuzz_factor
     place, before, codes = Place(home, tmp_path), peak(), Counter[int]()
     root, outside = place.root, tree(place.outside)
-    for number in range(CASES):
+    for number in range(cases):
         generator = random.Random(f"{kind} {number}")
         place.put_back()
         DOCUMENTS[kind](root, generator)
@@ -281,8 +287,10 @@ def test_a_spoilt_document_is_one_line_or_harmless(
         assert time.process_time() - started < SECONDS, case
         codes[result.code] += 1
     assert peak() - before < BYTES
-    assert codes[0] > CASES / 10
-    assert kind in ("index", "schema") or codes[1] > CASES / 20, codes
+    assert codes[0] > cases / 10
+    assert kind in ("index", "schema") or codes[1] > cases / 20, codes
+    record_property("cases", cases)
+    record_property("refused", cases - codes[0])
 
 
 def test_a_spoilt_index_costs_one_rebuild(
