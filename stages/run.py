@@ -166,8 +166,9 @@ def read(asked: dict[str, Any]) -> Params:
         return {name: asked[name] for name in names}
 
     image = None
-    if asked["image"] is not None:
-        image = encode_image.Params(**some("image", "fit", "exif", "width", "height", "memory"))
+    if asked["image"] is not None or asked["last_image"] is not None:
+        images = some("image", "last_image", "fit", "exif")
+        image = encode_image.Params(**images, **some("width", "height", "memory"))
     elif asked["fit"] is not None or asked["exif"]:
         option = "--exif" if asked["fit"] is None else "--fit"
         raise UsageError(f"{option} tells how to take an image; give --image, or leave it out")

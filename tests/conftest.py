@@ -50,13 +50,19 @@ def seeded() -> None:
     mx.random.seed(7)
 
 
+def belongs(name: str, family: str) -> bool:
+    """Whether a file of tests/data/common is one of a family's checkpoint."""
+    if name.startswith("models_clip"):
+        return family in ("wan21-i2v", "wan21-flf2v")
+    return not (name.startswith("Wan2.1_VAE") and family == "wan22-ti2v-5b")
+
+
 def unpack_checkpoints(root: Path) -> None:
     """Unpack every tiny checkpoint in the official layout, whole."""
     for family in DATA.glob("wan2*"):
         for base in (family, DATA / "common"):
             for source in base.rglob("*"):
-                twin_vae = source.name.startswith("Wan2.1_VAE") and family.name == "wan22-ti2v-5b"
-                if source.is_file() and not twin_vae:
+                if source.is_file() and (base == family or belongs(source.name, family.name)):
                     unpack(source, root / family.name / source.relative_to(base))
         high, low = (root / family.name / f"{name}_noise_model" for name in ("high", "low"))
         for source in high.glob("*.json"):  # the two experts' are equal, so they are kept once

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import DATA
+from tests.conftest import DATA, settings
 from wanpipe.checkpoints.detect import Checkpoint, detect
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import CLIPConfig, T5Config, VAEConfig
@@ -18,6 +18,7 @@ from wanpipe.models.config import CLIPConfig, T5Config, VAEConfig
 NAMES = {
     "wan21-t2v": "wan2.1-t2v-1.3b",
     "wan21-i2v": "wan2.1-i2v-14b-480p",
+    "wan21-flf2v": "wan2.1-flf2v-14b-720p",
     "wan22-t2v-a14b": "wan2.2-t2v-a14b",
     "wan22-i2v-a14b": "wan2.2-i2v-a14b",
     "wan22-ti2v-5b": "wan2.2-ti2v-5b",
@@ -144,7 +145,7 @@ def test_a_wrong_dimension_names_both_values(copy: Any) -> None:
         ("window_size", [4, 4], "window_size must be"),
         ("qk_norm", False, "qk_norm must be True"),
         ("vace_layers", [0], "unknown keys: vace_layers"),
-        ("model_type", "vace", "model_type must be t2v, i2v or ti2v, got vace"),
+        ("model_type", "vace", "model_type must be t2v, i2v, flf2v or ti2v, got vace"),
         ("model_type", "i2v", "says model_type i2v, but the weights are those of wan2.1-t2v-1.3b"),
         ("wanpipe", 3, "wanpipe must be a JSON object"),
         ("wanpipe", {"frames": 5}, "unknown field `frames`"),
@@ -243,11 +244,40 @@ def test_the_other_vae_under_this_name_is_refused(copy: Any, checkpoints: Path) 
     refused(directory, "holds the VAE of Wan2.2")
 
 
-def test_first_last_frame_models_are_refused_by_name(copy: Any) -> None:
-    directory = copy("wan21-i2v")
-    path = directory / "diffusion_pytorch_model-00001-of-00002.safetensors"
-    save_file({**load_file(path), "img_emb.emb_pos": np.zeros((1, 514, 32), np.float32)}, path)
-    refused(directory, "FLF2V")
+@pytest.mark.parametrize("name", ["Wan2.1-I2V-14B-480P", "last"])
+def test_a_first_last_frame_model_is_known_by_its_positions(copy: Any, name: str) -> None:
+    found: Checkpoint = detect(copy("wan21-flf2v", name))
+    assert found.variant.name == "wan2.1-flf2v-14b-720p"
+    assert found.dit.clip_positions == 514
+    assert (found.variant.defaults.steps, found.variant.defaults.shift) == (50, 16)
+    negative = settings("wan21-flf2v/e2e")["negative_prompt_default"]
+    assert found.variant.defaults.negative_prompt == negative
+
+
+def test_an_image_model_in_a_folder_called_flf2v_is_an_image_model(copy: Any) -> None:
+    found: Checkpoint = detect(copy("wan21-i2v", "Wan2.1-FLF2V-14B-720P"))
+    assert found.variant.name == "wan2.1-i2v-14b-720p"
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "name"),
+    [("wan21-i2v", "flf2v", "i2v-14b-480p"), ("wan21-flf2v", "i2v", "flf2v-14b-720p")],
+)
+def test_a_model_type_that_the_positions_contradict_is_refused(
+    copy: Any, family: str, kind: str, name: str
+) -> None:
+    directory = copy(family)
+    change(directory / "config.json", model_type=kind)
+    refused(directory, f"says model_type {kind}, but the weights are those of wan2.1-{name}")
+
+
+def test_positions_for_another_number_of_images_are_refused(copy: Any) -> None:
+    directory = copy("wan21-flf2v")
+    for path in directory.glob("*.safetensors"):
+        arrays = load_file(path)
+        if "img_emb.emb_pos" in arrays:
+            save_file({**arrays, "img_emb.emb_pos": np.zeros((1, 771, 32), np.float32)}, path)
+    refused(directory, "impossible dimensions: .*771 - at `.*clip_positions")
 
 
 def test_an_image_model_without_clip_and_experts_is_unknown(copy: Any, checkpoints: Path) -> None:

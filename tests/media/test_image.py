@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.conftest import DATA, golden
+from tests.conftest import DATA, golden, settings
 from wanpipe.errors import UsageError
-from wanpipe.media.image import LARGEST_FILE, bicubic, clip_pixels, fit, open_image, signed
+from wanpipe.media.image import (
+    LARGEST_FILE,
+    bicubic,
+    clip_pixels,
+    crop_last,
+    fit,
+    open_image,
+    signed,
+)
 from wanpipe.runtime.report import Report
 
 UNUSUAL = ["alpha.png", "animated.gif", "cmyk.jpg", "gray16.png", "one_by_one.png"]
@@ -201,6 +209,27 @@ def test_fitted_image_is_the_official_tensor(
     np.testing.assert_allclose(pixels[-1, -1], corner, rtol=0, atol=5e-7)
     assert abs(pixels.mean(dtype=np.float64) - mean) < 1e-7
     assert abs(pixels.std(dtype=np.float64) - deviation) < 1e-7
+
+
+@pytest.mark.parametrize("case", ["same", "other", "smaller", "frames81"])
+def test_a_last_image_is_the_official_tensor(case: str) -> None:
+    topic, folder = "wan21-flf2v/condition", DATA / "expected" / "wan21-flf2v"
+    run, reference = settings(topic)["cases"][case], golden(topic)
+    first, last = (open_image(folder / run[f"{name}_frame"]) for name in ("first", "last"))
+    width, height = run["video_size"]
+    pixels = fit(last, width, height, "stretch", "bicubic")
+    if first.size != last.size:
+        cropped = crop_last(last, first.size)
+        crop = run["last_frame_crop"]
+        assert cropped.shape == (crop["rows"], crop["columns"], 3)
+        pixels = bicubic(cropped, height, width)
+    expected = reference[f"{case}_last_image_tensor"][:, 0].transpose(1, 2, 0)
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=2e-6)
+
+
+def test_a_last_image_far_smaller_than_the_first_is_refused() -> None:
+    with pytest.raises(UsageError, match="leave --fit official out"):
+        crop_last(Image.new("RGB", (1, 2)), (8192, 8192))
 
 
 def test_bicubic_matches_torch_including_its_overshoot() -> None:

@@ -208,6 +208,7 @@ DIMENSIONS = [
     ("wan21-i2v", ("t5_encoder",), {"heads": 8}),
     ("wan21-i2v", ("t5_encoder",), {"layers": 256}),
     ("wan21-i2v", ("t5_encoder",), {"buckets": 64}),
+    ("wan21-flf2v", ("model",), {"ffn_dim": 1 << 20}),
     ("wan21-i2v", ("clip",), {"ffn_dim": 1 << 20}),
     ("wan21-i2v", ("clip",), {"layers": 256}),
     ("wan21-i2v", ("clip",), {"patch": 1}),

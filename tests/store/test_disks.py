@@ -20,7 +20,6 @@ from tests.store.builders import (
     fill_model,
     forbidden,
     recipe,
-    step_recipe,
     text,
     tree,
 )
@@ -379,12 +378,3 @@ def dying(real: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
 
 def unsupported(one: Path, other: Path) -> None:
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(one))
-
-
-def test_a_step_after_a_moved_cache_is_found(tmp_path: Path) -> None:
-    store = Store(tmp_path / "cache")
-    words = text(store)
-    steps = chain(store, words, 2)
-    shutil.move(tmp_path / "cache", tmp_path / "moved")
-    moved = Store(tmp_path / "moved")
-    assert moved.get_or_create(step_recipe(words, 1, steps[0].key), forbidden)

@@ -234,8 +234,9 @@ def test_keys_of_an_image_branch_are_named_where_there_is_none(
     )
 
 
-def test_an_image_branch_takes_its_keys(checkpoints: Path, tmp_path: Path) -> None:
-    model = network(checkpoints, "wan21-i2v")
+@pytest.mark.parametrize("family", ["wan21-i2v", "wan21-flf2v"])
+def test_an_image_branch_takes_its_keys(checkpoints: Path, tmp_path: Path, family: str) -> None:
+    model = network(checkpoints, family)
     before = np.array(model.blocks[1].cross_attn.k_img.weight)
     tensors = image_branch()
     (one,) = matches(model, write(tmp_path, tensors))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from wanpipe.checkpoints.dimensions import (
     axis_length,
@@ -145,6 +145,8 @@ def choose_variant(
     image, experts = dit.in_dim != dit.out_dim, len(folder.experts) > 1
     if experts:
         name = "wan2.2-i2v-a14b" if image else "wan2.2-t2v-a14b"
+    elif dit.clip_positions is not UNSET:
+        name = "wan2.1-flf2v-14b-720p"
     elif dit.clip_dim is not None:
         # the two differ in nothing but their training; only the default size depends on it
         size, _ = named_size(directory, folder)
@@ -159,7 +161,7 @@ def choose_variant(
     found += f", {'no ' if dit.clip_dim is None else ''}img_emb"
     if image != (variant.task == "i2v"):
         raise CheckpointError(f"{directory} is no Wan checkpoint that wanpipe knows; found {found}")
-    if kind not in (None, variant.task):
+    if kind not in (None, variant.model_type):
         raise CheckpointError(
             f"{directory}: config.json says model_type {kind}, but the weights are those of "
             f"{name}; found {found}"

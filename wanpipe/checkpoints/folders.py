@@ -277,6 +277,16 @@ def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
     return {"model": found[0]}
 
 
+def expert_label(path: str) -> str:
+    """Return "high" or "low" where the name of a file inside a checkpoint says which expert it is
+    for, as for loose files, or by the folders of diffusers; "" elsewhere.
+    """
+    if path.startswith(("transformer/", "transformer_2/")):
+        return path.partition("/")[0]
+    said = set(EXPERT_NAME.findall(path.lower()))
+    return said.pop() if len(said) == 1 else ""
+
+
 def only_one(directory: Path, what: str, found: Iterable[Files] | None) -> Files:
     """Give the files of the one network of a kind."""
     each = list(found or ())

@@ -4,6 +4,7 @@ Alpha is in the header's metadata, as diffusers and PEFT write it, or in PEFT's 
 beside the file. Reads no tensors.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ def _configs(
             f"{path} has metadata that describe no LoRA: {error}; download it again"
         ) from error
     config = path.with_name(CONFIG_FILE)
-    if config.exists() and _belongs(path):
+    if os.path.lexists(config) and _belongs(path):
         try:
             yield CONFIG_FILE, load(config, AdapterConfig, JSON_LIMIT)
         except OSError as error:
