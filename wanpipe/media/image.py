@@ -169,7 +169,8 @@ def clip_pixels(image: "Image.Image | np.ndarray") -> np.ndarray:
 
     Source: wan/modules/clip.py, CLIPModel.visual.
     """
-    pixels = bicubic(pixels_of(image), CLIP_SIZE, CLIP_SIZE)
+    whole = image if isinstance(image, np.ndarray) else pixels_of(image)
+    pixels = bicubic(whole, CLIP_SIZE, CLIP_SIZE)
     return (pixels * 0.5 + 0.5 - CLIP_MEAN) / CLIP_STD
 
 
