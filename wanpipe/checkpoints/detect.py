@@ -26,15 +26,13 @@ from wanpipe.checkpoints.folders import CheckpointFiles, find_files
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import (
     EXPERTS,
-    VARIANTS,
     CLIPConfig,
-    Defaults,
     DiTConfig,
     T5Config,
     VAEConfig,
-    Variant,
     condition_channels,
 )
+from wanpipe.models.variants import VARIANTS, Defaults, Variant
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 
 DIM_14B = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B

@@ -169,8 +169,8 @@ def clip_pixels(image: "Image.Image | np.ndarray") -> np.ndarray:
 
     Source: wan/modules/clip.py, CLIPModel.visual.
     """
-    whole = image if isinstance(image, np.ndarray) else pixels_of(image)
-    pixels = bicubic(whole, CLIP_SIZE, CLIP_SIZE)
+    pixels = image if isinstance(image, np.ndarray) else pixels_of(image)
+    pixels = bicubic(pixels, CLIP_SIZE, CLIP_SIZE)
     return (pixels * 0.5 + 0.5 - CLIP_MEAN) / CLIP_STD
 
 

@@ -143,17 +143,16 @@ def check_inputs(inputs: Inputs, model: Model) -> Entry:
         raise UsageError(
             f"{variant} takes no image, got image entry {image.key[:8]}; use an I2V or TI2V model"
         )
+    made = image.material
     clip = model.hash("clip") if model.takes_clip else None
-    for network, made_by, ours in (
-        ("VAE", image.material.vae, model.hash("vae_encoder")),
-        ("CLIP", image.material.clip, clip),
+    for made_by, ours, what in (
+        (made.vae, model.hash("vae_encoder"), "was made by another VAE than that of"),
+        (made.clip, clip, "was made by another CLIP than that of"),
     ):
         if made_by != ours:
             raise UsageError(
-                f"image entry {image.key[:8]} was made by another {network} than that of "
-                f"{model.directory}; encode it with this model"
+                f"image entry {image.key[:8]} {what} {model.directory}; encode it with this model"
             )
-    made = image.material
     check_images(model.config, made.pixels is not None, made.last_pixels is not UNSET)
     return text
 

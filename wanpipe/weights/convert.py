@@ -26,7 +26,6 @@ from wanpipe.models.config import (
     SCHEMA,
     Component,
     Components,
-    Defaults,
     DiTConfig,
     Dtype,
     ModelConfig,
@@ -34,6 +33,7 @@ from wanpipe.models.config import (
     T5Config,
     read_model_config,
 )
+from wanpipe.models.variants import Defaults
 from wanpipe.runtime.disk import atomic_write
 from wanpipe.runtime.documents import DocumentError, Hash, encode, load, to_builtins
 from wanpipe.weights.components import (
