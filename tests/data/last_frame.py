@@ -31,6 +31,7 @@ FAMILY = "wan22-i2v-a14b"
 TIMESTEPS = [1000.0, 950.0, 800.0, 500.0]  # two of each expert
 SIDE, FRAMES = 32, 9  # images of the video's size, which nothing resizes
 LOW, HIGH = 3.5, 4.5  # guidance
+IMAGES = ("end_first.png", "end_last.png")
 
 
 class GivenLevels(FlowMatchEulerDiscreteScheduler):
@@ -70,18 +71,20 @@ def padded(tokens: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(rows)[None]
 
 
-def main(fixtures: Path, checkpoint: Path) -> None:
-    target = HERE / "expected" / FAMILY
-    source = fixtures / "expected" / FAMILY
-    texts = load_file(source / "e2e.safetensors")
-    told = json.loads((source / "e2e.json").read_text(encoding="utf-8"))["settings"]
-    generator = np.random.Generator(np.random.Philox(19))
+def draw_images(target: Path, generator: np.random.Generator) -> list[Image.Image]:
+    """Draw and save a first and a last image."""
     images = []
-    for name in ("end_first.png", "end_last.png"):
+    for name in IMAGES:
         pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
         images.append(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         images[-1].save(target / name)
-    noise = generator.standard_normal((16, 1 + FRAMES // 4, SIDE // 8, SIDE // 8)).astype("f4")
+    return images
+
+
+def record(
+    checkpoint: Path, images: list[Image.Image], noise: np.ndarray, texts: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Run the pipeline; return what it was given and what it made at every step."""
     pipeline = Pipeline(
         tokenizer=None,
         text_encoder=None,
@@ -112,13 +115,25 @@ def main(fixtures: Path, checkpoint: Path) -> None:
         output_type="np",
         callback_on_step_end=keep,
     ).frames[0]  # (T, Y, X, 3) in [0, 1]
-    arrays = {
+    return {
         "noise": noise,
         "latents": np.stack(latents),
         "timesteps": np.array(TIMESTEPS, dtype=np.float32),
         "y": Pipeline.condition.numpy(),
         "video": np.round(video.transpose(3, 0, 1, 2) * 255).astype(np.uint8),
     }
+
+
+def main(fixtures: Path, checkpoint: Path) -> None:
+    target, source = HERE / "expected" / FAMILY, fixtures / "expected" / FAMILY
+    texts = load_file(source / "e2e.safetensors")
+    told = json.loads((source / "e2e.json").read_text(encoding="utf-8"))["settings"]
+    generator = np.random.Generator(np.random.Philox(19))
+    images = draw_images(target, generator)
+    noise = generator.standard_normal((16, 1 + FRAMES // 4, SIDE // 8, SIDE // 8))
+    arrays = record(checkpoint, images, noise.astype(np.float32), texts)
+    packed = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    write(packed, target / "e2e_last.safetensors")
     settings = {
         "frame_num": FRAMES,
         "shift": 1.0,
@@ -128,13 +143,9 @@ def main(fixtures: Path, checkpoint: Path) -> None:
         "solver": "euler",
         "prompt": told["prompt"],
         "n_prompt": told["n_prompt"],
-        "first_frame": "end_first.png",
-        "last_frame": "end_last.png",
+        "first_frame": IMAGES[0],
+        "last_frame": IMAGES[1],
     }
-    write(
-        save({name: np.ascontiguousarray(one) for name, one in arrays.items()}),
-        target / "e2e_last.safetensors",
-    )
     text = json.dumps(settings, indent=1, ensure_ascii=False)
     (target / "e2e_last.json").write_text(text + "\n", encoding="utf-8")
 
