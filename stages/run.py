@@ -92,7 +92,9 @@ def video_path(params: Params, step: Entry, index: int | None) -> Path:
     asked = params.decode.output
     if asked is None:
         words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
-        return Path(f"{'-'.join(words)[:LONGEST_STEM]}-{step.key[:8]}.mp4")
+        # letters of rare scripts take four bytes each
+        stem = "-".join(words)[:LONGEST_STEM].encode()[: 3 * LONGEST_STEM].decode(errors="ignore")
+        return Path(f"{stem}-{step.key[:8]}.mp4")
     if index is None:
         return asked
     return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")

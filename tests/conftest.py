@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load
 
 pytest_plugins = ["tests.workshop"]
-# A shell that starts the tests in the background lets them and their children ignore Ctrl-C.
+# A shell that starts the tests in the background makes them and their children ignore both signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 DATA = Path(__file__).parent / "data"
 
 
@@ -41,6 +42,19 @@ def relative_error(ours: Any, reference: Any) -> float:
     ours, reference = np.asarray(ours, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     assert ours.shape == reference.shape, (ours.shape, reference.shape)
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-factor", type=int, default=1, metavar="N", help="Run N times as many fuzz cases."
+    )
+
+
+@pytest.fixture
+def fuzz_factor(request: pytest.FixtureRequest) -> int:
+    """How many times as many cases a fuzz test runs."""
+    factor: int = request.config.getoption("--fuzz-factor")
+    return factor
 
 
 @pytest.fixture(autouse=True)

@@ -195,7 +195,7 @@ class Campaign:
         assert entries(self.place / "cache") == self.right
         for film in FILMS:
             assert (self.place / film).read_bytes() == (self.straight / film).read_bytes()
-        Store(self.place / "cache").remove_stale_drafts()
+        Store(self.place / "cache").scratch.remove_stale()
         assert not [path for path in self.place.glob("cache/.tmp/*") if is_draft(path)]
         return self.tally
 

@@ -142,6 +142,20 @@ def test_the_model_defaults_to_the_last_used_one_that_fits(place: Place, tmp_pat
     assert read_model_config(copy).key == "a" * 32
 
 
+def test_a_model_in_a_moved_cache_is_found(tmp_path: Path, checkpoints: Path) -> None:
+    old = Place(tmp_path / "old", Path("unused"))
+    old.root.mkdir()
+    model = old.made("convert", "--checkpoint-dir", checkpoints / "wan21-t2v")
+    text = Place(old.root, model).text()
+    draft = old.made("denoise", "--from", text, "--model", model, *SMALL, "--stop-at", 1)
+    old.root.rename(tmp_path / "new")
+    new = Place(tmp_path / "new", Path("unused"))
+    last = new.do("denoise", "--from", draft.name, "--stop-at", 2)
+    assert [event["step"] for event in last.computed()] == [1]
+    again = new.do("denoise", "--from", text.name, *SMALL, "--seed", 5, "--stop-at", 1)
+    assert new.run(again.paths[-1]).model.directory == str(new.cache / "convert" / model.name)
+
+
 def test_notes_of_a_step_decide_nothing(studio: Place) -> None:
     step = next((studio.cache / "denoise").iterdir())
     noted = json.loads((step / "zarr.json").read_bytes())["attributes"]["wanpipe"]["made"]

@@ -1,6 +1,7 @@
 """Recognition of checkpoints: the five layouts, and one line for each that is wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,40 @@ def test_sources_are_the_files_in_use_and_nothing_else(checkpoints: Path) -> Non
     ]
 
 
-def test_a_720p_directory_only_changes_the_default_size(copy: Any) -> None:
-    found: Checkpoint = detect(copy("wan21-i2v", "Wan2.1-I2V-14B-720P"))
+HUB = "models--Wan-AI--Wan2.1-I2V-14B-720P/snapshots/8823af45fcc58a8aa999a54b04be9abc7d2aac98"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Wan2.1-I2V-14B-720P", "i2v_720p", HUB, "Wan2.1-I2V-14B-720P/original/weights", "480P/720P"],
+)
+def test_a_name_with_the_larger_size_changes_the_default_size(copy: Any, name: str) -> None:
+    found: Checkpoint = detect(copy("wan21-i2v", name))
     assert found.variant.name == "wan2.1-i2v-14b-720p"
-    assert found.variant.defaults.width == 1280
+    assert (found.variant.defaults.width, found.variant.defaults.shift) == (1280, 5)
+    assert re.search("default size of .* is that of 720P, as .*720[pP].* says", found.remark or "")
+
+
+@pytest.mark.parametrize("name", ["model", "720P/Wan2.1-I2V-14B-480P", "i2v-1720p", "720px"])
+def test_other_names_leave_the_smaller_size(copy: Any, name: str) -> None:
+    assert detect(copy("wan21-i2v", name)).variant.name == "wan2.1-i2v-14b-480p"
+
+
+def test_names_of_links_and_of_what_they_link_to_count(copy: Any, tmp_path: Path) -> None:
+    real = copy("wan21-i2v", HUB)
+    (tmp_path / "current").symlink_to(real.parents[1])
+    (tmp_path / "model").symlink_to(Path("current") / "snapshots" / real.name)
+    assert detect(tmp_path / "model").variant.name == "wan2.1-i2v-14b-720p"
+    plain = copy("wan21-i2v", "plain")
+    (tmp_path / "Wan-720P").symlink_to(plain)
+    (tmp_path / "latest").symlink_to("Wan-720P")
+    assert detect(tmp_path / "latest").variant.name == "wan2.1-i2v-14b-720p"
+    assert detect(plain).variant.name == "wan2.1-i2v-14b-480p"
+
+
+def test_where_no_name_says_the_size_a_remark_says_so(copy: Any, checkpoints: Path) -> None:
+    assert "says 480P or 720P" in (detect(copy("wan21-i2v", "model")).remark or "")
+    assert detect(checkpoints / "wan21-t2v").remark is None
 
 
 def test_a_wrong_dimension_names_both_values(copy: Any) -> None:

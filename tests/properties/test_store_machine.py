@@ -162,7 +162,7 @@ class Cache(RuleBasedStateMachine):
     @invariant()
     def the_next_process_leaves_nothing_of_the_dead(self) -> None:
         if (self.root / ".tmp").is_dir():
-            Store(self.root).remove_stale_drafts()
+            Store(self.root).scratch.remove_stale()
             assert not list((self.root / ".tmp").iterdir())
 
 

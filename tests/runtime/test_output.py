@@ -143,7 +143,7 @@ def test_many_write_the_same_folder_and_the_last_one_stays_whole(
     exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchanges:
-        monkeypatch.setattr(output, "exchange", no_exchange)
+        monkeypatch.setattr(output, "rename_exchange", no_exchange)
     for _ in range(5):
         ready, failed = threading.Barrier(6), []
 
@@ -189,7 +189,7 @@ def write(text):
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym"}
 if sys.argv[1] == "two steps":
-    output.exchange = refuse
+    output.rename_exchange = refuse
 at = 0
 while True:
     shutil.rmtree("frames", ignore_errors=True)

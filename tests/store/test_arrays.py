@@ -1,6 +1,7 @@
 """Arrays on disk: written and read by the Zarr library, with what it does not promise."""
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import zarr
 from numcodecs import Zstd
 
+from wanpipe.errors import StoreError
 from wanpipe.store.arrays import (
     DamageError,
     content_size,
@@ -135,13 +137,40 @@ def test_a_chunk_of_a_wrong_size_is_refused_before_it_is_decoded(size: int, tmp_
         list(read_blocks(path))
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rows", "chunks", "says"),
+    [
+        (1 << 24, 1, "would decode to"),
+        (1 << 27, 1, "size of its array"),
+        (1 << 18, 64, "decode to"),
+    ],
+)
+def test_a_decompression_bomb_is_refused(rows: int, chunks: int, says: str, tmp_path: Path) -> None:
+    """One chunk of 256 MB, one of 2 GB, and 64 of 4 MB."""
     path, _ = written(tmp_path / "x", "encode-text", "prompt", (7, 5))
     document = json.loads((path / "zarr.json").read_bytes())
-    document["shape"] = document["chunk_grid"]["configuration"]["chunk_shape"] = [1 << 24, 8]
+    document["shape"] = [rows * chunks, 4]
+    document["chunk_grid"]["configuration"]["chunk_shape"] = [rows, 4]
     (path / "zarr.json").write_text(json.dumps(document))
-    (path / "c.0.0").write_bytes(sealed(bytes(Zstd(1).encode(bytes(1 << 29)))))
-    with pytest.raises(DamageError, match="size of its array"):
+    packed = sealed(bytes(Zstd(1).encode(bytes(16 * rows))))
+    for number in range(chunks):
+        (path / f"c.{number}.0").write_bytes(packed)
+    with pytest.raises(DamageError, match=says):
+        list(read_blocks(path))
+
+
+def test_a_chunk_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    declared = STAGES["decode"].array("frames")
+    with pytest.raises(StoreError, match="make a smaller video"):
+        create_array(create_group(tmp_path), "frames", declared, (1, 8640, 15360, 3))
+    assert not (tmp_path / "frames").exists()
+
+
+def test_a_named_pipe_in_place_of_a_chunk_is_damage(tmp_path: Path) -> None:
+    path, _ = written(tmp_path / "x", "encode-text", "prompt", (7, 5))
+    (path / "c.0.0").unlink()
+    os.mkfifo(path / "c.0.0")
+    with pytest.raises(DamageError, match="not a regular file"):
         list(read_blocks(path))
 
 

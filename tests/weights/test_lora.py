@@ -21,14 +21,13 @@ from tests.models.official import TOLERANCE, converted
 from wanpipe.errors import CheckpointError
 from wanpipe.models.dit import DiT
 from wanpipe.weights.load import load_network, parameter_shapes
-from wanpipe.weights.lora import (
+from wanpipe.weights.lora import UNKNOWN, read_lora
+from wanpipe.weights.lora_match import (
     ALPHA_ALONE,
     NO_IMAGE_BRANCH,
     OTHER_INPUT_CHANNELS,
-    UNKNOWN,
     LoraMatch,
     match_lora,
-    read_lora,
 )
 from wanpipe.weights.merge import merge
 

@@ -4,6 +4,7 @@ An import is untrusted data: every name, document and digest is checked before a
 published, and nothing is executed. Converted models are not exported.
 """
 
+import io
 import re
 import shutil
 import zipfile
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from msgspec import structs
 
-from wanpipe.cache.validate import InvalidEntryError, validate
+from wanpipe.cache.validate import InvalidEntryError, files_of, validate
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime import interrupt
-from wanpipe.runtime.disk import NO_SPACE, READ_ONLY, fsync_tree, store_errors
+from wanpipe.runtime.disk import LITTER, NO_SPACE, READ_ONLY, fsync_tree, store_errors
 from wanpipe.runtime.documents import encode
 from wanpipe.runtime.output import check_writable, replace_output
 from wanpipe.store.entry import Entry
@@ -27,6 +28,7 @@ from wanpipe.store.store import Store
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same entries make the same file
 COPY_BYTES = 1 << 20  # copied at a time
+MAX_DIRECTORY_BYTES = 1 << 24  # of an export, for about 140,000 files
 EXPORTABLE = "|".join(stage.name for stage in STAGES.values() if stage.exportable)
 MEMBER = re.compile(
     rf"(?P<stage>{EXPORTABLE})/(?P<key>[0-9a-f]{{32}})/"
@@ -87,7 +89,8 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
             zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
         ):
             for entry in closed:
-                for file in sorted(path for path in entry.path.rglob("*") if path.is_file()):
+                for file in files_of(entry):
+                    check_link(file, entry)
                     name = f"{entry.stage}/{entry.key}/{file.relative_to(entry.path).as_posix()}"
                     member = zip_member(name, file.stat().st_size)
                     interrupt.check()
@@ -99,6 +102,13 @@ def export(entries: Sequence[Entry], target: Path, store: Store) -> list[Entry]:
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
     return closed
+
+
+def check_link(file: Path, entry: Entry) -> None:
+    """Raise StoreError for a file behind a link, which could be any file of the user."""
+    inside = [file, *(parent for parent in file.parents if entry.path in parent.parents)]
+    if any(path.is_symlink() for path in inside):
+        raise StoreError(f"{file} is a link, which is not exported; make the entry again")
 
 
 def zip_member(name: str, size: int) -> zipfile.ZipInfo:
@@ -116,7 +126,7 @@ def import_(file: Path, store: Store) -> list[Path]:
     """
     if not file.is_file():
         raise UsageError(f"no file {file} to import")
-    with store_errors(store.root), store.scratch() as scratch:
+    with store_errors(store.root), store.scratch.open(store.scratch.folder()) as scratch:
         with archive_errors(file):
             entry_ids = unpack(file, scratch)
             entries = [validate(scratch / entry_id) for entry_id in entry_ids]
@@ -168,8 +178,8 @@ def unpack(file: Path, folder: Path) -> list[str]:
     """Copy the members of an export below `folder`, each name and size checked; return stage/key of
     every entry.
     """
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
+    with BoundedReader(file) as bounded, zipfile.ZipFile(bounded) as archive:
+        members = [member for member in archive.infolist() if not is_litter(member.filename)]
         check_members(members, file.stat().st_size)
         found: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
         for member in members:
@@ -182,6 +192,23 @@ def unpack(file: Path, folder: Path) -> list[str]:
             with archive.open(member) as source, target.open("xb") as sink:
                 shutil.copyfileobj(source, sink, COPY_BYTES)
     return sorted(found)
+
+
+class BoundedReader(io.FileIO):
+    """A file whose pieces are limited, since zipfile reads a directory of any size at once."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to `size` bytes. Raises InvalidEntryError for too many."""
+        data = super().read(MAX_DIRECTORY_BYTES + 1 if size is None or size < 0 else size)
+        if len(data) > MAX_DIRECTORY_BYTES:
+            raise InvalidEntryError("it has too many files")
+        return data
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file was added by a file manager, as to every folder that it shows."""
+    *folders, last = name.split("/")
+    return LITTER.fullmatch(last) is not None or "__MACOSX" in folders
 
 
 def check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:

@@ -5,24 +5,30 @@ on request; within each the least recently used first. Entries that are named, p
 stay, and so do the inputs of remaining steps, which can still be resumed.
 """
 
-import shutil
+import errno
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime.disk import store_errors
+from wanpipe.runtime.disk import NO_SPACE, remove_tree, store_errors
+from wanpipe.runtime.documents import read_regular
 from wanpipe.store.index import Summary
 from wanpipe.store.keys import is_key
+from wanpipe.store.locks import FOLDER as LOCKS
+from wanpipe.store.locks import is_unlocked
 from wanpipe.store.schema import INTERIOR_RANK, STAGES
-from wanpipe.store.scratch import is_unlocked, remove_scratch
-from wanpipe.store.store import Store
+from wanpipe.store.scratch import FOLDER as SCRATCH
+from wanpipe.store.scratch import own_folders, remove_scratch, stale_drafts
+from wanpipe.store.store import DAMAGED, Store
 
+ENTRY_NAME = re.compile(r"[a-z-]+-[0-9a-f]{32}")  # of conversions in .tmp/, and of locks
 CLOCK_SKEW = 60.0  # seconds by which the clocks of two machines on one folder may differ
 
 
@@ -44,10 +50,10 @@ def parse_keep_steps(text: str) -> int:
     """Parse --keep-steps: "last" as 0, "every:N" as N. Raises UsageError."""
     if text == "last":
         return 0
-    kind, _, number = text.partition(":")
-    if kind != "every" or not number.isdecimal() or int(number) < 1:
-        raise UsageError(f"keep-steps must be last or every:N, got {text!r}; use every:10")
-    return int(number)
+    form = re.fullmatch(r"every:0*([1-9]\d{0,8})", text)
+    if form is None:
+        raise UsageError(f"keep-steps must be last or every:N, got {text[:40]!r}; use every:10")
+    return int(form[1])
 
 
 class Plan:
@@ -146,17 +152,17 @@ def protected(store: Store, used: dict[str, float]) -> set[str]:
     return named | {entry_id for entry_id, cutoff in used.items() if cutoff >= since}
 
 
-def in_use_since(root: Path, besides: Path | None = None) -> float:
-    """Return when the oldest running process on a cache started, in seconds since 1970; draft
-    `besides` does not count.
+def in_use_since(root: Path, besides: Collection[Path] = ()) -> float:
+    """Return when the oldest running process on a cache started, in seconds since 1970; drafts
+    `besides` do not count.
     """
     moments = [float("inf")]
-    for file in (root / ".tmp").glob("*.since"):
-        with suppress(OSError, ValueError):
-            if file.stem != (besides and besides.name) and not is_unlocked(
-                file.with_suffix(".lock")
-            ):
-                moments.append(float(file.read_text()) - CLOCK_SKEW)
+    for folder in own_folders(root, SCRATCH):
+        for file in folder.glob("*.since"):
+            draft = file.with_suffix("")
+            if draft not in besides and not is_unlocked(draft.with_suffix(".lock")):
+                with suppress(OSError, ValueError):  # it ended meanwhile
+                    moments.append(float(read_regular(file)) - CLOCK_SKEW)
     return min(moments)
 
 
@@ -171,43 +177,70 @@ def last_use(path: Path) -> float:
 def remove(store: Store, rows: Sequence[Summary]) -> list[Summary]:
     """Remove entries and return them. One that came into use meanwhile is moved back."""
     gone: list[Summary] = []
-    with store_errors(store.root), store.scratch() as scratch:
-        scratch.mkdir()
+    moved: dict[str, Path] = {}
+    with store_errors(store.root), ExitStack() as held:
+        folders: dict[Path, Path] = {}
         for row in rows:
-            with suppress(FileNotFoundError):
-                (store.root / row.id).rename(scratch / row.key)
-                gone.append(row)
-        since = in_use_since(store.root, besides=scratch)
-        for row in [row for row in gone if last_use(scratch / row.key) >= since]:
+            path = store.root / row.id
+            try:
+                home = store.scratch.folder(row.stage)
+                if home not in folders:
+                    folders[home] = open_scratch(store, home, held)
+                path.rename(folders[home] / row.key)
+                moved[row.id] = folders[home] / row.key
+            except FileNotFoundError:
+                continue  # another process removed it
+            except OSError as error:
+                if error.errno not in NO_SPACE | {errno.EXDEV}:
+                    raise
+                if last_use(path) >= in_use_since(store.root, folders.values()):
+                    continue
+                remove_tree(path)  # on a full disk nothing can be moved
+            gone.append(row)
+        since = in_use_since(store.root, folders.values())
+        for row in [row for row in gone if row.id in moved and last_use(moved[row.id]) >= since]:
             with suppress(OSError):  # it was made again already
-                (scratch / row.key).rename(store.root / row.id)
+                moved[row.id].rename(store.root / row.id)
             gone.remove(row)
     return gone
+
+
+def open_scratch(store: Store, folder: Path, held: ExitStack) -> Path:
+    """Make a directory in a scratch folder, which `held` removes."""
+    with ExitStack() as opened:
+        scratch = opened.enter_context(store.scratch.open(folder))
+        scratch.mkdir()
+        held.enter_context(opened.pop_all())
+    return scratch
 
 
 def find_leftovers(store: Store, older_than: float) -> list[Path]:
     """Return quarantined entries, drafts of dead processes, and unfinished conversions that no
     process has resumed for so many seconds.
     """
-    found = sorted((store.root / ".damaged").glob("*"))
-    for path in sorted((store.root / ".tmp").glob("*")):
-        if is_key(path.name):
-            lock = path.with_suffix(".lock")
-            dead = not lock.exists() or is_unlocked(lock)
-        else:
-            lock = store.root / ".locks" / path.name
-            idle = time.time() - last_use(path) > older_than
-            dead = path.is_dir() and idle and (not lock.exists() or is_unlocked(lock))
-        if dead:
-            found.append(path)
-    return found
+    folders = own_folders(store.root, DAMAGED)
+    damaged = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
+    paused = [path for folder in own_folders(store.root, SCRATCH) for path in folder.iterdir()]
+    return [
+        *sorted(damaged),
+        *stale_drafts(store.root),
+        *(
+            path
+            for path in sorted(paused)
+            if ENTRY_NAME.fullmatch(path.name)
+            and time.time() - last_use(path) > older_than
+            and is_unlocked(store.root / LOCKS / path.name)
+        ),
+    ]
 
 
 def remove_leftovers(store: Store, paths: Iterable[Path]) -> None:
     """Remove leftovers, and lock files that no process holds."""
     with store_errors(store.root):
         for path in paths:
-            remove_scratch(path, store.root) if is_key(path.name) else shutil.rmtree(path)
-        for lock in (store.root / ".locks").glob("*"):
-            with suppress(Timeout), FileLock(lock, timeout=0):
-                lock.unlink(missing_ok=True)  # while it is locked, as in Store.lock
+            remove_scratch(path, store.root) if is_key(path.name) else remove_tree(path)
+        for folder in own_folders(store.root, LOCKS):
+            for lock in folder.iterdir():
+                if ENTRY_NAME.fullmatch(lock.name) and not lock.is_symlink() and lock.is_file():
+                    with suppress(Timeout), FileLock(lock, timeout=0):
+                        lock.unlink(missing_ok=True)  # while it is locked, as in Locks.hold

@@ -9,6 +9,7 @@ from wanpipe.runtime import units
 from wanpipe.store.index import Summary, disk_usage
 from wanpipe.store.runs import Run
 from wanpipe.store.schema import STAGES
+from wanpipe.store.scratch import own_folders
 from wanpipe.store.store import Store
 
 INTERIOR = "denoise, interior steps among them"
@@ -176,7 +177,8 @@ def usage(store: Store) -> dict[str, dict[str, int]]:
             groups[INTERIOR].append(row.bytes)
     total = [size for stage in STAGES for size in groups[stage]]
     for name in NOT_ENTRIES:
-        folders = [path for path in (store.root / name).glob("*") if path.is_dir()]
+        homes = own_folders(store.root, name)
+        folders = [path for home in homes for path in home.iterdir() if path.is_dir()]
         groups[name] = [disk_usage(path) for path in folders]
         total += groups[name]
     groups["in all"] = total

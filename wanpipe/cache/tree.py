@@ -6,6 +6,8 @@ Reads only summaries of entries. A removed step is still drawn if steps after it
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from wanpipe.store.index import Summary
 
 Rows = Mapping[str, Summary]
@@ -21,10 +23,8 @@ class Forest:
 
     def root(self, key: str) -> str:
         """Return the first step of the run of a step, or the removed step before it."""
-        seen = {key}
-        while key in self.steps and (parent := self.steps[key].parent) and parent not in seen:
+        while key in self.steps and (parent := self.steps[key].parent):
             key = parent
-            seen.add(key)
         return key
 
     def roots(self, text: str) -> list[str]:
@@ -55,15 +55,19 @@ class Forest:
 
 
 def forest(rows: Rows) -> Forest:
-    """Build the forest of all steps of a cache."""
-    steps: dict[str, Summary] = {}
-    after: dict[str | None, list[str]] = {}
+    """Build the forest of all steps of a cache. A damaged index file cannot make a cycle of it: a
+    step has the next number after its parent.
+    """
     frames: dict[str, list[Summary]] = {}
+    steps = {row.key: row for row in rows.values() if row.stage == "denoise" and row.readable}
+    after: dict[str | None, list[str]] = {}
+    for key, row in steps.items():
+        parent = steps.get(row.parent or "")
+        if parent is not None and row.step != (parent.step or 0) + 1:
+            row = steps[key] = structs.replace(row, parent=None)
+        after.setdefault(row.parent, []).append(key)
     for row in rows.values():
-        if row.stage == "denoise" and row.readable:
-            steps[row.key] = row
-            after.setdefault(row.parent, []).append(row.key)
-        elif row.stage == "decode" and row.readable:
+        if row.stage == "decode" and row.readable:
             frames.setdefault(row.inputs.get("step", ""), []).append(row)
     return Forest(steps, after, frames)
 
@@ -76,24 +80,26 @@ def draw(
     `line` formats a step; consecutive steps in the middle of a run that are not `shown` become one
     line.
     """
-    run = linear_run(forest, root)
-    tip = run[-1]
-    for index, branch in enumerate(forest.branches(tip)):
-        lines = draw(forest, branch, line, shown)
-        if index == 0:
-            yield from lines
-        else:
-            yield from ("| " + one for one in lines)
+    trunk: list[tuple[list[str], list[str]]] = []  # runs, and the branches off their last steps
+    continued = [root]
+    while continued:
+        run = linear_run(forest, continued[0])
+        branches = forest.branches(run[-1])
+        continued = branches[:1]
+        trunk.append((run, branches[1:]))
+    for run, branches in reversed(trunk):
+        for branch in branches:
+            yield from ("| " + one for one in draw(forest, branch, line, shown))
             yield "|/"
-    hidden: list[str] = []
-    for key in reversed(run):
-        if key in (root, tip) or shown(key):
-            yield from fold(hidden)
-            hidden = []
-            yield f"* {line(key)}"
-        else:
-            hidden.append(key)
-    yield from fold(hidden)
+        hidden: list[str] = []
+        for key in reversed(run):
+            if key in (run[0], run[-1]) or shown(key):
+                yield from fold(hidden)
+                hidden = []
+                yield f"* {line(key)}"
+            else:
+                hidden.append(key)
+        yield from fold(hidden)
 
 
 def linear_run(forest: Forest, root: str) -> list[str]:

@@ -26,18 +26,25 @@ def validate(path: Path) -> Entry:
         raise InvalidEntryError("the record is of another stage, or has plain files")
     if not is_group(path, "wanpipe"):
         raise InvalidEntryError(f"{path.name[:8]} is not a plain group")
-    expected = {path / METADATA}
     for name in entry.names:
-        expected |= check_array(entry, name)
-        if "/" in name:  # the group of solver/sample
-            group = path / name.rpartition("/")[0]
-            if not is_group(group):
-                raise InvalidEntryError(f"{group.name} is not an empty group")
-            expected.add(group / METADATA)
-    if {file for file in path.rglob("*") if not file.is_dir()} != expected:
+        check_array(entry, name)
+        if "/" in name and not is_group(path / name.rpartition("/")[0]):
+            raise InvalidEntryError(f"{name} is not in an empty group")
+    if {file for file in path.rglob("*") if not file.is_dir()} != set(files_of(entry)):
         raise InvalidEntryError(f"{path.name[:8]} has other files than its arrays need")
     check_numbers(entry)
     return entry
+
+
+def files_of(entry: Entry) -> list[Path]:
+    """Return the files of an entry in order: documents and chunks, not what others put there."""
+    found = {entry.path / METADATA}
+    for name in entry.names:
+        folder = entry.path / name
+        # solver/sample is in a group of its own
+        found |= {parent / METADATA for parent in folder.parents if entry.path in parent.parents}
+        found |= {folder / file for file in (METADATA, *read_metadata(folder).files)}
+    return sorted(found)
 
 
 def is_group(path: Path, *attributes: str) -> bool:
@@ -47,8 +54,8 @@ def is_group(path: Path, *attributes: str) -> bool:
     return document == {"zarr_format": 3, "node_type": "group"} and found == set(attributes)
 
 
-def check_array(entry: Entry, name: str) -> set[Path]:
-    """Return the files of an array. Raises InvalidEntryError if it is not as declared."""
+def check_array(entry: Entry, name: str) -> None:
+    """Raise InvalidEntryError if an array is not as declared."""
     path = entry.path / name
     document = read_metadata(path)
     if not document.fits(STAGES[entry.stage].array(name)):
@@ -57,7 +64,6 @@ def check_array(entry: Entry, name: str) -> set[Path]:
         )
     if document.shape[0] > MAX_ROWS:
         raise InvalidEntryError(f"{name} has {document.shape[0]} rows, more than {MAX_ROWS}")
-    return {path / METADATA, *(path / file for file in document.files)}
 
 
 def check_numbers(entry: Entry) -> None:

@@ -35,6 +35,6 @@ def verify_entry(entry: Entry) -> None:
     for name, digest in entry.files.items():
         file = entry.path / name
         with damage_errors(file):
-            sound = hash_file(file) == digest
-        if not sound:
+            valid = file.is_file() and hash_file(file) == digest
+        if not valid:
             raise DamageError(f"{file} does not have the content hash it was published with")

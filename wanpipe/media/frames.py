@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime import interrupt
+from wanpipe.runtime.disk import LITTER
 
 if TYPE_CHECKING:
     import numpy as np
 
 NAME = re.compile(r"\d{5,}\.png")
-# what systems leave in folders that people look at
-LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*", re.IGNORECASE)
 SOFTWARE, OURS = "Software", "wanpipe"  # a keyword that the PNG specification names, and its text
 LINEAGE = '{"wanpipe":'  # how the comment of a frame of 0.1.0 begins, which has no keyword
 

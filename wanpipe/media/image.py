@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +30,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 LARGEST_FILE = 2**28  # bytes; Pillow reads some formats whole, even for one of 9,000 frames
 LARGEST_RESIZED = 2**26  # pixels; only an image far narrower than its canvas needs more
-TOGETHER = 2**20  # pixels of the source that are resized together
+TOGETHER = 2**20  # pixels of the source that are handled together
 ORIENTATION = 0x0112  # tag of EXIF
 UPRIGHT, SIDEWAYS = 1, range(5, 9)  # its values: as stored, and with width and height exchanged
 CLIP_SIZE = 224
@@ -68,6 +69,7 @@ def opened(path: Path) -> Iterator["Image.Image"]:
         raise UsageError(f"image {path} cannot be read: {reason}; give a PNG or JPEG") from error
 
 
+@cache
 def formats() -> tuple[str, ...]:
     """Return those of `FORMATS` that this Pillow has."""
     from PIL import Image, features
@@ -109,7 +111,8 @@ def open_image(
                 f"image {path} is marked as turned (EXIF orientation {orientation}) but is taken "
                 "as it is stored; add --exif to turn it"
             )
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def fit(
@@ -166,7 +169,8 @@ def clip_pixels(image: "Image.Image | np.ndarray") -> np.ndarray:
 
     Source: wan/modules/clip.py, CLIPModel.visual.
     """
-    pixels = bicubic(np.asarray(image), CLIP_SIZE, CLIP_SIZE)
+    pixels = image if isinstance(image, np.ndarray) else pixels_of(image)
+    pixels = bicubic(pixels, CLIP_SIZE, CLIP_SIZE)
     return (pixels * 0.5 + 0.5 - CLIP_MEAN) / CLIP_STD
 
 
@@ -185,9 +189,19 @@ def _resize(
     from PIL import Image
 
     if resample == "bicubic":
-        return bicubic(np.asarray(image), height, width, box)
+        return bicubic(pixels_of(image), height, width, box)
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     return signed(np.asarray(resized.crop(box) if box else resized))
+
+
+def pixels_of(image: "Image.Image") -> np.ndarray:
+    """Return the pixels of an RGB image (Y, X, 3) uint8, without Pillow's two copies at a time."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    step = max(1, TOGETHER // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def signed(pixels: np.ndarray) -> np.ndarray:

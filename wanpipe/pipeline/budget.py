@@ -13,10 +13,11 @@ from typing import TypeVar
 from msgspec import UNSET
 
 from wanpipe.errors import UsageError
-from wanpipe.models import tuning, vae_cost
+from wanpipe.models import tuning
 from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
 from wanpipe.models.tiling import host_bytes
+from wanpipe.pipeline import vae_cost
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import format_si
 from wanpipe.store.publish import QUEUE_LIMIT

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -19,17 +20,36 @@ except ImportError:  # only macOS has it
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+# what file managers put into every folder that they show
+LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*", re.IGNORECASE)
 AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 on Linux; renamex_np on macOS has 2 for a swap too
 
 
-def fsync(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
+def fsync(path: Path) -> bool:
+    """Flush a file or a directory to the disk; return False if it is a directory and its file
+    system can flush files only, as some network drives.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC or not path.is_dir():
+            raise
+        return False
     finally:
         os.close(descriptor)
+    return True
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link or a directory with its contents, if it exists. Follows no link."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def full_fsync(path: Path) -> None:
@@ -81,7 +101,7 @@ def atomic_replace(path: Path, draft: Path | None = None) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         for left in (draft, backup_path(draft)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+            remove_tree(left)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -134,10 +154,17 @@ def store_errors(root: Path) -> Iterator[None]:
             raise StoreError(
                 f"no space left for the cache at {root}; free some or use --cache"
             ) from error
-        # absolute, since a lock has the absolute path of a cache that was given as a relative one
-        place = Path(error.filename or root).absolute()
-        if error.errno in READ_ONLY and place.is_relative_to(root.absolute()):
+        if error.errno in READ_ONLY and is_of(root, error.filename):
             raise StoreError(
                 f"the cache at {root} cannot be written ({error.strerror}); use --cache"
             ) from error
         raise
+
+
+def is_of(root: Path, filename: object) -> bool:
+    """Return whether a file that was refused belongs to the cache at `root`, or is a directory that
+    the cache was to be made in.
+    """
+    # absolute, since a lock has the absolute path of a cache that was given as a relative one
+    path, root = Path(str(filename or root)).absolute(), root.absolute()
+    return path.is_relative_to(root) or root.is_relative_to(path)

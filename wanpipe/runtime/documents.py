@@ -46,12 +46,12 @@ def decode(data: bytes | str, kind: type[T]) -> T:
         raise DocumentError(first_line(error)) from error
 
 
-def convert(data: Any, kind: type[T]) -> T:
-    """Convert builtins (dicts, lists, numbers) to `kind`, integers to floats if `kind` has
-    floats. Raises DocumentError.
+def convert(data: Any, kind: type[T], strict: bool = True) -> T:
+    """Convert plain data (dicts, lists, numbers) to `kind`, integers to floats where `kind` has
+    floats, and strings to numbers unless `strict`. Raises DocumentError.
     """
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, kind, strict=strict)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DocumentError(first_line(error)) from error
 
@@ -86,13 +86,13 @@ def read_stream(path: Path, limit: int) -> bytes:
     return data
 
 
-def open_regular(path: Path, limit: int) -> BinaryIO:
+def open_regular(path: Path, limit: int | None = None) -> BinaryIO:
     """Open a regular file to read; never waits for a named pipe. Raises OSError, or DocumentError
     where it is another kind of file or larger than `limit` bytes.
     """
     file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115
     status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+    if stat.S_ISREG(status.st_mode) and (limit is None or status.st_size <= limit):
         return file
     file.close()
     if stat.S_ISREG(status.st_mode):
@@ -111,7 +111,8 @@ def to_builtins(document: Any) -> Any:
 
 def encode(document: Any) -> bytes:
     """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
-    written = json.dumps(to_builtins(document), indent=2, ensure_ascii=False, allow_nan=False)
+    data = text.storable(to_builtins(document))
+    written = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     return written.encode() + b"\n"
 
 

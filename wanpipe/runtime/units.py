@@ -12,8 +12,8 @@ SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 ROUNDS_UP = 999.5  # what three digits show as 1000
 AGES = {"m": 60, "h": 3600, "d": 86400, "w": 604800}  # seconds
-SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-AGE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])")
+SIZE_PATTERN = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+AGE_PATTERN = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*([mhdw])")
 
 
 def format_si(count: int, unit: str) -> str:
@@ -33,7 +33,7 @@ def parse_size(text: str) -> int:
 
     form = SIZE_PATTERN.fullmatch(text.strip())
     if form is None or (form[3] and not form[2]):
-        raise UsageError(f"a size must be like 50GB or 500M, got {text!r}")
+        raise UsageError(f"a size must be like 50GB or 500M, got {text[:40]!r}")
     units = BINARY if form[3] else SIZES
     return int(Fraction(form[1]) * units[form[2].upper()])
 
@@ -42,7 +42,7 @@ def parse_age(text: str) -> float:
     """Parse an age such as 30d, 12h, 2w or 90m as seconds. Raises UsageError."""
     form = AGE_PATTERN.fullmatch(text.strip())
     if form is None:
-        raise UsageError(f"an age must be like 30d, 12h, 2w or 90m (minutes), got {text!r}")
+        raise UsageError(f"an age must be like 30d, 12h, 2w or 90m (minutes), got {text[:40]!r}")
     return float(form[1]) * AGES[form[2]]
 
 

@@ -21,6 +21,7 @@ from wanpipe.runtime.documents import (
     Length,
     decode,
     first_line,
+    open_regular,
     read_regular,
 )
 from wanpipe.store.schema import ArraySpec
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 METADATA = "zarr.json"
 ZSTD_LEVEL = 1  # latents shrink by 8 % at any level
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-MAX_CHUNK_BYTES = 1 << 31  # decoded
-MAX_COMPRESSION_RATIO = 256  # of a large chunk; latents have 1.1, frames 50
+MAX_CHUNK_BYTES = 1 << 28  # decoded; zarr takes three times as much to read it
+LARGE_BYTES = 1 << 24  # of an array, whose compression ratio is limited from here on
+MAX_COMPRESSION_RATIO = 256  # latents have 1.1, frames 50
 MISSING = {errno.ENOENT, errno.ENOTDIR}
 
 
@@ -130,12 +132,19 @@ def create_array(
     """Create an array of `shape` as declared; "solver/sample" is in a group "solver"."""
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
+    chunk = (declared.rows or shape[0], *shape[1:])
+    size = math.prod(chunk) * (4 if declared.dtype == "float32" else 1)
+    if size > MAX_CHUNK_BYTES:
+        raise StoreError(
+            f"{name} must have chunks of at most {MAX_CHUNK_BYTES} bytes, got {size}; make a "
+            "smaller video"
+        )
     parent, _, last = name.rpartition("/")
     home = group.require_group(parent) if parent else group
     array: zarr.Array[Any] = home.create_array(
         last,
         shape=shape,
-        chunks=(declared.rows or shape[0], *shape[1:]),
+        chunks=chunk,
         dtype=declared.dtype,
         compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
         filters=None,
@@ -189,13 +198,16 @@ def check_chunks(path: Path, document: ArrayDocument) -> None:
     """Check the decoded size in the header of every chunk, since decoders allocate it. Raises
     DocumentError, or OSError for a missing chunk.
     """
-    size = document.chunk_bytes
+    size, total = document.chunk_bytes, 0
     for name in document.files:
-        with (path / name).open("rb") as file:
+        with open_regular(path / name) as file:
             head, stored = file.read(18), file.seek(0, 2)
-        large = size > MAX_CHUNK_BYTES or (size > 1 << 24 and size > MAX_COMPRESSION_RATIO * stored)
-        if large or content_size(head) != size:
+        total += stored
+        if size > MAX_CHUNK_BYTES or content_size(head) != size:
             raise DocumentError("a chunk does not have the size of its array")
+    decoded = size * len(document.files)
+    if decoded > LARGE_BYTES and decoded > MAX_COMPRESSION_RATIO * total:
+        raise DocumentError(f"{total} bytes would decode to {decoded}")
 
 
 def content_size(head: bytes) -> int | None:

@@ -179,8 +179,14 @@ def read_entry(path: Path) -> Entry:
 def read_record(path: Path) -> Record:
     """Read an entry's record without checking its seal: for display only. Raises StoreError."""
     try:
-        return convert(read_document(path)["attributes"][ATTRIBUTE], Record)
-    except (OSError, DocumentError, LookupError, TypeError) as error:
+        raw = read_document(path)["attributes"][ATTRIBUTE]
+        record = convert(raw, Record)
+        if record.key != key_of(raw["material"]):  # else a step could be its own parent
+            raise DocumentError("its key is not that of its material")
+        if wrong := check_references(record):
+            raise DocumentError(wrong)
+        return record
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{path} has no readable record ({first_line(error)}); run `wanpipe cache verify`"
         ) from error

@@ -5,6 +5,7 @@ It only caches: it decides nothing, and a damaged one costs one reading of the e
 it is not synced to the disk, and is rebuilt when damaged.
 """
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,15 +15,24 @@ from typing import Any
 
 import xxhash
 
+from wanpipe.runtime.text import storable
 from wanpipe.store.keys import hash_file
 
 FILE = ".index"
-ENTRIES, HASHES = "entry", "hash"  # kinds of rows
+ENTRIES, HASHES, TRIED = "entry", "hash", "tried"  # kinds of rows
 VERSION = 1  # raised when the table changes; a file of another version is rebuilt
-CREATE_TABLE = """
-    CREATE TABLE IF NOT EXISTS notes
-        (kind TEXT, name TEXT, value BLOB, checksum BLOB, PRIMARY KEY (kind, name)) WITHOUT ROWID;
-"""
+MAX_BYTES = 1 << 28  # a larger file is rebuilt
+TABLE = """notes
+        (kind TEXT, name TEXT, value BLOB, checksum BLOB, PRIMARY KEY (kind, name)) WITHOUT ROWID"""
+BUSY_OR_REFUSED = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+}
 TIMEOUT_SECONDS = 5.0  # of a wait for another process that writes
 # git calls such a file racily clean: it could change again without a new modification time
 RACY_SECONDS = 2.0
@@ -84,26 +94,40 @@ class IndexFile:
                 with self.connect("rwc") as database, database:
                     database.executemany(statement, rows)
                 return
-            except sqlite3.OperationalError:  # read-only, full, or busy for long
+            except UnicodeError:  # a file name that SQLite cannot store
                 return
-            except (sqlite3.DatabaseError, UnicodeError):  # damaged, or another program's
-                with suppress(OSError):
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in BUSY_OR_REFUSED:
+                    return
+                with suppress(OSError):  # damaged, or not ours
                     self.file.unlink(missing_ok=True)
 
     @contextmanager
     def connect(self, mode: str) -> Iterator[sqlite3.Connection]:
         """Open the file; create its table if it may be written. Raises sqlite3.Error."""
         name = f"{self.file.absolute().as_uri()}?mode={mode}"
+        if self.file.is_symlink() or (self.file.exists() and not self.is_plausible()):
+            raise sqlite3.DatabaseError("not an index file")
         with closing(sqlite3.connect(name, uri=True, timeout=TIMEOUT_SECONDS)) as database:
-            version = database.execute("PRAGMA user_version").fetchone()[0]
-            if version != VERSION:
-                if version or mode == "ro":
-                    raise sqlite3.DatabaseError("made by another version")
-                script = f"BEGIN IMMEDIATE; {CREATE_TABLE} PRAGMA user_version={VERSION}; COMMIT;"
-                database.executescript(script)
             if mode != "ro":
                 database.execute("PRAGMA synchronous=OFF")
+                self.create_table(database)
+            # views, triggers and computed columns could run for ever
+            schema = database.execute("SELECT sql FROM sqlite_master").fetchall()
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version != VERSION or schema != [(f"CREATE TABLE {TABLE}",)]:
+                raise sqlite3.DatabaseError("made by another version")
             yield database
+
+    def is_plausible(self) -> bool:
+        """Return whether the file is a regular one of a plausible size."""
+        return self.file.is_file() and self.file.stat().st_size <= MAX_BYTES
+
+    def create_table(self, database: sqlite3.Connection) -> None:
+        """Create the table in an empty file."""
+        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            create = f"CREATE TABLE IF NOT EXISTS {TABLE}; PRAGMA user_version={VERSION};"
+            database.executescript(f"BEGIN IMMEDIATE; {create} COMMIT;")
 
 
 class HashCache:
@@ -114,32 +138,43 @@ class HashCache:
     def __init__(self, index_file: IndexFile) -> None:
         self.index_file = index_file
         self.seen: dict[tuple[str, str], str] = {}  # by this process, stored or not
+        self.tried: set[str] = set()  # content hashes, likewise
 
     def hash(self, file: Path, hasher: Any = hash_file) -> str:
         """Return the xxh3_128 of a file's bytes; an unchanged file is not read."""
-        name, stamp = str(file.resolve()), file_stamp(file)
+        name, stamp = storable(str(file.resolve())), file_stamp(file)
         if (name, stamp) in self.seen:
             return self.seen[name, stamp]
-        known = (self.index_file.get(HASHES, name) or b"").decode().rpartition(" ")
-        if known[0] == stamp:
-            return known[2]
+        known = self.index_file.get(HASHES, name) or b""
+        if found := re.fullmatch(rb"%s ([0-9a-f]{32})" % stamp.encode(), known):
+            return found[1].decode()
         digest = str(hasher(file))
         if file_stamp(file) == stamp:
             self.seen[name, stamp] = digest
-            if time.time() - file.stat().st_mtime > RACY_SECONDS:
-                self.remember(name, stamp, digest)
+            if abs(time.time() - file.stat().st_mtime) > RACY_SECONDS:  # the clock may be wrong
+                self.put(HASHES, name, f"{stamp} {digest}".encode())
         return digest
+
+    def is_tried(self, digest: str) -> bool:
+        """Return whether a file of this content hash was tried before, and found harmless."""
+        return digest in self.tried or self.index_file.get(TRIED, digest) is not None
+
+    def record_tried(self, digest: str) -> None:
+        """Remember that a file of this content hash is harmless."""
+        self.tried.add(digest)
+        self.put(TRIED, digest, b"")
 
     def record(self, file: Path, digest: str) -> None:
         """Store the hash of a file that this process has just written."""
-        self.remember(str(file.resolve()), file_stamp(file), digest)
+        name = storable(str(file.resolve()))
+        self.put(HASHES, name, f"{file_stamp(file)} {digest}".encode())
 
-    def remember(self, name: str, stamp: str, digest: str) -> None:
-        """Store one hash, in a cache that may not exist yet."""
+    def put(self, kind: str, name: str, value: bytes) -> None:
+        """Store one row, in a cache that may not exist yet."""
         if self.index_file.writes:
             with suppress(OSError):  # a read-only cache stores no hashes
                 self.index_file.file.parent.mkdir(parents=True, exist_ok=True)
-        self.index_file.put(HASHES, {name: f"{stamp} {digest}".encode()})
+        self.index_file.put(kind, {name: value})
 
 
 def file_stamp(file: Path) -> str:

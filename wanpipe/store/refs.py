@@ -11,8 +11,10 @@ from pathlib import Path
 
 from wanpipe.errors import UsageError
 from wanpipe.runtime.disk import atomic_write
+from wanpipe.runtime.documents import read_regular
 from wanpipe.store.keys import is_prefix
 
+MAX_REF_BYTES = 100
 MAX_BYTES = 200  # of a name; file systems allow 255, and numbers may follow
 TARGET = re.compile(r"[a-z-]+/[0-9a-f]{32}")
 
@@ -28,7 +30,7 @@ class Refs:
         if "/" in name:
             return None
         try:
-            target = (self.folder / name).read_text(encoding="utf-8").strip()
+            target = read_regular(self.folder / name, MAX_REF_BYTES).decode().strip()
         except (OSError, ValueError):
             return None
         return target if TARGET.fullmatch(target) else None

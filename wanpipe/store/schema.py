@@ -226,6 +226,10 @@ class Record(Document, frozen=True, kw_only=True):
     step: Annotated[int, Meta(ge=0, lt=100_000)] | UnsetType = UNSET
     parent: Hash | UnsetType | None = UNSET
 
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES or not isinstance(self.material, STAGES[self.stage].material):
+            raise ValueError("the material is of another stage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
@@ -355,9 +359,7 @@ def _is_declared(stage: StageSpec, name: str) -> bool:
 
 def check_references(record: Record) -> str:
     """Return how a record contradicts its material, "" if it does not."""
-    stage, material = STAGES.get(record.stage), record.material
-    if stage is None or not isinstance(material, stage.material):
-        return "the material is of another stage"
+    stage, material = STAGES[record.stage], record.material
     wrong = set(record.inputs) - set(stage.inputs)
     for role in set(record.inputs) - wrong:
         # at guidance 1 a step's text is not the key of the whole text entry

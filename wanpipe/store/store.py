@@ -6,7 +6,6 @@ process holds none.
 
 import errno
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from wanpipe.errors import StoreError, UsageError
-from wanpipe.runtime import interrupt
 from wanpipe.runtime.disk import (
     READ_ONLY,
     backup_path,
     fsync,
     fsync_tree,
     make_directory,
+    remove_tree,
     replace_directory,
     store_errors,
 )
@@ -32,14 +31,15 @@ from wanpipe.store.entry import Entry, read_entry
 from wanpipe.store.index import Index
 from wanpipe.store.index_file import HashCache, IndexFile
 from wanpipe.store.keys import is_key, is_prefix
+from wanpipe.store.locks import Locks
 from wanpipe.store.recipe import Recipe, build_record
 from wanpipe.store.refs import Refs, check_name
 from wanpipe.store.runs import MODELS, ModelReference, Records, Run, Runs, Video
 from wanpipe.store.schema import STAGES
-from wanpipe.store.scratch import is_unlocked, remove_scratch
+from wanpipe.store.scratch import Scratch, crosses_disks, remove_links
 
 Fill = Callable[[Draft], dict[str, Any]]
-POLL_SECONDS = 0.2  # between two checks for a signal while another process is waited for
+DAMAGED = ".damaged"
 
 
 class Store:
@@ -63,8 +63,8 @@ class Store:
         self.models = Records(self.root, MODELS, ModelReference)
         self.names = Refs(self.root / ".names")
         self.pins = Refs(self.root / ".pins")
-        self.opened = time.time()
-        self.cleaned = False
+        self.locks = Locks(self.root, self.report)
+        self.scratch = Scratch(self.root, self.locks)
 
     def path(self, stage: str, key: str) -> Path:
         """Return the path of an entry, which may not exist."""
@@ -123,11 +123,16 @@ class Store:
 
     def quarantine(self, path: Path, reason: DamageError) -> None:
         """Move a damaged entry to .damaged/, which nothing reads, and report it."""
-        target = self.root / ".damaged" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
-        self.report.event("damaged", stage=path.parent.name, key=path.name, path=str(target))
+        name = f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
+        folder = self.root / DAMAGED
         try:
-            target.parent.mkdir(exist_ok=True)
-            path.rename(target)
+            try:
+                move_into(folder, path, name)
+            except OSError as error:
+                if not crosses_disks(error):
+                    raise
+                folder = path.parent / DAMAGED
+                move_into(folder, path, name)
         except FileNotFoundError:
             return  # another process was quicker
         except OSError as error:
@@ -135,7 +140,10 @@ class Store:
                 raise
             self.report.remark(f"{reason}; ignored (the cache is read-only)")
             return
-        self.report.remark(f"{reason}; set aside in {target.parent}")
+        finally:
+            found = str(folder / name)
+            self.report.event("damaged", stage=path.parent.name, key=path.name, path=found)
+        self.report.remark(f"{reason}; set aside in {folder}")
 
     def get_or_create(self, recipe: Recipe, fill: Fill) -> Entry:
         """Return the published entry of `recipe`; if there is none, make it with `fill`.
@@ -156,7 +164,11 @@ class Store:
         if self.reuse(recipe):
             return None
         with ExitStack() as holding:
-            holding.enter_context(self.lock(recipe.stage, recipe.key))
+            holding.enter_context(
+                self.locks.hold(
+                    recipe.stage, recipe.key, lambda: self.has(recipe.stage, recipe.key)
+                )
+            )
             if self.reuse(recipe):
                 return None
             started = time.monotonic()
@@ -186,74 +198,21 @@ class Store:
         return entry
 
     @contextmanager
-    def lock(self, stage: str, key: str) -> Iterator[None]:
-        """Hold the lock of one key; report it before waiting for another process."""
-        from filelock import FileLock, Timeout
-
-        folder = self.root / ".locks"
-        with store_errors(self.root):
-            make_directory(folder)
-            # another thread may release it, when it has published
-            lock = FileLock(folder / f"{stage}-{key}", thread_local=False)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                self.report.remark(f"another process is making {stage}/{key[:8]}; waiting for it")
-        while not lock.is_locked:
-            interrupt.check()
-            with suppress(Timeout):
-                lock.acquire(timeout=POLL_SECONDS)
-        try:
-            yield
-            # a process that waits for this file looks for the entry again, so a published entry
-            # needs no lock file
-            if self.has(stage, key):
-                Path(lock.lock_file).unlink(missing_ok=True)
-        finally:
-            lock.release()
-
-    @contextmanager
     def draft(self, recipe: Recipe) -> Iterator[Draft]:
         """Open a draft in .tmp/, which is removed at the end of the block unless the recipe is
         resumable.
         """
         dtype = recipe.material.dtype
         with store_errors(self.root):
-            folder = self.root / ".tmp"
+            folder = self.scratch.folder(recipe.stage)
             if recipe.resumable:
                 make_directory(folder)
-                yield Draft(folder / f"{recipe.stage}-{recipe.key}", recipe.stage_spec, dtype)
-                return
-            with self.scratch() as path:
+                path = folder / f"{recipe.stage}-{recipe.key}"
+                remove_links(path)
                 yield Draft(path, recipe.stage_spec, dtype)
-
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """Yield a path in .tmp/ under a lock, which shows that this process is alive."""
-        from filelock import FileLock
-
-        folder = self.root / ".tmp"
-        make_directory(folder)
-        self.remove_stale_drafts()
-        path = folder / uuid.uuid4().hex
-        since = path.with_suffix(".since")
-        with FileLock(path.with_suffix(".lock"), thread_local=False):
-            try:
-                since.write_text(f"{self.opened}\n")  # gc leaves alone what was used since then
-                yield path
-            finally:
-                remove_scratch(path, self.root)
-
-    def remove_stale_drafts(self) -> None:
-        """Remove the drafts of dead processes: their lock is free, or was lost in a power loss.
-        Once per store.
-        """
-        if not self.cleaned:
-            self.cleaned = True
-            for path in {file.with_suffix("") for file in (self.root / ".tmp").iterdir()}:
-                lock = path.with_suffix(".lock")
-                if is_key(path.name) and (not lock.exists() or is_unlocked(lock)):
-                    remove_scratch(path, self.root)
+                return
+            with self.scratch.open(folder) as path:
+                yield Draft(path, recipe.stage_spec, dtype)
 
     def publish(self, draft: Draft, recipe: Recipe) -> Entry:
         """Seal a draft, make it durable and visible. An entry that exists already stays."""
@@ -268,27 +227,38 @@ class Store:
 
     def install(self, path: Path, target: Path) -> None:
         """Rename a durable draft to the path of its entry; with `force` it replaces an existing
-        entry in one step.
+        entry in one step. Across disks a copy beside the entry is renamed.
         """
         make_directory(target.parent)
+        try:
+            self.rename(path, target)
+        except OSError as error:
+            if not crosses_disks(error):
+                raise
+            with self.scratch.beside(path, target) as copy:
+                self.rename(copy, target)
+        fsync(target.parent)
+        with suppress(OSError):  # the next process tries again
+            remove_tree(path)
+            remove_tree(backup_path(path))
+
+    def rename(self, path: Path, target: Path) -> None:
+        """Rename a draft to an entry, which stays if it exists unless the store has `force`."""
         if self.force and target.is_dir():
             replace_directory(path, target)
-        else:
-            try:
-                path.rename(target)
-            except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                    raise
-        fsync(target.parent)
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(backup_path(path), ignore_errors=True)
+            return
+        try:
+            path.rename(target)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
 
     def resolve(self, reference: str) -> Entry:
         """Return the entry of a path, a name or a unique key prefix, to compute with. Raises
         StoreError or UsageError.
         """
         path = self.locate(reference)
-        if path.parent.parent == self.root and path.parent.name in STAGES:
+        if path.parent.parent == self.root and path.parent.name in STAGES and is_key(path.name):
             entry = self.find(path.parent.name, path.name)
             if entry is not None:
                 return entry
@@ -334,10 +304,8 @@ class Store:
     def save_video(self, run: Run, video: Video) -> None:
         """Add a video to the record of its run; save the run if it has no record."""
         if self.save(self.runs, run) and os.access(self.root / ".runs", os.W_OK):
-            with self.lock("run", run.key):
+            with self.locks.hold("run", run.key, lambda: True):
                 self.runs.add_video(run.key, video)
-                # as `lock` does for entries: whoever waits reads the record again
-                (self.root / ".locks" / f"run-{run.key}").unlink(missing_ok=True)
 
     def save(self, records: Any, record: Any) -> bool:
         """Save a record; return whether it was saved, since a cache may be read-only."""
@@ -355,9 +323,7 @@ class Store:
         """Return the directory of a reference without reading it."""
         path = Path(reference)
         if path.is_dir() and (path / METADATA).exists():
-            whole = path.resolve()  # one spelling for each entry of this store
-            own = whole.parent.parent == self.root.resolve()
-            return self.path(whole.parent.name, whole.name) if own else whole
+            return self.own_path(path)
         if named := self.names.get(reference):
             return self.root / named
         if run := self.find_run(reference):
@@ -372,6 +338,17 @@ class Store:
                 f"no entry {reference} in {self.root}; make it with one of the commands {stages}"
             )
         return found[0]
+
+    def own_path(self, path: Path) -> Path:
+        """Return the path of an entry, in one spelling if it is in this store. A stage folder may
+        be a link.
+        """
+        whole = path.resolve()
+        for stage in STAGES:
+            if whole.parent == (self.root / stage).resolve():
+                return self.path(stage, whole.name)
+        given = path.absolute()
+        return given if given.parent.name in STAGES and is_key(given.name) else whole
 
     def with_prefix(self, prefix: str) -> Iterator[Path]:
         """Yield the path of every entry whose key starts with `prefix`."""
@@ -393,3 +370,9 @@ class Store:
             raise UsageError(f"a name is for an entry of the cache, got {path}; leave --name out")
         with store_errors(self.root):
             self.names.set(name, f"{path.parent.name}/{path.name}")
+
+
+def move_into(folder: Path, path: Path, name: str) -> None:
+    """Move a path into a folder, which is made if it does not exist."""
+    folder.mkdir(exist_ok=True)
+    path.rename(folder / name)

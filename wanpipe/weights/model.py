@@ -11,6 +11,7 @@ from typing import Any
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.config import Component, ModelConfig, read_model_config
 from wanpipe.store import Entry, Run, Store
+from wanpipe.store.keys import is_key
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,32 @@ class Model:
             )
         return path
 
+    def tokenizer(self, store: Store) -> Path:
+        """Path of the tokenizer, its content hash checked. One that no conversion with this cache
+        has written is tried first, in a process of its own, once.
+        """
+        from wanpipe.checkpoints.tokenizer_file import read_tokenizer
+
+        path, digest = self.checked("tokenizer", store), self.hash("tokenizer")
+        if not store.hash_cache.is_tried(digest):
+            read_tokenizer(path)
+            store.hash_cache.record_tried(digest)
+        return path
+
     @cached_property
     def takes_clip(self) -> bool:
         """Whether its transformer attends to CLIP's image tokens (Wan2.1 I2V)."""
         return self.config.dit.clip_dim is not None
+
+
+def check_readable(directory: Path) -> None:
+    """Raise CheckpointError for a path that MLX cannot open because it is not UTF-8."""
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"the path of a model must be UTF-8, got {directory}; rename its folders"
+        ) from error
 
 
 def open_model(directory: Path | str) -> Model:
@@ -62,6 +85,7 @@ def open_model(directory: Path | str) -> Model:
     from wanpipe.weights.shape_check import check_shapes
 
     model = Model(Path(directory), read_model_config(Path(directory)))
+    check_readable(model.directory)
     for name, component in model.config.components.items():
         path = model.directory / component.file
         size = path.stat().st_size if path.is_file() else None
@@ -86,11 +110,12 @@ def find_model(
     if reference is not None:
         return open_model(locate_model(reference, store))
     if run is not None:
-        if not Path(run.model.directory, "config.json").is_file():
+        directory = current_directory(run.model.directory, store)
+        if not (directory / "config.json").is_file():
             raise CheckpointError(
                 f"the model was at {run.model.directory} and is gone; say where it is with --model"
             )
-        return open_model(run.model.directory)
+        return open_model(directory)
     models = matching_models(entries, store)
     if not models:
         raise UsageError(
@@ -113,7 +138,7 @@ def matching_models(entries: list[Entry], store: Store) -> list[Model]:
     found: dict[str, Model] = {}
     for place in dict.fromkeys(places):
         with suppress(CheckpointError):  # a model that is gone or damaged fits nothing
-            model = open_model(place)
+            model = open_model(current_directory(place, store))
             if all(matches(model, entry) for entry in entries):
                 found.setdefault(model.config.key, model)
     return list(found.values())
@@ -129,6 +154,15 @@ def matches(model: Model, entry: Entry) -> bool:
         return entry.material.expert in (hashes[name] for name in model.config.experts)
     asked = {name: getattr(entry.material, name, None) for name in made_by}
     return all(hashes.get(made_by[name]) == value for name, value in asked.items() if value)
+
+
+def current_directory(directory: str, store: Store) -> Path:
+    """Return where a model is now: if its cache was moved, it is in `store` under its key."""
+    path = Path(directory)
+    if (path / "config.json").is_file() or not is_key(path.name):
+        return path
+    moved = store.path("convert", path.name)
+    return moved if moved.is_dir() else path
 
 
 def locate_model(reference: str, store: Store) -> Path:
