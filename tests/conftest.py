@@ -44,6 +44,19 @@ def relative_error(ours: Any, reference: Any) -> float:
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-factor", type=int, default=1, metavar="N", help="Run N times as many fuzz cases."
+    )
+
+
+@pytest.fixture
+def fuzz_factor(request: pytest.FixtureRequest) -> int:
+    """How many times as many cases a fuzz test runs."""
+    factor: int = request.config.getoption("--fuzz-factor")
+    return factor
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Let MLX's random numbers be the same in any order of tests; its own seed is the time."""

@@ -24,6 +24,7 @@ RUNS = [
     ("wan21-flf2v", "e2e"),
     ("wan21-flf2v", "e2e_short"),
     ("wan21-flf2v", "e2e_sizes"),
+    ("wan22-i2v-a14b", "e2e_last"),  # of diffusers: the official code has no last image here
 ]
 CONDITIONS = settings("wan21-flf2v/condition")["cases"]
 IMAGES = {"image": "--image", "first_frame": "--image", "last_frame": "--last-image"}
@@ -37,7 +38,9 @@ def attributes(path: str | Path) -> dict:
 def denoise_options(run: dict, size: tuple[int, int]) -> list:
     guide = run["guide_scale"]
     scale = ",".join(map(str, guide)) if isinstance(guide, list) else guide
+    grid = ["--timesteps", ",".join(map(str, run["timesteps"]))] if "timesteps" in run else []
     return [
+        *grid,
         *("--width", size[0], "--height", size[1], "--num-frames", run["frame_num"]),
         *("--steps", run["sampling_steps"], "--shift", run["shift"]),
         *("--guide-scale", scale, "--scheduler", run["solver"]),

@@ -153,6 +153,7 @@ def test_the_fastest_and_the_slowest_video_play_as_asked(
     assert rate == pytest.approx(fps, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["new", "new.mp4"])
 def test_of_many_decodes_into_one_place_all_succeed_and_one_stays(
     output: str, studio: Place

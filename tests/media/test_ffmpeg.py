@@ -31,6 +31,7 @@ print(len(metadata.get("comment", "")), peak_bytes())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["long.mp4", "long.webm", "long.gif"])
 def test_a_comment_of_100_mb_is_not_believed(name: str, tmp_path: Path) -> None:
     comment = json.dumps({"wanpipe": {"prompt": "x" * 100_000_000}})

@@ -57,6 +57,13 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(command: str, studio: P
     assert (done.returncode, done.stdout, done.stderr) == (141, b"", b"")
 
 
+def test_a_full_disk_under_stdout_is_an_error(studio: Place) -> None:
+    done = shell("wanpipe show film.mp4 > /dev/full", studio.root)
+    assert done.returncode == 1
+    says = b"wanpipe: error: stdout cannot be written: No space left on device; make room"
+    assert done.stderr.startswith(says) and done.stderr.count(b"\n") == 1
+
+
 def test_a_run_whose_messages_nobody_reads_leaves_nothing(place: Place) -> None:
     done = shell(f"{run(place)} 2>&1 | true; exit ${{PIPESTATUS[0]}}", place.root)
     assert (done.returncode, done.stdout, done.stderr) == (141, b"", b"")
