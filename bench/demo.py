@@ -21,7 +21,7 @@ import numpy as np
 from bench.train_demo import judge, world
 from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import demo
-from wanpipe.models.config import NEGATIVE
+from wanpipe.models.variants import NEGATIVE
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, open_model

@@ -70,7 +70,9 @@ def stepper(network: DiT, latent: Triple, sequential: bool = False) -> Callable[
     channels = 16 if config.in_dim == 36 else config.in_dim
     x = mx.random.normal((channels, *latent))
     y = mx.random.normal((config.in_dim - channels, *latent)) if config.in_dim == 36 else None
-    clip = None if config.clip_dim is None else mx.random.normal((257, config.clip_dim))
+    clip = (
+        None if config.clip_dim is None else mx.random.normal((config.clip_tokens, config.clip_dim))
+    )
     conditions = []
     for length in LENGTHS:
         text = mx.random.normal((length, config.text_dim))

@@ -81,7 +81,9 @@ def forward(path: Path, config: DiTConfig, side: int) -> tuple[mx.array, float, 
     model = load_network(DiT(config), path, mlx_dtype(compute_dtype("bfloat16")))
     mx.random.seed(1)
     x = mx.random.normal((config.in_dim, FRAMES, side, side))
-    clip = None if config.clip_dim is None else mx.random.normal((257, config.clip_dim))
+    clip = (
+        None if config.clip_dim is None else mx.random.normal((config.clip_tokens, config.clip_dim))
+    )
     condition = model.condition(mx.random.normal((40, config.text_dim)), clip)
     mx.eval(model(x, [STEP], [condition]))  # loads the weights
     mx.reset_peak_memory()

@@ -35,7 +35,6 @@ from wanpipe.checkpoints.rules import vae as vae_rules
 from wanpipe.models import vae
 from wanpipe.models.config import (
     SCHEMA,
-    VARIANTS,
     Component,
     Components,
     DiTConfig,
@@ -45,6 +44,7 @@ from wanpipe.models.config import (
 )
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
+from wanpipe.models.variants import VARIANTS
 from wanpipe.runtime.documents import Document, encode
 
 PROMPT = "a red ball rolls to the right"

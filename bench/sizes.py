@@ -10,6 +10,7 @@ _LARGE = {"dim": 5120, "ffn_dim": 13824, "heads": 40, "layers": 40, "out_dim": 1
 T2V_1_3B = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16)
 T2V_14B = DiTConfig(**_LARGE, in_dim=16)  # also each expert of T2V-A14B
 I2V_14B = DiTConfig(**_LARGE, in_dim=36, clip_dim=1280)
+FLF2V_14B = DiTConfig(**_LARGE, in_dim=36, clip_dim=1280, clip_positions=514)
 I2V_A14B = DiTConfig(**_LARGE, in_dim=36)
 TI2V_5B = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_dim=48, out_dim=48)
 
@@ -19,6 +20,7 @@ DITS: dict[str, tuple[DiTConfig, Triple]] = {
     "14b-720p": (T2V_14B, HD),
     "i2v-14b": (I2V_14B, WIDE),
     "i2v-14b-720p": (I2V_14B, HD),
+    "flf2v-14b-720p": (FLF2V_14B, HD),
     "i2v-a14b-720p": (I2V_A14B, HD),
     "ti2v-5b": (TI2V_5B, TI2V_HD),
 }

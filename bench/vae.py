@@ -30,9 +30,9 @@ from wanpipe.models.causal_conv import SAME, CausalCache, CausalConv, convolve, 
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae_blocks import AttentionBlock, Downsample, Norm, Upsample
-from wanpipe.models.vae_cost import Op, chunk_ops
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan, MemoryPlan
+from wanpipe.pipeline.vae_cost import Op, chunk_ops
 from wanpipe.runtime.documents import to_builtins
 
 REPEATS = 3

@@ -17,7 +17,13 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.models.config import Quantization
-from wanpipe.pipeline.conversion import Conversion, Convert, ModelFolder, byte_progress
+from wanpipe.pipeline.conversion import (
+    Conversion,
+    Convert,
+    ModelFolder,
+    byte_progress,
+    with_known_content,
+)
 from wanpipe.pipeline.plan import Plan, Target, target
 from wanpipe.store import Recipe, Store
 from wanpipe.store import material as named
@@ -54,12 +60,15 @@ def plan(params: Params, store: Store) -> Plan[Path]:
     options that conflict or need another option.
     """
     check_params(params)
+    folder = None if params.output_dir is None else ModelFolder(params.output_dir, store)
+    if folder is not None:
+        folder.check()
     plan_source = plan_from_model if params.from_model else plan_from_checkpoint
     recipe, convert = plan_source(params, store)
     conversion = Conversion(recipe, convert, store)
-    if params.output_dir is not None:
-        folder = ModelFolder(params.output_dir, recipe, store)
-        goal = Target(recipe=recipe, path=folder.path, exists=folder.is_up_to_date())
+    if folder is not None:
+        exists = folder.is_up_to_date(recipe.key)
+        goal = Target(recipe=recipe, path=folder.path, exists=exists)
         return Plan(make=lambda: folder.fill(conversion), targets=(goal,))
     return Plan(make=conversion.publish, targets=(target(recipe, store),))
 
@@ -97,6 +106,8 @@ def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]
 
     assert params.checkpoint_dir is not None
     checkpoint = detect(params.checkpoint_dir, params.model_version)
+    if checkpoint.remark is not None:
+        store.report.remark(checkpoint.remark)
     chosen = engine.Options(dtype=params.dtype, **quantization(params))
     chosen.check_group_sizes(checkpoint.dit, checkpoint.t5)
     with byte_progress(store.report, "read") as progress:
@@ -104,6 +115,8 @@ def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]
     material = engine.material(checkpoint, hashes, chosen)
     made = {"checkpoint": str(params.checkpoint_dir.resolve())}
     recipe = recipe_of(material, made)
+    if params.output_dir is None:
+        recipe = with_known_content(recipe, store)
     if params.output_dir is not None or store.must_compute(recipe):
         engine.check_readable(checkpoint, chosen)  # what is refused leaves no trace in the cache
     return recipe, partial(engine.convert, checkpoint, options=chosen)

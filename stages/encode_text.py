@@ -54,7 +54,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
     negative = params.negative_prompt
     if negative is None:
         negative = model.config.defaults.negative_prompt
-    tokenizer = Tokenizer(model.checked("tokenizer", store))
+    tokenizer = Tokenizer(model.tokenizer(store))
     text_len = model.config.dit.text_len
     negative_ids = tuple(tokenizer.ids(negative, text_len))
     tasks: list[tuple[Ids, Recipe]] = []

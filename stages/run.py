@@ -92,7 +92,9 @@ def video_path(params: Params, step: Entry, index: int | None) -> Path:
     asked = params.decode.output
     if asked is None:
         words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
-        return Path(f"{'-'.join(words)[:LONGEST_STEM]}-{step.key[:8]}.mp4")
+        # letters of rare scripts take four bytes each
+        stem = "-".join(words)[:LONGEST_STEM].encode()[: 3 * LONGEST_STEM].decode(errors="ignore")
+        return Path(f"{stem}-{step.key[:8]}.mp4")
     if index is None:
         return asked
     return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")
@@ -164,8 +166,9 @@ def read(asked: dict[str, Any]) -> Params:
         return {name: asked[name] for name in names}
 
     image = None
-    if asked["image"] is not None:
-        image = encode_image.Params(**some("image", "fit", "exif", "width", "height", "memory"))
+    if asked["image"] is not None or asked["last_image"] is not None:
+        images = some("image", "last_image", "fit", "exif")
+        image = encode_image.Params(**images, **some("width", "height", "memory"))
     elif asked["fit"] is not None or asked["exif"]:
         option = "--exif" if asked["fit"] is None else "--fit"
         raise UsageError(f"{option} tells how to take an image; give --image, or leave it out")

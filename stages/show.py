@@ -6,7 +6,7 @@ Writes: nothing; prints the description on stdout.
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from wanpipe.cache.describe import Rows, describe_entry, describe_run
 from wanpipe.checkpoints.tensors import list_names
 from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
+from wanpipe.denoising.loras import find_file
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.pipeline.lineage import Lineage
 from wanpipe.runtime.documents import DocumentError, decode
@@ -22,6 +23,9 @@ from wanpipe.runtime.text import to_json
 from wanpipe.runtime.units import format_si
 from wanpipe.store import Store
 from wanpipe.weights.model import Model, open_model
+
+if TYPE_CHECKING:
+    from wanpipe.weights.lora import LoraFile
 
 LABELS = {"film": "video"}  # what a person reads for a key of the JSON
 
@@ -34,8 +38,10 @@ def run(reference: str, store: Store) -> dict[str, Any]:
     path = Path(reference)
     if path.is_dir() and (path / "config.json").is_file():
         return dict(describe_model(open_model(path)))
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix.lower() in (".safetensors", ".gguf") and path.is_file():
         return dict(describe_lora(path))
+    if (path / "adapter_config.json").is_file():
+        return dict(describe_lora(find_file(path)))
     if path.is_dir() and any(path.glob("*.png")):
         return dict(describe_video(path))
     if path.exists() and not path.is_dir():
@@ -94,25 +100,39 @@ def describe_lora(path: Path) -> Rows:
 
     Raises CheckpointError if the file is not a LoRA for Wan.
     """
-    from wanpipe.weights.lora import model_of, read_lora
+    from wanpipe.weights.lora import read_lora
 
     lora = read_lora(path)
-    if not lora.modules:
+    if not lora.modules and lora.second is None:
         raise CheckpointError(
             f"{path} is not a LoRA for Wan: no rule matches its keys ({list_names(lora.tensors)})"
         )
     yield "lora", str(path)
+    if lora.second is None:
+        yield from describe_modules(lora)
+    else:
+        for expert, half in (("high noise", lora), ("low noise", lora.second)):
+            yield from ((f"{expert}: {name}", value) for name, value in describe_modules(half))
+    if lora.ignored:
+        yield "not understood", dict(Counter(lora.ignored.values()))
+    yield "on disk", format_si(path.stat().st_size, "B")
+
+
+def describe_modules(lora: "LoraFile") -> Rows:
+    """Describe the modules that a LoRA changes in one transformer."""
+    from wanpipe.weights.lora import count_scales, model_of
+
     yield "keys", dict(lora.key_formats.most_common())
     ranks = Counter(filter(None, map(lora.rank, lora.modules)))
     yield "ranks", {str(rank): f"{count} modules" for rank, count in ranks.most_common()}
+    if ranks:
+        scales = count_scales(lora)
+        yield "scale", {scale: f"{count} modules" for scale, count in scales.most_common()}
     yield "targets", lora.kinds()
     yield "layers", lora.layers
     yield "made for", model_of(lora.width) if lora.width else "unknown: no tensor shows the width"
     if lora.image_branch:
         yield "image branch", "for Wan2.1 I2V; other models ignore these keys"
-    if lora.ignored:
-        yield "not understood", dict(Counter(lora.ignored.values()))
-    yield "on disk", format_si(path.stat().st_size, "B")
 
 
 def describe_file(path: Path) -> Rows:

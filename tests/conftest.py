@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load
 
 pytest_plugins = ["tests.workshop"]
-# A shell that starts the tests in the background lets them and their children ignore Ctrl-C.
+# A shell that starts the tests in the background makes them and their children ignore both signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 DATA = Path(__file__).parent / "data"
 
 
@@ -43,10 +44,30 @@ def relative_error(ours: Any, reference: Any) -> float:
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-factor", type=int, default=1, metavar="N", help="Run N times as many fuzz cases."
+    )
+
+
+@pytest.fixture
+def fuzz_factor(request: pytest.FixtureRequest) -> int:
+    """How many times as many cases a fuzz test runs."""
+    factor: int = request.config.getoption("--fuzz-factor")
+    return factor
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Let MLX's random numbers be the same in any order of tests; its own seed is the time."""
     mx.random.seed(7)
+
+
+def belongs(name: str, family: str) -> bool:
+    """Whether a file of tests/data/common is one of a family's checkpoint."""
+    if name.startswith("models_clip"):
+        return family in ("wan21-i2v", "wan21-flf2v")
+    return not (name.startswith("Wan2.1_VAE") and family == "wan22-ti2v-5b")
 
 
 def unpack_checkpoints(root: Path) -> None:
@@ -54,8 +75,7 @@ def unpack_checkpoints(root: Path) -> None:
     for family in DATA.glob("wan2*"):
         for base in (family, DATA / "common"):
             for source in base.rglob("*"):
-                twin_vae = source.name.startswith("Wan2.1_VAE") and family.name == "wan22-ti2v-5b"
-                if source.is_file() and not twin_vae:
+                if source.is_file() and (base == family or belongs(source.name, family.name)):
                     unpack(source, root / family.name / source.relative_to(base))
         high, low = (root / family.name / f"{name}_noise_model" for name in ("high", "low"))
         for source in high.glob("*.json"):  # the two experts' are equal, so they are kept once

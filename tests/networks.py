@@ -25,7 +25,7 @@ def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int =
     network = DiT(config)
     texts = [mx.zeros((length, config.text_dim)) for length in (60, 130)]
     image = [mx.zeros((20, *shape))] if config.in_dim == 36 else []
-    tokens = [] if config.clip_dim is None else [mx.zeros((257, config.clip_dim))]
+    tokens = [] if config.clip_dim is None else [mx.zeros((config.clip_tokens, config.clip_dim))]
     latent = mx.zeros((config.in_dim - 20 * len(image), *shape))
 
     def step(x: mx.array, first: mx.array, second: mx.array, *more: mx.array) -> list[mx.array]:
@@ -91,6 +91,7 @@ NETWORKS: dict[str, Callable[[Tracer], Graph]] = {
     "dit-14b-1280x720x81": lambda tracer: dit(tracer, sizes.T2V_14B, HD),
     "dit-i2v-14b-832x480x81": lambda tracer: dit(tracer, sizes.I2V_14B, WIDE),
     "dit-i2v-14b-1280x720x81": lambda tracer: dit(tracer, sizes.I2V_14B, HD),
+    "dit-flf2v-14b-1280x720x81": lambda tracer: dit(tracer, sizes.FLF2V_14B, HD),
     "dit-i2v-a14b-1280x720x81": lambda tracer: dit(tracer, sizes.I2V_A14B, HD),
     "dit-ti2v-5b-text-1280x704x121": lambda tracer: dit(tracer, sizes.TI2V_5B, TI2V_HD),
     "dit-ti2v-5b-image-1280x704x121": lambda tracer: dit(

@@ -201,11 +201,13 @@ def stock(shelf: Path, checkpoints: Path) -> None:
 
 
 def lay_out(folder: Path, shelf: Path) -> None:
-    """Put there what pages may presume: checkpoints, cat.png, LoRA files."""
+    """Put there what pages may presume: checkpoints, cat.png, cat-end.png, LoRA files."""
     for name in CHECKPOINTS:
         shutil.copytree(shelf / name, folder / name)
     scene = world.parse("a red circle moves right on a white background")
-    Image.fromarray(world.render(scene)[0]).save(folder / "cat.png")
+    film = world.render(scene)
+    for name, frame in (("cat", 0), ("cat-end", -1)):
+        Image.fromarray(film[frame]).save(folder / f"{name}.png")
     shutil.copyfile(demo.LORA, folder / STYLE)
     for name in EXPERTS:
         shutil.copyfile(shelf / "expert.safetensors", folder / name)

@@ -20,6 +20,7 @@ CHECKPOINTS = {  # what a page may presume, and what it is here: of the demo, or
     "Wan2.2-I2V-A14B": "i2v-a14b",
     "Wan2.1-I2V-14B-480P": "wan21-i2v",
     "Wan2.1-I2V-14B-720P": "wan21-i2v",
+    "Wan2.1-FLF2V-14B-720P": "wan21-flf2v",
     "Wan2.2-TI2V-5B": "wan22-ti2v-5b",
 }
 EXPERTS = ("high_noise_model.safetensors", "low_noise_model.safetensors")  # for Wan2.2-T2V-A14B

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.workshop import PROMPT, Models, Place
-from wanpipe.models.config import NEGATIVE
+from wanpipe.models.variants import NEGATIVE
 
 
 def progress(result: object) -> list[str]:

@@ -21,7 +21,13 @@ RUNS = [
     ("wan22-ti2v-5b", "e2e_t2v"),
     ("wan22-ti2v-5b", "e2e_i2v"),
     ("wan21-i2v", "e2e"),
+    ("wan21-flf2v", "e2e"),
+    ("wan21-flf2v", "e2e_short"),
+    ("wan21-flf2v", "e2e_sizes"),
+    ("wan22-i2v-a14b", "e2e_last"),  # of diffusers: the official code has no last image here
 ]
+CONDITIONS = settings("wan21-flf2v/condition")["cases"]
+IMAGES = {"image": "--image", "first_frame": "--image", "last_frame": "--last-image"}
 LATENT_TOLERANCE = 1e-4
 
 
@@ -32,7 +38,9 @@ def attributes(path: str | Path) -> dict:
 def denoise_options(run: dict, size: tuple[int, int]) -> list:
     guide = run["guide_scale"]
     scale = ",".join(map(str, guide)) if isinstance(guide, list) else guide
+    grid = ["--timesteps", ",".join(map(str, run["timesteps"]))] if "timesteps" in run else []
     return [
+        *grid,
         *("--width", size[0], "--height", size[1], "--num-frames", run["frame_num"]),
         *("--steps", run["sampling_steps"], "--shift", run["shift"]),
         *("--guide-scale", scale, "--scheduler", run["solver"]),
@@ -53,11 +61,10 @@ def test_five_processes_give_the_official_latents_and_film(
     model = made("convert", "--checkpoint-dir", checkpoints / checkpoint, "--dtype", "float32")
     prompts = ["--prompt", run["prompt"], "--negative-prompt", run["n_prompt"]]
     sources = ["--from", made("encode-text", "--model", model, *prompts)]
-    if "image" in run:
-        picture = DATA / "expected" / checkpoint / run["image"]
+    if images := image_options(checkpoint, run):
         canvas = ["--width", width, "--height", height, "--num-frames", run["frame_num"]]
-        fit = "cover" if checkpoint == "wan22-ti2v-5b" else "stretch"
-        image = made("encode-image", "--model", model, "--image", picture, *canvas, "--fit", fit)
+        words = ("--model", model, *images, *canvas, "--fit", "official")
+        image = made("encode-image", *words)
         check_image(tmp_path / image, reference)
         sources += ["--from", image]
     options = denoise_options(run, (width, height))
@@ -68,6 +75,29 @@ def test_five_processes_give_the_official_latents_and_film(
     assert np.abs(ours - reference["video"].transpose(1, 2, 3, 0)).max() <= 1
 
 
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_two_images_of_any_size_give_the_official_condition(
+    case: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    reference, run = golden("wan21-flf2v/condition"), CONDITIONS[case]
+    source = checkpoints / "wan21-flf2v"
+    words = ("convert", "--checkpoint-dir", source, "--dtype", "float32")
+    model = succeed(*words, cwd=tmp_path).paths[-1]
+    width, height = run["video_size"]
+    canvas = ["--width", width, "--height", height, "--num-frames", run["frame_num"]]
+    words = ("--model", model, *image_options("wan21-flf2v", run), *canvas, "--fit", "official")
+    entry = succeed("encode-image", *words, cwd=tmp_path).paths[-1]
+    names = {"y", "clip_fea"} & {name.removeprefix(f"{case}_") for name in reference}
+    check_image(tmp_path / entry, {name: reference[f"{case}_{name}"] for name in names})
+
+
+def image_options(checkpoint: str, run: dict) -> list:
+    """The options of encode-image that name the images of a run."""
+    pairs = [(option, run[name]) for name, option in IMAGES.items() if name in run]
+    folder = DATA / "expected" / checkpoint
+    return [word for option, file in pairs for word in (option, folder / file)]
+
+
 def check_image(entry: Path, reference: dict[str, np.ndarray]) -> None:
     group = zarr.open_group(str(entry), mode="r")
     if "condition" in group:
@@ -76,7 +106,8 @@ def check_image(entry: Path, reference: dict[str, np.ndarray]) -> None:
     else:
         assert relative_error(group["latent"][...], reference["image_latent"]) <= 1e-5
     if "clip_fea" in reference:
-        assert relative_error(group["clip"][...], reference["clip_fea"][0]) <= 1e-5
+        tokens = np.concatenate(reference["clip_fea"])  # of the first image, then of the last
+        assert relative_error(group["clip"][...], tokens) <= 1e-5
 
 
 def check_chain(root: Path, last: str, reference: dict[str, np.ndarray]) -> None:

@@ -30,8 +30,10 @@ FLOAT32 = f"{CONVERT} --dtype float32"
 PACKED = f"{FLOAT32} --quantize --group-size 32"
 SHRINK = "convert --from-model {model} --quantize --group-size 32"
 TEXT = "encode-text --model {model} --prompt cat"
+FLF2V = "wan21-flf2v"
 IMAGE = f"encode-image --model {{model}} {SIZE} --image square.png"
 WIDE = f"{IMAGE} --image wide.png"
+BOTH = f"{IMAGE} --last-image wide.png"
 START = f"denoise --model {{model}} --from {{text}} {SIZE}"
 STEP = f"{START} --steps 4"
 IMAGE_STEP = "denoise --model {model} --from {text} --from {image} --steps 4"
@@ -112,6 +114,11 @@ ROWS = [
     Row("pixels", WIDE, "wide => middle", A14B_I2V),
     Row("pixels", WIDE, "--fit pad", I2V),
     Row("clip_pixels", WIDE, "wide => edge", I2V),
+    Row("last_pixels", IMAGE, "--last-image wide.png", A14B_I2V),
+    Row("pixels", BOTH, " --image square.png => ", A14B_I2V),
+    Row("last_pixels", BOTH, "wide => middle", A14B_I2V),
+    Row("last_pixels", BOTH, "--fit pad", FLF2V),
+    Row("last_clip_pixels", BOTH, "wide => edge", FLF2V),
     Row("width pixels", IMAGE, "--width 48", I2V),
     Row("height pixels", IMAGE, "--height 48", I2V),
     Row("num_frames", IMAGE, "--num-frames 9", I2V),
@@ -345,6 +352,10 @@ def test_the_dtype_that_a_gpu_computes_in_is_in_the_key(
     assert keys[0] != keys[1]
 
 
+# fields that came after 0.1.0, so no pinned material has them
+LATER = {"encode-image": {"last_pixels", "last_clip_pixels"}}
+
+
 def fields_by_stage() -> dict[str, set[str]]:
     """The fields of all pinned materials."""
     fields: dict[str, set[str]] = {}
@@ -358,7 +369,7 @@ def fields_by_stage() -> dict[str, set[str]]:
 @pytest.mark.parametrize("stage", fields_by_stage())
 def test_every_field_has_a_row(stage: str) -> None:
     rows = {name for row in ROWS if row.stage == stage for name in row.fields.split()}
-    assert rows | HEAD | {"dtype"} == fields_by_stage()[stage]
+    assert rows | HEAD | {"dtype"} == fields_by_stage()[stage] | LATER.get(stage, set())
 
 
 def others(value: Any) -> Iterator[Any]:

@@ -187,6 +187,93 @@ def test_show_tells_what_a_lora_is(gallery: Place) -> None:
     gallery.refuse("show", gallery.model / "model.safetensors", code=1, says="is not a LoRA")
 
 
+def test_show_tells_the_scale_and_where_it_is_from(gallery: Place) -> None:
+    expected = {"2 (alpha tensors)": "16 modules", "0.5 (alpha tensors)": "4 modules"}
+    assert show(gallery, STYLE)["scale"] == expected
+    folder = gallery.root / "peft"
+    folder.mkdir()
+    save_file(attention("base_model.model."), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 1, "use_rslora": true}')
+    (folder / "._adapter_model.safetensors").write_bytes(b"what macOS leaves")
+    assert show(gallery, folder)["scale"] == {"0.5 (adapter_config.json)": "1 modules"}
+
+
+def attention(prefix: str, seed: int = 0) -> dict[str, np.ndarray]:
+    random, module = np.random.default_rng(seed), f"{prefix}blocks.0.self_attn.q"
+    return {
+        f"{module}.lora_A.weight": random.standard_normal((4, 64), np.float32),
+        f"{module}.lora_B.weight": random.standard_normal((64, 4), np.float32),
+    }
+
+
+def test_a_folder_of_peft_is_a_lora_whose_config_is_in_the_key(gallery: Place) -> None:
+    folder = gallery.root / "peft"
+    folder.mkdir()
+    save_file(attention("base_model.model."), folder / "adapter_model.safetensors")
+    plain = denoise(gallery, "--lora", "peft", 1).paths
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 4}')
+    assert denoise(gallery, "--lora", "peft", 1).paths == plain
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 2, "r": 4}')
+    half = denoise(gallery, "--lora", "peft", 1, "--stop-at", 2)
+    assert len(half.computed()) == 2
+    again = gallery.do("denoise", "--from", half.paths[0])
+    assert len(again.computed()) == 2
+    weaker = denoise(gallery, "--lora", folder / "adapter_model.safetensors", 1)
+    assert weaker.paths == again.paths
+    (folder / "adapter_config.json").unlink()
+    same = denoise(gallery, "--lora", "peft", 0.5)
+    found, expected = (gallery.entry(one.paths[0]).read("latent") for one in (weaker, same))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_run_without_the_scale_of_its_lora_does_not_go_on_with_it(gallery: Place) -> None:
+    folder = gallery.root / "peft"
+    folder.mkdir()
+    save_file(attention("base_model.model."), folder / "adapter_model.safetensors")
+    half = denoise(gallery, "--lora", "peft", 1, "--stop-at", 2).paths[0]
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 2, "r": 4}')
+    says = "has a scale that this run did not use so far; give it with --lora"
+    gallery.refuse("denoise", "--from", half, code=1, says=says)
+    gallery.do("denoise", "--from", half, "--lora", "peft", 1)
+
+
+def test_one_file_with_a_lora_for_each_expert_gives_each_its_own(pair: Place) -> None:
+    options = ("--steps", 6, "--shift", 12)
+    high, low = attention("transformer."), attention("transformer_2.", 1)
+    save_file(high | low, pair.root / "both.safetensors")
+    save_file(high, pair.root / "high.safetensors")
+    save_file(attention("transformer.", 1), pair.root / "low.safetensors")
+    both = denoise(pair, *options, "--lora", "both.safetensors", 1)
+    apart = ("--lora-high", "high.safetensors", 1, "--lora-low", "low.safetensors", 1)
+    expected = denoise(pair, *options, *apart)
+    latents = [pair.entry(one.paths[0]).read("latent") for one in (both, expected)]
+    np.testing.assert_array_equal(*latents)
+    assert [event["applied"] for event in told(both)] == [1, 1]
+    used = [one[0][0] for one in loras(pair, both.paths[0])]
+    assert len(set(used)) == 2
+    assert used[0] == hashed(pair, "both.safetensors")
+    third = denoise(pair, *options, "--lora", "both.safetensors", 1, "--stop-at", 3).paths[0]
+    rest = pair.do("denoise", "--from", third)
+    assert rest.paths == both.paths, "a run remembers both halves"
+    other = pair.do("denoise", "--from", third, "--lora", "low.safetensors", 1)
+    style = [[[hashed(pair, "low.safetensors"), 1.0]]]
+    assert loras(pair, other.paths[0])[3:] == style * 3, "another --lora replaces both halves"
+    rows = show(pair, "both.safetensors")
+    assert (
+        rows["high noise: scale"]
+        == rows["low noise: scale"]
+        == {"1 (no alpha is given)": "1 modules"}
+    )
+
+
+def test_a_lora_for_two_experts_needs_a_model_with_two(gallery: Place) -> None:
+    tensors = attention("transformer.") | attention("transformer_2.")
+    save_file(tensors, gallery.root / "both.safetensors")
+    start = ("denoise", "--model", gallery.model, "--from", "text", *SMALL)
+    says = "is for the two experts of Wan2.2 A14B, wan2.1-t2v-1.3b has one transformer"
+    gallery.refuse(*start, "--lora", "both.safetensors", 1, code=1, says=says)
+
+
 def test_loras_that_cannot_be_are_refused_before_anything_is_loaded(gallery: Place) -> None:
     start = ("denoise", "--model", gallery.model, "--from", "text", *SMALL)
     tensors = {
@@ -196,6 +283,8 @@ def test_loras_that_cannot_be_are_refused_before_anything_is_loaded(gallery: Pla
     save_file(tensors, gallery.root / "wide.safetensors")
     (gallery.root / "text.safetensors").write_text("no LoRA")
     refuse: Callable[..., None] = gallery.refuse
+    (gallery.root / "folder").mkdir()
+    refuse(*start, "--lora", "folder", 1, code=2, says="folder must hold adapter_model.safetensors")
     refuse(*start, "--lora", "none", 1, code=2, says="LoRA none is not a file; give the path")
     refuse(*start, "--lora", STYLE, "nan", code=2, says="must be a finite number")
     refuse(*start, "--lora", STYLE, "much", code=2, says="'much' is not a valid float")

@@ -91,7 +91,8 @@ def test_a_link_to_itself_or_into_nowhere_is_refused(studio: Place) -> None:
     studio.refuse(*words, "a.mp4", code=2, says="a link that leads to itself")
     studio.refuse(*words, "b.mp4", code=2, says="no folder")
     studio.refuse(*words, "c.mp4", code=2, says="is no file")
-    studio.refuse(*words, ".", code=2, says="not frames of wanpipe")
+    for name in (".", "", "..", "/"):
+        studio.refuse(*words, name, code=2, says="is the current folder or holds it")
 
 
 def refused_before_work(place: Place, output: str, says: str, checkpoint: Path) -> None:
@@ -152,6 +153,7 @@ def test_the_fastest_and_the_slowest_video_play_as_asked(
     assert rate == pytest.approx(fps, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["new", "new.mp4"])
 def test_of_many_decodes_into_one_place_all_succeed_and_one_stays(
     output: str, studio: Place

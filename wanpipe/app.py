@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 import stages
+from wanpipe.cli import printing
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime import interrupt, streams
 from wanpipe.runtime.interrupt import Interrupted
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         interrupt.check()
         check_stages_package()
         cli.main(args=given, prog_name="wanpipe", standalone_mode=False)
-        sys.stdout.flush()
+        printing.flush()
     except WanpipeError as error:
         fail(str(error), error.exit_code, as_json)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -279,12 +279,17 @@ class Place:
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
 def test_a_spoilt_document_is_one_line_or_harmless(
-    kind: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    home: Home,
+    fuzz_factor: int,
+    record_property: Callable[[str, object], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)  # half of the time
+    cases = CASES * fuzz_factor // (2 if kind == "export" else 1)
     place, before, codes = Place(home, tmp_path), peak(), Counter[int]()
     root, outside = place.root, tree(place.outside)
-    cases = CASES // (2 if kind == "export" else 1)
     for number in range(cases):
         generator = random.Random(f"{kind} {number}")
         place.put_back()
@@ -308,6 +313,8 @@ def test_a_spoilt_document_is_one_line_or_harmless(
     assert peak() - before < BYTES
     assert kind == "export" or codes[0] > cases / 10, codes
     assert kind in ("index", "schema") or codes[1] > cases / 20, codes
+    record_property("cases", cases)
+    record_property("refused", cases - codes[0])
 
 
 def test_a_spoilt_index_costs_one_rebuild(

@@ -106,7 +106,7 @@ def _lie(dice: Dice, header: dict[str, Any], body: bytes) -> bytes:
     entry = header[name]
     numbers = isinstance(entry, dict) and isinstance(entry.get("data_offsets"), list)
     match dice.randrange(12):
-        case 0 if numbers and entry.get("shape"):
+        case 0 if numbers and isinstance(entry.get("shape"), list) and entry["shape"]:
             shape = entry["shape"]
             shape[dice.randrange(len(shape))] = dice.choice((*NUMBERS, 1.5, "4", None))
         case 1:

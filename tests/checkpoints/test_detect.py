@@ -1,6 +1,7 @@
 """Recognition of checkpoints: the five layouts, and one line for each that is wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import DATA
+from tests.conftest import DATA, settings
 from wanpipe.checkpoints.detect import Checkpoint, detect
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import CLIPConfig, T5Config, VAEConfig
@@ -17,6 +18,7 @@ from wanpipe.models.config import CLIPConfig, T5Config, VAEConfig
 NAMES = {
     "wan21-t2v": "wan2.1-t2v-1.3b",
     "wan21-i2v": "wan2.1-i2v-14b-480p",
+    "wan21-flf2v": "wan2.1-flf2v-14b-720p",
     "wan22-t2v-a14b": "wan2.2-t2v-a14b",
     "wan22-i2v-a14b": "wan2.2-i2v-a14b",
     "wan22-ti2v-5b": "wan2.2-ti2v-5b",
@@ -86,10 +88,40 @@ def test_sources_are_the_files_in_use_and_nothing_else(checkpoints: Path) -> Non
     ]
 
 
-def test_a_720p_directory_only_changes_the_default_size(copy: Any) -> None:
-    found: Checkpoint = detect(copy("wan21-i2v", "Wan2.1-I2V-14B-720P"))
+HUB = "models--Wan-AI--Wan2.1-I2V-14B-720P/snapshots/8823af45fcc58a8aa999a54b04be9abc7d2aac98"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Wan2.1-I2V-14B-720P", "i2v_720p", HUB, "Wan2.1-I2V-14B-720P/original/weights", "480P/720P"],
+)
+def test_a_name_with_the_larger_size_changes_the_default_size(copy: Any, name: str) -> None:
+    found: Checkpoint = detect(copy("wan21-i2v", name))
     assert found.variant.name == "wan2.1-i2v-14b-720p"
-    assert found.variant.defaults.width == 1280
+    assert (found.variant.defaults.width, found.variant.defaults.shift) == (1280, 5)
+    assert re.search("default size of .* is that of 720P, as .*720[pP].* says", found.remark or "")
+
+
+@pytest.mark.parametrize("name", ["model", "720P/Wan2.1-I2V-14B-480P", "i2v-1720p", "720px"])
+def test_other_names_leave_the_smaller_size(copy: Any, name: str) -> None:
+    assert detect(copy("wan21-i2v", name)).variant.name == "wan2.1-i2v-14b-480p"
+
+
+def test_names_of_links_and_of_what_they_link_to_count(copy: Any, tmp_path: Path) -> None:
+    real = copy("wan21-i2v", HUB)
+    (tmp_path / "current").symlink_to(real.parents[1])
+    (tmp_path / "model").symlink_to(Path("current") / "snapshots" / real.name)
+    assert detect(tmp_path / "model").variant.name == "wan2.1-i2v-14b-720p"
+    plain = copy("wan21-i2v", "plain")
+    (tmp_path / "Wan-720P").symlink_to(plain)
+    (tmp_path / "latest").symlink_to("Wan-720P")
+    assert detect(tmp_path / "latest").variant.name == "wan2.1-i2v-14b-720p"
+    assert detect(plain).variant.name == "wan2.1-i2v-14b-480p"
+
+
+def test_where_no_name_says_the_size_a_remark_says_so(copy: Any, checkpoints: Path) -> None:
+    assert "says 480P or 720P" in (detect(copy("wan21-i2v", "model")).remark or "")
+    assert detect(checkpoints / "wan21-t2v").remark is None
 
 
 def test_a_wrong_dimension_names_both_values(copy: Any) -> None:
@@ -113,7 +145,7 @@ def test_a_wrong_dimension_names_both_values(copy: Any) -> None:
         ("window_size", [4, 4], "window_size must be"),
         ("qk_norm", False, "qk_norm must be True"),
         ("vace_layers", [0], "unknown keys: vace_layers"),
-        ("model_type", "vace", "model_type must be t2v, i2v or ti2v, got vace"),
+        ("model_type", "vace", "model_type must be t2v, i2v, flf2v or ti2v, got vace"),
         ("model_type", "i2v", "says model_type i2v, but the weights are those of wan2.1-t2v-1.3b"),
         ("wanpipe", 3, "wanpipe must be a JSON object"),
         ("wanpipe", {"frames": 5}, "unknown field `frames`"),
@@ -212,11 +244,40 @@ def test_the_other_vae_under_this_name_is_refused(copy: Any, checkpoints: Path) 
     refused(directory, "holds the VAE of Wan2.2")
 
 
-def test_first_last_frame_models_are_refused_by_name(copy: Any) -> None:
-    directory = copy("wan21-i2v")
-    path = directory / "diffusion_pytorch_model-00001-of-00002.safetensors"
-    save_file({**load_file(path), "img_emb.emb_pos": np.zeros((1, 514, 32), np.float32)}, path)
-    refused(directory, "FLF2V")
+@pytest.mark.parametrize("name", ["Wan2.1-I2V-14B-480P", "last"])
+def test_a_first_last_frame_model_is_known_by_its_positions(copy: Any, name: str) -> None:
+    found: Checkpoint = detect(copy("wan21-flf2v", name))
+    assert found.variant.name == "wan2.1-flf2v-14b-720p"
+    assert found.dit.clip_positions == 514
+    assert (found.variant.defaults.steps, found.variant.defaults.shift) == (50, 16)
+    negative = settings("wan21-flf2v/e2e")["negative_prompt_default"]
+    assert found.variant.defaults.negative_prompt == negative
+
+
+def test_an_image_model_in_a_folder_called_flf2v_is_an_image_model(copy: Any) -> None:
+    found: Checkpoint = detect(copy("wan21-i2v", "Wan2.1-FLF2V-14B-720P"))
+    assert found.variant.name == "wan2.1-i2v-14b-720p"
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "name"),
+    [("wan21-i2v", "flf2v", "i2v-14b-480p"), ("wan21-flf2v", "i2v", "flf2v-14b-720p")],
+)
+def test_a_model_type_that_the_positions_contradict_is_refused(
+    copy: Any, family: str, kind: str, name: str
+) -> None:
+    directory = copy(family)
+    change(directory / "config.json", model_type=kind)
+    refused(directory, f"says model_type {kind}, but the weights are those of wan2.1-{name}")
+
+
+def test_positions_for_another_number_of_images_are_refused(copy: Any) -> None:
+    directory = copy("wan21-flf2v")
+    for path in directory.glob("*.safetensors"):
+        arrays = load_file(path)
+        if "img_emb.emb_pos" in arrays:
+            save_file({**arrays, "img_emb.emb_pos": np.zeros((1, 771, 32), np.float32)}, path)
+    refused(directory, "impossible dimensions: .*771 - at `.*clip_positions")
 
 
 def test_an_image_model_without_clip_and_experts_is_unknown(copy: Any, checkpoints: Path) -> None:

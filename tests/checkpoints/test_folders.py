@@ -20,6 +20,8 @@ from tests.checkpoints.foreign import (
 )
 from tests.checkpoints.test_detect import change
 from wanpipe.checkpoints.detect import detect
+from wanpipe.checkpoints.read import open_tensors
+from wanpipe.errors import CheckpointError
 
 
 def test_heads_have_128_where_no_config_says_otherwise(comfy: Path) -> None:
@@ -110,10 +112,57 @@ def test_experts_without_their_noise_in_the_name_are_refused(
     refused(source, "holds one expert of two, diffusion_models/wan_low_noise.safetensors")
 
 
-def test_gguf_files_are_refused_by_name(comfy: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors",
+        "Wan2.2-I2V-A14B-HighNoise.safetensors",
+        "wan2.2_t2v_high_noise_14B_fp16.safetensors",
+        "wan22_low.safetensors",
+    ],
+)
+def test_one_expert_alone_is_refused(comfy: Path, name: str) -> None:
+    path = comfy / "diffusion_models" / "wan.safetensors"
+    path.rename(path.with_name(name))
+    refused(comfy, "holds one expert of two, .*; put the other beside it")
+
+
+@pytest.mark.parametrize(
+    "name", ["wan2.1_t2v_low_vram.safetensors", "highres.safetensors", "wan2.2_5B_low.safetensors"]
+)
+def test_other_words_make_no_expert(comfy: Path, name: str) -> None:
+    path = comfy / "diffusion_models" / "wan.safetensors"
+    path.rename(path.with_name(name))
+    assert detect(comfy).variant.name == "wan2.1-t2v-1.3b"
+
+
+def test_gguf_files_are_refused_by_name(comfy: Path, tmp_path: Path) -> None:
     path = comfy / "diffusion_models" / "wan.safetensors"
     path.rename(path.with_suffix(".gguf"))
     refused(comfy, "no transformer .GGUF files are not read: wan.gguf")
+    (tmp_path / "gguf").mkdir()
+    path = path.with_suffix(".gguf").rename(tmp_path / "gguf" / "wan.gguf")
+    refused(path.parent, "holds GGUF files, which wanpipe does not read: wan.gguf; download")
+    refused(path, "is a file; give the folder that holds the checkpoint")
+    with pytest.raises(CheckpointError, match="is a GGUF file, which wanpipe does not read"):
+        open_tensors(path)
+
+
+def test_hidden_files_are_left_out(
+    comfy: Path, diffusers: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    official = tmp_path / "official"
+    shutil.copytree(checkpoints / "wan21-t2v", official, copy_function=os.link)
+    shards = tmp_path / "shards"
+    shutil.copytree(checkpoints / "wan22-t2v-a14b", shards, copy_function=os.link)
+    for folder in (comfy, diffusers, official, shards):
+        before = detect(folder)
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7 what macOS leaves")
+            path.with_name(".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+        (folder / ".cache").mkdir()
+        (folder / ".cache" / "old.safetensors").write_bytes(b"half a download")
+        assert detect(folder) == before
 
 
 def test_a_converted_model_is_not_a_checkpoint(checkpoints: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -276,3 +277,28 @@ def test_a_torch_file_beyond_four_gigabytes_is_read(tmp_path: Path) -> None:
     with open_tensors(path) as file:
         assert file.tensors["2"].nbytes == 4 * length
         assert not file.rows("2", [length // 4 - 1]).any()
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ([f"x{index}" for index in range(70_000)], "holds 70000 tensors, more than 65536"),
+        (["x" * 501], "a tensor whose name has 501 characters, more than 500: 'xxx"),
+    ],
+    ids=["many", "long"],
+)
+def test_more_tensors_and_longer_names_than_any_network_has_are_refused(
+    tmp_path: Path, keys: list[str], why: str
+) -> None:
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    data = json.dumps(dict.fromkeys(keys, empty)).encode()
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(len(data).to_bytes(8, "little") + data)
+    started = time.process_time()
+    refused(path, why)
+    assert time.process_time() - started < 5
+
+
+def test_a_long_name_in_a_torch_file_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "long.pth", {"x" * 501: np.zeros(1, "<f4")})
+    refused(path, "a tensor whose name has 501 characters, more than 500: 'xxx")

@@ -95,6 +95,16 @@ def test_the_prefix_of_a_transformer_does_not_matter(
     assert converted(source, tmp_path / "theirs") == official("wan21-t2v")
 
 
+@pytest.mark.parametrize("prefix", ["model.", "first_stage_model.", "vae."])
+def test_the_prefix_of_a_vae_does_not_matter(
+    comfy: Path, checkpoints: Path, tmp_path: Path, official: Official, prefix: str
+) -> None:
+    tensors = stored(detect(checkpoints / "wan21-t2v").files["vae"])
+    renamed = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    save(comfy / "vae" / "wan_vae.safetensors", renamed)
+    assert converted(comfy, tmp_path / "theirs") == official("wan21-t2v")
+
+
 def test_official_names_in_single_files_are_read(
     checkpoints: Path, tmp_path: Path, official: Official
 ) -> None:

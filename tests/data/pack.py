@@ -17,8 +17,14 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 HERE = Path(__file__).parent
-CHECKPOINTS = ["wan21-t2v", "wan22-t2v-a14b", "wan22-i2v-a14b", "wan22-ti2v-5b", "wan21-i2v"]
+CHECKPOINTS = [
+    *("wan21-t2v", "wan22-t2v-a14b", "wan22-i2v-a14b", "wan22-ti2v-5b", "wan21-i2v"),
+    "wan21-flf2v",
+]
+TOPICS = [*CHECKPOINTS, "schedulers", "bad"]
+CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 COMMON = ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/tokenizer.json"]
+COMMON += [CLIP]
 BAD = [
     *("NOTES.json", "alpha.png", "animated.gif", "cmyk.jpg", "gray16.png", "one_by_one.png"),
     *("text.png", "legacy_format.pth", "lora_no_match.safetensors", "lora_wrong_rank.safetensors"),
@@ -32,6 +38,9 @@ BISECTION = (
     "token_timesteps",
     "context",
     "image_tensor",
+    "last_image_tensor",
+    "noise_pred",
+    "x0",
 )
 
 
@@ -91,17 +100,22 @@ def main(fixtures: Path) -> None:
             if source.is_file() and not shared and not twin:
                 write(source.read_bytes(), HERE / name / inside)
     for inside in COMMON:
-        write((fixtures / "wan21-t2v" / inside).read_bytes(), HERE / "common" / inside)
+        family = "wan21-i2v" if inside == CLIP else "wan21-t2v"
+        write((fixtures / family / inside).read_bytes(), HERE / "common" / inside)
     for inside in BAD:
         write((fixtures / "bad" / inside).read_bytes(), HERE / "bad" / inside)
     for source in sorted((fixtures / "expected").rglob("*.safetensors")):
         inside = source.relative_to(fixtures / "expected")
+        if inside.parts[0] not in TOPICS:
+            continue
         if inside.parts[-2] == "lora_files":
             write(source.read_bytes(), HERE / "expected" / inside)
         else:
             expected(source, HERE / "expected" / inside)
     for source in sorted((fixtures / "expected").rglob("*.png")):
-        write(source.read_bytes(), HERE / "expected" / source.relative_to(fixtures / "expected"))
+        inside = source.relative_to(fixtures / "expected")
+        if inside.parts[0] in TOPICS:
+            write(source.read_bytes(), HERE / "expected" / inside)
 
 
 if __name__ == "__main__":

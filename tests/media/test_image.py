@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.conftest import DATA, golden
+from tests.conftest import DATA, golden, settings
 from wanpipe.errors import UsageError
-from wanpipe.media.image import LARGEST_FILE, bicubic, clip_pixels, fit, open_image, signed
+from wanpipe.media.image import (
+    LARGEST_FILE,
+    bicubic,
+    clip_pixels,
+    crop_last,
+    fit,
+    open_image,
+    signed,
+)
 from wanpipe.runtime.report import Report
 
 UNUSUAL = ["alpha.png", "animated.gif", "cmyk.jpg", "gray16.png", "one_by_one.png"]
@@ -92,11 +100,12 @@ def test_no_other_format_is_opened(
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
+from tests.peak import peak_bytes
 from wanpipe.media.image import open_image
 size = open_image(Path(sys.argv[1])).size
-print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(size, peak_bytes())
 """
 
 
@@ -112,7 +121,7 @@ def test_one_frame_of_a_long_animation_costs_no_more_than_one(tmp_path: Path) ->
         [sys.executable, "-c", PEAK, tmp_path / "long.gif"], capture_output=True, text=True
     )
     assert done.stdout.startswith("(400, 300)"), done.stderr
-    assert int(done.stdout.split()[-1]) < 100_000  # kB
+    assert int(done.stdout.split()[-1]) < 400_000_000  # all frames take 3 GB
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
@@ -200,6 +209,27 @@ def test_fitted_image_is_the_official_tensor(
     np.testing.assert_allclose(pixels[-1, -1], corner, rtol=0, atol=5e-7)
     assert abs(pixels.mean(dtype=np.float64) - mean) < 1e-7
     assert abs(pixels.std(dtype=np.float64) - deviation) < 1e-7
+
+
+@pytest.mark.parametrize("case", ["same", "other", "smaller", "frames81"])
+def test_a_last_image_is_the_official_tensor(case: str) -> None:
+    topic, folder = "wan21-flf2v/condition", DATA / "expected" / "wan21-flf2v"
+    run, reference = settings(topic)["cases"][case], golden(topic)
+    first, last = (open_image(folder / run[f"{name}_frame"]) for name in ("first", "last"))
+    width, height = run["video_size"]
+    pixels = fit(last, width, height, "stretch", "bicubic")
+    if first.size != last.size:
+        cropped = crop_last(last, first.size)
+        crop = run["last_frame_crop"]
+        assert cropped.shape == (crop["rows"], crop["columns"], 3)
+        pixels = bicubic(cropped, height, width)
+    expected = reference[f"{case}_last_image_tensor"][:, 0].transpose(1, 2, 0)
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=2e-6)
+
+
+def test_a_last_image_far_smaller_than_the_first_is_refused() -> None:
+    with pytest.raises(UsageError, match="leave --fit official out"):
+        crop_last(Image.new("RGB", (1, 2)), (8192, 8192))
 
 
 def test_bicubic_matches_torch_including_its_overshoot() -> None:

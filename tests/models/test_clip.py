@@ -21,12 +21,18 @@ def network(checkpoints: Path, dtype: str) -> CLIP:
     return load_network(CLIP(config), directory / component.file, mlx_dtype(dtype))
 
 
+@pytest.mark.parametrize(
+    ("topic", "index", "image"),
+    [("wan21-i2v", 0, "image"), ("wan21-flf2v", 0, "first"), ("wan21-flf2v", 1, "last")],
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_tokens_match_the_official_code(checkpoints: Path, dtype: str, tolerance: float) -> None:
-    pixels = clip_pixels(open_image(DATA / "expected" / "wan21-i2v" / "image.png"))
+def test_tokens_match_the_official_code(
+    checkpoints: Path, dtype: str, tolerance: float, topic: str, index: int, image: str
+) -> None:
+    pixels = clip_pixels(open_image(DATA / "expected" / topic / f"{image}.png"))
     tokens = network(checkpoints, dtype)(mx.array(pixels))
     assert tokens.dtype == mx.float32
-    assert relative_error(tokens, golden("wan21-i2v/clip")["clip_fea"][0]) < tolerance
+    assert relative_error(tokens, golden(f"{topic}/clip")["clip_fea"][index]) < tolerance
 
 
 def test_the_last_block_and_the_final_norm_are_dropped(checkpoints: Path) -> None:

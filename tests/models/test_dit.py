@@ -19,6 +19,7 @@ from wanpipe.weights.load import load_network
 EXPERTS = {
     "wan21-t2v/dit": "model",
     "wan21-i2v/dit": "model",
+    "wan21-flf2v/dit": "model",
     "wan22-t2v-a14b/dit_high": "high_noise_model",
     "wan22-t2v-a14b/dit_low": "low_noise_model",
     "wan22-i2v-a14b/dit_high": "high_noise_model",
@@ -49,7 +50,8 @@ def network(checkpoints: Path, topic: str, dtype: str = "float32") -> DiT:
 def condition(model: DiT, topic: str, name: str) -> Condition:
     clip = reference(topic).get("clip_fea")
     context = mx.array(reference(topic)[f"{name}_context"])
-    return model.condition(context, None if clip is None else mx.array(clip[0]))
+    tokens = None if clip is None else mx.array(np.concatenate(clip))  # of one image, or of two
+    return model.condition(context, tokens)
 
 
 def inputs(topic: str, name: str) -> tuple[mx.array, list[float], mx.array | None]:

@@ -60,6 +60,7 @@ def test_latent_shapes_match_the_official_code() -> None:
     ("model", "topic", "stride"),
     [
         ("wan21-i2v", "e2e", STRIDE_21),
+        *(("wan21-flf2v", topic, STRIDE_21) for topic in ("e2e", "e2e_short", "e2e_sizes")),
         ("wan22-i2v-a14b", "e2e", STRIDE_21),
         ("wan22-ti2v-5b", "e2e_i2v", STRIDE_22),
     ],
@@ -69,7 +70,8 @@ def test_the_canvas_of_an_image_matches_the_official_code(
 ) -> None:
     pick = geometry.covered_canvas if stride == STRIDE_22 else geometry.stretched_canvas
     official = settings(f"{model}/{topic}")
-    with Image.open(DATA / "expected" / model / "image.png") as image:
+    name = official.get("first_frame", "image.png")
+    with Image.open(DATA / "expected" / model / name) as image:
         width, height = pick(
             *image.size, official["max_area"], geometry.side_multiple(stride, PATCH)
         )

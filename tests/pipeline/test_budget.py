@@ -49,7 +49,10 @@ def live(one: Expert) -> int:
     width, images = config.dim // config.heads, 2 if config.clip_dim else 0
     with gpu() as tracer:
         block = Block(config)
-        kept = [mx.zeros((n, config.dim), mx.bfloat16) for n in [130] * 2 + [257] * images]
+        kept = [
+            mx.zeros((n, config.dim), mx.bfloat16)
+            for n in [130] * 2 + [config.clip_tokens] * images
+        ]
         inputs = (mx.zeros((1, one.tokens, config.dim)), mx.zeros((1, 6, config.dim)))
 
         def run(

@@ -38,6 +38,7 @@ WAN = {
     "Wan2.1-T2V-14B": ("14b", HD, VAE_21),
     "Wan2.1-I2V-14B-480P": ("i2v-14b", WIDE, VAE_21),
     "Wan2.1-I2V-14B-720P": ("i2v-14b", HD, VAE_21),
+    "Wan2.1-FLF2V-14B-720P": ("flf2v-14b-720p", HD, VAE_21),
     "Wan2.2-T2V-A14B": ("14b", HD, VAE_21),
     "Wan2.2-I2V-A14B": ("i2v-a14b-720p", HD, VAE_21),
     "Wan2.2-TI2V-5B": ("ti2v-5b", TI2V_HD, VAE_22),
@@ -71,10 +72,11 @@ def stages_of(
         latent=latent,
     )
     plans: dict[str, list[MemoryPlan]] = {"T5": [budget.text_plan(T5_XXL, 2 * t5, LONGEST)]}
-    if "I2V" in checkpoint:
+    if "I2V" in checkpoint or "FLF2V" in checkpoint:
         clip = Random(CLIP(CLIP_H), clip_rules.rules(CLIP_H.layers)).bytes if config.clip_dim else 0
+        images = 2 if "FLF2V" in checkpoint else 1
         frames = 1 if vae is VAE_22 else latent[0]
-        plans["image"] = [budget.image_plan(vae, (frames, *latent[1:]), 2, cuda, clip)]
+        plans["image"] = [budget.image_plan(vae, (frames, *latent[1:]), 2, cuda, clip, images)]
     plans["transformer"] = [*expert.plans()]
     plans["VAE"] = [*budget.decode_plans(vae, latent, 2, cuda)]
     return plans

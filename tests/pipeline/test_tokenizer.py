@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import golden, settings
 from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.models.config import NEGATIVE
+from wanpipe.models.variants import NEGATIVE
 from wanpipe.pipeline.tokenizer import Tokenizer, clean
 
 TOPIC = "wan21-t2v/tokenizer"

@@ -1,13 +1,17 @@
 """A command works with closed, full and foreign streams, and prints where it should."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.workshop import SMALL, Place
+from tests.workshop import SMALL, Models, Place
+from wanpipe.cache.verify import find_damaged
+from wanpipe.store import Store
 
 pytest_plugins = ["tests.workshop"]
 WANPIPE = f"{sys.executable} -m wanpipe"
@@ -53,6 +57,13 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(command: str, studio: P
     assert (done.returncode, done.stdout, done.stderr) == (141, b"", b"")
 
 
+def test_a_full_disk_under_stdout_is_an_error(studio: Place) -> None:
+    done = shell("wanpipe show film.mp4 > /dev/full", studio.root)
+    assert done.returncode == 1
+    says = b"wanpipe: error: stdout cannot be written: No space left on device; make room"
+    assert done.stderr.startswith(says) and done.stderr.count(b"\n") == 1
+
+
 def test_a_run_whose_messages_nobody_reads_leaves_nothing(place: Place) -> None:
     done = shell(f"{run(place)} 2>&1 | true; exit ${{PIPESTATUS[0]}}", place.root)
     assert (done.returncode, done.stdout, done.stderr) == (141, b"", b"")
@@ -87,3 +98,22 @@ def test_warnings_of_libraries_do_not_reach_users(action: str, place: Place) -> 
     done = shell(run(place), place.root, PYTHONWARNINGS=action)
     assert done.returncode == 0
     assert b"Warning" not in done.stderr
+
+
+def test_paths_that_are_not_utf8_work_throughout(place: Place, models: Models) -> None:
+    i2v = Place(place.root, models("wan22-i2v-a14b"))
+    image, film = "caf\udce9.png", "caf\udce9.mp4"
+    Image.new("RGB", (32, 32), "red").save(place.root / image)
+    for told in ("written", "reused"):
+        made = i2v.film("--image", image, "--output", film, "--cache", "c\udce9")
+        assert (made.events[-1]["event"], made.events[-1]["path"]) == (told, film)
+    encoded = next((place.root / "c\udce9" / "encode-image").iterdir())
+    assert place.entry(encoded).made.image == r"caf\udce9.png"
+    assert place.do("show", film).paths[0] == "video"
+    assert not list(find_damaged(Store(place.root / "c\udce9")))
+
+
+def test_a_model_at_a_path_that_is_not_utf8_is_refused(place: Place) -> None:
+    shutil.copytree(place.model, place.root / "m\udce9")
+    words = ("encode-text", "--prompt", "x", "--model", "m\udce9")
+    place.refuse(*words, code=1, says="the path of a model must be UTF-8")

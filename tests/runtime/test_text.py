@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties import repeatable
-from wanpipe.runtime.text import error_line, printable, to_json, wants_json
+from wanpipe.runtime.text import error_line, printable, storable, to_json, wants_json
 
 # ESC and BEL, DEL, an 8-bit CSI, marks of direction, an invisible blank, a byte of a file name
 HOSTILE = "\x1b]0;x\x07\x7f\x9b31m\u202e\u2066\u200f\u2028\ufeff\U000e0041\udcff"
@@ -40,3 +40,8 @@ def test_an_error_is_json_where_events_are() -> None:
     assert json.loads(error_line("a\nb", as_json=True)) == {"event": "error", "text": "a b"}
     assert error_line("a\nb", as_json=False) == "wanpipe: error: a b"
     assert wants_json(["show", "--events=json"]) and not wants_json(["show", "events"])
+
+
+def test_data_to_store_has_no_half_of_a_surrogate_pair() -> None:
+    data = {"a\udce9": ["b\udce9", ("🐈", 1, None)], "c": {"d": "é"}}
+    assert storable(data) == {r"a\udce9": [r"b\udce9", ["🐈", 1, None]], "c": {"d": "é"}}

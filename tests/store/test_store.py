@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from tests.store.builders import RecordingReport, arrays, fill, fill_model, forbidden, recipe, tree
 from wanpipe.errors import StoreError, UsageError, WanpipeError
-from wanpipe.store import Draft, Store
+from wanpipe.store import Draft, Recipe, Store
 
 
 def test_an_existing_entry_is_reused(tmp_path: Path) -> None:
@@ -49,14 +50,19 @@ def test_interrupted_publish_leaves_no_entry(error: type[BaseException], tmp_pat
     assert store.get_or_create(recipe(), fill())
 
 
-def test_an_array_with_nan_leaves_no_entry(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [("bfloat16", "try a model converted"), ("float32", "check guidance")]
+)
+def test_an_array_with_nan_leaves_no_entry(tmp_path: Path, dtype: str, remedy: str) -> None:
+    made = Recipe(material=structs.replace(recipe().material, dtype=dtype), step=0)
+
     def broken(draft: Draft) -> dict:
         draft.write("latent", np.full((1, 1, 1, 2), np.nan, np.float32))
         return {}
 
-    with pytest.raises(WanpipeError, match="NaN"):
-        Store(tmp_path).get_or_create(recipe(), broken)
-    assert tree(tmp_path) == {f".locks/denoise-{recipe().key}": b""}
+    with pytest.raises(WanpipeError, match=f"NaN or infinite values, so it was not kept; {remedy}"):
+        Store(tmp_path).get_or_create(made, broken)
+    assert tree(tmp_path) == {f".locks/denoise-{made.key}": b""}
 
 
 def test_a_damaged_entry_is_quarantined_and_made_again(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_every_checkpoint_converts(
     image = config.task != "t2v"
     expected = {"t5_encoder", "tokenizer", "vae", *checkpoint.experts}
     expected |= {"vae_encoder"} if image else set()
-    expected |= {"clip"} if family == "wan21-i2v" else set()
+    expected |= {"clip"} if family in ("wan21-i2v", "wan21-flf2v") else set()
     assert set(config.components) == expected
     assert set(content(tmp_path / "model")) == {
         "config.json",

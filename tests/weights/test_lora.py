@@ -21,14 +21,13 @@ from tests.models.official import TOLERANCE, converted
 from wanpipe.errors import CheckpointError
 from wanpipe.models.dit import DiT
 from wanpipe.weights.load import load_network, parameter_shapes
-from wanpipe.weights.lora import (
+from wanpipe.weights.lora import UNKNOWN, read_lora
+from wanpipe.weights.lora_match import (
     ALPHA_ALONE,
     NO_IMAGE_BRANCH,
     OTHER_INPUT_CHANNELS,
-    UNKNOWN,
     LoraMatch,
     match_lora,
-    read_lora,
 )
 from wanpipe.weights.merge import merge
 
@@ -235,8 +234,9 @@ def test_keys_of_an_image_branch_are_named_where_there_is_none(
     )
 
 
-def test_an_image_branch_takes_its_keys(checkpoints: Path, tmp_path: Path) -> None:
-    model = network(checkpoints, "wan21-i2v")
+@pytest.mark.parametrize("family", ["wan21-i2v", "wan21-flf2v"])
+def test_an_image_branch_takes_its_keys(checkpoints: Path, tmp_path: Path, family: str) -> None:
+    model = network(checkpoints, family)
     before = np.array(model.blocks[1].cross_attn.k_img.weight)
     tensors = image_branch()
     (one,) = matches(model, write(tmp_path, tensors))

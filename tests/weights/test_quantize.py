@@ -120,13 +120,14 @@ def test_scales_follow_their_matrix_aligned() -> None:
         offset += one.nbytes
 
 
-@pytest.mark.parametrize("family", ["wan21-t2v", "wan21-i2v", "wan22-t2v-a14b"])
+@pytest.mark.parametrize("family", ["wan21-t2v", "wan21-i2v", "wan21-flf2v", "wan22-t2v-a14b"])
 def test_matrices_of_blocks_are_quantized_and_nothing_else(made: Made, family: str) -> None:
     spec = Quantization(bits=8, group_size=32)
     directory, config = made(family, spec, spec)
     assert config == read_model_config(directory)
     assert config.quantization == spec
-    cross = ["q", "k", "v", "o", *(["k_img", "v_img"] if family == "wan21-i2v" else [])]
+    image = ["k_img", "v_img"] if config.dit.clip_dim else []
+    cross = ["q", "k", "v", "o", *image]
     kinds = [*(f"self_attn.{part}" for part in "qkvo"), "ffn.fc1", "ffn.fc2"]
     kinds += [f"cross_attn.{part}" for part in cross]
     for name in config.experts:

@@ -20,7 +20,7 @@ from wanpipe.models.config import read_model_config
 from wanpipe.models.dit import Block, DiT
 from wanpipe.store import Store
 from wanpipe.weights.load import Weights, load_network
-from wanpipe.weights.lora import LoraMatch
+from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
 from wanpipe.weights.stream import StreamedBlocks, load_streamed
 

@@ -57,6 +57,7 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
         "prompt": made.prompt,
         "negative_prompt": made.negative_prompt,
         "image": made.image,
+        "last_image": made.last_image,
         "fit": made.fit,
     }
     yield from ((name, value) for name, value in given.items() if value is not None)
@@ -103,7 +104,7 @@ def describe_inputs(entry: Entry, store: Store) -> Rows:
 def summary(entry: Entry, store: Store) -> str:
     """Summarize an input: its prompt or image, or its step and seed."""
     if entry.stage != "denoise":
-        return entry.made.prompt or entry.made.image or ""
+        return entry.made.prompt or entry.made.images
     run = store.runs.latest(entry.key)
     if run is None:
         return f"step {entry.step + 1}"

@@ -4,11 +4,13 @@ By structure, never by names of models; the name of the directory only tells 480
 headers only.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from wanpipe.checkpoints.dimensions import (
     axis_length,
@@ -24,20 +26,20 @@ from wanpipe.checkpoints.folders import CheckpointFiles, find_files
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import (
     EXPERTS,
-    VARIANTS,
     CLIPConfig,
-    Defaults,
     DiTConfig,
     T5Config,
     VAEConfig,
-    Variant,
     condition_channels,
 )
+from wanpipe.models.variants import VARIANTS, Defaults, Variant
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 
 DIM_14B = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
 Z_DIM_22 = 48  # channels of the Wan2.2 VAE
 HEAD_DIM = 128  # of every official transformer
+SIZE_NAME = re.compile(r"(?<![0-9])(480|720)p(?![a-z0-9])")
+MAX_LINKS = 40  # as the system follows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Checkpoint:
     clip: CLIPConfig | None
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     configs: tuple[Path, ...] = ()
+    remark: str | None = None  # about what could not be told from the files alone
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -114,7 +117,8 @@ def recognize_checkpoint(directory: Path) -> Checkpoint:
         configs=folder.settings,
     )
     check_dimensions_agree(checkpoint, has_vae22)
-    return replace(checkpoint, variant=with_own_defaults(checkpoint.variant, folder, settings))
+    variant = with_own_defaults(checkpoint.variant, folder, settings)
+    return replace(checkpoint, variant=variant, remark=size_remark(directory, folder, dit))
 
 
 def read_settings(folder: CheckpointFiles, name: str) -> dict[str, Any]:
@@ -139,11 +143,12 @@ def choose_variant(
     image, experts = dit.in_dim != dit.out_dim, len(folder.experts) > 1
     if experts:
         name = "wan2.2-i2v-a14b" if image else "wan2.2-t2v-a14b"
+    elif dit.clip_positions is not UNSET:
+        name = "wan2.1-flf2v-14b-720p"
     elif dit.clip_dim is not None:
         # the two differ in nothing but their training; only the default size depends on it
-        names = [directory.resolve().name, *(path.name for path in folder.experts["model"])]
-        large = any("720p" in name.lower() for name in names)
-        name = "wan2.1-i2v-14b-720p" if large else "wan2.1-i2v-14b-480p"
+        size, _ = named_size(directory, folder)
+        name = f"wan2.1-i2v-14b-{size}"
     elif has_vae22:
         name = "wan2.2-ti2v-5b"
     else:
@@ -154,12 +159,57 @@ def choose_variant(
     found += f", {'no ' if dit.clip_dim is None else ''}img_emb"
     if image != (variant.task == "i2v"):
         raise CheckpointError(f"{directory} is no Wan checkpoint that wanpipe knows; found {found}")
-    if kind not in (None, variant.task):
+    if kind not in (None, variant.model_type):
         raise CheckpointError(
             f"{directory}: config.json says model_type {kind}, but the weights are those of "
             f"{name}; found {found}"
         )
     return variant
+
+
+def named_size(directory: Path, folder: CheckpointFiles) -> tuple[str, str | None]:
+    """Return the size, 480p or 720p, that names give an image-to-video model of Wan2.1, and the
+    name that decides: the nearest one, from the files up; where none tells, 480p and None.
+    """
+    for name in names_on_the_way(directory, folder.experts["model"]):
+        if found := SIZE_NAME.search(name.lower()):
+            return f"{found[1]}p", name
+    return "480p", None
+
+
+def size_remark(directory: Path, folder: CheckpointFiles, dit: DiTConfig) -> str | None:
+    """Say which size an image-to-video model of Wan2.1 gets, and why; None for other models."""
+    if dit.clip_dim is None:
+        return None
+    size, name = named_size(directory, folder)
+    if name is None:
+        return (
+            f"no name on the way to {directory} says 480P or 720P, so its default size is that of "
+            "480P; name the folder to choose"
+        )
+    return f"the default size of {directory} is that of {size.upper()}, as {name} says"
+
+
+def names_on_the_way(directory: Path, files: tuple[Path, ...]) -> Iterator[str]:
+    """Yield the names by which files and their folder are reached, through links too, as those of
+    the Hub's cache: models--<owner>--<name>/snapshots/<hash>.
+    """
+    for path in files:
+        yield from (step.name for step in links(path))
+    for step in links(directory):
+        yield from reversed(step.parts)
+
+
+def links(path: Path) -> Iterator[Path]:
+    """Yield a path, those that it links to one after another, and the real one."""
+    yield path.absolute()
+    step = path
+    for _ in range(MAX_LINKS):
+        if not step.is_symlink():
+            break
+        step = step.parent / step.readlink()
+        yield step.absolute()
+    yield path.resolve()
 
 
 def check_dimensions_agree(checkpoint: Checkpoint, has_vae22: bool) -> None:

@@ -34,6 +34,7 @@ FIXED_VALUES: dict[str, Any] = {
 }
 IGNORED_KEYS = {"_class_name", "_diffusers_version", "model_type", "wanpipe", *FIXED_VALUES}
 OFFICIAL_KEYS = {"heads": "num_heads", "layers": "num_layers"}  # ours: theirs, where they differ
+POSITIONS = "img_emb.emb_pos"  # what FLF2V has more than I2V
 DIT_DEFAULTS = {field.name: field.default for field in structs.fields(DiTConfig)}
 
 
@@ -100,14 +101,10 @@ def official_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
 def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiTConfig:
     """Read a transformer's dimensions from its shapes; those in config.json must agree."""
     weights, shapes = files[0], read_shapes(files)
-    if "img_emb.emb_pos" in shapes:
-        raise CheckpointError(
-            f"{weights} is a first-last-frame model (FLF2V), which wanpipe does not run"
-        )
     kind = config.get("model_type", "t2v")
-    if kind not in ("t2v", "i2v", "ti2v"):
+    if kind not in ("t2v", "i2v", "ti2v", "flf2v"):
         raise CheckpointError(
-            f"{path}: model_type must be t2v, i2v or ti2v, got {quote_name(str(kind))}"
+            f"{path}: model_type must be t2v, i2v, flf2v or ti2v, got {quote_name(str(kind))}"
         )
     for name, only in FIXED_VALUES.items():
         if config.get(name, only) != only:
@@ -125,6 +122,8 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
     }
     if "img_emb.proj.0.weight" in shapes:
         found["clip_dim"] = axis_length(shapes, weights, "img_emb.proj.0.weight")
+    if POSITIONS in shapes:
+        found["clip_positions"] = axis_length(shapes, weights, POSITIONS, 1)
     return merge_dit(config, path, found)
 
 

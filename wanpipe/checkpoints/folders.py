@@ -30,6 +30,7 @@ MAX_LOOSE_FILES = 200  # loose files in a folder; more is no folder of one model
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 EXPERT_NAME = re.compile(r"(?<![a-z])(high|low)(?=[_-]?noise|[^a-z]|$)")
 LONE_EXPERT_NAME = re.compile(r"(?<![a-z])(high|low)[_-]?noise")
+A14B_NAME = re.compile(r"a14b|wan[_.-]?2[_.-]?2(?!.*5b)")
 
 Files = tuple[Path, ...]
 
@@ -56,6 +57,8 @@ class CheckpointFiles:
 
 def find_files(directory: Path) -> CheckpointFiles:
     """Find a checkpoint's files. Raises CheckpointError that names what is missing."""
+    if directory.is_file():
+        raise CheckpointError(f"{directory} is a file; give the folder that holds the checkpoint")
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory} is not a directory; give the folder of a Wan checkpoint"
@@ -63,9 +66,14 @@ def find_files(directory: Path) -> CheckpointFiles:
     if (directory / PIPELINE_FILE).is_file():
         return find_diffusers(directory)
     whole = any((directory / name).is_dir() for name in EXPERT_FOLDERS)
-    if whole or next(directory.glob(f"{DIT_STEM}*.safetensors*"), None) is not None:
+    if whole or visible(directory.glob(f"{DIT_STEM}*.safetensors*")):
         return find_official(directory)
     return find_loose(directory) or find_official(directory)
+
+
+def visible(paths: Iterable[Path]) -> Files:
+    """Return the files among paths in order, without hidden ones, such as ._* of macOS."""
+    return tuple(sorted(path for path in paths if path.name[0] != "." and path.is_file()))
 
 
 def required_file(directory: Path, name: str) -> Path:
@@ -110,9 +118,9 @@ def shards(directory: Path, stem: str = DIT_STEM) -> Files:
     index = directory / f"{stem}.safetensors.index.json"
     single = f"{stem}.safetensors"
     if not index.is_file():
-        found = sorted(directory.glob(f"{stem}-*.safetensors"))
+        found = visible(directory.glob(f"{stem}-*.safetensors"))
         alone = not found or (directory / single).is_file()
-        return (required_file(directory, single),) if alone else tuple(found)
+        return (required_file(directory, single),) if alone else found
     table = read_json(index).get("weight_map")
     names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
     if not names or not all(name.isprintable() and name == Path(name).name != "" for name in names):
@@ -166,6 +174,11 @@ def find_loose(directory: Path) -> CheckpointFiles | None:
         )
     networks = sort_networks(directory)
     if not networks:
+        if gguf := files_below(directory, "*.gguf"):
+            raise CheckpointError(
+                f"{directory} holds GGUF files, which wanpipe does not read: {list_labels(gguf)}; "
+                "download the safetensors files"
+            )
         return None
     experts = name_experts(directory, networks.get("transformer", []))
 
@@ -212,19 +225,24 @@ def sort_networks(directory: Path) -> dict[Kind, list[Files]]:
     return networks
 
 
-def files_below(directory: Path, pattern: str) -> list[Path]:
+def files_below(directory: Path, pattern: str) -> Files:
     """List the files with this name at most two folders down, in order."""
-    found = [
+    found = visible(
         path
-        for depth in LOOSE_PATTERNS
-        for path in directory.glob(depth.removesuffix("*") + pattern)
-        if path.is_file()
-    ]
+        for folders in LOOSE_PATTERNS
+        for path in directory.glob(folders.removesuffix("*") + pattern)
+        if not any(part[0] == "." for part in path.relative_to(directory).parts)
+    )
     if len(found) > MAX_LOOSE_FILES:
         raise CheckpointError(
             f"{directory} holds {len(found)} {pattern} files; give a folder with those of one model"
         )
-    return sorted(found)
+    return found
+
+
+def list_labels(files: Files) -> str:
+    """List the names of files."""
+    return list_names([path.name for path in files])
 
 
 def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
@@ -245,17 +263,28 @@ def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
             "high_noise and the other low_noise, or give a folder with one"
         )
     if len(found) != 1:
-        gguf = [path.name for path in files_below(directory, "*.gguf")]
-        more = f" (GGUF files are not read: {list_names(gguf)})" if gguf else ""
+        gguf = files_below(directory, "*.gguf")
+        more = f" (GGUF files are not read: {list_labels(gguf)})" if gguf else ""
         what = f"{len(found)} transformers: {list_names(labels)}" if found else "no transformer"
         raise CheckpointError(
             f"{directory} holds {what}{more}; give a folder with the files of one model"
         )
-    if LONE_EXPERT_NAME.search(labels[0].lower()):
+    name = labels[0].lower()
+    if LONE_EXPERT_NAME.search(name) or (EXPERT_NAME.search(name) and A14B_NAME.search(name)):
         raise CheckpointError(
             f"{directory} holds one expert of two, {quote_name(labels[0])}; put the other beside it"
         )
     return {"model": found[0]}
+
+
+def expert_label(path: str) -> str:
+    """Return "high" or "low" where the name of a file inside a checkpoint says which expert it is
+    for, as for loose files, or by the folders of diffusers; "" elsewhere.
+    """
+    if path.startswith(("transformer/", "transformer_2/")):
+        return path.partition("/")[0]
+    said = set(EXPERT_NAME.findall(path.lower()))
+    return said.pop() if len(said) == 1 else ""
 
 
 def only_one(directory: Path, what: str, found: Iterable[Files] | None) -> Files:

@@ -17,8 +17,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from wanpipe.checkpoints import torch_file
-from wanpipe.checkpoints.dtypes import NUMPY_DTYPES, Array, Floats, widen
-from wanpipe.checkpoints.tensors import MAX_AXES, TensorInfo, TensorLocation, quote_name
+from wanpipe.checkpoints.dtypes import FLOATS, NUMPY_DTYPES, Array, Floats, widen
+from wanpipe.checkpoints.tensors import (
+    MAX_AXES,
+    TensorInfo,
+    TensorLocation,
+    check_names,
+    quote_name,
+)
 from wanpipe.errors import CheckpointError
 
 HEADER_LIMIT = 1 << 24  # bytes; the header of a quantized 14B model has 500 kB
@@ -47,6 +53,10 @@ class TensorFile(AbstractContextManager["TensorFile"]):
         index = len(self._files)
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; give the path of a checkpoint file")
+        if path.suffix.lower() == ".gguf":
+            raise CheckpointError(
+                f"{path} is a GGUF file, which wanpipe does not read; use a safetensors file"
+            )
         try:
             file = path.open("rb", buffering=0)
             self._files.append(file)
@@ -86,6 +96,18 @@ class TensorFile(AbstractContextManager["TensorFile"]):
         return widen(
             self.read(name), self.tensors[name].dtype, f"{self._path(name)}: {quote_name(name)}"
         )
+
+    def read_number(self, name: str) -> float:
+        """Read a tensor that holds one finite number, whatever its format."""
+        info, subject = self.tensors[name], f"{self._path(name)}: {quote_name(name)}"
+        if prod(info.shape) != 1:
+            raise CheckpointError(f"{subject} must be one number, got shape {info.shape}")
+        values = self.read(name)
+        values = widen(values, info.dtype, subject) if info.dtype in FLOATS else values
+        number = float(values.reshape(-1)[0])
+        if not np.isfinite(number):
+            raise CheckpointError(f"{subject} must be finite, got {number}")
+        return number
 
     def rows(self, name: str, indices: Sequence[int]) -> Array:
         """Read only the given rows of a 2-D tensor (R, D): (len(indices), D) as stored."""
@@ -203,7 +225,9 @@ def list_safetensors(
     infos: dict[str, TensorInfo] = {}
     try:
         with safe_open(path, framework="numpy") as header:
-            for name in header.offset_keys():
+            names = header.offset_keys()
+            check_names(names, path)
+            for name in names:
                 entry = header.get_slice(name)
                 infos[name] = _info(
                     f"{path}: {quote_name(name)}", entry.get_dtype(), entry.get_shape()

@@ -7,6 +7,7 @@ shape; what is left over is listed.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -97,14 +98,16 @@ def match_rules(
     names: Mapping[str, TensorInfo], rules: Sequence[RenameRule]
 ) -> Iterator[tuple[str, RenameRule | None, str | None]]:
     """Yield each name with the first rule that matches it, or None, and the target it becomes."""
-    compiled = [(_pattern(rule.pattern), rule) for rule in rules]
+    every, patterns = _compile(tuple(rules))
     for name in names:
-        for pattern, rule in compiled:
-            if found := pattern.fullmatch(name):
-                yield name, rule, rule.target and rule.target.format(**found.groupdict())
-                break
-        else:
+        found = every.fullmatch(name)
+        if found is None or found.lastindex is None:
             yield name, None, None
+            continue
+        rule, placeholders = rules[found.lastindex - 1], patterns[found.lastindex - 1]
+        values = placeholders.fullmatch(name)
+        assert values is not None, (name, rule)
+        yield name, rule, rule.target and rule.target.format(**values.groupdict())
 
 
 def transformed_shape(shape: Shape, transform: Transform) -> Shape:
@@ -130,8 +133,15 @@ def apply_transform(values: Array, transform: Transform) -> Array:
     return last.reshape(len(last), -1) if transform == "patch" else last  # (O, prod(K) * I)
 
 
-def _pattern(pattern: str) -> re.Pattern[str]:
-    expression = re.escape(pattern)
-    for placeholder, group in PLACEHOLDERS.items():
-        expression = expression.replace(re.escape(placeholder), group)
-    return re.compile(expression)
+@lru_cache(maxsize=32)
+def _compile(rules: tuple[RenameRule, ...]) -> tuple[re.Pattern[str], list[re.Pattern[str]]]:
+    """Compile one expression whose groups are the rules in order, for speed, and one for each."""
+    expressions = []
+    for rule in rules:
+        expression = re.escape(rule.pattern)
+        for placeholder, group in PLACEHOLDERS.items():
+            expression = expression.replace(re.escape(placeholder), group)
+        expressions.append(expression)
+    unnamed = (re.sub(r"\(\?P<\w+>", "(?:", expression) for expression in expressions)
+    every = re.compile("|".join(f"({expression})" for expression in unnamed))
+    return every, [re.compile(expression) for expression in expressions]

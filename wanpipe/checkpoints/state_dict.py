@@ -55,7 +55,15 @@ LAYOUTS = (
         transformers.CLIP,
     ),
 )
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
+# of ComfyUI, of whole pipelines in one file, and of training code
+PREFIXES = (
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "model.",
+    "first_stage_model.",
+    "vae.",
+)
 # ComfyUI's scaled weights: ends of the names that stand beside `<module>.weight`
 SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 # for its 8-bit products; no part of the weight

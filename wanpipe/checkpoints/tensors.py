@@ -5,8 +5,13 @@ Reads nothing.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+
+from wanpipe.errors import CheckpointError
 
 MAX_LISTED = 6  # names that an error spells out
+MAX_TENSORS = 1 << 16  # of a file; real ones have a few thousand
+MAX_NAME = 500  # characters of a tensor's name
 MAX_AXES = 8  # of a tensor; NumPy itself stops at 64
 
 
@@ -26,6 +31,22 @@ class TensorLocation:
     file: int
     offset: int
     strides: tuple[int, ...] | None = None
+
+
+def check_names(names: Collection[str], path: Path) -> None:
+    """Raise CheckpointError for more names in a file, or longer ones, than any network has: every
+    one costs time.
+    """
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{path} holds {len(names)} tensors, more than {MAX_TENSORS}; use the file of one "
+            "network"
+        )
+    if names and len(longest := max(names, key=len)) > MAX_NAME:
+        raise CheckpointError(
+            f"{path} holds a tensor whose name has {len(longest)} characters, more than "
+            f"{MAX_NAME}: {quote_name(longest)}; download it again"
+        )
 
 
 def quote_name(name: str) -> str:

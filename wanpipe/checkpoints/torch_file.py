@@ -18,7 +18,13 @@ import msgspec
 from wanpipe.checkpoints import unpickle_tensors
 from wanpipe.checkpoints.dtypes import NUMPY_DTYPES
 from wanpipe.checkpoints.sandbox import SandboxError, run_limited
-from wanpipe.checkpoints.tensors import MAX_AXES, TensorInfo, TensorLocation, quote_name
+from wanpipe.checkpoints.tensors import (
+    MAX_AXES,
+    TensorInfo,
+    TensorLocation,
+    check_names,
+    quote_name,
+)
 from wanpipe.errors import CheckpointError
 from wanpipe.runtime.documents import Count, DocumentError, decode
 
@@ -83,6 +89,7 @@ def list_tensors(file: BinaryIO, path: Path) -> dict[str, tuple[TensorInfo, Tens
             f"{path} holds big-endian numbers; {RESAVE} on a little-endian machine"
         )
     views = unpickle_views(read_member(file, found[pickles[0]], path), path)
+    check_names([view.name for view in views], path)
     return {
         view.name: locate_tensor(view, found.get(f"{root}data/{view.key}"), path) for view in views
     }

@@ -165,10 +165,16 @@ image = group(
         "--image", type=PATH, metavar="FILE", help="Use this image as the first frame of the video."
     ),
     click.option(
+        "--last-image",
+        type=PATH,
+        metavar="FILE",
+        help="Use this image as the last frame of the video (FLF2V and Wan2.2 I2V-A14B).",
+    ),
+    click.option(
         "--fit",
-        type=click.Choice(["stretch", "cover", "pad"]),
-        help="Stretch, crop (cover) or pad the image to the size of the video.  "
-        "[default: the model's; cover with --width or --height]",
+        type=click.Choice(["stretch", "cover", "pad", "official"]),
+        help="Stretch, crop (cover) or pad the image to the size of the video, or do as the "
+        "official code.  [default: the model's; cover with --width or --height]",
     ),
     click.option(
         "--exif", is_flag=True, help="Turn the image by its EXIF orientation, like a viewer."

@@ -15,7 +15,7 @@ class Conditioning:
     """Text embeddings and image arrays, all float32.
 
     `prompt` and `negative` are (L, D). I2V has `condition` (4+C, F, H, W), and Wan2.1 also `clip`
-    (257, D). TI2V has `first_frame` (C, 1, H, W).
+    (257 or 514, D). TI2V has `first_frame` (C, 1, H, W).
     """
 
     prompt: mx.array

@@ -15,7 +15,7 @@ from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
-from wanpipe.weights.lora import LoraMatch
+from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
 from wanpipe.weights.model import Model
 from wanpipe.weights.stream import load_streamed

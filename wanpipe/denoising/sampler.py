@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from wanpipe.denoising.denoiser import Denoiser
-    from wanpipe.weights.lora import LoraMatch
+    from wanpipe.weights.lora_match import LoraMatch
 
     State = dict[str, mx.array]
 

@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Mode = Literal["stretch", "cover", "pad"]
+Fit = Literal["stretch", "cover", "pad", "official"]  # what a user may ask for
 Resample = Literal["bicubic", "lanczos"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 # Pillow reads more, some of it with programs that it starts
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 LARGEST_FILE = 2**28  # bytes; Pillow reads some formats whole, even for one of 9,000 frames
 LARGEST_RESIZED = 2**26  # pixels; only an image far narrower than its canvas needs more
-TOGETHER = 2**20  # pixels of the source that are resized together
+TOGETHER = 2**20  # pixels of the source that are handled together
 ORIENTATION = 0x0112  # tag of EXIF
 UPRIGHT, SIDEWAYS = 1, range(5, 9)  # its values: as stored, and with width and height exchanged
 CLIP_SIZE = 224
@@ -67,6 +69,7 @@ def opened(path: Path) -> Iterator["Image.Image"]:
         raise UsageError(f"image {path} cannot be read: {reason}; give a PNG or JPEG") from error
 
 
+@cache
 def formats() -> tuple[str, ...]:
     """Return those of `FORMATS` that this Pillow has."""
     from PIL import Image, features
@@ -108,7 +111,8 @@ def open_image(
                 f"image {path} is marked as turned (EXIF orientation {orientation}) but is taken "
                 "as it is stored; add --exif to turn it"
             )
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def fit(
@@ -133,13 +137,40 @@ def fit(
     return _resize(image, *size, resample, (left, top, left + width, top + height))
 
 
-def clip_pixels(image: "Image.Image") -> np.ndarray:
+def crop_last(image: "Image.Image", first: tuple[int, int]) -> np.ndarray:
+    """Crop or pad a last image as the official code does if the first one has another size.
+
+    Returns (Y, X, 3) float32 in [-1, 1]. It exchanges width and height, so a wide image is cropped
+    to a tall part; what lies outside the image is gray. Source: wan/first_last_frame2video.py,
+    WanFLF2V.generate, and torchvision's center_crop.
+    """
+    scale = max(first[0] / image.width, first[1] / image.height)
+    height, width = round(image.width * scale), round(image.height * scale)
+    if width * height > LARGEST_RESIZED:
+        raise UsageError(
+            f"last image of {image.width}x{image.height} is too small or too narrow for a first "
+            f"one of {first[0]}x{first[1]}; leave --fit official out"
+        )
+    cropped = np.zeros((height, width, 3), dtype=np.float32)
+    inside, outside = [], []
+    for size, wanted in ((image.height, height), (image.width, width)):
+        # odd differences round to even where the image is cut, and down where it is padded
+        start = round((size - wanted) / 2) if size > wanted else -((wanted - size) // 2)
+        length = min(size, wanted)
+        inside.append(slice(max(start, 0), max(start, 0) + length))
+        outside.append(slice(max(-start, 0), max(-start, 0) + length))
+    cropped[tuple(outside)] = signed(np.asarray(image)[tuple(inside)])
+    return cropped
+
+
+def clip_pixels(image: "Image.Image | np.ndarray") -> np.ndarray:
     """Resize the whole RGB image for CLIP: (224, 224, 3) float32, normalized by CLIP's mean and
     standard deviation.
 
     Source: wan/modules/clip.py, CLIPModel.visual.
     """
-    pixels = bicubic(np.asarray(image), CLIP_SIZE, CLIP_SIZE)
+    pixels = image if isinstance(image, np.ndarray) else pixels_of(image)
+    pixels = bicubic(pixels, CLIP_SIZE, CLIP_SIZE)
     return (pixels * 0.5 + 0.5 - CLIP_MEAN) / CLIP_STD
 
 
@@ -158,9 +189,19 @@ def _resize(
     from PIL import Image
 
     if resample == "bicubic":
-        return bicubic(np.asarray(image), height, width, box)
+        return bicubic(pixels_of(image), height, width, box)
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     return signed(np.asarray(resized.crop(box) if box else resized))
+
+
+def pixels_of(image: "Image.Image") -> np.ndarray:
+    """Return the pixels of an RGB image (Y, X, 3) uint8, without Pillow's two copies at a time."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    step = max(1, TOGETHER // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def signed(pixels: np.ndarray) -> np.ndarray:
@@ -171,8 +212,8 @@ def signed(pixels: np.ndarray) -> np.ndarray:
 def bicubic(pixels: np.ndarray, height: int, width: int, box: Box | None = None) -> np.ndarray:
     """Resize (Y, X, 3) uint8 to float32 like torch's interpolate: a = -0.75, no antialiasing.
 
-    Corners are not aligned, edge pixels are repeated, overshoot beyond [-1, 1] is kept. Computes
-    only what lies in `box`.
+    Takes float32 too, which is in [-1, 1] already. Corners are not aligned, edge pixels are
+    repeated, overshoot beyond [-1, 1] is kept. Computes only what lies in `box`.
     """
     left, top, right, bottom = box or (0, 0, width, height)
     rows, row_weights = (taps[:, top:bottom] for taps in _taps(pixels.shape[0], height))
@@ -181,7 +222,7 @@ def bicubic(pixels: np.ndarray, height: int, width: int, box: Box | None = None)
     step = max(1, TOGETHER // pixels.shape[1])
     for some in (slice(start, start + step) for start in range(0, len(out), step)):
         for row, row_weight in zip(rows[:, some], row_weights[:, some], strict=True):
-            band = signed(pixels[row])
+            band = pixels[row] if pixels.dtype == np.float32 else signed(pixels[row])
             across = sum(
                 weight[None, :, None] * band[:, column]
                 for column, weight in zip(columns, column_weights, strict=True)

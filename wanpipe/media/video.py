@@ -45,6 +45,8 @@ def video_format(path: str | Path) -> str:
             raise UsageError(f"no folder {parent} for the video {target.name}; create it first")
     suffix = target.suffix.lower().removeprefix(".")
     if place.is_dir():
+        if Path.cwd().is_relative_to(place):
+            raise UsageError(f"{path} is the current folder or holds it; give another name")
         check_replaceable(target)
         return FRAMES
     if place.exists() and not place.is_file():

@@ -1,4 +1,4 @@
-"""Model configs: dimensions of the networks, defaults of the variants, and config.json.
+"""Model configs: dimensions of the networks, and config.json of a converted model.
 
 Each document validates its own values and how they agree. Reads no file but config.json, and loads
 no array library.
@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from wanpipe.errors import CheckpointError
 from wanpipe.models import geometry
+from wanpipe.models.variants import VARIANTS, Defaults, Task, Version
 from wanpipe.runtime.documents import (
     Count,
     Document,
@@ -27,28 +28,24 @@ Patch = tuple[Literal[1], Literal[2], Literal[2]]
 HIGH, LOW = "high_noise_model", "low_noise_model"
 EXPERTS = ("model", LOW, HIGH)
 PATCH: Patch = (1, 2, 2)  # latent frames, rows and columns per token
-MAX_SCALE = 1 << 53  # of guidance and shift: up to here a float holds every whole number
 IMAGE_SIDE: Literal[224] = 224  # pixels per side of an image for CLIP
+IMAGE_TOKENS = 257  # that CLIP makes of an image
 CHANNELS = {"2.1": 16, "2.2": 48}  # latent channels of each VAE
 # Architecture of both VAEs: `dim_mult` and `temperal_downsample` of the official code
 DIM_MULT = (1, 2, 4, 4)  # channels of each level, in units of the base width
 TEMPORAL_DOWNSAMPLE = (False, True, True)  # whether the next level halves the frame rate
 
-Task = Literal["t2v", "i2v", "ti2v"]
-Version = Literal["2.1", "2.2"]
+LastImage = Literal["no", "optional", "required"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Size = Annotated[int, Meta(gt=0, le=1 << 20)]
 Layers = Annotated[int, Meta(gt=0, le=256)]
-# integers stay integers, so that keys and files of 0.1.0 do not change
-Guidance = (
-    Annotated[int, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
-    | Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
-)
-Shift = Annotated[int, Meta(gt=0, le=MAX_SCALE)] | Annotated[float, Meta(gt=0, le=MAX_SCALE)]
 
 
 class DiTConfig(Document, frozen=True, kw_only=True):
-    """Dimensions of one expert. `clip_dim` is the width of CLIP tokens (Wan2.1 I2V only)."""
+    """Dimensions of one expert. `clip_dim` is the width of CLIP tokens (Wan2.1 I2V only).
+
+    FLF2V has `clip_positions`: one learned position for each CLIP token of its two images.
+    """
 
     dim: Size
     ffn_dim: Size
@@ -62,6 +59,7 @@ class DiTConfig(Document, frozen=True, kw_only=True):
     eps: Annotated[float, Meta(gt=0, le=1)] = 1e-6
     clip_dim: Size | None = None
     patch: Patch = PATCH
+    clip_positions: Literal[514] | UnsetType = UNSET  # of `IMAGE_TOKENS` for each image
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or self.dim // self.heads % 2:
@@ -70,6 +68,12 @@ class DiTConfig(Document, frozen=True, kw_only=True):
             )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
+
+    @property
+    def clip_tokens(self) -> int:
+        """CLIP tokens that cross-attention attends to: of no image, one, or two (FLF2V)."""
+        usual = 0 if self.clip_dim is None else IMAGE_TOKENS
+        return usual if self.clip_positions is UNSET else self.clip_positions
 
 
 class T5Config(Document, frozen=True, kw_only=True):
@@ -133,72 +137,6 @@ class VAEConfig(Document, frozen=True, kw_only=True):
         return self.stride[1] // 8
 
 
-class Defaults(Document, frozen=True, kw_only=True):
-    """Default settings of a run. `guide_scale` is (low noise, high noise)."""
-
-    width: Annotated[int, Meta(gt=0, le=geometry.MAX_SIDE)]
-    height: Annotated[int, Meta(gt=0, le=geometry.MAX_SIDE)]
-    num_frames: Annotated[int, Meta(gt=0, le=geometry.MAX_FRAMES)]
-    fps: Annotated[int, Meta(gt=0, le=240)]
-    steps: Annotated[int, Meta(gt=0, le=1000)]
-    guide_scale: tuple[Guidance, Guidance]
-    shift: Shift
-    negative_prompt: Annotated[str, Meta(max_length=1 << 17, pattern=r"^[^\0]*\Z")]
-    # the high-noise expert runs from this fraction of 1000 timesteps on
-    boundary: Annotated[float, Meta(gt=0, lt=1)] | None = None
-
-
-class Variant(Document, frozen=True, kw_only=True):
-    """One model of the Wan family: its name, VAE version, task and official defaults."""
-
-    name: str
-    version: Version
-    task: Task
-    defaults: Defaults
-
-
-NEGATIVE = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
-    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
-    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
-)
-
-
-def _variant(
-    name: str,
-    size: tuple[int, int],
-    steps: int,
-    guide: float | tuple[float, float],
-    shift: float,
-    **more: Any,
-) -> Variant:
-    _, task, *_ = name.split("-")
-    low, high = guide if isinstance(guide, tuple) else (guide, guide)
-    values = {"num_frames": 81, "fps": 16, "negative_prompt": NEGATIVE, **more}
-    defaults = Defaults(
-        width=size[0], height=size[1], steps=steps, guide_scale=(low, high), shift=shift, **values
-    )
-    return Variant(name=name, version=name[3:6], task=task, defaults=defaults)  # type: ignore[arg-type]
-
-
-SHAKY = "镜头晃动，"  # "shaky camera": Wan2.1 I2V prepends it to the negative prompt
-# Source: wan/configs in the Wan2.1 and Wan2.2 repositories, but 40 steps for TI2V-5B, not 50
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        _variant("wan2.1-t2v-1.3b", (832, 480), 50, 5.0, 5.0),
-        _variant("wan2.1-t2v-14b", (1280, 720), 50, 5.0, 5.0),
-        _variant("wan2.1-i2v-14b-480p", (832, 480), 40, 5.0, 3.0, negative_prompt=SHAKY + NEGATIVE),
-        _variant(
-            "wan2.1-i2v-14b-720p", (1280, 720), 40, 5.0, 5.0, negative_prompt=SHAKY + NEGATIVE
-        ),
-        _variant("wan2.2-t2v-a14b", (1280, 720), 40, (3.0, 4.0), 12.0, boundary=0.875),
-        _variant("wan2.2-i2v-a14b", (1280, 720), 40, (3.5, 3.5), 5.0, boundary=0.9),
-        _variant("wan2.2-ti2v-5b", (1280, 704), 40, 5.0, 5.0, num_frames=121, fps=24),
-    )
-}
-
-
 class Quantization(Document, frozen=True, kw_only=True):
     """Affine quantization of the blocks' matrices: one scale and bias per `group_size` weights."""
 
@@ -256,6 +194,10 @@ class ModelConfig(Document, frozen=True, kw_only=True):
             yield f"variant must be one of {', '.join(VARIANTS)}, got {self.variant}"
             return
         variant, files = VARIANTS[self.variant], self.files
+        for name, component in self.components.items():
+            if component.file != (expected := component_file(name)):
+                yield f"the file of {name} must be {expected}, got {component.file}"
+                return
         experts = EXPERTS[:1] if variant.defaults.boundary is None else EXPERTS[1:]
         if self.experts != experts:
             found = " and ".join(self.experts) or "none"
@@ -283,6 +225,8 @@ class ModelConfig(Document, frozen=True, kw_only=True):
         for dimension, ours, theirs in pairs:
             if ours != theirs:
                 yield f"{dimension} must be {theirs} to match the other components, got {ours}"
+        if (self.dit.clip_positions is UNSET) == (variant.model_type == "flf2v"):
+            yield f"clip_positions must be in FLF2V and in no other model, got {self.variant}"
         if self.quantization is not None and self.quantization.group_size == 96:
             yield "group_size must be 32, 64 or 128, got 96"
 
@@ -296,6 +240,13 @@ class ModelConfig(Document, frozen=True, kw_only=True):
     def task(self) -> Task:
         """The input of the model: text (t2v), an image and text (i2v), or either (ti2v)."""
         return VARIANTS[self.variant].task
+
+    @property
+    def last_image(self) -> LastImage:
+        """Whether the model takes a last image; those without CLIP do with ordinary weights."""
+        if self.dit.clip_positions is not UNSET:
+            return "required"
+        return "optional" if self.task == "i2v" and self.dit.clip_dim is None else "no"
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -322,6 +273,11 @@ class ModelConfig(Document, frozen=True, kw_only=True):
     def side_multiple(self) -> int:
         """The number that width and height must be multiples of: 16 or 32 pixels."""
         return geometry.side_multiple(self.vae.stride, self.dit.patch)
+
+
+def component_file(name: str) -> str:
+    """Return the name of a component's file."""
+    return "tokenizer.json" if name == "tokenizer" else f"{name}.safetensors"
 
 
 def condition_channels(z_dim: int) -> int:

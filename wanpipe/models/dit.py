@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from msgspec import UNSET
 
 from wanpipe.models import rope
 from wanpipe.models.config import DiTConfig
@@ -44,10 +45,10 @@ QKV = tuple[mx.array, mx.array, mx.array]
 class Condition:
     """The tokens that cross-attention attends to, for one prompt and one expert.
 
-    `text` (L, D) and `image` (257, D) are embedded tokens; the last text token stands for all
-    padding tokens up to `text_len`. `kv_cache` holds each block's keys and values from the first
-    step on. It skips blocks that are loaded again at every step, because loading them takes far
-    longer than computing their keys and values.
+    `text` (L, D) and `image` (257 or 514, D) are embedded tokens; the last text token stands for
+    all padding tokens up to `text_len`. `kv_cache` holds each block's keys and values from the
+    first step on. It skips blocks that are loaded again at every step, because loading them takes
+    far longer than computing their keys and values.
     """
 
     text: mx.array
@@ -211,12 +212,7 @@ class Block(nn.Module):
         return y
 
     def attend_text(
-        self,
-        stream: Stream,
-        y: list[mx.array],
-        time: mx.array,
-        kv: KV,
-        evaluate: Evaluate,
+        self, stream: Stream, y: list[mx.array], time: mx.array, kv: KV, evaluate: Evaluate
     ) -> None:
         """Run cross-attention of y to `kv`, then the feed-forward layer.
 
@@ -268,12 +264,16 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, config: DiTConfig, width: int) -> None:
         super().__init__()
+        if config.clip_positions is not UNSET:
+            self.pos_embedding = mx.zeros((config.clip_positions, width))
         self.norm1 = nn.LayerNorm(width, 1e-5)
         self.fc1 = Linear(width, width)
         self.fc2 = Linear(width, config.dim)
         self.norm2 = nn.LayerNorm(config.dim, 1e-5)
 
     def __call__(self, x: mx.array) -> mx.array:
+        if "pos_embedding" in self:
+            x = x + self.pos_embedding
         x = layer_norm(x, self.norm1, matmul_dtype(self.fc1))
         x = self.fc2(gelu_exact(self.fc1(x), dtype=x.dtype))
         return layer_norm(x, self.norm2, x.dtype)
@@ -307,13 +307,13 @@ class DiT(nn.Module):
             self.img_emb = ImageEmbedding(config, config.clip_dim)
 
     def condition(self, text: mx.array, clip: mx.array | None = None) -> Condition:
-        """Embed a prompt (L, text_dim) and, in Wan2.1 I2V, CLIP tokens (257, clip_dim).
+        """Embed a prompt (L, text_dim) and, in Wan2.1 I2V, CLIP tokens (257 or 514, clip_dim).
 
         The official code pads the text with zero rows to `text_len`, and attends to them without a
         mask. They are all equal, so one is embedded here; attention repeats it.
         """
         missing = self.config.text_len - text.shape[0]
-        assert missing >= 0 and (clip is None) == (self.config.clip_dim is None)
+        assert missing >= 0 and (0 if clip is None else len(clip)) == self.config.clip_tokens
         padding = [(0, min(missing, 1)), (0, 0)]
         padded = mx.pad(text.astype(matmul_dtype(self.text_embedding.fc1)), padding)
         return Condition(self.text_embedding(padded), None if clip is None else self.img_emb(clip))

@@ -10,18 +10,20 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import TypeVar
 
+from msgspec import UNSET
+
 from wanpipe.errors import UsageError
-from wanpipe.models import tuning, vae_cost
+from wanpipe.models import tuning
 from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
 from wanpipe.models.tiling import host_bytes
+from wanpipe.pipeline import vae_cost
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import format_si
 from wanpipe.store.publish import QUEUE_LIMIT
 
 FULL = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-IMAGE_TOKENS = 257  # of CLIP
 FILLING = 500_000  # positions of one frame from which the last layers of a VAE fill a GPU
 STREAMED = "its blocks are read from disk at every step"
 SEQUENTIAL = "its two guidance passes run one after the other"
@@ -105,6 +107,8 @@ class Expert:
         patch = prod(c.patch)
         full = c.dim * (patch * (c.in_dim + c.out_dim) + c.freq_dim + 7 * c.dim)
         image = 0 if c.clip_dim is None else c.clip_dim * (c.clip_dim + c.dim)
+        if c.clip_dim is not None and c.clip_positions is not UNSET:
+            full += c.clip_positions * c.clip_dim
         return full * FULL + (c.dim * (c.text_dim + c.dim) + image) * self.computed
 
     @property
@@ -115,7 +119,7 @@ class Expert:
     @property
     def kv_cache(self) -> int:
         """Keys and values of the text tokens in all blocks, shared by all steps."""
-        image = IMAGE_TOKENS if self.config.clip_dim else 0
+        image = self.config.clip_tokens
         # and one more token, which stands for all padding
         rows = sum(min(tokens + 1, self.config.text_len) + image for tokens in self.texts)
         return self.config.layers * 2 * rows * self.config.dim * self.computed
@@ -248,15 +252,16 @@ def decode_plans(
 
 
 def image_plan(
-    config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int
+    config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int, images: int = 1
 ) -> MemoryPlan:
-    """Return the plan of encoding a video to (F, H, W) latents, then an image with CLIP.
+    """Return the plan of encoding a video to (F, H, W) latents, then one or two images with CLIP.
 
     `clip` is the size of CLIP in bytes, 0 without it.
     """
     cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
     plan = _vae_plan(cost, "", 1)
-    pixels = 3 * prod(latent[1:]) * config.stride[1] ** 2 * (1 + FULL)  # bytes, and float32
+    frame = 3 * prod(latent[1:]) * config.stride[1] ** 2
+    pixels = images * frame * (1 + FULL)  # bytes, and float32
     # the condition: mask and latent, in parts, joined, and as written
     joined = 3 * (4 + config.z_dim) * prod(latent) * FULL
     return _with_host(replace(plan, peak=max(plan.peak, clip)), pixels + joined)

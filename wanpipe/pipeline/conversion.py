@@ -1,19 +1,28 @@
 """Runs conversions into an entry of the cache or a user's folder, with progress in bytes."""
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wanpipe.errors import CheckpointError
-from wanpipe.models.config import ModelConfig, read_model_config
+from msgspec import structs
+
+from wanpipe.errors import CheckpointError, StoreError, UsageError
+from wanpipe.models.config import Components, ModelConfig, component_file, read_model_config
 from wanpipe.runtime.report import Report, Task
 from wanpipe.store import Draft, Recipe, Store
+from wanpipe.store.arrays import DamageError
+from wanpipe.store.entry import read_entry
+from wanpipe.store.keys import is_key
 from wanpipe.weights.model import open_model
 
 UNIT = 1 << 20  # bytes in a step of the progress bar
+CLAIM = ".wanpipe-convert"  # in a folder that a conversion has begun to write
+MAX_LOCK_NAME = 200  # bytes; file systems take 255 for a name
 Convert = Callable[..., ModelConfig]
 
 
@@ -62,6 +71,8 @@ class Conversion:
         """Note the content hashes of new files, so that the first run need not read them."""
         for name, digest in self.written.items():
             self.store.hash_cache.record(path / name, digest)
+        if tokenizer := self.written.get(component_file("tokenizer")):
+            self.store.hash_cache.record_tried(tokenizer)  # as a conversion does
 
 
 @dataclass(frozen=True)
@@ -69,51 +80,168 @@ class ModelFolder:
     """A model in a user's folder, outside the cache."""
 
     path: Path
-    recipe: Recipe
     store: Store
 
     def fill(self, conversion: Conversion) -> Path:
         """Write the model into the folder unless it is up to date, and return the folder."""
-        from filelock import FileLock
+        from wanpipe.weights.convert import remove_leftovers
 
-        event = {**self.recipe.event(), "path": str(self.path)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        with lock:
-            try:
-                if not self.store.force and self.is_up_to_date():
-                    self.store.report.event("reused", **event)
-                else:
-                    started = time.monotonic()
-                    self.discard()
+        event = {**conversion.recipe.event(), "path": str(self.path)}
+        with self.lock():
+            key = conversion.recipe.key
+            if not self.store.force and self.is_up_to_date(key):
+                remove_leftovers(self.path, read_model_config(self.path))
+                (self.path / CLAIM).unlink(missing_ok=True)
+                self.store.report.event("reused", **event)
+            else:
+                started = time.monotonic()
+                self.discard(key)
+                with self.claimed():
                     conversion.write(self.path)
-                    seconds = round(time.monotonic() - started, 3)
-                    self.store.report.event("computed", **event, seconds=seconds)
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
+                seconds = round(time.monotonic() - started, 3)
+                self.store.report.event("computed", **event, seconds=seconds)
         conversion.remember(self.path)
         return self.path
 
-    def is_up_to_date(self) -> bool:
-        """Whether the folder is this model, every file with its content hash."""
+    def check(self) -> None:
+        """Raise StoreError where the folder cannot be written, or holds files of somebody else by
+        the names of a model's: before gigabytes are read for it.
+        """
+        whole = absolute(self.path)
+        there = next(one for one in (whole, *whole.parents) if os.path.lexists(one))
+        if not there.is_dir():
+            raise StoreError(f"{there} is not a directory; choose another directory for the model")
+        try:
+            with suppress(FileNotFoundError):
+                whole.lstat()
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not self.store.read_only and whole.parent.is_dir() and not self.lock_file.exists():
+                self.lock_file.touch()
+                self.lock_file.unlink()
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
+        self.check_owner()
+
+    def check_owner(self) -> None:
+        """Raise StoreError if files of somebody else have the names of a model's."""
+        names = [component_file(name) for name in Components.__struct_fields__]
+        found = [name for name in names if os.path.lexists(self.path / name)]
+        begun = (self.path / CLAIM).exists() or any(self.path.glob("*.safetensors.json"))
+        if found and not begun and not (self.path / "config.json").exists():
+            raise StoreError(
+                f"{self.path} holds {found[0]}, which is of no model that wanpipe wrote; choose "
+                "another directory"
+            )
+
+    @property
+    def lock_file(self) -> Path:
+        """Path of the lock, beside the folder."""
+        whole = absolute(self.path)
+        name = whole.name.encode()[:MAX_LOCK_NAME].decode(errors="ignore")
+        return whole.with_name(f".{name}.lock")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock of the folder, beside it. Raises StoreError if it cannot be made there."""
+        from filelock import FileLock
+
+        file = self.lock_file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()  # where this fails, a lock would wait for ever
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
+        with FileLock(file):
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Mark the folder as one that a conversion has begun, until it is whole.
+
+        Raises StoreError if files of somebody else are there by the names of a model's.
+        """
+        mark, existed = self.path / CLAIM, self.path.is_dir()
+        if (self.path / "config.json").exists():
+            yield  # the conversion tells whether it is of this model
+            return
+        self.check_owner()
+        try:
+            self.path.mkdir(exist_ok=True)
+            mark.touch()
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
+        try:
+            yield
+        finally:
+            others = [path.name for path in self.path.iterdir() if path != mark]
+            if not others or "config.json" in others:
+                mark.unlink(missing_ok=True)
+            if not others and not existed:
+                self.path.rmdir()
+
+    def is_up_to_date(self, key: str) -> bool:
+        """Whether the folder is the model `key`, every file with its content hash."""
         try:
             model = open_model(self.path)
             for name in model.config.components:
                 model.checked(name, self.store)
         except CheckpointError:
             return False
-        return model.config.key == self.recipe.key
+        return model.config.key == key
 
-    def discard(self) -> None:
+    def discard(self, key: str) -> None:
         """Remove a damaged or unwanted copy of this model, so that it is written again."""
         try:
             config = read_model_config(self.path)
         except CheckpointError:
             return  # nothing, an unfinished conversion, or something else: the conversion decides
-        if config.key == self.recipe.key:
+        if config.key == key:
+            self.path.joinpath(CLAIM).touch()
             (self.path / "config.json").unlink()
             for component in config.components.values():
                 (self.path / component.file).unlink(missing_ok=True)
+
+
+def with_known_content(recipe: Recipe, store: Store) -> Recipe:
+    """Return the recipe of an entry that was made from the same files under other names, the same
+    way; without one, return `recipe`.
+    """
+    if store.force or store.has(recipe.stage, recipe.key):
+        return recipe
+    folder = store.root / recipe.stage
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(DamageError):  # what cannot be read is made again
+            if is_key(path.name) and meaning(read_entry(path).material) == meaning(recipe.material):
+                return replace(recipe, material=read_entry(path).material)
+    return recipe
+
+
+def meaning(material: Any) -> Any:
+    """Return a conversion's material with what its files are for in place of their names.
+
+    Their content tells that, but for experts, which only names tell apart.
+    """
+    from wanpipe.checkpoints.folders import expert_label
+
+    files = sorted((digest, expert_label(path)) for path, digest in material.source.items())
+    return structs.replace(material, source=files)
+
+
+def absolute(path: Path) -> Path:
+    """Return a path with a name of its own. Raises UsageError for the root of a file system."""
+    whole = Path(os.path.abspath(path))  # noqa: PTH100, resolve would follow a link to the folder
+    if not whole.name:
+        raise UsageError(f"{path} is the root of a file system; choose a directory below it")
+    return whole
+
+
+def cannot_be_written(path: Path, error: OSError) -> StoreError:
+    """Return the error for a folder that cannot be written."""
+    return StoreError(f"{path} cannot be written: {error.strerror}; choose another directory")
 
 
 @contextmanager

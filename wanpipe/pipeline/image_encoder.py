@@ -1,10 +1,10 @@
-"""Encodes a prepared image as the official pipelines do: VAE condition, first-frame latent, CLIP
+"""Encodes prepared images as the official pipelines do: VAE condition, first-frame latent, CLIP
 tokens.
 
 Loads one network at a time. Knows nothing of files, canvases or entries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -16,32 +16,42 @@ from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.model import Model
 
+Ends = Sequence[np.ndarray | None]  # the first and the last frame of a video
 
-def condition(
-    model: Model, pixels: np.ndarray, num_frames: int, dtype: str, store: Store
-) -> mx.array:
-    """Encode the I2V condition (4 + C, F, H, W) of `pixels` (Y, X, 3) in [-1, 1].
 
-    The mask channels are 1 for the first latent frame. The latent is that of the image, followed
-    by gray frames. Source: wan/image2video.py, WanI2V.generate.
+def condition(model: Model, ends: Ends, num_frames: int, dtype: str, store: Store) -> mx.array:
+    """Encode the I2V condition (4 + C, F, H, W) of the first and the last frame of a video.
+
+    Each is (Y, X, 3) in [-1, 1]; one of them may be None. The mask channels are 1 for the first
+    latent frame, and for the last one only the channel of its last frame is. The latent is that of
+    the images, with gray frames in place of all others. Source: wan/image2video.py,
+    WanI2V.generate; wan/first_last_frame2video.py, WanFLF2V.generate.
     """
-    latent = encoder(model, dtype, store).encode(padded_video(pixels, num_frames))
-    _, F, H, W = latent.shape
-    first = mx.ones((4, 1, H, W))
-    mask = mx.concatenate([first, mx.zeros((4, F - 1, H, W))], axis=1)
-    return mx.concatenate([mask, latent])
+    first, last = ends
+    latent = encoder(model, dtype, store).encode(padded_video(ends, num_frames))
+    mask = np.zeros((4, *latent.shape[1:]), dtype=np.float32)
+    if first is not None:
+        mask[:, 0] = 1
+    if last is not None:
+        mask[3, -1] = 1
+    return mx.concatenate([mx.array(mask), latent])
 
 
-def padded_video(pixels: np.ndarray, num_frames: int) -> Iterator[mx.array]:
-    """Yield the image (1, Y, X, 3), then gray frames, four at a time.
+def padded_video(ends: Ends, num_frames: int) -> Iterator[mx.array]:
+    """Yield one frame (1, Y, X, 3), then four at a time: the images, and gray frames between them.
 
-    It is the same array each time: the encoder recognizes constant input and computes it once.
+    Gray is the same array each time: the encoder recognizes constant input and computes it once.
     """
-    first = mx.array(pixels)[None]
-    yield first
-    gray = mx.zeros((4, *pixels.shape))
-    for _ in range((num_frames - 1) // 4):
+    first, last = ends
+    given = last if first is None else first
+    assert given is not None
+    gray = mx.zeros((4, *given.shape))
+    yield gray[:1] if first is None else mx.array(first)[None]
+    fours = (num_frames - 1) // 4
+    for _ in range(fours if last is None else fours - 1):
         yield gray
+    if last is not None:
+        yield mx.concatenate([gray[:3], mx.array(last)[None]])
 
 
 def first_frame(model: Model, pixels: np.ndarray, dtype: str, store: Store) -> mx.array:
@@ -60,9 +70,9 @@ def encoder(model: Model, dtype: str, store: Store) -> vae.Encoder:
     return network
 
 
-def clip_features(model: Model, pixels: np.ndarray, dtype: str, store: Store) -> mx.array:
-    """Encode prepared pixels (224, 224, 3) to CLIP's tokens (257, D)."""
+def clip_features(model: Model, images: Sequence[np.ndarray], dtype: str, store: Store) -> mx.array:
+    """Encode prepared images (224, 224, 3) to CLIP's tokens (257, D) of each, joined."""
     network = CLIP(model.component("clip").config)
     load_network(network, model.checked("clip", store), mlx_dtype(dtype))
     store.report.event("loaded", component="clip")
-    return network(mx.array(pixels))
+    return mx.concatenate([network(mx.array(pixels)) for pixels in images])

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msgspec import UNSET
+
 from wanpipe.errors import StoreError, UsageError
+from wanpipe.models.config import ModelConfig
 from wanpipe.store import Entry, Run, Store
 from wanpipe.store.schema import ROLES, STAGES
 from wanpipe.weights.model import Model
@@ -140,9 +143,29 @@ def check_inputs(inputs: Inputs, model: Model) -> Entry:
         raise UsageError(
             f"{variant} takes no image, got image entry {image.key[:8]}; use an I2V or TI2V model"
         )
-    if image.material.vae != model.hash("vae_encoder"):
-        raise UsageError(
-            f"image entry {image.key[:8]} was made by another VAE than that of {model.directory}; "
-            "encode it with this model"
-        )
+    made = image.material
+    clip = model.hash("clip") if model.takes_clip else None
+    for made_by, ours, what in (
+        (made.vae, model.hash("vae_encoder"), "was made by another VAE than that of"),
+        (made.clip, clip, "was made by another CLIP than that of"),
+    ):
+        if made_by != ours:
+            raise UsageError(
+                f"image entry {image.key[:8]} {what} {model.directory}; encode it with this model"
+            )
+    check_images(model.config, made.pixels is not None, made.last_pixels is not UNSET)
     return text
+
+
+def check_images(config: ModelConfig, first: bool, last: bool) -> None:
+    """Raise UsageError for a first or last image that an image-to-video model cannot do with."""
+    if last and config.last_image == "no":
+        raise UsageError(
+            f"{config.variant} takes no last image; use Wan2.1-FLF2V-14B-720P or Wan2.2-I2V-A14B"
+        )
+    if config.last_image == "required" and not (first and last):
+        given, other = ("first", "--last-image") if first else ("last", "--image")
+        raise UsageError(
+            f"{config.variant} needs a first and a last image, got only the {given} one; give the "
+            f"other with {other}, or use Wan2.2-I2V-A14B"
+        )

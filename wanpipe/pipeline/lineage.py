@@ -48,8 +48,9 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
     lineage |= {name: text for name, text in texts.items() if text is not None}
     if "image" in run.inputs:
         image = store.find(ROLES["image"], run.inputs["image"])
-        if image is not None and image.made.image is not None:
-            lineage["image"] = image.made.image
+        if image is not None:
+            names = {"image": image.made.image, "last_image": image.made.last_image}
+            lineage |= {name: file for name, file in names.items() if file is not None}
     return lineage
 
 

@@ -46,12 +46,12 @@ def decode(data: bytes | str, kind: type[T]) -> T:
         raise DocumentError(first_line(error)) from error
 
 
-def convert(data: Any, kind: type[T]) -> T:
-    """Convert builtins (dicts, lists, numbers) to `kind`, integers to floats if `kind` has
-    floats. Raises DocumentError.
+def convert(data: Any, kind: type[T], strict: bool = True) -> T:
+    """Convert plain data (dicts, lists, numbers) to `kind`, integers to floats where `kind` has
+    floats, and strings to numbers unless `strict`. Raises DocumentError.
     """
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, kind, strict=strict)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DocumentError(first_line(error)) from error
 
@@ -111,7 +111,8 @@ def to_builtins(document: Any) -> Any:
 
 def encode(document: Any) -> bytes:
     """Write a document as indented JSON, readable for people too. Raises ValueError for NaN."""
-    written = json.dumps(to_builtins(document), indent=2, ensure_ascii=False, allow_nan=False)
+    data = text.storable(to_builtins(document))
+    written = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     return written.encode() + b"\n"
 
 

@@ -31,6 +31,19 @@ def to_json(value: Any) -> str:
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
+def storable(value: Any) -> Any:
+    """Return data whose texts every reader of JSON accepts: bytes of a path that are not UTF-8
+    become visible escapes such as \\udce9.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {storable(name): storable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(inner) for inner in value]
+    return value
+
+
 def wants_json(arguments: Sequence[str]) -> bool:
     """Return whether command line arguments ask for JSON events, and so for errors as JSON."""
     return any(argument.partition("=")[0] == "--events" for argument in arguments)

@@ -26,6 +26,7 @@ class Draft:
     """An entry of `stage` that is being written in a folder of its own, until `seal` completes it.
 
     Arrays given to `write` stay in memory until then, so that another thread can write them.
+    `dtype` is the one in which they were computed.
     """
 
     def __init__(self, path: Path, stage: StageSpec, dtype: str = "") -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import xxhash
 
+from wanpipe.runtime.text import storable
 from wanpipe.store.keys import hash_file
 
 FILE = ".index"
-ENTRIES, HASHES = "entry", "hash"  # kinds of rows
+ENTRIES, HASHES, TRIED = "entry", "hash", "tried"  # kinds of rows
 VERSION = 1  # raised when the table changes; a file of another version is rebuilt
 MAX_BYTES = 1 << 28  # a larger file is rebuilt
 TABLE = """notes
@@ -137,10 +138,11 @@ class HashCache:
     def __init__(self, index_file: IndexFile) -> None:
         self.index_file = index_file
         self.seen: dict[tuple[str, str], str] = {}  # by this process, stored or not
+        self.tried: set[str] = set()  # content hashes, likewise
 
     def hash(self, file: Path, hasher: Any = hash_file) -> str:
         """Return the xxh3_128 of a file's bytes; an unchanged file is not read."""
-        name, stamp = str(file.resolve()), file_stamp(file)
+        name, stamp = storable(str(file.resolve())), file_stamp(file)
         if (name, stamp) in self.seen:
             return self.seen[name, stamp]
         known = self.index_file.get(HASHES, name) or b""
@@ -150,19 +152,29 @@ class HashCache:
         if file_stamp(file) == stamp:
             self.seen[name, stamp] = digest
             if abs(time.time() - file.stat().st_mtime) > RACY_SECONDS:  # the clock may be wrong
-                self.remember(name, stamp, digest)
+                self.put(HASHES, name, f"{stamp} {digest}".encode())
         return digest
+
+    def is_tried(self, digest: str) -> bool:
+        """Return whether a file of this content hash was tried before, and found harmless."""
+        return digest in self.tried or self.index_file.get(TRIED, digest) is not None
+
+    def record_tried(self, digest: str) -> None:
+        """Remember that a file of this content hash is harmless."""
+        self.tried.add(digest)
+        self.put(TRIED, digest, b"")
 
     def record(self, file: Path, digest: str) -> None:
         """Store the hash of a file that this process has just written."""
-        self.remember(str(file.resolve()), file_stamp(file), digest)
+        name = storable(str(file.resolve()))
+        self.put(HASHES, name, f"{file_stamp(file)} {digest}".encode())
 
-    def remember(self, name: str, stamp: str, digest: str) -> None:
-        """Store one hash, in a cache that may not exist yet."""
+    def put(self, kind: str, name: str, value: bytes) -> None:
+        """Store one row, in a cache that may not exist yet."""
         if self.index_file.writes:
             with suppress(OSError):  # a read-only cache stores no hashes
                 self.index_file.file.parent.mkdir(parents=True, exist_ok=True)
-        self.index_file.put(HASHES, {name: f"{stamp} {digest}".encode()})
+        self.index_file.put(kind, {name: value})
 
 
 def file_stamp(file: Path) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from wanpipe.runtime.documents import convert, to_builtins
+from wanpipe.runtime.text import storable
 from wanpipe.store.keys import key_of
 from wanpipe.store.schema import SCHEMA, STAGES, Material, StageSpec
 
@@ -76,5 +77,5 @@ def build_record(recipe: Recipe, made: dict[str, Any]) -> dict[str, Any]:
         "material": recipe.material_dict,
         "inputs": recipe.inputs,
         **step,
-        "made": {"time": moment, **recipe.made, **made},
+        "made": storable({"time": moment, **recipe.made, **made}),
     }

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
-from msgspec import Meta, UnsetType, field, structs
+from msgspec import UNSET, Meta, UnsetType, field, structs
 
 from wanpipe.errors import StoreError
 from wanpipe.runtime.disk import atomic_write
@@ -42,12 +42,16 @@ Steps = Annotated[int, Meta(ge=1, le=100_000)]
 
 
 class Lora(Document, frozen=True, kw_only=True):
-    """A LoRA of a run: name and content hash of its file, and the expert it is for; None: all."""
+    """A LoRA in use: name of its file, what stands for it in keys (the content hash, unless more
+    than that changes its result), and the expert it is for; None: all. `half` marks one half of a
+    file with a LoRA for each expert, given for both.
+    """
 
     name: Text
     hash: Hash
     strength: Finite
     expert: Text | None = None
+    half: bool | UnsetType = UNSET
 
 
 class Settings(Document, frozen=True, kw_only=True):

@@ -68,9 +68,12 @@ class TextEmbedding(Material, frozen=True, kw_only=True, tag_field="stage", tag=
 
 
 class ImageEncoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="encode-image"):
-    """The conditioning of image-to-video, by the pixels after fitting."""
+    """The conditioning of image-to-video, by the pixels after fitting.
 
-    pixels: Annotated[Hash, Meta(title="picture")]
+    `pixels` is None with a last image alone. The fields of a last image are absent without one.
+    """
+
+    pixels: Annotated[Hash | None, Meta(title="picture")]
     clip_pixels: Annotated[Hash | None, Meta(title="picture for CLIP")]
     vae: Annotated[Hash, Meta(title="VAE")]
     clip: Annotated[Hash | None, Meta(title="CLIP")]
@@ -79,6 +82,12 @@ class ImageEncoding(Material, frozen=True, kw_only=True, tag_field="stage", tag=
     num_frames: Annotated[Length, Meta(title="frames")]
     mode: Annotated[Literal["i2v", "ti2v"], Meta(title="mode")]
     dtype: Dtype
+    last_pixels: Annotated[Hash | UnsetType, Meta(title="last picture")] = UNSET
+    last_clip_pixels: Annotated[Hash | UnsetType, Meta(title="last picture for CLIP")] = UNSET
+
+    def __post_init__(self) -> None:
+        if self.pixels is None and self.last_pixels is UNSET:
+            raise ValueError("an image entry is of a first or a last picture, or of both")
 
 
 class Noise(Document, frozen=True, kw_only=True):
@@ -181,6 +190,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt: Text | None = None
     negative_prompt: Text | None = None
     image: Text | None = None
+    last_image: Text | None = None
     fit: Text | None = None
     checkpoint: Text | None = None
     from_model: Text | None = None
@@ -190,6 +200,12 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: Seed | None = None
     lora_files: dict[Hash, Text] | None = None
     fps: Finite | None = None
+
+    @property
+    def images(self) -> str:
+        """The names of the images: a.png, or a.png to b.png; the last one alone is "to b.png"."""
+        last = None if self.last_image is None else f"to {self.last_image}"
+        return " ".join(name for name in (self.image, last) if name is not None)
 
 
 ArrayName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}(/[a-z][a-z0-9_]{0,31})?$")]
@@ -292,7 +308,7 @@ STAGES = {
                 "latent": ArraySpec(axes="CFHW", required=False),
             },
             describe=lambda record: (
-                f"{record.made.image}, {record.material.width}x{record.material.height}"
+                f"{record.made.images}, {record.material.width}x{record.material.height}"
             ),
         ),
         StageSpec(

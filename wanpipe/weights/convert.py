@@ -26,7 +26,6 @@ from wanpipe.models.config import (
     SCHEMA,
     Component,
     Components,
-    Defaults,
     DiTConfig,
     Dtype,
     ModelConfig,
@@ -34,6 +33,7 @@ from wanpipe.models.config import (
     T5Config,
     read_model_config,
 )
+from wanpipe.models.variants import Defaults
 from wanpipe.runtime.disk import atomic_write
 from wanpipe.runtime.documents import DocumentError, Hash, encode, load, to_builtins
 from wanpipe.weights.components import (
@@ -204,7 +204,7 @@ def _write_model(
     """Write the planned model, unless it is there."""
     finished = _read_finished(target, key)
     if finished is not None:
-        _remove_records(target, finished)
+        remove_leftovers(target, finished)
         return finished
     plan = plan_model()
     tokenizer = read_tokenizer(plan.tokenizer)
@@ -231,7 +231,7 @@ def _write_model(
             files=Components(**components),
         )
         atomic_write(target / "config.json", encode(config))
-        _remove_records(target, config)
+        remove_leftovers(target, config)
         return read_model_config(target)
     except OSError as error:
         raise StoreError(
@@ -286,6 +286,8 @@ def _read_record(target: Path, plan: ComponentPlan, key: str) -> Component[Any] 
     except (OSError, DocumentError):  # a missing or damaged record means: not done
         return None
     path = target / plan.file
+    if path.is_symlink():  # what it links to is not of this model
+        return None
     size = path.stat().st_size if path.is_file() else None
     if (record.key, record.file, record.bytes) != (key, plan.file, size):
         return None
@@ -299,9 +301,15 @@ def component_of(plan: ComponentPlan, digest: str, size: int) -> Component[Any]:
     )
 
 
-def _remove_records(target: Path, config: ModelConfig) -> None:
+def remove_leftovers(target: Path, config: ModelConfig) -> None:
+    """Remove what a finished or killed conversion leaves beside the files of a model: records of
+    components, parts of files, drafts of small ones. The model must be locked.
+    """
     for component in config.components.values():
         _record_path(target, component.file).unlink(missing_ok=True)
+        (target / f"{component.file}.part").unlink(missing_ok=True)
+    for draft in target.glob(".wanpipe-????????.json"):
+        draft.unlink()
 
 
 def _write_component(

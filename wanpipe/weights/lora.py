@@ -1,7 +1,6 @@
-"""Reads the keys of a LoRA file, in any of the field's formats, and matches them to a transformer.
+"""Reads the keys of a LoRA file, in any of the field's formats.
 
-Headers only; `merge` reads the numbers. Every key is used, or ignored with a reason; a file that
-changes nothing, or was made for another model, is an error.
+Headers only; `merge` reads the numbers, `lora_match` finds the parameters that they change.
 """
 
 import re
@@ -10,17 +9,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from wanpipe.checkpoints.read import open_tensors
-from wanpipe.checkpoints.rename import RenameRule, Shape, Transform, match_rules, transformed_shape
-from wanpipe.checkpoints.rules import dit as dit_rules
+from wanpipe.checkpoints.rename import RenameRule, Shape, match_rules
 from wanpipe.checkpoints.rules import lora as lora_rules
-from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
+from wanpipe.checkpoints.state_dict import split_scales
+from wanpipe.checkpoints.tensors import TensorInfo, quote_name
 from wanpipe.errors import CheckpointError
+from wanpipe.models.config import HIGH, LOW
+from wanpipe.store.keys import key_of
+from wanpipe.weights.lora_scale import LoraScale, read_scale
 
-NO_IMAGE_BRANCH = "of an image branch that this model lacks"
-OTHER_INPUT_CHANNELS = "for another number of input channels"
-ALPHA_ALONE = "that scale nothing"
 UNKNOWN = "unknown"
 # parts of a module that change a parameter, by the parameter's last word
 PARTS_BY_PARAMETER = {
@@ -30,21 +30,39 @@ PARTS_BY_PARAMETER = {
 }
 DIM_INPUTS = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.0)")  # what takes tokens
 BLOCK_NAME = re.compile(r"blocks\.(\d{1,6})(\..*)?")
-QUERY_WEIGHT = "blocks.{}.self_attn.q.weight"  # tells the width and the layers of our network
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class LoraFile:
     """The tensors of one file: of each module, by its official name, the key of each part.
 
     `key_formats` counts how its keys are written, such as `diffusion_model.<module>.lora_A.weight`.
+    `factors` are the scales of 8-bit floats by key. `scale` is that of products without an alpha
+    tensor, for modules as they are `written`. `second` has the tensors for the low-noise expert of
+    a file with both; then these are for the high-noise expert.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
+    factors: Mapping[str, float] = field(default_factory=dict)
+    scale: LoraScale | None = None
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
+    half_dotted: bool = False  # kohya's underscores, but for some dots
     ignored: dict[str, str] = field(default_factory=dict)  # key to reason
     key_formats: Counter[str] = field(default_factory=Counter)
+    second: "LoraFile | None" = None
+
+    def of(self, expert: str) -> "LoraFile":
+        """Return what is for an expert."""
+        return self.second if self.second is not None and expert == LOW else self
+
+    def scale_of(self, module: str) -> float:
+        """Return the scale of a module's product, but for its alpha tensor if it has one."""
+        parts = self.modules[module]
+        if self.scale is None or "alpha" in parts or not {"down", "up"} <= set(parts):
+            return 1.0
+        return self.scale.of(self.written[module], self.rank(module))
 
     def shape(self, module: str, part: str) -> Shape:
         """Shape of one part of a module."""
@@ -108,64 +126,109 @@ class LoraFile:
     @property
     def image_branch(self) -> bool:
         """Whether it changes what only Wan2.1 I2V has."""
-        return any(re.fullmatch(lora_rules.IMAGE_BRANCH, module) for module in self.modules)
+        return any(map(is_image_branch, self.modules))
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightDelta:
-    """What a LoRA adds to one parameter: the keys of its parts (`up`, `down` and `alpha` of a
-    product, or a full difference by the parameter's last word), and how they become our layout.
+def is_image_branch(module: str) -> bool:
+    """Whether only Wan2.1 I2V has a module."""
+    return re.fullmatch(lora_rules.IMAGE_BRANCH, module) is not None
+
+
+class KeyParts(NamedTuple):
+    """A key in its parts. `module` is as written, with dots or `underscored`; `second` is that of
+    the second transformer of a file.
     """
 
-    keys: dict[str, str]
-    transform: Transform
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraMatch:
-    """A LoRA as it applies to one network: deltas by our parameters, the number of modules changed,
-    and the keys that are ignored, by reason.
-    """
-
-    path: Path
-    deltas: dict[str, WeightDelta]
-    modules: int
-    ignored: dict[str, list[str]]
-
-    def summary(self) -> str:
-        """Tell in words what is applied and what is not."""
-        left_out = [
-            f"ignored {len(keys)} keys {reason} ({list_names(keys)})"
-            for reason, keys in self.ignored.items()
-        ]
-        return "; ".join([f"applied {self.modules} modules", *left_out])
+    second: bool
+    module: str
+    underscored: bool
+    part: str
+    key_format: str
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Read the header of a LoRA file and sort its keys.
+    """Read the header of a LoRA file, sort its keys, and find the scale of its products.
 
     Raises CheckpointError for a file that cannot be read, that holds another kind of adapter, or
     that gives a tensor twice.
     """
     with open_tensors(path) as file:
-        lora = LoraFile(path=path, tensors=file.tensors)
-    split = {key: _split_key(key) for key in lora.tensors if not _is_elsewhere(lora, key)}
-    names = _official_names({found[:2] for found in split.values() if found})
+        weights, factors = split_scales(file, "")
+        tensors, metadata = {key: file.tensors[key] for key in weights}, file.metadata
+    first = LoraFile(path=path, tensors=tensors, factors=factors)
+    second = LoraFile(path=path, tensors=tensors, factors=factors)
+    split = {key: _split_key(key) for key in tensors if not _is_elsewhere(first, key)}
+    names = _official_names(
+        {(found.module, found.underscored) for found in split.values() if found}
+    )
     for key, found in split.items():
-        module = found and names[found[:2]]
+        module = found and names[found.module, found.underscored]
         if not found or not module:
-            lora.ignored[key] = UNKNOWN
-            continue
-        parts, part = lora.modules.setdefault(module, {}), found[2]
-        if part in parts:
-            raise CheckpointError(
-                f"{path} gives {quote_name(module)} twice, as {quote_name(parts[part])} and "
-                f"{quote_name(key)}; use a file with one LoRA"
-            )
-        parts[part] = key
-        theirs = found[0].replace(".", "_") != module.replace(".", "_")
-        lora.key_formats[found[3].replace("<", "<diffusers " if theirs else "<")] += 1
-    return lora
+            first.ignored[key] = UNKNOWN
+        else:
+            _add_key(second if found.second else first, module, found, key)
+    for half in (first, second):
+        if any("down" in parts and "alpha" not in parts for parts in half.modules.values()):
+            half.scale = read_scale(path, metadata, half is second)
+    if second.modules:
+        first.second = second
+    return first
+
+
+def _add_key(lora: LoraFile, module: str, found: KeyParts, key: str) -> None:
+    """Add a key of a module to the half that it is of."""
+    parts = lora.modules.setdefault(module, {})
+    if found.part in parts:
+        raise CheckpointError(
+            f"{lora.path} gives {quote_name(module)} twice, as {quote_name(parts[found.part])} and "
+            f"{quote_name(key)}; use a file with one LoRA"
+        )
+    parts[found.part] = key
+    lora.written[module] = found.module
+    lora.half_dotted |= found.underscored and "." in found.module
+    theirs = found.module.replace(".", "_") != module.replace(".", "_")
+    lora.key_formats[found.key_format.replace("<", "<diffusers " if theirs else "<")] += 1
+
+
+def identities(lora: LoraFile, digest: str) -> dict[str | None, str]:
+    """Return what stands for a LoRA in keys, by the expert that gets it; None: every expert.
+
+    It is the content hash of the file, as in 0.1.0, joined with whatever else changes a result.
+    """
+    if lora.second is None:
+        return {None: _identity(lora, digest)}
+    halves = {HIGH: _identity(lora, digest), LOW: _identity(lora.second, digest, second=True)}
+    return {expert: key for expert, key in halves.items() if expert == LOW or lora.modules}
+
+
+def _identity(lora: LoraFile, digest: str, second: bool = False) -> str:
+    scales = {module: lora.scale_of(module) for module in sorted(lora.modules)}
+    used = {key for parts in lora.modules.values() for key in parts.values()}
+    read: dict[str, Any] = {
+        "scales": {module: scale for module, scale in scales.items() if scale != 1},
+        "factors": {key: factor for key, factor in sorted(lora.factors.items()) if key in used},
+        "half_dotted": lora.half_dotted,
+        "second": second,
+    }
+    differs = {name: value for name, value in read.items() if value}
+    return key_of({"file": digest, **differs}) if differs else digest
+
+
+def count_scales(lora: LoraFile) -> Counter[str]:
+    """Count the modules by the scale of their products, and by what gives it; reads the alphas."""
+    counts: Counter[str] = Counter()
+    with open_tensors(lora.path) as file:
+        for module, parts in lora.modules.items():
+            if not (rank := lora.rank(module)):
+                continue
+            if "alpha" in parts:
+                scale, source = file.read_number(parts["alpha"]) / rank, "alpha tensors"
+            elif lora.scale is not None:
+                scale, source = lora.scale_of(module), lora.scale.source
+            else:
+                scale, source = 1.0, "no alpha is given"
+            counts[f"{scale:.6g} ({source})"] += 1
+    return counts
 
 
 def _is_elsewhere(lora: LoraFile, key: str) -> bool:
@@ -183,17 +246,21 @@ def _is_elsewhere(lora: LoraFile, key: str) -> bool:
     return False
 
 
-def _split_key(key: str) -> tuple[str, bool, str, str] | None:
-    """Split a key into module (as written, and whether with underscores), part and format."""
-    rest = key
-    while prefix := next((one for one in lora_rules.DOTTED_PREFIXES if rest.startswith(one)), ""):
-        rest = rest.removeprefix(prefix)
-    underscored = next((one for one in lora_rules.UNDERSCORED_PREFIXES if rest.startswith(one)), "")
+def _split_key(key: str) -> KeyParts | None:
+    """Split a key into its parts; None for one that is of no LoRA."""
+    rest, second = key, False
+    dotted = (*lora_rules.SECOND_PREFIXES, *lora_rules.DOTTED_PREFIXES)
+    while prefix := next((one for one in dotted if rest.startswith(one)), ""):
+        rest, second = rest.removeprefix(prefix), second or prefix in lora_rules.SECOND_PREFIXES
+    flat = (*lora_rules.SECOND_UNDERSCORED_PREFIXES, *lora_rules.UNDERSCORED_PREFIXES)
+    underscored = next((one for one in flat if rest.startswith(one)), "")
+    second = second or underscored in lora_rules.SECOND_UNDERSCORED_PREFIXES
     rest = rest.removeprefix(underscored)
     front = key.removesuffix(rest)
     for pattern, part in lora_rules.KEY_ENDINGS:
         if found := re.fullmatch(f"(?P<module>.+?)(?P<end>{pattern})", rest):
-            return found["module"], bool(underscored), part, f"{front}<module>{found['end']}"
+            written = f"{front}<module>{found['end']}"
+            return KeyParts(second, found["module"], bool(underscored), part, written)
     return None
 
 
@@ -203,99 +270,21 @@ def _official_names(modules: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool
     flat = tuple(RenameRule(rule.pattern.replace(".", "_"), rule.target) for rule in rules)
     names: dict[tuple[str, bool], str | None] = {}
     for underscored, table in ((False, rules), (True, flat)):
-        written = [module for module, kind in modules if kind == underscored]
-        for module, _, target in match_rules(_as_tensors(written), table):
-            names[module, underscored] = target
+        # some tools leave dots in names with underscores: blocks_22.self_attn.k
+        written = {
+            module: module.replace(".", "_") if underscored else module
+            for module, kind in modules
+            if kind == underscored
+        }
+        found = {
+            name: target for name, _, target in match_rules(as_tensors(written.values()), table)
+        }
+        names |= {(module, underscored): found[name] for module, name in written.items()}
     return names
 
 
-def _as_tensors(names: Iterable[str]) -> dict[str, TensorInfo]:
+def as_tensors(names: Iterable[str]) -> dict[str, TensorInfo]:
     return dict.fromkeys(names, TensorInfo((), "F32", 0))
-
-
-def match_lora(lora: LoraFile, shapes: Mapping[str, Shape]) -> LoraMatch:
-    """Match a LoRA to a transformer whose unquantized parameters have `shapes`.
-
-    Raises CheckpointError where nothing applies, or where it was made for another model.
-    """
-    ignored: dict[str, list[str]] = {}
-    for key, reason in lora.ignored.items():
-        ignored.setdefault(reason, []).append(key)
-    if QUERY_WEIGHT.format(lora.layers - 1) not in shapes and lora.layers:
-        raise _other_model_error(lora, shapes, "")
-    deltas: dict[str, WeightDelta] = {}
-    changed = set()
-    for target, rule, module, keys in _changed_parameters(lora):
-        if "alpha" in keys and not lora.rank(module):
-            ignored.setdefault(ALPHA_ALONE, []).append(keys.pop("alpha"))
-        reason = _reason_to_ignore(lora, shapes, module, target, rule, keys)
-        if reason:
-            ignored.setdefault(reason, []).extend(keys.values())
-        elif keys:
-            assert target is not None and rule is not None
-            deltas[target] = WeightDelta(keys=keys, transform=rule.transform)
-            changed.add(module)
-    if not deltas:
-        raise CheckpointError(
-            f"{lora.path} changes no layer of this model (keys: {list_names(lora.tensors)}); use a "
-            "LoRA for Wan"
-        )
-    return LoraMatch(path=lora.path, deltas=deltas, modules=len(changed), ignored=ignored)
-
-
-def _changed_parameters(
-    lora: LoraFile,
-) -> Iterable[tuple[str | None, RenameRule | None, str, dict[str, str]]]:
-    """Yield each parameter that is changed: our name and its rule (None if there is none), module,
-    keys by part.
-    """
-    wanted = {
-        f"{module}.{leaf}": (module, {part: parts[part] for part in names if part in parts})
-        for module, parts in lora.modules.items()
-        for leaf, names in PARTS_BY_PARAMETER.items()
-    }
-    wanted = {name: pair for name, pair in wanted.items() if pair[1]}
-    for name, rule, target in match_rules(_as_tensors(wanted), dit_rules.RULES):
-        yield target, rule, *wanted[name]
-
-
-def _reason_to_ignore(
-    lora: LoraFile,
-    shapes: Mapping[str, Shape],
-    module: str,
-    target: str | None,
-    rule: RenameRule | None,
-    keys: dict[str, str],
-) -> str:
-    """Return why a delta does not apply, or "". Raises CheckpointError for other shapes."""
-    if target is None or rule is None or target not in shapes:
-        return NO_IMAGE_BRANCH if re.fullmatch(lora_rules.IMAGE_BRANCH, module) else UNKNOWN
-    for part in set(keys) - {"alpha", "up"}:
-        shape = lora.shape(module, part)
-        if part == "down":
-            lora.rank(module)
-            shape = (lora.shape(module, "up")[0], *shape[1:])
-        shape = transformed_shape(shape, rule.transform)
-        if shape != shapes[target]:
-            if module == "patch_embedding" and shape[0] == shapes[target][0]:
-                return OTHER_INPUT_CHANNELS
-            detail = f"{quote_name(module)} is {shape}, this model's {shapes[target]}"
-            raise _other_model_error(lora, shapes, detail)
-    return ""
-
-
-def _other_model_error(lora: LoraFile, shapes: Mapping[str, Shape], detail: str) -> CheckpointError:
-    """Say for which model a LoRA was made, and which this one is."""
-    ours = shapes[QUERY_WEIGHT.format(0)][1]
-    layers = sum(QUERY_WEIGHT.format(index) in shapes for index in range(len(shapes)))
-    theirs = lora.width or ours
-    if theirs != ours:
-        detail = f"it is for {model_of(theirs)}, this model has {model_of(ours)}"
-    elif lora.layers > layers:
-        detail = f"it is for transformers of {lora.layers} layers, this model's has {layers}"
-    return CheckpointError(
-        f"{lora.path} does not fit: {detail}; use a LoRA that was made for this model"
-    )
 
 
 def model_of(width: int) -> str:

@@ -6,20 +6,20 @@ One parameter at a time, each in place of the one before, so memory never holds 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import prod
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from wanpipe.checkpoints.dtypes import FLOATS, Array, widen
+from wanpipe.checkpoints.dtypes import Array, widen
 from wanpipe.checkpoints.read import TensorFile, open_tensors
 from wanpipe.checkpoints.rename import apply_transform
 from wanpipe.checkpoints.tensors import quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import Linear, LowRank, QuantizedLinear
 from wanpipe.runtime import interrupt
-from wanpipe.weights.lora import PARTS_BY_PARAMETER, LoraMatch, WeightDelta
+from wanpipe.weights.lora import PARTS_BY_PARAMETER
+from wanpipe.weights.lora_match import LoraMatch, WeightDelta
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class ScaledDelta:
         if "down" not in keys:
             return None
         up, down = (self._array(keys[part]) for part in ("up", "down"))
-        scale = self._number(keys["alpha"]) / len(down) if "alpha" in keys else 1.0
+        scale = self.delta.scale
+        if "alpha" in keys:
+            scale = self.file.read_number(keys["alpha"]) / len(down)
         return LowRank(up.flatten(1), down, self.strength * scale)
 
     def difference(self) -> mx.array:
@@ -58,6 +60,8 @@ class ScaledDelta:
         values, dtype = self.file.read(key), self.file.tensors[key].dtype
         subject = f"{self.file.paths[0]}: {quote_name(key)}"
         floats = widen(values, dtype, subject)
+        if key in self.delta.factors:
+            floats = floats * np.float32(self.delta.factors[key])
         if not np.isfinite(floats).all():
             raise CheckpointError(f"{subject} has NaN or infinite values; download the LoRA again")
         if dtype == "BF16":  # kept narrow: products with quantized matrices stay in memory
@@ -67,18 +71,6 @@ class ScaledDelta:
     def _in_our_layout(self, values: Array) -> Array:
         """Bring a tensor of the official layout into ours."""
         return np.ascontiguousarray(apply_transform(values, self.delta.transform))
-
-    def _number(self, key: str) -> float:
-        """Read an alpha, whatever its format."""
-        info, subject = self.file.tensors[key], f"{self.file.paths[0]}: {quote_name(key)}"
-        if prod(info.shape) != 1:
-            raise CheckpointError(f"{subject} must be one number, got shape {info.shape}")
-        values = self.file.read(key)
-        values = widen(values, info.dtype, subject) if info.dtype in FLOATS else values
-        number = float(values.reshape(-1)[0])
-        if not np.isfinite(number):
-            raise CheckpointError(f"{subject} must be finite, got {number}")
-        return number
 
 
 def merge(network: nn.Module, loras: Sequence[tuple[LoraMatch, float]], prefix: str = "") -> None:

@@ -50,10 +50,32 @@ class Model:
             )
         return path
 
+    def tokenizer(self, store: Store) -> Path:
+        """Path of the tokenizer, its content hash checked. One that no conversion with this cache
+        has written is tried first, in a process of its own, once.
+        """
+        from wanpipe.checkpoints.tokenizer_file import read_tokenizer
+
+        path, digest = self.checked("tokenizer", store), self.hash("tokenizer")
+        if not store.hash_cache.is_tried(digest):
+            read_tokenizer(path)
+            store.hash_cache.record_tried(digest)
+        return path
+
     @cached_property
     def takes_clip(self) -> bool:
         """Whether its transformer attends to CLIP's image tokens (Wan2.1 I2V)."""
         return self.config.dit.clip_dim is not None
+
+
+def check_readable(directory: Path) -> None:
+    """Raise CheckpointError for a path that MLX cannot open because it is not UTF-8."""
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"the path of a model must be UTF-8, got {directory}; rename its folders"
+        ) from error
 
 
 def open_model(directory: Path | str) -> Model:
@@ -63,6 +85,7 @@ def open_model(directory: Path | str) -> Model:
     from wanpipe.weights.shape_check import check_shapes
 
     model = Model(Path(directory), read_model_config(Path(directory)))
+    check_readable(model.directory)
     for name, component in model.config.components.items():
         path = model.directory / component.file
         size = path.stat().st_size if path.is_file() else None
@@ -136,8 +159,10 @@ def matches(model: Model, entry: Entry) -> bool:
 def current_directory(directory: str, store: Store) -> Path:
     """Return where a model is now: if its cache was moved, it is in `store` under its key."""
     path = Path(directory)
+    if (path / "config.json").is_file() or not is_key(path.name):
+        return path
     moved = store.path("convert", path.name)
-    return moved if is_key(path.name) and not path.is_dir() and moved.is_dir() else path
+    return moved if moved.is_dir() else path
 
 
 def locate_model(reference: str, store: Store) -> Path:

@@ -9,6 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
@@ -60,6 +62,7 @@ def expected_dit(config: DiTConfig) -> Shapes:
         "blocks.0.ffn.fc1.bias": (c.ffn_dim,),
         "head.linear.weight": (token * c.out_dim, c.dim),
         "img_emb.fc1.bias": () if c.clip_dim is None else (c.clip_dim,),
+        "img_emb.pos_embedding": () if c.clip_positions is UNSET else (c.clip_positions,),
     }
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from wanpipe.weights.load import Network, Weights, load_network, with_quantized
-from wanpipe.weights.lora import LoraMatch
+from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
 
 

@@ -80,7 +80,8 @@ def write_tensors(
     state = xxhash.xxh3_128()
     # a name of its own: the part that a killed process left is written anew, not left behind
     part = path.with_name(f"{path.name}.part")
-    with atomic_replace(path, part) as draft, draft.open("wb") as file:
+    part.unlink(missing_ok=True)  # or, where it is a link, the file behind it would be written
+    with atomic_replace(path, part) as draft, draft.open("xb") as file:
         start = encode_header(specs, metadata)
         state.update(start)
         file.write(start)

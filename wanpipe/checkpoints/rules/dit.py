@@ -52,6 +52,8 @@ RULES: tuple[RenameRule, ...] = (
     ),
     RenameRule("blocks.{i}.cross_attn.k_img.{leaf}", "blocks.{i}.cross_attn.k_img.{leaf}"),
     RenameRule("blocks.{i}.cross_attn.v_img.{leaf}", "blocks.{i}.cross_attn.v_img.{leaf}"),
+    # positions of the image tokens of FLF2V
+    RenameRule("img_emb.emb_pos", "img_emb.pos_embedding", "flatten", keep_float32=True),
     RenameRule("img_emb.proj.0.{leaf}", "img_emb.norm1.{leaf}", keep_float32=True),
     RenameRule("img_emb.proj.1.{leaf}", "img_emb.fc1.{leaf}"),
     RenameRule("img_emb.proj.3.{leaf}", "img_emb.fc2.{leaf}"),

@@ -16,7 +16,18 @@ DOTTED_PREFIXES = (
     "dit.",
     "unet.",
 )
-UNDERSCORED_PREFIXES = ("lora_unet__", "lora_unet_", "lycoris_")  # kohya: with dots as underscores
+# kohya: with dots as underscores
+UNDERSCORED_PREFIXES = ("lora_unet__", "lora_unet_", "lycoris_", "lora_transformer_")
+# of the second transformer of Wan2.2, which has the low noise: diffusers, ComfyUI, DiffSynth;
+# OneTrainer has underscores
+SECOND_PREFIXES = (
+    "transformer_2.",
+    "diffusion_model_2.",
+    "model.diffusion_model_2.",
+    "pipe.dit2.",
+    "dit2.",
+)
+SECOND_UNDERSCORED_PREFIXES = ("lora_transformer_2_",)
 
 # end of a key, as a regular expression, and what the tensor is; the first that fits counts
 KEY_ENDINGS = (

@@ -13,7 +13,7 @@ from tests.models.official import allocated, on_the_cpu
 from wanpipe.models import causal_conv, layers, vae, vae_blocks
 from wanpipe.models.causal_conv import CausalCache
 from wanpipe.models.config import VAEConfig
-from wanpipe.models.vae_cost import Part, chunk_ops, cost
+from wanpipe.pipeline.vae_cost import Part, chunk_ops, cost
 
 CONFIGS = {
     "2.1": VAEConfig(version="2.1", encoder_dim=16, decoder_dim=16, z_dim=16),
