@@ -17,7 +17,9 @@ from pathlib import Path
 TESTS = (
     "tests/cache/test_fuzz.py::test_a_spoilt_document_is_one_line_or_harmless",
     "tests/checkpoints/test_fuzz.py::test_a_spoilt_file_is_refused_in_one_line_or_read_right",
-    "tests/media/test_fuzz.py::test_a_spoilt_file_is_refused_in_one_line_or_read",
+    "tests/media/test_media_fuzz.py::test_a_changed_image_is_read_or_refused",
+    "tests/media/test_media_fuzz.py::test_changed_noise_is_read_or_refused",
+    "tests/media/test_media_fuzz.py::test_a_changed_video_is_shown_or_refused",
     "tests/test_document_fuzz.py::test_a_changed_document_gives_a_result_or_one_line",
 )
 
@@ -25,7 +27,7 @@ TESTS = (
 def main() -> None:
     """Run the tests, print the table, and exit as the tests do."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--factor", type=int, default=15, help="Cases per case of the tests.")
+    parser.add_argument("--factor", type=int, default=8, help="Cases per case of the tests.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"

@@ -56,12 +56,14 @@ def nested(depth: int, kind: type) -> Any:
     return value
 
 
-def spots(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value in a document, the document itself first."""
-    children: Any = ()
-    if isinstance(node, dict | list):
-        children = node.items() if isinstance(node, dict) else enumerate(node)
-    return [path, *(spot for name, child in children for spot in spots(child, (*path, name)))]
+def random_path(document: Any, generator: random.Random) -> list[Any]:
+    """Return the path of a value, with the same chance for every field of an object."""
+    path: list[Any] = []
+    while isinstance(document, dict | list) and document and generator.random() < 0.75:
+        names = list(document) if isinstance(document, dict) else range(len(document))
+        path.append(generator.choice(names))
+        document = document[path[-1]]
+    return path
 
 
 def mutate(document: Any, generator: random.Random) -> Any:
@@ -74,7 +76,7 @@ def mutate(document: Any, generator: random.Random) -> Any:
 
 def changed(document: Any, generator: random.Random) -> Any:
     """Return a document with one fault; the document may be changed too."""
-    path = generator.choice(spots(document)[:5000])
+    path = random_path(document, generator)
     if not path:
         return odd_values(generator) if generator.random() < 0.3 else document
     node = document
@@ -89,7 +91,7 @@ def changed(document: Any, generator: random.Random) -> Any:
         node[name] = nearby(node[name], generator)
     elif kind == 3:
         other = document
-        for step in generator.choice(spots(document)[:5000]):
+        for step in random_path(document, generator):
             other = other[step]
         node[name] = copy.deepcopy(other)  # of another field
     else:
@@ -102,7 +104,7 @@ def nearby(value: Any, generator: random.Random) -> Any:
     if isinstance(value, bool) or value is None:
         return generator.choice([0, 1, "true"])
     if isinstance(value, int | float):
-        return generator.choice([-value, value + 1, float(value), str(value), [value]])
+        return generator.choice([-value, value + 1, 0.5 + value % 1000, str(value), [value]])
     if isinstance(value, str):
         return generator.choice([value[:-1], value + "0", value.upper(), value + "\n", [value]])
     if isinstance(value, list):

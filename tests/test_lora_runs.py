@@ -226,6 +226,17 @@ def test_a_folder_of_peft_is_a_lora_whose_config_is_in_the_key(gallery: Place) -
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_run_without_the_scale_of_its_lora_does_not_go_on_with_it(gallery: Place) -> None:
+    folder = gallery.root / "peft"
+    folder.mkdir()
+    save_file(attention("base_model.model."), folder / "adapter_model.safetensors")
+    half = denoise(gallery, "--lora", "peft", 1, "--stop-at", 2).paths[0]
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 2, "r": 4}')
+    says = "has a scale that this run did not use so far; give it with --lora"
+    gallery.refuse("denoise", "--from", half, code=1, says=says)
+    gallery.do("denoise", "--from", half, "--lora", "peft", 1)
+
+
 def test_one_file_with_a_lora_for_each_expert_gives_each_its_own(pair: Place) -> None:
     options = ("--steps", 6, "--shift", 12)
     high, low = attention("transformer."), attention("transformer_2.", 1)

@@ -14,13 +14,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cache.test_archive import members, resealed
+from tests.cache.test_archive import write as write_zip
 from tests.documents import guard, mutate, to_text
 from tests.store.builders import chain, frames, recipe, text, tree
 from tests.workshop import inside
@@ -76,21 +78,39 @@ def spoil_record(root: Path, generator: random.Random) -> None:
         record[part] = mutate(record[part], generator)
     group["attributes"]["wanpipe"] = record
     folder = file.parent
-    try:
+    with suppress(ValueError, LookupError, TypeError, RecursionError, OSError, AttributeError):
         if generator.random() < 0.5:
             record["key"] = key_of(record["material"])
             folder = file.parent.rename(file.parent.with_name(record["key"]))
         if generator.random() < 0.8:
             record["seal"] = seal_of(folder, group)
-    except (ValueError, LookupError, TypeError, RecursionError, OSError, AttributeError):
-        pass  # it has no canonical form
     write(folder / "zarr.json", to_text(group))
+    if generator.random() < 0.5:
+        (root / FILE).unlink()  # so that listings read the record
 
 
 def spoil_group(root: Path, generator: random.Random) -> None:
     """Change a document of a group or an array whole."""
     file = generator.choice(sorted(root.glob("*/*/**/zarr.json")))
     write(file, to_text(mutate(json.loads(file.read_bytes()), generator)))
+
+
+def spoil_export(root: Path, generator: random.Random) -> None:
+    """Change a document of an export, with a seal that fits in most cases."""
+    contents = members(root.parent / "run.zip")
+    name = generator.choice([name for name in sorted(contents) if name.endswith(".json")])
+    document = json.loads(contents[name])
+    record = document.get("attributes", {}).get("wanpipe")
+    if record is not None and generator.random() < 0.8:
+        part = generator.choice(["material", "made", "inputs", "digest"])
+        record[part] = mutate(record[part], generator)
+    else:
+        document = mutate(document, generator)
+    contents[name] = to_text(document)
+    if name[0] != "." and generator.random() < 0.8:
+        with suppress(ValueError, LookupError, TypeError, RecursionError, AttributeError):
+            contents = resealed(contents, "/".join([*name.split("/")[:2], "zarr.json"]))
+    write_zip(root.parent / "work" / "hostile.zip", contents)
 
 
 def spoil_run(root: Path, generator: random.Random) -> None:
@@ -181,6 +201,7 @@ DOCUMENTS: dict[str, Change] = {
     "index": spoil_index,
     "schema": spoil_schema,
     "file": spoil_file,
+    "export": spoil_export,
 }
 
 
@@ -233,6 +254,7 @@ class Place:
         with closing(sqlite3.connect(self.outside / "mine.db")) as database:
             database.execute("CREATE TABLE letters (text TEXT)")
         self.work.mkdir()
+        shutil.copyfile(home.cache.parent / "run.zip", folder / "run.zip")
         self.files = {
             path: (path.read_bytes(), path.stat().st_mtime_ns)
             for path in self.root.rglob("*")
@@ -273,6 +295,8 @@ def test_a_spoilt_document_is_one_line_or_harmless(
         place.put_back()
         DOCUMENTS[kind](root, generator)
         words = commands(home, generator)
+        if kind == "export":
+            words = ["cache", "import", "hostile.zip"]
         started = time.process_time()
         with guard.watching(root, place.work) as wrong:
             result = inside(*words, "--cache", root, cwd=place.work)

@@ -76,6 +76,10 @@ METADATA: dict[str, tuple[dict[str, str], tuple[float, float]]] = {
         adapter(lora_alpha=HALF, alpha_pattern={r"^blocks\.1\.self_attn\.k": 1}),
         (0.5, 0.25),
     ),
+    "a pattern for any front": (
+        adapter(lora_alpha=HALF, alpha_pattern={r".*\.self_attn\.k$": TWICE}),
+        (0.5, 2),
+    ),
     "the first pattern of two": (
         adapter(lora_alpha=HALF, alpha_pattern={"k": TWICE, "self_attn.k": 1}),
         (0.5, 2),

@@ -50,8 +50,9 @@ def files_of(entry: Entry) -> list[Path]:
 def is_group(path: Path, *attributes: str) -> bool:
     """Return whether a document is a Zarr v3 group with these attributes and nothing else."""
     document = read_document(path)
-    found = set(document.pop("attributes", {}))
-    return document == {"zarr_format": 3, "node_type": "group"} and found == set(attributes)
+    found = document.pop("attributes", {})
+    plain = document == {"zarr_format": 3, "node_type": "group"} and isinstance(found, dict)
+    return plain and set(found) == set(attributes)
 
 
 def check_array(entry: Entry, name: str) -> None:

@@ -156,7 +156,13 @@ def locate(lora: Lora, files: Mapping[str, str], store: Store) -> Path:
             f"LoRA {lora.name} was at {path} and is gone; say where it is with "
             f"{option(given_for(lora))}"
         )
-    if lora.hash not in identities(read_lora(path), store.hash_cache.hash(path)).values():
+    digest = store.hash_cache.hash(path)
+    if lora.hash not in identities(read_lora(path), digest).values():
+        if lora.hash == digest:  # the steps that are there were made by another version
+            raise CheckpointError(
+                f"LoRA {path} has a scale that this run did not use so far; give it with "
+                f"{option(given_for(lora))} to go on with its scale"
+            )
         raise CheckpointError(
             f"LoRA {path} has changed since the run was begun; say which to use with "
             f"{option(given_for(lora))}"

@@ -91,6 +91,7 @@ class ModelFolder:
             key = conversion.recipe.key
             if not self.store.force and self.is_up_to_date(key):
                 remove_leftovers(self.path, read_model_config(self.path))
+                (self.path / CLAIM).unlink(missing_ok=True)
                 self.store.report.event("reused", **event)
             else:
                 started = time.monotonic()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import xxhash
 
 from wanpipe.errors import StoreError
@@ -145,6 +146,24 @@ class Entry:
                 interrupt.check()
 
 
+class Attributes(msgspec.Struct, frozen=True, kw_only=True):
+    """The attributes of an entry's group: its record."""
+
+    wanpipe: dict[str, Any]
+
+
+class GroupDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The `zarr.json` of an entry, as far as it must be known to check its seal."""
+
+    attributes: Attributes
+
+
+def read_group(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the document of an entry and its record as dicts. Raises OSError or DocumentError."""
+    group = read_document(path)
+    return group, convert(group, GroupDocument).attributes.wanpipe
+
+
 def seal_of(path: Path, group: dict[str, Any]) -> str:
     """Hash the metadata documents of an entry: those of the group, without the seal, and of its
     arrays.
@@ -164,8 +183,7 @@ def read_entry(path: Path) -> Entry:
     material or the seal the metadata documents, StoreError if the disk cannot read them.
     """
     with damage_errors(path):
-        group = read_document(path)
-        raw = group["attributes"][ATTRIBUTE]
+        group, raw = read_group(path)
         sound = seal_of(path, group) == raw["seal"]
         sound = sound and raw["key"] == key_of(raw["material"]) == path.name
         record = convert(raw, Record) if sound else None
@@ -179,7 +197,7 @@ def read_entry(path: Path) -> Entry:
 def read_record(path: Path) -> Record:
     """Read an entry's record without checking its seal: for display only. Raises StoreError."""
     try:
-        raw = read_document(path)["attributes"][ATTRIBUTE]
+        raw = read_group(path)[1]
         record = convert(raw, Record)
         if record.key != key_of(raw["material"]):  # else a step could be its own parent
             raise DocumentError("its key is not that of its material")

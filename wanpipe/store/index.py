@@ -21,9 +21,19 @@ MAX_STALE_ROWS = 1000  # summaries of removed entries that are kept before they 
 UNREADABLE = "cannot be read; see `wanpipe cache verify`"
 
 
+class Legacy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Settings of a run, which wanpipe 0.1.0 stored in its entries."""
+
+    settings: dict[str, Any] | None = None
+    seed: int | None = None
+    model: str | None = None
+    lora_files: dict[str, str] = {}
+    fps: float | None = None
+
+
 class Summary(msgspec.Struct, frozen=True, array_like=True):
     """The summary of an entry: `bytes` on disk, `time` UTC as ISO text, `seconds` of computing,
-    `step` 0-based. `legacy` are settings of the run, which wanpipe 0.1.0 stored in its entries.
+    `step` 0-based.
     """
 
     stage: str
@@ -38,7 +48,7 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
     prompt: str | None
     what: str
     loras: list[tuple[str, float]] = []
-    legacy: dict[str, Any] | None = None
+    legacy: Legacy | None = None
 
     @property
     def id(self) -> str:
@@ -54,16 +64,15 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
 def summarize(path: Path, record: Record) -> Summary:
     """Summarize the entry at `path`. Raises OSError if its files cannot be listed."""
     made, step = record.made, record.step
-    legacy: dict[str, Any] | None = None
-    if made.settings is not None:
-        legacy = {
-            "settings": made.settings,
-            "seed": made.seed,
-            "model": made.model,
-            "lora_files": made.lora_files or {},
-        }
-    elif made.fps is not None:
-        legacy = {"fps": made.fps}
+    legacy: Legacy | None = None
+    if made.settings is not None or made.fps is not None:
+        legacy = Legacy(
+            settings=made.settings,
+            seed=made.seed,
+            model=made.model,
+            lora_files=made.lora_files or {},
+            fps=made.fps,
+        )
     material = record.material
     return Summary(
         stage=record.stage,

@@ -287,6 +287,8 @@ def legacy_runs(rows: Mapping[str, Summary], known: Iterable[Run], root: Path) -
         while (row := left.get(chain[-1].parent or "")) is not None:
             if row.key in taken or (row.legacy, row.inputs) != (end.legacy, end.inputs):
                 break
+            if row.step != (chain[-1].step or 0) - 1:  # a damaged index file could make a cycle
+                break
             chain.append(row)
         taken |= {row.key for row in chain}
         try:
@@ -308,7 +310,7 @@ def legacy_run(chain: Sequence[Summary], rows: Mapping[str, Summary], root: Path
     text = rows.get(f"encode-text/{end.inputs.get('text')}")
     keys = [row.key for row in chain]
     frames = (row for row in rows.values() if row.stage == "decode" and row.legacy)
-    rates = [row.legacy["fps"] for row in frames if row.legacy and row.inputs["step"] in keys]
+    rates = [row.legacy.fps for row in frames if row.legacy and row.inputs.get("step") in keys]
     noise = material.noise
     run = convert(
         {
@@ -317,12 +319,12 @@ def legacy_run(chain: Sequence[Summary], rows: Mapping[str, Summary], root: Path
             "first": first.step or 0,
             "steps": keys,
             "inputs": end.inputs,
-            "settings": end.legacy["settings"],
+            "settings": end.legacy.settings,
             "dtype": material.dtype,
-            "model": {"key": None, "directory": end.legacy["model"] or ""},
-            "seed": end.legacy["seed"],
+            "model": {"key": None, "directory": end.legacy.model or ""},
+            "seed": end.legacy.seed,
             "prompt": text.prompt if text else None,
-            "loras": end.legacy["lora_files"],
+            "loras": end.legacy.lora_files,
             "fps": rates[0] if rates else None,
             "created": end.time,
         },

@@ -361,6 +361,9 @@ def check_references(record: Record) -> str:
     """Return how a record contradicts its material, "" if it does not."""
     stage, material = STAGES[record.stage], record.material
     wrong = set(record.inputs) - set(stage.inputs)
+    needed = {role for role in stage.inputs if getattr(material, role) is not None}
+    if missing := needed - set(record.inputs):
+        return f"inputs {sorted(missing)} are missing"
     for role in set(record.inputs) - wrong:
         # at guidance 1 a step's text is not the key of the whole text entry
         skipped = role == "text" and getattr(material, "guide_scale", None) == 1.0

@@ -134,7 +134,10 @@ def _plain_patterns(patterns: dict[str, float], subject: str) -> dict[str, float
     """Return patterns as ends of names. Raises CheckpointError for other regular expressions,
     which could take for ever.
     """
-    plain = {pattern.replace("\\.", "."): alpha for pattern, alpha in patterns.items()}
+    plain = {
+        pattern.replace("\\.", ".").removeprefix(".*."): alpha
+        for pattern, alpha in patterns.items()
+    }
     for pattern in plain:
         if not PLAIN_PATTERN.fullmatch(pattern):
             raise CheckpointError(
