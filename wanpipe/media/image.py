@@ -159,7 +159,7 @@ def crop_last(image: "Image.Image", first: tuple[int, int]) -> np.ndarray:
         length = min(size, wanted)
         inside.append(slice(max(start, 0), max(start, 0) + length))
         outside.append(slice(max(-start, 0), max(-start, 0) + length))
-    cropped[tuple(outside)] = signed(np.asarray(image)[tuple(inside)])
+    cropped[tuple(outside)] = signed(pixels_of(image)[tuple(inside)])
     return cropped
 
 
