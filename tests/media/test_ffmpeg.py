@@ -45,13 +45,13 @@ def test_a_comment_of_100_mb_is_not_believed(name: str, tmp_path: Path) -> None:
         check=True,
     )
     length, peak = map(int, done.stdout.split())
-    assert length <= ffmpeg.METADATA
+    assert length <= ffmpeg.MAX_METADATA_BYTES
     assert peak < 1 << 30
     assert time.monotonic() - started < 10
 
 
 def test_reading_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ffmpeg, "SECONDS", 0.3)
+    monkeypatch.setattr(ffmpeg, "TIMEOUT_SECONDS", 0.3)
     write_video(tmp_path / "film.mp4", [FRAME], 8)
     with (
         fake_ffmpeg(tmp_path, monkeypatch, "exec sleep 60"),

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from tests.conftest import DATA, golden, settings
 from wanpipe.errors import UsageError
 from wanpipe.media.image import (
-    LARGEST_FILE,
+    MAX_FILE_BYTES,
     bicubic,
     clip_pixels,
     crop_last,
@@ -136,7 +136,7 @@ def test_a_file_that_is_not_regular_or_too_large_is_refused(tmp_path: Path) -> N
         with pytest.raises(UsageError, match="not a regular file"):
             open_image(path)
     plain(32, 16).save(tmp_path / "film.webp")
-    os.truncate(tmp_path / "film.webp", LARGEST_FILE + 1)
+    os.truncate(tmp_path / "film.webp", MAX_FILE_BYTES + 1)
     with pytest.raises(UsageError, match="larger than 268435456 bytes"):
         open_image(tmp_path / "film.webp")
 
@@ -246,7 +246,7 @@ def test_bicubic_matches_torch_including_its_overshoot() -> None:
 def test_bicubic_computes_any_part_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.asarray(fixture_image("wan21-i2v"))
     whole = bicubic(pixels, 90, 70)
-    monkeypatch.setattr("wanpipe.media.image.TOGETHER", 3 * pixels.shape[1])
+    monkeypatch.setattr("wanpipe.media.image.PIXELS_AT_ONCE", 3 * pixels.shape[1])
     np.testing.assert_array_equal(bicubic(pixels, 90, 70), whole)
     part = bicubic(pixels, 90, 70, (5, 20, 41, 87))
     np.testing.assert_array_equal(part, whole[20:87, 5:41])

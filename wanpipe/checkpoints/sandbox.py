@@ -1,8 +1,8 @@
-"""Runs a program of ours over a stranger's data in a child process with little time and memory.
+"""Runs one of our programs on untrusted data in a child process with limits on time and memory.
 
-For what may hang, abort or take all memory over damaged data. This file is the child's start too,
-so it imports the standard library alone. macOS has no limit of memory that holds: there the time
-is limited alone.
+For libraries that may hang, abort or exhaust memory on damaged data. The child starts with this
+file too, so it imports only the standard library. macOS does not enforce a memory limit; only time
+is limited there.
 """
 
 import os
@@ -14,21 +14,21 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-TIMEOUT_SECONDS = 300.0  # seconds by the clock, for what waits and computes nothing
+TIMEOUT_SECONDS = 300.0  # wall time, for a child that waits and computes nothing
 # every thread of a library reserves address space; a backtrace takes seconds
 ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
 
 
 class SandboxError(Exception):
-    """Raise for a child that did not end well; the message is one line."""
+    """Raised for a child that failed; the message is one line."""
 
 
 @lru_cache(maxsize=8)  # a conversion opens its files several times
 def run_limited(program: Path, data: bytes, seconds: int, memory: int) -> bytes:
-    """Give what the Python file `program` writes to stdout when it reads `data` from stdin.
+    """Run the Python file `program` with `data` on stdin, and return its stdout.
 
     It may take `seconds` of processor time and `memory` bytes of address space. Raises
-    SandboxError with what it says on stderr, or with the limit that it met.
+    SandboxError with its last line on stderr, or with the limit that it exceeded.
     """
     words = (str(program), str(seconds), str(memory))
     try:
@@ -38,7 +38,7 @@ def run_limited(program: Path, data: bytes, seconds: int, memory: int) -> bytes:
             capture_output=True,
             timeout=TIMEOUT_SECONDS,
             env=os.environ | ENVIRONMENT,
-            start_new_session=True,  # a Ctrl-C is for its parent, which then ends it
+            start_new_session=True,  # Ctrl-C must reach only the parent, which then ends the child
         )
     except subprocess.TimeoutExpired as error:
         raise SandboxError(f"it took more than {TIMEOUT_SECONDS:.0f} s") from error
@@ -50,7 +50,7 @@ def run_limited(program: Path, data: bytes, seconds: int, memory: int) -> bytes:
 
 
 def _reason(code: int, text: str) -> str:
-    """Tell in one line why a process ended: Python says so last, what aborts says so first."""
+    """Return in one line why a process ended: Python prints it last, an abort prints it first."""
     lines = [line for line in map(" ".join, map(str.split, text.split("\n"))) if line]
     ended = f"it ended with signal {-code}" if code < 0 else "it ended with an error"
     return (lines or [ended])[0 if code < 0 else -1][:300]

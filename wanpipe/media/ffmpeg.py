@@ -1,4 +1,4 @@
-"""Runs ffmpeg: encodes .mp4, .webm and .gif, and reads what they say of themselves.
+"""Runs ffmpeg: encodes .mp4, .webm and .gif, and reads their metadata.
 
 ffmpeg reads no format but these, no other file, and no more than a lineage can need.
 """
@@ -28,23 +28,25 @@ BT709 = (
 TAGS = "-color_range tv -color_primaries bt709 -color_trc bt709 -colorspace bt709"
 # Ctrl-C signals the whole foreground process group; ffmpeg would end its file early and fail
 OWN_GROUP = 0
-POLL = 0.02  # seconds between two checks for a signal while ffmpeg finishes
+POLL_SECONDS = 0.02  # seconds between two checks for a signal while ffmpeg finishes
 # by default x264 buffers 40 frames, half a video, and would encode them after the last one arrives
 ENCODERS = {
     "mp4": f"-vf {BT709} {TAGS} -c:v libx264 -crf 16 -rc-lookahead 10 -movflags +faststart",
     "webm": f"-vf {BT709} {TAGS} -c:v libvpx-vp9 -crf 20 -b:v 0 -row-mt 1 -cpu-used 4",
     "gif": "-vf split[a][b];[a]palettegen[palette];[b][palette]paletteuse",
 }
-# a playlist under the name of a video would have ffmpeg open other files and addresses
-READS = "-protocol_whitelist file -format_whitelist mov,matroska,webm,gif -max_alloc 268435456"
-METADATA = 1 << 22  # bytes: the lineage of the longest prompts has a tenth
-LOG = 1 << 16  # bytes of ffmpeg's messages that are read
-SECONDS = 10.0  # that reading metadata may take
+# a playlist named like a video would make ffmpeg open other files and addresses
+INPUT_OPTIONS = (
+    "-protocol_whitelist file -format_whitelist mov,matroska,webm,gif -max_alloc 268435456"
+)
+MAX_METADATA_BYTES = 1 << 22  # the lineage of the longest prompts takes a tenth of it
+MAX_LOG_BYTES = 1 << 16  # of ffmpeg's messages
+TIMEOUT_SECONDS = 10.0  # for reading metadata
 GIF_HEADER, COMMENT = 13, b"\x21\xfe"  # bytes, and how a comment extension begins
 
 
 class FfmpegError(Exception):
-    """Raise where ffmpeg fails; the text is the reason that it gives."""
+    """Raised if ffmpeg fails, with the reason that it gives."""
 
 
 def program() -> str:
@@ -133,18 +135,18 @@ def read_metadata(path: Path) -> dict[str, str]:
         ) as process,
     ):
         assert process.stdout is not None
-        slow = threading.Timer(SECONDS, process.kill)
+        slow = threading.Timer(TIMEOUT_SECONDS, process.kill)
         slow.start()
         try:
-            data = process.stdout.read(METADATA + 1)
-            code = process.wait() if len(data) <= METADATA else 0
+            data = process.stdout.read(MAX_METADATA_BYTES + 1)
+            code = process.wait() if len(data) <= MAX_METADATA_BYTES else 0
         finally:
             slow.cancel()
             process.kill()
-        reason = f"takes more than {SECONDS:g} s" if code < 0 else _reason(log)
-    if len(data) > METADATA:
-        reason = f"has metadata of more than {METADATA} bytes"
-    if code or len(data) > METADATA:
+        reason = f"takes more than {TIMEOUT_SECONDS:g} s" if code < 0 else _reason(log)
+    if len(data) > MAX_METADATA_BYTES:
+        reason = f"has metadata of more than {MAX_METADATA_BYTES} bytes"
+    if code or len(data) > MAX_METADATA_BYTES:
         raise WanpipeError(f"{path} cannot be read as a video: {reason}")
     return _parse_ffmetadata(data.decode(errors="replace"))
 
@@ -167,7 +169,7 @@ def _ended(process: "subprocess.Popen[bytes]") -> int:
     """Wait for ffmpeg and return its exit code. Raises Interrupted if a signal arrives."""
     while True:
         try:
-            return process.wait(POLL)
+            return process.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
             interrupt.check()
 
@@ -182,7 +184,7 @@ def _close(process: "subprocess.Popen[bytes]") -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Raise UsageError if there is no regular file to read: a named pipe would be waited for."""
+    """Raise UsageError unless `path` is a regular file: reading a named pipe would wait."""
     if not path.exists():
         raise UsageError(f"no video at {path}")
     if not path.is_file():
@@ -205,7 +207,11 @@ def _decoded(path: Path, arguments: list[str]) -> tuple[bytes, str]:
 
 
 def _input(path: Path) -> list[str]:
-    return [*READS.split(), "-i", f"file:{path}"]  # file: keeps a colon from being a protocol
+    return [
+        *INPUT_OPTIONS.split(),
+        "-i",
+        f"file:{path}",
+    ]  # file: keeps a colon from being a protocol
 
 
 def _comment_gif(path: Path, comment: str) -> None:
@@ -219,11 +225,11 @@ def _comment_gif(path: Path, comment: str) -> None:
 
 
 def _gif_comment(file: IO[bytes]) -> str:
-    """Read the comment where `_comment_gif` writes it; empty where there is none."""
+    """Read the comment that `_comment_gif` writes, or an empty string."""
     file.seek(0)
     header = file.read(GIF_HEADER)
     file.seek(_palette(header[10]) if len(header) == GIF_HEADER else 0, os.SEEK_CUR)
-    data = file.read(METADATA)
+    data = file.read(MAX_METADATA_BYTES)
     if not data.startswith(COMMENT):
         return ""
     text, at = bytearray(), len(COMMENT)
@@ -261,7 +267,7 @@ def _parse_ffmetadata(text: str) -> dict[str, str]:
 
 def _reason(log: IO[bytes]) -> str:
     """Return the last line of a log that ffmpeg has written, which may be long."""
-    log.seek(max(0, log.seek(0, os.SEEK_END) - LOG))
+    log.seek(max(0, log.seek(0, os.SEEK_END) - MAX_LOG_BYTES))
     return _last_line(log.read().decode(errors="replace"))
 
 

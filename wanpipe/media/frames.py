@@ -1,7 +1,7 @@
-"""A folder of PNG frames: written, read, and told from a folder with other files.
+"""Writes and reads folders of PNG frames, and recognizes the frames that wanpipe wrote.
 
-Every frame notes that wanpipe wrote it, since a name such as 00100.png may be anybody's. Knows
-nothing of how the folder gets into place.
+Every frame has a text that names wanpipe as its software, because a user may have files with names
+such as 00100.png too.
 """
 
 import itertools
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 NAME = re.compile(r"\d{5,}\.png")
-SOFTWARE, OURS = "Software", "wanpipe"  # a keyword that the PNG specification names, and its text
-LINEAGE = '{"wanpipe":'  # how the comment of a frame of 0.1.0 begins, which has no keyword
+SOFTWARE, OURS = "Software", "wanpipe"  # a standard PNG keyword, and our text for it
+LINEAGE = '{"wanpipe":'  # start of the comment in frames of 0.1.0, which lack the keyword
 
 
 def check_replaceable(folder: Path) -> None:
@@ -34,12 +34,12 @@ def check_replaceable(folder: Path) -> None:
 
 def is_frame(path: Path) -> bool:
     """Whether wanpipe wrote this file as a frame."""
-    from wanpipe.media.image import opened
+    from wanpipe.media.image import open_image_file
 
     if not NAME.fullmatch(path.name):
         return False
     try:
-        with opened(path) as image:
+        with open_image_file(path) as image:
             info = image.info
     except UsageError:
         return False
@@ -67,7 +67,7 @@ def load_frames(folder: Path, first: bool = False) -> tuple["np.ndarray", float,
     """
     import numpy as np
 
-    from wanpipe.media.image import opened
+    from wanpipe.media.image import open_image_file
 
     paths = sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
     if not paths:
@@ -75,7 +75,7 @@ def load_frames(folder: Path, first: bool = False) -> tuple["np.ndarray", float,
     metadata: dict[str, str] = {}
     frames = []
     for path in paths[: 1 if first else None]:
-        with opened(path) as image:
+        with open_image_file(path) as image:
             metadata = metadata or {str(name): str(text) for name, text in image.info.items()}
             frames.append(np.asarray(image.convert("RGB")))
     metadata.pop(SOFTWARE, None)

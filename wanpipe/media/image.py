@@ -26,11 +26,11 @@ Mode = Literal["stretch", "cover", "pad"]
 Fit = Literal["stretch", "cover", "pad", "official"]  # what a user may ask for
 Resample = Literal["bicubic", "lanczos"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-# Pillow reads more, some of it with programs that it starts
+# Pillow reads more formats, and starts other programs for some of them
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
-LARGEST_FILE = 2**28  # bytes; Pillow reads some formats whole, even for one of 9,000 frames
-LARGEST_RESIZED = 2**26  # pixels; only an image far narrower than its canvas needs more
-TOGETHER = 2**20  # pixels of the source that are handled together
+MAX_FILE_BYTES = 2**28  # Pillow reads some formats whole, even for one frame of an animation
+MAX_RESIZED_PIXELS = 2**26  # only an image far narrower than its canvas needs more
+PIXELS_AT_ONCE = 2**20  # of the source, to bound memory
 ORIENTATION = 0x0112  # tag of EXIF
 UPRIGHT, SIDEWAYS = 1, range(5, 9)  # its values: as stored, and with width and height exchanged
 CLIP_SIZE = 224
@@ -39,8 +39,8 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator["Image.Image"]:
-    """Open an image of one of `FORMATS`; its pixels are decoded when they are asked for.
+def open_image_file(path: Path) -> Iterator["Image.Image"]:
+    """Open an image in one of `FORMATS`. Pixels are decoded on first access.
 
     Raises UsageError if it cannot be read or is larger than Pillow considers safe, and for errors
     of Pillow in the block.
@@ -48,7 +48,7 @@ def opened(path: Path) -> Iterator["Image.Image"]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), open_regular(path, LARGEST_FILE) as file:
+        with warnings.catch_warnings(), open_regular(path, MAX_FILE_BYTES) as file:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=formats()) as image:
@@ -71,11 +71,11 @@ def opened(path: Path) -> Iterator["Image.Image"]:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this Pillow has."""
+    """Return the `FORMATS` that this build of Pillow supports."""
     from PIL import Image, features
 
     Image.init()
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it writes to stderr
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise it writes to stderr
     return tuple(
         name
         for name in FORMATS
@@ -97,7 +97,7 @@ def open_image(
     """
     from PIL import ImageOps
 
-    with opened(path) as image:
+    with open_image_file(path) as image:
         if not exif:
             check(*image.size)  # a PNG is decoded to find its orientation
         orientation = UPRIGHT  # Pillow always turns a TIFF
@@ -112,7 +112,7 @@ def open_image(
                 "as it is stored; add --exif to turn it"
             )
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
 
 
 def fit(
@@ -124,7 +124,7 @@ def fit(
     Source: wan/image2video.py (bicubic stretch), wan/textimage2video.py (lanczos cover).
     """
     size = _resized(image, width, height, mode)
-    if size[0] * size[1] > LARGEST_RESIZED:
+    if size[0] * size[1] > MAX_RESIZED_PIXELS:
         raise UsageError(
             f"image of {image.width}x{image.height} is too narrow to {mode} {width}x{height}; "
             "crop it first"
@@ -146,7 +146,7 @@ def crop_last(image: "Image.Image", first: tuple[int, int]) -> np.ndarray:
     """
     scale = max(first[0] / image.width, first[1] / image.height)
     height, width = round(image.width * scale), round(image.height * scale)
-    if width * height > LARGEST_RESIZED:
+    if width * height > MAX_RESIZED_PIXELS:
         raise UsageError(
             f"last image of {image.width}x{image.height} is too small or too narrow for a first "
             f"one of {first[0]}x{first[1]}; leave --fit official out"
@@ -185,7 +185,7 @@ def _resized(image: "Image.Image", width: int, height: int, mode: Mode) -> tuple
 def _resize(
     image: "Image.Image", width: int, height: int, resample: Resample, box: Box | None = None
 ) -> np.ndarray:
-    """Resize, and return what lies in `box`, by default all."""
+    """Resize, and return the part in `box`, by default all."""
     from PIL import Image
 
     if resample == "bicubic":
@@ -197,7 +197,7 @@ def _resize(
 def pixels_of(image: "Image.Image") -> np.ndarray:
     """Return the pixels of an RGB image (Y, X, 3) uint8, without Pillow's two copies at a time."""
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    step = max(1, TOGETHER // image.width)
+    step = max(1, PIXELS_AT_ONCE // image.width)
     for top in range(0, image.height, step):
         bottom = min(top + step, image.height)
         pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
@@ -219,7 +219,7 @@ def bicubic(pixels: np.ndarray, height: int, width: int, box: Box | None = None)
     rows, row_weights = (taps[:, top:bottom] for taps in _taps(pixels.shape[0], height))
     columns, column_weights = (taps[:, left:right] for taps in _taps(pixels.shape[1], width))
     out = np.zeros((bottom - top, right - left, 3), dtype=np.float32)
-    step = max(1, TOGETHER // pixels.shape[1])
+    step = max(1, PIXELS_AT_ONCE // pixels.shape[1])
     for some in (slice(start, start + step) for start in range(0, len(out), step)):
         for row, row_weight in zip(rows[:, some], row_weights[:, some], strict=True):
             band = pixels[row] if pixels.dtype == np.float32 else signed(pixels[row])

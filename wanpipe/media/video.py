@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = "png"
-LONGEST_NAME = 200  # bytes; file systems allow 255
-SLOWEST, FASTEST = 0.01, 240  # frames per second
-FASTEST_GIF = 50  # a frame of a GIF lasts hundredths of a second, and viewers want two of them
+MAX_NAME_BYTES = 200  # bytes; file systems allow 255
+MIN_FPS, MAX_FPS = 0.01, 240  # frames per second
+MAX_GIF_FPS = 50  # viewers slow down frames that are shorter than two hundredths of a second
 
 
 def video_format(path: str | Path) -> str:
@@ -35,9 +35,9 @@ def video_format(path: str | Path) -> str:
     no file, or a folder with other files than frames of wanpipe.
     """
     target = Path(path)
-    if len(os.fsencode(target.name)) > LONGEST_NAME:
+    if len(os.fsencode(target.name)) > MAX_NAME_BYTES:
         raise UsageError(
-            f"a video name may have at most {LONGEST_NAME} bytes, got {target.name[:24]}…"
+            f"a video name may have at most {MAX_NAME_BYTES} bytes, got {target.name[:24]}…"
         )
     place = follow_links(target)
     for parent in (target.parent, place.parent):
@@ -66,20 +66,21 @@ def video_format(path: str | Path) -> str:
 
 def check_rate(kind: str, fps: float) -> None:
     """Raise UsageError for frames per second that no video of this format can have."""
-    if not SLOWEST < fps <= FASTEST:
+    if not MIN_FPS < fps <= MAX_FPS:
         raise UsageError(
-            f"fps must be above {SLOWEST:g} and at most {FASTEST}, got {fps:g}; use 16 or 24"
+            f"fps must be above {MIN_FPS:g} and at most {MAX_FPS}, got {fps:g}; use 16 or 24"
         )
-    if kind == "gif" and fps > FASTEST_GIF:
+    if kind == "gif" and fps > MAX_GIF_FPS:
         raise UsageError(
-            f"fps of a .gif must be at most {FASTEST_GIF}, because viewers slow down faster ones, "
-            f"got {fps:g}; use --fps {FASTEST_GIF} or an .mp4"
+            f"fps of a .gif must be at most {MAX_GIF_FPS}, because viewers slow down faster ones, "
+            f"got {fps:g}; use --fps {MAX_GIF_FPS} or an .mp4"
         )
 
 
 def check_writable(path: Path) -> None:
-    """Try whether a video can be written to `path`, and leave nothing. Raises WanpipeError if its
-    folder cannot be written, or without ffmpeg where the format needs it.
+    """Check that a video can be written to `path`, without leaving files.
+
+    Raises WanpipeError if it cannot.
     """
     if video_format(path) != FRAMES:
         ffmpeg.program()

@@ -14,8 +14,8 @@ import msgspec
 
 from wanpipe.runtime import text
 
-MAX_BYTES = 1 << 20  # bytes of a document unless its reader says otherwise
-MAX_LINE = 300  # characters of an error, of which a file may have chosen some
+MAX_BYTES = 1 << 20  # of a document, unless its reader gives another limit
+MAX_LINE = 300  # characters of an error, which may quote a file
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
@@ -69,7 +69,7 @@ def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
     """
     with open_regular(path, limit) as file:
         data = file.read(limit + 1)
-    if len(data) > limit:  # it has grown
+    if len(data) > limit:  # it grew meanwhile
         raise DocumentError(f"it is larger than {limit} bytes")
     return data
 

@@ -16,7 +16,7 @@ from types import FrameType
 from wanpipe.runtime.text import error_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-DEBOUNCE_SECONDS = 0.25  # seconds: terminals and wrappers deliver one wish as two signals
+DEBOUNCE_SECONDS = 0.25  # terminals and wrappers may send one Ctrl-C as two signals
 SECOND_SIGNAL = "interrupted twice; ended at once, what was not on the disk yet is lost"
 STDOUT, STDERR = 1, 2
 PIPE_BYTES = 1 << 16  # capacity of a pipe

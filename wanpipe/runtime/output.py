@@ -1,7 +1,7 @@
-"""Puts a file or a folder that a user asked for in place: whole, and where links lead to.
+"""Replaces an output file or folder atomically, and follows links to it.
 
-It is written in a scratch folder beside its place. A lock tells that its process lives; what a dead
-process left is removed by the next one that writes there.
+The output is written to a locked scratch folder beside its target. If a process dies, the next
+process that writes to the same parent removes its scratch folder.
 """
 
 import errno
@@ -19,15 +19,15 @@ from wanpipe.runtime.disk import NO_EXCHANGE, fsync, rename_exchange
 
 SCRATCH = re.compile(r"\.wanpipe-[0-9a-f]{32}")
 LOCK = "lock"
-OLD = "old"  # holds what waits while another takes its place in two steps
-YOUNG = 60.0  # seconds in which a process surely locks the folder that it made
-TRIES = 100  # others that take the same place at the same time
-TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}
+BACKUP = "old"  # holds the previous output if it cannot be exchanged atomically
+GRACE_SECONDS = 60.0  # seconds; a younger scratch folder may not be locked yet
+MAX_ATTEMPTS = 100  # to replace an output that other processes replace at the same time
+CONFLICT_ERRORS = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}
 
 
 def follow_links(path: Path) -> Path:
-    """Follow links, so that a link stays and its target is replaced. Raises UsageError for links
-    that lead in a circle.
+    """Resolve links, so that the link stays and its target is replaced. Raises UsageError for a
+    circular link.
     """
     real = Path(os.path.realpath(path))
     if real.is_symlink():
@@ -36,7 +36,7 @@ def follow_links(path: Path) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Try whether `path` can be written, and leave nothing. Raises OSError or UsageError."""
+    """Check that `path` can be written, without leaving files. Raises OSError or UsageError."""
     with suppress(FileNotFoundError):
         path.lstat()  # raises for a name that is too long
     with scratch(follow_links(path).parent):
@@ -45,10 +45,10 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def replace_output(path: Path, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
-    """Give a path of the same suffix to write a file or a folder to. It takes the place of `path`
-    when the block ends, whole and durable, or goes after an error.
+    """Yield a path with the same suffix to write a file or a folder to. It replaces `path`
+    atomically and durably when the block ends, and is removed after an error.
 
-    `check` is called before that, and raises if what is there must stay.
+    `check` is called before the replacement. It raises if the existing output must stay.
     """
     target = follow_links(path)
     with scratch(target.parent) as folder:
@@ -60,13 +60,13 @@ def replace_output(path: Path, check: Callable[[], object] = lambda: None) -> It
         if draft.is_file():
             fsync(draft)
         check()
-        _place(draft, target, folder / OLD)
+        _place(draft, target, folder / BACKUP)
         fsync(target.parent)
 
 
 def _place(draft: Path, target: Path, old: Path) -> None:
-    """Put the draft in place of what is there now. Others may do the same: the last one stays."""
-    for attempt in range(TRIES):
+    """Replace the target by the draft. If several processes do this, the last one wins."""
+    for attempt in range(MAX_ATTEMPTS):
         try:
             if draft.is_dir() and target.is_dir():
                 _swap(draft, target, old / str(attempt))
@@ -74,7 +74,7 @@ def _place(draft: Path, target: Path, old: Path) -> None:
                 draft.replace(target)
             return
         except OSError as error:
-            if error.errno not in TAKEN or attempt + 1 == TRIES:
+            if error.errno not in CONFLICT_ERRORS or attempt + 1 == MAX_ATTEMPTS:
                 raise
 
 
@@ -91,9 +91,7 @@ def _swap(draft: Path, target: Path, old: Path) -> None:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """Give a folder in `parent` that exists as long as the block, under a lock that tells others
-    that this process lives.
-    """
+    """Yield a locked folder in `parent`, which is removed when the block ends."""
     with suppress(OSError):  # a folder that can be written but not listed
         sweep(parent)
     with ExitStack() as held:
@@ -103,8 +101,8 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 def _locked(parent: Path, held: ExitStack) -> Path:
-    """Make a scratch folder and lock it, or without where the file system has no locks: then
-    nobody takes it for one of a dead process.
+    """Make a scratch folder and lock it. If the file system has no locks, the folder stays
+    unlocked, and no other process removes it.
     """
     from filelock import FileLock
 
@@ -117,7 +115,7 @@ def _locked(parent: Path, held: ExitStack) -> Path:
         except (OSError, NotImplementedError):
             locked = False
         if (folder / LOCK).exists() or (folder.is_dir() and not locked):
-            return folder  # else another process found it before it was locked
+            return folder  # otherwise another process removed it before it was locked
 
 
 def sweep(parent: Path) -> None:
@@ -127,23 +125,23 @@ def sweep(parent: Path) -> None:
     for path in parent.iterdir():
         if not SCRATCH.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
             continue
-        if not (path / LOCK).exists() and time.time() - path.stat().st_mtime < YOUNG:
+        if not (path / LOCK).exists() and time.time() - path.stat().st_mtime < GRACE_SECONDS:
             continue
         with suppress(Timeout, OSError, NotImplementedError), FileLock(path / LOCK, timeout=0):
             _remove(path)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a scratch folder, its lock last. What it holds of an old result goes back where
-    nothing came.
+    """Remove a scratch folder, its lock last. First restore a previous output that was moved into
+    it, unless a new one exists.
     """
-    for kept in sorted(folder.glob(f"{OLD}/*/*"), reverse=True):
+    for kept in sorted(folder.glob(f"{BACKUP}/*/*"), reverse=True):
         place = folder.parent / kept.name
         if not place.exists():
             try:
                 kept.rename(place)
             except OSError as error:
-                if error.errno not in TAKEN:
+                if error.errno not in CONFLICT_ERRORS:
                     raise
     for path in folder.iterdir():
         if path.is_dir():

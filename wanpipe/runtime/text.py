@@ -1,20 +1,19 @@
-"""Text as it is printed: it cannot control a terminal, and every stream can encode it.
+"""Makes text safe to print: it cannot control a terminal, and every stream can encode it.
 
-What comes from a file, such as a prompt or a key of a LoRA, is printed only as these functions
-return it.
+Text from a file, such as a prompt or a key of a LoRA, is printed only through these functions.
 """
 
 import codecs
 from collections.abc import Sequence
 from typing import Any
 
-BYTES = range(0xDC80, 0xDD00)  # what Python reads in place of bytes that are not UTF-8
+BYTES = range(0xDC80, 0xDD00)  # how Python decodes bytes that are not UTF-8 (surrogateescape)
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters, marks of direction and other invisible ones.
+    """Replace control characters, direction marks and other invisible characters of a text.
 
-    White space becomes a blank, the others become an escape such as \\x1b or \\u202e.
+    White space becomes a blank. Other characters become an escape such as \\x1b or \\u202e.
     """
     if text.isprintable():
         return text
@@ -22,8 +21,8 @@ def printable(text: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Write a value as one line of JSON, in which what `printable` replaces is escaped."""
-    import json  # not before the handlers of signals are there
+    """Encode a value as one line of JSON. Characters that `printable` replaces are escaped."""
+    import json  # imported late, because signal handlers must be installed first
 
     text = json.dumps(value, ensure_ascii=False)
     if text.isprintable():
@@ -45,7 +44,7 @@ def storable(value: Any) -> Any:
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Return whether command line arguments ask for JSON events, and so for errors as JSON."""
+    """Return whether command line arguments ask for JSON events, and therefore for JSON errors."""
     return any(argument.partition("=")[0] == "--events" for argument in arguments)
 
 
@@ -64,7 +63,7 @@ def _shown(letter: str) -> str:
 
 
 def _encoded(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode what a stream cannot: as the bytes it was read from, or escaped as in JSON."""
+    """Encode a character that a stream cannot: as its original bytes, or as a JSON escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     import json
