@@ -39,7 +39,7 @@ class Params:
 
 
 def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Plan[Entry]:
-    """Plan the frames of a step, with the first memory plan whose frames exist, or else that fits.
+    """Plan the frames of a step, with the first memory plan whose frames exist, or that fits.
 
     `model` may be None if frames are given. Raises UsageError for invalid parameters, for a latent
     that the VAE cannot decode, and if --memory is less than any memory plan needs.
@@ -61,7 +61,7 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
         existing[0] if existing else choose_plan("vae", plans, params.memory, store.report)
     )
     if params.output is not None and not existing and not store.read_only:
-        check_writable(params.output)  # else it would be noticed after the last step
+        check_writable(params.output)  # before the work, not after the last step
     recipe = decoding.recipe(memory_plan)
 
     def make() -> Entry:

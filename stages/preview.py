@@ -71,7 +71,7 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
 
 @contextmanager
 def writable(output: Path) -> Iterator[None]:
-    """Raise WanpipeError where the preview cannot be written."""
+    """Raise WanpipeError if the preview cannot be written."""
     try:
         yield
     except OSError as error:

@@ -11,7 +11,7 @@ import pytest
 from tests.store.builders import chain, fill, frames, recipe, text
 from wanpipe.store import Store
 from wanpipe.store.index import Summary
-from wanpipe.store.index_file import FILE
+from wanpipe.store.index_file import ENTRIES, FILE
 
 
 @pytest.fixture
@@ -72,6 +72,17 @@ def test_a_damaged_index_file_changes_no_result(store: Store) -> None:
 def rows_in(store: Store) -> int:
     with closing(sqlite3.connect(store.root / FILE)) as database:
         return database.execute("SELECT count(*) FROM notes").fetchone()[0]
+
+
+DEEP = b"[" * 20_000 + b"]" * 20_000
+
+
+@pytest.mark.parametrize("value", [b"%(row)s," + DEEP + b"]", b"\xff", b"", b"[1]", b"NaN"])
+def test_a_summary_that_cannot_be_decoded_costs_one_rebuild(store: Store, value: bytes) -> None:
+    expected = rebuilt(store)
+    entry_id, row = next(iter(store.index.index_file.all(ENTRIES).items()))
+    store.index.index_file.put(ENTRIES, {entry_id: value.replace(b"%(row)s", row[:-1])})
+    assert Store(store.root).index.read() == expected
 
 
 def test_summaries_of_removed_entries_are_deleted(

@@ -37,7 +37,7 @@ def validate(path: Path) -> Entry:
 
 
 def files_of(entry: Entry) -> list[Path]:
-    """Return the files of an entry in order: documents and chunks, not what others put there."""
+    """Return the files of an entry in order: documents and chunks, without foreign files."""
     found = {entry.path / METADATA}
     for name in entry.names:
         folder = entry.path / name

@@ -54,7 +54,7 @@ class Checkpoint:
     clip: CLIPConfig | None
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     configs: tuple[Path, ...] = ()
-    remark: str | None = None  # about what could not be told from the files alone
+    remark: str | None = None  # how an ambiguous variant was chosen
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def named_size(directory: Path, folder: CheckpointFiles) -> tuple[str, str | Non
 
 
 def size_remark(directory: Path, folder: CheckpointFiles, dit: DiTConfig) -> str | None:
-    """Say which size an image-to-video model of Wan2.1 gets, and why; None for other models."""
+    """Explain the default size of a Wan2.1 image-to-video model; None for other models."""
     if dit.clip_dim is None:
         return None
     size, name = named_size(directory, folder)

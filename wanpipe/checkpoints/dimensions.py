@@ -34,7 +34,7 @@ FIXED_VALUES: dict[str, Any] = {
 }
 IGNORED_KEYS = {"_class_name", "_diffusers_version", "model_type", "wanpipe", *FIXED_VALUES}
 OFFICIAL_KEYS = {"heads": "num_heads", "layers": "num_layers"}  # ours: theirs, where they differ
-POSITIONS = "img_emb.emb_pos"  # what FLF2V has more than I2V
+POSITIONS = "img_emb.emb_pos"  # only FLF2V has it
 DIT_DEFAULTS = {field.name: field.default for field in structs.fields(DiTConfig)}
 
 

@@ -25,7 +25,7 @@ EXPERT_FOLDERS = ("low_noise_model", "high_noise_model")
 PIPELINE_FILE = "model_index.json"  # of diffusers
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
 
-LOOSE_PATTERNS = ("*", "*/*", "*/*/*")  # where loose files are looked for
+LOOSE_PATTERNS = ("*", "*/*", "*/*/*")  # of loose files
 MAX_LOOSE_FILES = 200  # loose files in a folder; more is no folder of one model
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 EXPERT_NAME = re.compile(r"(?<![a-z])(high|low)(?=[_-]?noise|[^a-z]|$)")

@@ -68,12 +68,12 @@ PREFIXES = (
 SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 # for its 8-bit products; no part of the weight
 INPUT_SCALE_SUFFIXES = (".scale_input", ".input_scale")
-FORMAT_SUFFIX = ".comfy_quant"  # JSON that says in what format
+FORMAT_SUFFIX = ".comfy_quant"  # a JSON tensor that names the format
 SUFFIXES = (*SCALE_SUFFIXES, *INPUT_SCALE_SUFFIXES, FORMAT_SUFFIX)
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 SCALED_MARKER = "scaled_fp8"
 JSON_LIMIT = 1 << 12  # bytes
-OWN_NAME = -1  # place among the rules of a tensor that keeps its name
+OWN_NAME = -1  # position of a tensor that keeps its name, before all rules
 
 
 @dataclass(frozen=True)

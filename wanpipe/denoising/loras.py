@@ -1,4 +1,4 @@
-"""The LoRAs of a run: the given ones, or else those of the continued run.
+"""The LoRAs of a run: the given ones, or by default those of the continued run.
 
 Compares names and content hashes. Reads the headers of files, but no weights.
 """
@@ -158,7 +158,7 @@ def locate(lora: Lora, files: Mapping[str, str], store: Store) -> Path:
         )
     digest = store.hash_cache.hash(path)
     if lora.hash not in identities(read_lora(path), digest).values():
-        if lora.hash == digest:  # the steps that are there were made by another version
+        if lora.hash == digest:  # another version made the existing steps
             raise CheckpointError(
                 f"LoRA {path} has a scale that this run did not use so far; give it with "
                 f"{option(given_for(lora))} to go on with its scale"

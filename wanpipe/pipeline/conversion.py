@@ -104,7 +104,7 @@ class ModelFolder:
         return self.path
 
     def check(self) -> None:
-        """Raise StoreError where the folder cannot be written, or holds files of somebody else by
+        """Raise StoreError if the folder cannot be written, or has files of the user by
         the names of a model's: before gigabytes are read for it.
         """
         whole = absolute(self.path)
@@ -124,7 +124,7 @@ class ModelFolder:
         self.check_owner()
 
     def check_owner(self) -> None:
-        """Raise StoreError if files of somebody else have the names of a model's."""
+        """Raise StoreError if files of the user have the names of a model's files."""
         from wanpipe.weights.convert import has_records
 
         names = [component_file(name) for name in Components.__struct_fields__]
@@ -152,7 +152,7 @@ class ModelFolder:
         file = self.lock_file
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()  # where this fails, a lock would wait for ever
+            file.touch()  # if this fails, a lock would wait forever
         except OSError as error:
             raise cannot_be_written(self.path, error) from error
         with FileLock(file):
@@ -169,7 +169,7 @@ class ModelFolder:
         """
         mark, existed = self.path / CLAIM, self.path.is_dir()
         if (self.path / "config.json").exists():
-            yield  # the conversion tells whether it is of this model
+            yield  # the conversion checks whether it belongs to this model
             return
         self.check_owner()
         try:
@@ -217,14 +217,14 @@ def with_known_content(recipe: Recipe, store: Store) -> Recipe:
         return recipe
     folder = store.root / recipe.stage
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        with suppress(DamageError):  # what cannot be read is made again
+        with suppress(DamageError):  # an unreadable component is converted again
             if is_key(path.name) and meaning(read_entry(path).material) == meaning(recipe.material):
                 return replace(recipe, material=read_entry(path).material)
     return recipe
 
 
 def meaning(material: Any) -> Any:
-    """Return a conversion's material with what its files are for in place of their names.
+    """Return a conversion's material with the roles of its files instead of their names.
 
     Their content tells that, but for experts, which only names tell apart.
     """

@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """The canvas of a video, and its first and last image. At least one of the two is there."""
+    """The canvas of a video, and its first image, its last image, or both."""
 
     canvas: Canvas
     first: Picture | None
@@ -46,7 +46,7 @@ class Pictures:
 
     @property
     def given(self) -> list[Picture]:
-        """The images that are there, in order."""
+        """The given images, in order."""
         return [picture for picture in (self.first, self.last) if picture is not None]
 
 
@@ -99,7 +99,7 @@ class Reader:
         return self.picture(fit(image, canvas.width, canvas.height, mode, self.resample), image)
 
     def picture(self, pixels: "np.ndarray", image: "Image.Image | np.ndarray") -> Picture:
-        """Return the picture of these pixels, and of what CLIP sees."""
+        """Return the picture of these pixels, and of the pixels that CLIP gets."""
         from wanpipe.media.image import clip_pixels
 
         return Picture(pixels=pixels, clip=clip_pixels(image) if self.clip else None)

@@ -43,7 +43,7 @@ class Draft:
     def group(self) -> "zarr.Group":
         """Return the Zarr group, which is created on first use."""
         if self.zarr_group is None:
-            # of a resumed draft: the document, and what zarr left when it was killed writing it
+            # of a resumed draft: the document, and a part that zarr left when it was killed
             for left in (self.path / METADATA, *self.path.glob("zarr.*.partial")):
                 left.unlink(missing_ok=True)
             self.zarr_group = create_group(self.path)
@@ -132,7 +132,7 @@ class ArrayWriter:
         """Compare with the first value of each channel, until something differs from it."""
         if self.channel is None:
             return
-        if self.first is None or self.channel == 0:  # else the channels are the same in all blocks
+        if self.first is None or self.channel == 0:  # otherwise all blocks have the same channels
             start = tuple(slice(None if axis == self.channel else 1) for axis in range(block.ndim))
             self.first = block[start].copy()
         if (block != self.first).any():

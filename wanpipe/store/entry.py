@@ -199,7 +199,7 @@ def read_record(path: Path) -> Record:
     try:
         raw = read_group(path)[1]
         record = convert(raw, Record)
-        if record.key != key_of(raw["material"]):  # else a step could be its own parent
+        if record.key != key_of(raw["material"]):  # otherwise a step could be its own parent
             raise DocumentError("its key is not that of its material")
         if wrong := check_references(record):
             raise DocumentError(wrong)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from wanpipe.errors import StoreError
+from wanpipe.runtime.documents import DocumentError, decode
 from wanpipe.store.entry import read_record
 from wanpipe.store.index_file import ENTRIES, IndexFile
 from wanpipe.store.keys import is_key
@@ -133,8 +134,8 @@ class Index:
         """Return the stored summaries; none if any does not fit."""
         rows = self.index_file.all(ENTRIES).values()
         try:
-            summaries = msgspec.json.decode(b"[" + b",".join(rows) + b"]", type=list[Summary])
-        except msgspec.MsgspecError:  # of another version
+            summaries = decode(b"[" + b",".join(rows) + b"]", list[Summary])
+        except DocumentError:  # of another version
             return {}
         return {summary.id: summary for summary in summaries}
 

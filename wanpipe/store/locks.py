@@ -31,7 +31,7 @@ class Locks:
 
     @cached_property
     def supported(self) -> bool:
-        """Whether the disk has locks. Reports what it cannot do."""
+        """Whether the file system supports locks. Reports if it does not."""
         folder = self.root / FOLDER
         make_directory(folder)
         supported = has_locks(folder)

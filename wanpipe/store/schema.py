@@ -339,7 +339,7 @@ INTERIOR_RANK = 1  # gc_rank of steps that other steps follow
 
 
 def check_arrays(stage: StageSpec, names: set[str]) -> str:
-    """Return what is wrong with the names of an entry's arrays, "" if they fit the stage."""
+    """Return the error in the names of an entry's arrays, "" if they fit the stage."""
     unknown = sorted(name for name in names if not _is_declared(stage, name))
     missing = sorted(
         name for name, one in stage.arrays.items() if one.required and name not in names

@@ -91,7 +91,7 @@ class Store:
         try:
             return self.open_checked(path)
         except DamageError:
-            pass  # or another process removed or replaced it while it was read
+            pass  # another process may have removed or replaced it meanwhile
         try:
             return self.open_checked(path) if path.is_dir() else None
         except DamageError as error:

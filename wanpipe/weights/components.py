@@ -49,7 +49,7 @@ class ComponentPlan:
     tensors: tuple[TensorSpec, ...]  # before quantization
     renames: dict[str, PlannedRename] = field(repr=False)
     quantization: Quantization | None = None
-    known_parameters: int | None = None  # where the tensors do not tell
+    known_parameters: int | None = None  # if the shapes do not give it
 
     @property
     def file(self) -> str:
@@ -160,7 +160,7 @@ def plan_copy(directory: Path, config: ModelConfig) -> list[ComponentPlan]:
 
 
 def with_quantization(plan: ComponentPlan, quantization: Quantization | None) -> ComponentPlan:
-    """Plan a component in fewer bits. Raises UsageError where it has been quantized before."""
+    """Plan a component in fewer bits. Raises UsageError if it is quantized already."""
     if quantization is None:
         return plan
     if any(spec.dtype == PACKED_DTYPE for spec in plan.tensors):

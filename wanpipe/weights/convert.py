@@ -49,7 +49,7 @@ from wanpipe.weights.write import TensorSpec, write_tensors
 ALGORITHM = 1  # raised when the same checkpoint and options give other files
 TOKENIZER = "tokenizer.json"
 OnQuantized = Callable[[str, str, float], None]  # component, kind of layer, relative error
-OnWritten = Callable[[Path, str], None]  # a file that is finished, its content hash
+OnWritten = Callable[[Path, str], None]  # a finished file, its content hash
 SPACE_MARGIN = 1 << 20  # bytes for config.json and the file system's own
 
 
@@ -70,7 +70,7 @@ class Options:
             check_quantization(spec)
 
     def check_group_sizes(self, dit: DiTConfig, t5: T5Config) -> None:
-        """Raise UsageError where a group size does not divide the widths of the networks."""
+        """Raise UsageError if a group size does not divide the widths of the networks."""
         if self.quantization is not None:
             check_group_size(self.quantization, "the transformer", (dit.dim, dit.ffn_dim))
         if self.text_encoder is not None:
@@ -201,7 +201,7 @@ def _write_model(
     on_quantized: OnQuantized,
     on_written: OnWritten,
 ) -> ModelConfig:
-    """Write the planned model, unless it is there."""
+    """Write the planned model, unless it exists."""
     finished = _read_finished(target, key)
     if finished is not None:
         remove_leftovers(target, finished)
@@ -285,7 +285,7 @@ def has_records(target: Path) -> bool:
 
 
 def _is_record(path: Path) -> bool:
-    """Return whether a file is a record, and not what somebody else keeps beside a model's file."""
+    """Return whether a file is a record of wanpipe, not a file of the user."""
     try:
         load(path, FinishedComponent)
     except (OSError, DocumentError):
@@ -300,7 +300,7 @@ def _read_record(target: Path, plan: ComponentPlan, key: str) -> Component[Any] 
     except (OSError, DocumentError):  # a missing or damaged record means: not done
         return None
     path = target / plan.file
-    if path.is_symlink():  # what it links to is not of this model
+    if path.is_symlink():  # its target does not belong to this model
         return None
     size = path.stat().st_size if path.is_file() else None
     if (record.key, record.file, record.bytes) != (key, plan.file, size):

@@ -28,7 +28,9 @@ PARTS_BY_PARAMETER = {
     "bias": ("bias",),
     "modulation": ("modulation",),
 }
-DIM_INPUTS = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.0)")  # what takes tokens
+DIM_INPUTS = re.compile(
+    r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.0)"
+)  # layers whose input has the width of the tokens
 BLOCK_NAME = re.compile(r"blocks\.(\d{1,6})(\..*)?")
 
 
@@ -54,7 +56,7 @@ class LoraFile:
     second: "LoraFile | None" = None
 
     def of(self, expert: str) -> "LoraFile":
-        """Return what is for an expert."""
+        """Return the part for an expert."""
         return self.second if self.second is not None and expert == LOW else self
 
     def scale_of(self, module: str) -> float:
@@ -191,7 +193,7 @@ def _add_key(lora: LoraFile, module: str, found: KeyParts, key: str) -> None:
 
 
 def identities(lora: LoraFile, digest: str) -> dict[str | None, str]:
-    """Return what stands for a LoRA in keys, by the expert that gets it; None: every expert.
+    """Return the hash of a LoRA in keys, by the expert that gets it; None: every expert.
 
     It is the content hash of the file, as in 0.1.0, joined with whatever else changes a result.
     """
@@ -215,7 +217,7 @@ def _identity(lora: LoraFile, digest: str, second: bool = False) -> str:
 
 
 def count_scales(lora: LoraFile) -> Counter[str]:
-    """Count the modules by the scale of their products, and by what gives it; reads the alphas."""
+    """Count the modules by scale, and by the source of the scale; reads the alphas."""
     counts: Counter[str] = Counter()
     with open_tensors(lora.path) as file:
         for module, parts in lora.modules.items():
@@ -247,7 +249,7 @@ def _is_elsewhere(lora: LoraFile, key: str) -> bool:
 
 
 def _split_key(key: str) -> KeyParts | None:
-    """Split a key into its parts; None for one that is of no LoRA."""
+    """Split a key into its parts; None if it is not a LoRA key."""
     rest, second = key, False
     dotted = (*lora_rules.SECOND_PREFIXES, *lora_rules.DOTTED_PREFIXES)
     while prefix := next((one for one in dotted if rest.startswith(one)), ""):

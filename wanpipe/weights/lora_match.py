@@ -24,7 +24,7 @@ from wanpipe.weights.lora import (
 NO_IMAGE_BRANCH = "of an image branch that this model lacks"
 OTHER_INPUT_CHANNELS = "for another number of input channels"
 ALPHA_ALONE = "that scale nothing"
-QUERY_WEIGHT = "blocks.{}.self_attn.q.weight"  # tells the width and the layers of our network
+QUERY_WEIGHT = "blocks.{}.self_attn.q.weight"  # gives the width and the number of layers
 
 
 @dataclass(frozen=True, kw_only=True)
