@@ -2,9 +2,9 @@
 
     python -m bench.fuzz [--factor N]
 
-Every case changes one file and runs one command that reads it. The tests fail for a traceback, for
-more than one line of error, for a file changed elsewhere, for a process that is started because of
-the file, and for more than 10 s or 1 GB.
+Every case changes one file and runs a command or a function that reads it. The tests fail for a
+traceback, for more than one line of error and for a file changed elsewhere. For checkpoints, models
+and entries they also fail for more than 10 s of processor time.
 """
 
 import argparse
