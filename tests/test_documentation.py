@@ -209,3 +209,28 @@ def test_the_page_for_developers_knows_the_tree() -> None:
     paths = re.findall(r"`((?:wanpipe|stages|tests|bench|docs)/[\w./-]*)`", text)
     assert len(paths) > 30
     assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+def test_every_name_for_developers_is_in_the_file_that_it_is_said_to_be_in() -> None:
+    text = (ROOT / "docs" / "developers.md").read_text("utf-8")
+    pairs = re.findall(r"`(\w+)`[^`\n]* in `((?:wanpipe|stages|tests)/[\w/]+\.py)`", text)
+    assert len(pairs) >= 8
+    missing = [
+        (name, file)
+        for name, file in pairs
+        if name not in re.findall(r"\w+", (ROOT / file).read_text("utf-8"))
+    ]
+    assert not missing
+
+
+def test_every_name_for_developers_is_in_the_source() -> None:
+    text = (ROOT / "docs" / "developers.md").read_text("utf-8")
+    names = re.findall(r"`(?:\w+\.)*(\w+)(?:\(.*?\))?`", text)
+    sources = [
+        *ROOT.glob("wanpipe/**/*.py"),
+        *ROOT.glob("stages/*.py"),
+        *ROOT.glob("tests/**/*.py"),
+    ]
+    words = {word for path in sources for word in re.findall(r"\w+", path.read_text("utf-8"))}
+    others = {"NAME", "ruff"}  # a placeholder and a program
+    assert not set(names) - words - others
