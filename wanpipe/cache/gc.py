@@ -216,7 +216,7 @@ def open_scratch(store: Store, folder: Path, held: ExitStack) -> Path:
 
 def find_leftovers(store: Store, older_than: float) -> list[Path]:
     """Return quarantined entries, drafts of dead processes, and unfinished conversions that no
-    process has resumed for so many seconds.
+    process has resumed for `older_than` seconds.
     """
     folders = own_folders(store.root, DAMAGED)
     damaged = [path for folder in folders for path in folder.iterdir() if path.is_dir()]

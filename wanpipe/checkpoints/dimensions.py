@@ -21,7 +21,7 @@ from wanpipe.runtime.documents import Document, DocumentError, convert, load
 JSON_LIMIT = 1 << 24  # bytes
 # no axis of a real checkpoint is longer; beyond, a hostile header would cost memory
 MAX_AXIS = 1 << 20
-MAX_LAYERS = 256  # layers
+MAX_LAYERS = 256
 
 Shapes = Mapping[str, TensorInfo]
 Dimensions = TypeVar("Dimensions", bound=Document)

@@ -133,7 +133,7 @@ def refused_reason(info: zipfile.ZipInfo, found: dict[str, Member]) -> str:
 
 
 def read_member(file: BinaryIO, member: Member | None, path: Path) -> bytes:
-    """Read a small member whole; nothing where there is none."""
+    """Read a small member; return empty bytes if it is absent."""
     if member is None:
         return b""
     if member.size > PICKLE_LIMIT:

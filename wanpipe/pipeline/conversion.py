@@ -226,7 +226,7 @@ def with_known_content(recipe: Recipe, store: Store) -> Recipe:
 def meaning(material: Any) -> Any:
     """Return a conversion's material with the roles of its files instead of their names.
 
-    Their content tells that, but for experts, which only names tell apart.
+    Content gives the role of a file. Only the two experts are told apart by name.
     """
     from wanpipe.checkpoints.folders import expert_label
 

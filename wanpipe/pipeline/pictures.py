@@ -93,7 +93,7 @@ class Reader:
         return Pictures(canvas=canvas, first=picture, last=after)
 
     def fitted(self, image: "Image.Image", canvas: Canvas, mode: "Mode") -> Picture:
-        """Fit an image to the canvas. CLIP sees the whole of it, whatever the fit."""
+        """Fit an image to the canvas. CLIP always gets the whole image."""
         from wanpipe.media.image import fit
 
         return self.picture(fit(image, canvas.width, canvas.height, mode, self.resample), image)

@@ -20,7 +20,7 @@ from wanpipe.runtime.disk import NO_EXCHANGE, fsync, rename_exchange
 SCRATCH = re.compile(r"\.wanpipe-[0-9a-f]{32}")
 LOCK = "lock"
 BACKUP = "old"  # holds the previous output if it cannot be exchanged atomically
-GRACE_SECONDS = 60.0  # seconds; a younger scratch folder may not be locked yet
+GRACE_SECONDS = 60.0  # a younger scratch folder may not be locked yet
 MAX_ATTEMPTS = 100  # to replace an output that other processes replace at the same time
 CONFLICT_ERRORS = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}
 

@@ -72,8 +72,8 @@ class Scratch:
 
 
 def own_folders(root: Path, name: str) -> list[Path]:
-    """Return the folders of a name in the cache and its stages. A link is not followed: what is
-    behind it may not be wanpipe's.
+    """Return the folders of a name in the cache and its stages. A link is not followed: its
+    target may not belong to wanpipe.
     """
     folders = [root / name, *(root / stage / name for stage in STAGES)]
     return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
@@ -90,7 +90,7 @@ def stale_drafts(root: Path) -> list[Path]:
 
 
 def remove_scratch(path: Path, root: Path) -> None:
-    """Remove a draft and its files; the lock last, so that a kill in between leaves nothing unseen.
+    """Remove a draft and its files; the lock last, so that a killed removal can be finished later.
 
     A killed process may have moved an old entry away before the new one was installed: the old one
     is moved back.
@@ -118,5 +118,5 @@ def remove_links(folder: Path) -> None:
 
 
 def crosses_disks(error: OSError) -> bool:
-    """Return whether a rename failed since it crosses disks."""
+    """Return whether a rename failed because it crosses disks."""
     return error.errno == errno.EXDEV

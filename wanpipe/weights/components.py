@@ -135,7 +135,7 @@ def _plan_component(
 
 
 def plan_copy(directory: Path, config: ModelConfig) -> list[ComponentPlan]:
-    """Plan to write every network of a converted model again, tensor by tensor as it is."""
+    """Plan to write every network of a converted model again, unchanged, one tensor at a time."""
     plans = []
     for name, component in config.components.items():
         if component.config is None:

@@ -75,7 +75,7 @@ def write_tensors(
 ) -> WrittenFile:
     """Write `specs` in this order; `blocks` gives each one's numbers in turn, in C order.
 
-    `advance` is told the bytes of each block. After an error there is no file.
+    Calls `advance` with the bytes of each block. Leaves no file after an error.
     """
     state = xxhash.xxh3_128()
     # a name of its own: the part that a killed process left is written anew, not left behind
