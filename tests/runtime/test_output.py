@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime import output
+from wanpipe.runtime import disk
 from wanpipe.runtime.output import check_writable, replace_output
 
 ROOT = Path(__file__).parent.parent.parent
@@ -143,7 +143,7 @@ def test_many_write_the_same_folder_and_the_last_one_stays_whole(
     exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchanges:
-        monkeypatch.setattr(output, "rename_exchange", no_exchange)
+        monkeypatch.setattr(disk, "rename_exchange", no_exchange)
     for _ in range(5):
         ready, failed = threading.Barrier(6), []
 
@@ -175,7 +175,7 @@ def no_exchange(*_: object) -> None:
 CRASHES = """
 import errno, os, shutil, sys
 from pathlib import Path
-from wanpipe.runtime import output
+from wanpipe.runtime import disk, output
 from filelock import FileLock
 
 def refuse(*_):
@@ -189,7 +189,7 @@ def write(text):
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym"}
 if sys.argv[1] == "two steps":
-    output.rename_exchange = refuse
+    disk.rename_exchange = refuse
 at = 0
 while True:
     shutil.rmtree("frames", ignore_errors=True)

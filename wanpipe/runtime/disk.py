@@ -84,24 +84,17 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_replace(path: Path, draft: Path | None = None) -> Iterator[Path]:
-    """Yield a path beside `path`, with the same suffix, to write a file or a directory to. At the
-    end of the block it is made durable and replaces `path`; after an error it is removed.
+    """Yield a path beside `path`, with the same suffix, to write a file to. At the end of the block
+    it is made durable and replaces `path`; after an error it is removed.
     """
     draft = draft or path.with_name(f".wanpipe-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield draft
-        for folder, _, files in os.walk(draft, topdown=False):
-            for name in [*files, "."]:
-                fsync(Path(folder, name))
-        if path.is_dir():
-            replace_directory(draft, path)
-        else:
-            fsync(draft)
-            draft.replace(path)
+        fsync(draft)
+        draft.replace(path)
         fsync(path.parent)
     finally:
-        for left in (draft, backup_path(draft)):
-            remove_tree(left)
+        draft.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -116,14 +109,15 @@ def backup_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.old")
 
 
-def replace_directory(path: Path, target: Path) -> None:
-    """Replace directory `target` by `path`; the old one is then at `path` or its backup path."""
+def replace_directory(path: Path, target: Path, backup: Path) -> None:
+    """Replace directory `target` by `path`; the old one is then at `path` or at `backup`."""
     try:
         rename_exchange(path, target)
     except OSError as error:
         if error.errno not in NO_EXCHANGE:
             raise
-        target.rename(backup_path(path))
+        backup.parent.mkdir(parents=True, exist_ok=True)
+        target.rename(backup)
         path.rename(target)
 
 

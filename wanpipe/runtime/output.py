@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from wanpipe.errors import UsageError
-from wanpipe.runtime.disk import NO_EXCHANGE, fsync, rename_exchange
+from wanpipe.runtime.disk import fsync, replace_directory
 
 SCRATCH = re.compile(r"\.wanpipe-[0-9a-f]{32}")
 LOCK = "lock"
@@ -69,24 +69,13 @@ def _place(draft: Path, target: Path, old: Path) -> None:
     for attempt in range(MAX_ATTEMPTS):
         try:
             if draft.is_dir() and target.is_dir():
-                _swap(draft, target, old / str(attempt))
+                replace_directory(draft, target, old / str(attempt) / target.name)
             else:
                 draft.replace(target)
             return
         except OSError as error:
             if error.errno not in CONFLICT_ERRORS or attempt + 1 == MAX_ATTEMPTS:
                 raise
-
-
-def _swap(draft: Path, target: Path, old: Path) -> None:
-    try:
-        rename_exchange(draft, target)
-    except OSError as error:
-        if error.errno not in NO_EXCHANGE:
-            raise
-        old.mkdir(parents=True)
-        target.rename(old / target.name)
-        draft.rename(target)
 
 
 @contextmanager

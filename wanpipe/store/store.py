@@ -245,7 +245,7 @@ class Store:
     def rename(self, path: Path, target: Path) -> None:
         """Rename a draft to an entry, which stays if it exists unless the store has `force`."""
         if self.force and target.is_dir():
-            replace_directory(path, target)
+            replace_directory(path, target, backup_path(path))
             return
         try:
             path.rename(target)
