@@ -118,9 +118,8 @@ def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]
     if params.output_dir is None:
         recipe = with_known_content(recipe, store)
     if params.output_dir is not None or store.must_compute(recipe):
-        engine.check_readable(
-            checkpoint, chosen
-        )  # a refused checkpoint leaves no trace in the cache
+        # a refused checkpoint leaves no trace in the cache
+        engine.check_readable(checkpoint, chosen)
     return recipe, partial(engine.convert, checkpoint, options=chosen)
 
 

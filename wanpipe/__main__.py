@@ -17,7 +17,7 @@ def main() -> None:
     from wanpipe.runtime import interrupt, streams
     from wanpipe.runtime.text import wants_json
 
-    streams.settle()
+    streams.open_missing()
     warnings.simplefilter("ignore")  # they are for developers; what a user must know is a remark
     interrupt.install(as_json=wants_json(sys.argv[1:]))
     from wanpipe import app

@@ -85,7 +85,7 @@ def fail(message: str, code: int, as_json: bool) -> NoReturn:
 
 def abandon() -> NoReturn:
     """End without a word because nobody reads the output any more, as other tools do."""
-    streams.abandon()
+    streams.discard_output()
     sys.exit(CLOSED_PIPE)
 
 

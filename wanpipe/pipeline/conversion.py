@@ -215,11 +215,12 @@ def with_known_content(recipe: Recipe, store: Store) -> Recipe:
     """
     if store.force or store.has(recipe.stage, recipe.key):
         return recipe
-    folder = store.root / recipe.stage
+    folder, wanted = store.root / recipe.stage, meaning(recipe.material)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        with suppress(DamageError):  # an unreadable component is converted again
-            if is_key(path.name) and meaning(read_entry(path).material) == meaning(recipe.material):
-                return replace(recipe, material=read_entry(path).material)
+        with suppress(DamageError):  # a damaged entry is no match
+            material = read_entry(path).material if is_key(path.name) else None
+            if material is not None and meaning(material) == wanted:
+                return replace(recipe, material=material)
     return recipe
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from wanpipe.runtime.text import ENCODING_ERRORS
 
 
-def settle() -> None:
+def open_missing() -> None:
     """Make all three standard streams usable. Call it before any other file is opened.
 
     One that is closed becomes the null device: else the next file would get its number, and Python
@@ -24,7 +24,7 @@ def settle() -> None:
         stream.reconfigure(errors=ENCODING_ERRORS)  # type: ignore[union-attr,unused-ignore]
 
 
-def abandon() -> None:
+def discard_output() -> None:
     """Drop what a closed pipe cannot take, so that the end of the process does not fail for it."""
     for stream in (sys.stdout, sys.stderr):
         try:
