@@ -54,7 +54,13 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
         return plan_video(source, inputs.frames, params, store)
     assert model is not None, "only frames can do without a model"
     assert inputs.step is not None
-    decoding = Decoding(model=model, step=inputs.step, run=source.run, trim=source.trim)
+    decoding = Decoding(
+        model=model,
+        step=inputs.step,
+        run=source.run,
+        trim=source.trim,
+        reference_frames=source.reference_frames,
+    )
     plans = decoding.plans(params.tiling)
     existing = [one for one in plans if not store.must_compute(decoding.recipe(one))]
     memory_plan = (

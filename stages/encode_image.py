@@ -172,15 +172,15 @@ def filler(
         import numpy as np
 
         from wanpipe.backend.device import memory_limit, provenance
-        from wanpipe.pipeline.image_encoder import clip_features, condition, first_frame
+        from wanpipe.pipeline.image_encoder import clip_features, condition, first_latent
 
         dtype, frames = recipe.material.dtype, recipe.material.num_frames
         both = pictures.first, pictures.last
-        ends = [None if one is None else one.pixels for one in both]
+        ends = [None if one is None else one.pixels[None] for one in both]
         with memory_limit(memory_plan.limit):
             if model.config.task == "ti2v":
                 assert pictures.first is not None
-                latent = first_frame(model, pictures.first.pixels, dtype, store)
+                latent = first_latent(model, pictures.first.pixels[None], dtype, store)
                 draft.write("latent", np.array(latent))
             else:
                 draft.write("condition", np.array(condition(model, ends, frames, dtype, store)))

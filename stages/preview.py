@@ -99,7 +99,7 @@ def drafts(store: Store) -> list[str]:
     found = {}
     for run in store.runs.all():
         done = [steps[key] for key in run.steps if key in steps and steps[key].readable]
-        if done and done[-1].step is not None and done[-1].step + 1 < run.settings.steps:
+        if done and done[-1].step is not None and done[-1].step + 1 < run.step_count:
             found[done[-1].key] = (done[-1].time, run.seed or 0, done[-1])
     # the last step of one run may be in the middle of another
     parents = {row.parent for row in steps.values()}

@@ -17,6 +17,7 @@ from wanpipe.store.runs import ModelReference
 from wanpipe.store.schema import ROLES
 from wanpipe.weights.model import Model
 
+FILES = {"image": ("image", "last_image"), "video": ("image", "video", "mask", "references")}
 FieldName = Annotated[str, Meta(max_length=100)]
 
 
@@ -46,10 +47,10 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
     lineage |= {ROLES[role]: key for role, key in run.inputs.items()}
     texts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
     lineage |= {name: text for name, text in texts.items() if text is not None}
-    if "image" in run.inputs:
-        image = store.find(ROLES["image"], run.inputs["image"])
-        if image is not None:
-            names = {"image": image.made.image, "last_image": image.made.last_image}
+    for role in FILES.keys() & run.inputs.keys():
+        entry = store.find(ROLES[role], run.inputs[role])
+        if entry is not None:
+            names = {name: getattr(entry.made, name) for name in FILES[role]}
             lineage |= {name: file for name, file in names.items() if file is not None}
     return lineage
 
@@ -109,6 +110,16 @@ class Source:
         noise = self.step.material.noise if self.step else UNSET
         trim = UNSET if isinstance(noise, UnsetType) else noise.trim_first_frames
         return 0 if isinstance(trim, UnsetType) else trim
+
+    @property
+    def reference_frames(self) -> int:
+        """Latent frames of reference images, from the run, or else from the video of the step."""
+        if self.run is not None:
+            return self.run.settings.reference_frames or 0
+        if self.step is None or "video" not in self.step.inputs:
+            return 0
+        video = self.home.resolve(f"{ROLES['video']}/{self.step.inputs['video']}")
+        return len(video.material.references)
 
     def lineage(self) -> dict[str, Any]:
         """Describe how the step was made."""

@@ -49,5 +49,5 @@ def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray
 def label(step: Entry, run: Run | None) -> str:
     """Return the label of a row of frames: seed, step and key."""
     seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
-    of = f" of {run.settings.steps}" if run else ""
+    of = f" of {run.step_count}" if run else ""
     return f"{seed}   step {step.step + 1}{of}   {step.key[:8]}"

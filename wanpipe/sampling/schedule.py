@@ -6,7 +6,7 @@ Plain numbers on the host. Loads no MLX, and NumPy only to build a schedule.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wanpipe.errors import UsageError
 
@@ -30,6 +30,14 @@ class Schedule:
     def steps(self) -> int:
         """Number of steps."""
         return len(self.timesteps)
+
+    def last_part(self, strength: float) -> "Schedule":
+        """Return the last steps, `strength` (above 0 and at most 1) of all.
+
+        Source: diffusers, WanVideoToVideoPipeline.get_timesteps.
+        """
+        first = int(max(self.steps - min(self.steps * strength, self.steps), 0))
+        return replace(self, sigmas=self.sigmas[first:], timesteps=self.timesteps[first:])
 
 
 def build(

@@ -8,7 +8,8 @@ from typing import Any
 from wanpipe.runtime.documents import convert, to_builtins
 from wanpipe.runtime.text import storable
 from wanpipe.store.keys import key_of
-from wanpipe.store.schema import SCHEMA, STAGES, Material, StageSpec
+from wanpipe.store.materials import SCHEMA, Material
+from wanpipe.store.schema import STAGES, StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
