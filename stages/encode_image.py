@@ -19,7 +19,7 @@ from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
-from wanpipe.pipeline.inputs import check_images
+from wanpipe.pipeline.inputs import check_images, check_takes_image
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.pictures import Canvas, Picture, Pictures, Reader
 from wanpipe.pipeline.plan import Plan, Work, plan_entries
@@ -94,11 +94,7 @@ def check_task(model: Model, params: Params) -> None:
     """Raise UsageError if the model takes no image, or not those that are given."""
     if params.image is None and params.last_image is None:
         raise UsageError("no image is given; use --image FILE")
-    if model.config.task == "t2v":
-        raise UsageError(
-            f"{model.config.variant} makes videos from text alone, so it takes no image; use an "
-            "I2V or TI2V model"
-        )
+    check_takes_image(model.config)
     check_images(model.config, params.image is not None, params.last_image is not None)
 
 
@@ -195,6 +191,7 @@ def filler(
 @click.command("encode-image")
 @options.model
 @options.image
+@options.exif
 @options.canvas
 @options.memory
 @stage_options

@@ -28,6 +28,7 @@ FILLING = 500_000  # positions of one frame from which the last layers of a VAE 
 STREAMED = "its blocks are read from disk at every step"
 SEQUENTIAL = "its two guidance passes run one after the other"
 
+CONTEXT_CHANNELS = 96  # of VACE: two latents, and a mask of 8x8 pixels
 WAITING_SLICES = 4  # slices of four frames that may wait for the video encoder
 
 
@@ -258,12 +259,30 @@ def image_plan(
 
     `clip` is the size of CLIP in bytes, 0 without it.
     """
-    cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
-    plan = _vae_plan(cost, "", 1)
     frame = 3 * prod(latent[1:]) * config.stride[1] ** 2
     pixels = images * frame * (1 + FULL)  # bytes, and float32
-    # the condition: mask and latent, in parts, joined, and as written
-    joined = 3 * (4 + config.z_dim) * prod(latent) * FULL
+    return encode_plan(config, latent, computed, stacks, clip=clip, pixels=pixels)
+
+
+def encode_plan(
+    config: VAEConfig,
+    latent: Triple,
+    computed: int,
+    stacks: bool,
+    *,
+    clip: int,
+    pixels: int,
+    times: int = 1,
+) -> MemoryPlan:
+    """Return the plan of encoding a video to (F, H, W) latents `times` times, then with CLIP.
+
+    `clip` is the size of CLIP in bytes, 0 without it, and `pixels` that of the host's pixels.
+    """
+    cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
+    plan = _vae_plan(cost, "", times)
+    # the condition or context: masks and latents, in parts, joined, and as written
+    channels = 4 + config.z_dim if times == 1 else CONTEXT_CHANNELS
+    joined = 3 * channels * prod(latent) * FULL
     return _with_host(replace(plan, peak=max(plan.peak, clip)), pixels + joined)
 
 

@@ -33,6 +33,35 @@ class Clip:
     mask: np.ndarray | None = None
     references: tuple[np.ndarray, ...] = ()
 
+    @property
+    def chunks(self) -> int:
+        """Chunks that the encoder takes one after another: one for each latent frame."""
+        return (self.num_frames + 3) // 4
+
+    @property
+    def bytes(self) -> int:
+        """Size of the pixels on the host."""
+        arrays = (self.frames, self.mask, *self.references)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstFrames:
+    """The first frames of a video (K, Y, X, 3), float32 around [-1, 1], K = 4n+1, and the first one
+    for CLIP (224, 224, 3) if that is wanted.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    frames: np.ndarray
+    clip: np.ndarray | None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the pixels on the host."""
+        return self.frames.nbytes
+
 
 def encode_context(encoder: Encoder, clip: Clip, advance: Advance) -> mx.array:
     """Encode the context of VACE (96, R+F, H, W): R references first, then the video.
