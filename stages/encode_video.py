@@ -43,6 +43,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
         width=pixels.width,
         height=pixels.height,
         num_frames=pixels.num_frames,
+        known_frames=pixels.known_frames,
         dtype=compute_dtype(model.config.dtype),
         **hashes(pixels),
     )
@@ -73,12 +74,12 @@ def hashes(pixels: Clip | FirstFrames) -> dict[str, Any]:
     """Return the fields of the material that the pixels decide."""
     if isinstance(pixels, FirstFrames):
         clip = None if pixels.clip is None else hash_array(pixels.clip)
-        own: dict[str, Any] = {"clip_pixels": clip, "known_frames": len(pixels.frames)}
-        return own | {"pixels": hash_array(pixels.frames), "mask": None, "references": []}
+        own = {"pixels": hash_array(pixels.frames), "clip_pixels": clip}
+        return {**own, "mask": None, "references": []}
     arrays = {"pixels": pixels.frames, "mask": pixels.mask}
     found = {name: None if one is None else hash_array(one) for name, one in arrays.items()}
     references = [hash_array(image) for image in pixels.references]
-    return {**found, "references": references, "clip_pixels": None, "known_frames": 0}
+    return {**found, "references": references, "clip_pixels": None}
 
 
 def notes(model: Model, params: Params) -> dict[str, Any]:
@@ -152,7 +153,9 @@ def write_clip(model: Model, clip: Clip, recipe: Recipe, draft: Draft, store: St
             encoded = video_encoder.encode_latent(network, clip, task.advance)
         draft.write("context" if context else "latent", np.array(encoded))
     if not context and clip.mask is not None:
-        draft.write("mask", video_encoder.latent_mask(clip, model.config.vae.stride[1]))
+        mask = video_encoder.latent_mask(clip, model.config.vae.stride[1])
+        if not mask.all():  # else no latent is kept
+            draft.write("mask", mask)
 
 
 def write_first_frames(

@@ -55,9 +55,9 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     rows = []
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
-            latent = step.read("x0")
             run = Store(step.root, store.report).runs.latest(step.key)
             trim = run.settings.trim_first_frames if run else 0
+            latent = step.read("x0")[:, (run.settings.reference_frames or 0) if run else 0 :]
             if model is None:
                 frames = preview.linear_frames(latent)[trim:]
             else:

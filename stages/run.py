@@ -199,7 +199,7 @@ def read(asked: dict[str, Any]) -> Params:
         image=image,
         video=video,
         denoise=denoise.Params(**sampling, **sides),
-        decode=decode.Params(**some("output", "fps", "tiling", "memory")),
+        decode=decode.Params(**some("output", "fps", "tiling", "memory", "after")),
     )
 
 

@@ -360,6 +360,13 @@ video = group(
         show_default=True,
         help="Decode in overlapping tiles, which need less memory. With auto, only if needed.",
     ),
+    click.option(
+        "--after",
+        type=PATH,
+        metavar="FILE",
+        help="Join the video to this one, which it continues (--extend), without their common "
+        "frames.",
+    ),
 )
 
 

@@ -112,14 +112,30 @@ class Source:
         return 0 if isinstance(trim, UnsetType) else trim
 
     @property
+    def video(self) -> Entry | None:
+        """The video entry that the step was made from. Raises StoreError if it is gone."""
+        made_by = self.run or self.step
+        key = made_by.inputs.get("video") if made_by else None
+        return None if key is None else self.home.resolve(f"{ROLES['video']}/{key}")
+
+    @property
     def reference_frames(self) -> int:
         """Latent frames of reference images, from the run, or else from the video of the step."""
         if self.run is not None:
             return self.run.settings.reference_frames or 0
-        if self.step is None or "video" not in self.step.inputs:
-            return 0
-        video = self.home.resolve(f"{ROLES['video']}/{self.step.inputs['video']}")
-        return len(video.material.references)
+        video = self.video
+        return 0 if video is None else len(video.material.references)
+
+    @property
+    def known_frames(self) -> int:
+        """Frames of the video that the step continues. Raises UsageError if it continues none."""
+        video = self.video
+        if video is None or not video.material.known_frames:
+            raise UsageError(
+                f"--after joins a video to the one that it continues, but step {self.key[:8]} "
+                "continues none; leave it out"
+            )
+        return video.material.known_frames - 4 * self.trim
 
     def lineage(self) -> dict[str, Any]:
         """Describe how the step was made."""

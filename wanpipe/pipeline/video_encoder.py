@@ -23,7 +23,7 @@ class Clip:
 
     `frames` (T, Y, X, 3) and `mask` (T, Y, X) are uint8; white is made anew. Without frames the
     video is mid gray, and without a mask all of it is made anew. References are (Y, X, 3) float32
-    in [-1, 1].
+    in [-1, 1]. The first `known_frames` are those of a video that is continued.
     """
 
     width: int
@@ -32,6 +32,7 @@ class Clip:
     frames: np.ndarray | None = None
     mask: np.ndarray | None = None
     references: tuple[np.ndarray, ...] = ()
+    known_frames: int = 0
 
     @property
     def chunks(self) -> int:
@@ -56,6 +57,11 @@ class FirstFrames:
     num_frames: int
     frames: np.ndarray
     clip: np.ndarray | None
+
+    @property
+    def known_frames(self) -> int:
+        """The number of frames that are given, K."""
+        return len(self.frames)
 
     @property
     def bytes(self) -> int:

@@ -155,7 +155,19 @@ def read_clip(config: ModelConfig, params: Params, report: Report) -> Clip:
         clip = first_part(config, params, params.video, report)
     else:
         clip = key_frames(config, params, report)
-    return replace(clip, references=references(clip, params, report))
+    mask = checked_mask(clip.mask)
+    return replace(clip, mask=mask, references=references(clip, params, report))
+
+
+def checked_mask(mask: np.ndarray | None) -> np.ndarray | None:
+    """Return a mask; None for one that is all white. Raises UsageError for one without white."""
+    if mask is None or (mask == WHITE).all():
+        return None
+    if mask.max() <= GRAY:
+        raise UsageError(
+            "the mask has no white, so nothing would be made anew; paint white what shall change"
+        )
+    return mask
 
 
 def whole_video(config: ModelConfig, params: Params, video: Path, report: Report) -> Clip:
@@ -235,7 +247,14 @@ def extended_video(config: ModelConfig, params: Params, video: Path, report: Rep
     frames = np.full((count, size[1], size[0], 3), GRAY, dtype=np.uint8)
     mask = np.full(frames.shape[:3], WHITE, dtype=np.uint8)
     frames[: len(known)], mask[: len(known)] = known, 0
-    return Clip(width=size[0], height=size[1], num_frames=count, frames=frames, mask=mask)
+    return Clip(
+        width=size[0],
+        height=size[1],
+        num_frames=count,
+        frames=frames,
+        mask=mask,
+        known_frames=len(known),
+    )
 
 
 def last_frames(
