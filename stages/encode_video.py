@@ -47,7 +47,8 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
         dtype=compute_dtype(model.config.dtype),
         **hashes(pixels),
     )
-    recipe = Recipe(material=named, made=notes(model, params))
+    references = len(named.references) if mode == "vace" else None
+    recipe = Recipe(material=named, references=references, made=notes(model, params))
     memory_plan, work = needed(model, pixels), []
     if store.must_compute(recipe):
         budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)

@@ -16,8 +16,8 @@ from wanpipe.store.schema import STAGES, StageSpec
 class Recipe:
     """A planned entry: its material gives the key, `inputs` are the entries it is made from.
 
-    `step` is the number of a denoising step and `parent` the key of the step before it; `made`
-    holds notes for the record. A `resumable` recipe keeps its unfinished draft, for a `fill` that
+    `step` is the number of a denoising step and `parent` the key of the step before it;
+    `references` counts those of a context of VACE; `made` holds notes for the record. A `resumable` recipe keeps its unfinished draft, for a `fill` that
     can continue it.
     """
 
@@ -25,6 +25,7 @@ class Recipe:
     inputs: dict[str, str] = field(default_factory=dict)
     step: int | None = None
     parent: str | None = None
+    references: int | None = None
     made: dict[str, Any] = field(default_factory=dict)
     resumable: bool = False
 
@@ -70,13 +71,17 @@ def material(stage: str, **fields: Any) -> Any:
 def build_record(recipe: Recipe, made: dict[str, Any]) -> dict[str, Any]:
     """Build the record of an entry without what its draft adds (digest, files, seal)."""
     moment = datetime.now(UTC).isoformat(timespec="seconds")
-    step = {} if recipe.step is None else {"step": recipe.step, "parent": recipe.parent}
+    own: dict[str, Any] = {}
+    if recipe.step is not None:
+        own = {"step": recipe.step, "parent": recipe.parent}
+    elif recipe.references is not None:
+        own = {"references": recipe.references}
     return {
         "schema": SCHEMA,
         "stage": recipe.stage,
         "key": recipe.key,
         "material": recipe.material_dict,
         "inputs": recipe.inputs,
-        **step,
+        **own,
         "made": storable({"time": moment, **recipe.made, **made}),
     }

@@ -99,6 +99,7 @@ class Record(Document, frozen=True, kw_only=True):
     seal: Hash
     step: Annotated[int, Meta(ge=0, lt=100_000)] | UnsetType = UNSET
     parent: Hash | UnsetType | None = UNSET
+    references: Count | UnsetType = UNSET  # of a context of VACE
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES or not isinstance(self.material, STAGES[self.stage].material):
@@ -268,4 +269,7 @@ def check_references(record: Record) -> str:
             return "number and parent of the step are not those of the material"
     elif record.step is not UNSET or record.parent is not UNSET:
         return "only steps have a number and a parent"
+    context = isinstance(material, VideoEncoding) and material.mode == "vace"
+    if record.references != (len(material.references) if context else UNSET):
+        return "the number of references is not that of the material"
     return check_arrays(stage, set(record.digest))
