@@ -74,7 +74,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
-class Integers(click.ParamType):
+class Integers(click.ParamType[tuple[int, ...]]):
     """A fixed number of integers, separated by commas."""
 
     name = "integers"

@@ -135,7 +135,8 @@ class Source:
                 f"--after joins a video to the one that it continues, but step {self.key[:8]} "
                 "continues none; leave it out"
             )
-        return video.material.known_frames - 4 * self.trim
+        known: int = video.material.known_frames
+        return known - 4 * self.trim
 
     def lineage(self) -> dict[str, Any]:
         """Describe how the step was made."""

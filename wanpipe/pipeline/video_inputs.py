@@ -105,9 +105,11 @@ def check_combination(params: Params) -> None:
             "example 64,0,64,0"
         )
     if params.video_fit == "whole":
-        options = {"--num-frames": params.num_frames, "--extend": params.extend}
-        options |= {"--outpaint": params.outpaint}
-        for option, value in options.items():
+        for option, value in (
+            ("--num-frames", params.num_frames),
+            ("--extend", params.extend),
+            ("--outpaint", params.outpaint),
+        ):
             if value is not None:
                 raise UsageError(
                     f"--video-fit whole chooses the frames itself, so it excludes {option}; leave "
@@ -370,4 +372,9 @@ def padder(edges: tuple[int, int, int, int] | None, value: int) -> Change:
     """Return the function that adds edges (left, top, right, bottom) of one value to a frame."""
     left, top, right, bottom = edges or (0, 0, 0, 0)
     widths = ((top, bottom), (left, right), (0, 0))
-    return lambda frame: np.pad(frame, widths, constant_values=value)
+
+    def pad(frame: np.ndarray) -> np.ndarray:
+        padded: np.ndarray = np.pad(frame, widths, constant_values=value)
+        return padded
+
+    return pad

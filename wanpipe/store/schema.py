@@ -269,7 +269,9 @@ def check_references(record: Record) -> str:
             return "number and parent of the step are not those of the material"
     elif record.step is not UNSET or record.parent is not UNSET:
         return "only steps have a number and a parent"
-    context = isinstance(material, VideoEncoding) and material.mode == "vace"
-    if record.references != (len(material.references) if context else UNSET):
+    count: int | UnsetType = UNSET
+    if isinstance(material, VideoEncoding) and material.mode == "vace":
+        count = len(material.references)
+    if record.references != count:
         return "the number of references is not that of the material"
     return check_arrays(stage, set(record.digest))
