@@ -25,9 +25,14 @@ RUNS = [
     ("wan21-flf2v", "e2e_short"),
     ("wan21-flf2v", "e2e_sizes"),
     ("wan22-i2v-a14b", "e2e_last"),  # of diffusers: the official code has no last image here
+    ("wan21-vace", "e2e_inpaint"),
+    ("wan21-vace", "e2e_reference"),
+    ("wan21-vace", "e2e_control"),
+    ("wan21-vace", "e2e_composite"),
 ]
 CONDITIONS = settings("wan21-flf2v/condition")["cases"]
 IMAGES = {"image": "--image", "first_frame": "--image", "last_frame": "--last-image"}
+VIDEOS = {"src_video": "--video", "src_mask": "--mask"}
 LATENT_TOLERANCE = 1e-4
 
 
@@ -38,9 +43,11 @@ def attributes(path: str | Path) -> dict:
 def denoise_options(run: dict, size: tuple[int, int]) -> list:
     guide = run["guide_scale"]
     scale = ",".join(map(str, guide)) if isinstance(guide, list) else guide
+    context = ["--context-scale", run["context_scale"]] if "context_scale" in run else []
     grid = ["--timesteps", ",".join(map(str, run["timesteps"]))] if "timesteps" in run else []
     return [
         *grid,
+        *context,
         *("--width", size[0], "--height", size[1], "--num-frames", run["frame_num"]),
         *("--steps", run["sampling_steps"], "--shift", run["shift"]),
         *("--guide-scale", scale, "--scheduler", run["solver"]),
@@ -67,6 +74,10 @@ def test_five_processes_give_the_official_latents_and_film(
         image = made("encode-image", *words)
         check_image(tmp_path / image, reference)
         sources += ["--from", image]
+    if words := video_options(checkpoint, run):
+        video = made("encode-video", "--model", model, *words)
+        check_context(tmp_path / video, reference, run)
+        sources += ["--from", video]
     options = denoise_options(run, (width, height))
     step = made("denoise", "--model", model, *sources, "--noise", "noise.npy", *options)
     check_chain(tmp_path, step, reference)
@@ -96,6 +107,26 @@ def image_options(checkpoint: str, run: dict) -> list:
     pairs = [(option, run[name]) for name, option in IMAGES.items() if name in run]
     folder = DATA / "expected" / checkpoint
     return [word for option, file in pairs for word in (option, folder / file)]
+
+
+def video_options(checkpoint: str, run: dict) -> list:
+    """The options of encode-video for a run of VACE."""
+    folder = DATA / "expected" / checkpoint
+    pairs = [(option, run[name]) for name, option in VIDEOS.items() if run.get(name)]
+    pairs += [("--reference", file) for file in run.get("src_ref_images") or ()]
+    if not pairs:
+        return []
+    words = [word for option, file in pairs for word in (option, folder / file)]
+    size = ["--width", run["size"][0], "--height", run["size"][1]]
+    whole = ["--video-fit", "whole"] if run["src_video"] else ["--num-frames", run["frame_num"]]
+    return [*words, *size, *whole]
+
+
+def check_context(entry: Path, reference: dict[str, np.ndarray], run: dict) -> None:
+    """The context is the official one, and its record counts the references."""
+    context = zarr.open_group(str(entry), mode="r")["context"][...]
+    assert relative_error(context, reference["vace_context"]) <= 1e-6
+    assert attributes(entry)["references"] == run["references"]
 
 
 def check_image(entry: Path, reference: dict[str, np.ndarray]) -> None:

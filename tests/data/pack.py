@@ -41,6 +41,7 @@ BISECTION = (
     "last_image_tensor",
     "noise_pred",
     "x0",
+    "latent_decoded",
 )
 
 
@@ -70,6 +71,8 @@ def wanted(topic: str, name: str) -> bool:
             "rope_q",
             "rope_q_in",
         }
+    if topic == "context":  # the rest is in the runs
+        return name.startswith("mask_frames")
     if topic.startswith("t5"):
         return not name.startswith("p00_block")
     if topic.startswith(("e2e", "vae")):

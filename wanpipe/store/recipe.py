@@ -17,8 +17,8 @@ class Recipe:
     """A planned entry: its material gives the key, `inputs` are the entries it is made from.
 
     `step` is the number of a denoising step and `parent` the key of the step before it;
-    `references` counts those of a context of VACE; `made` holds notes for the record. A `resumable` recipe keeps its unfinished draft, for a `fill` that
-    can continue it.
+    `references` counts those of a context of VACE; `made` holds notes for the record. A `resumable`
+    recipe keeps its unfinished draft, for a `fill` that can continue it.
     """
 
     material: Any  # one of schema.AnyMaterial; who makes it knows which
