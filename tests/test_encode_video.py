@@ -35,6 +35,11 @@ def masks(anew: np.ndarray) -> np.ndarray:
     return np.repeat(anew[..., None] * np.uint8(WHITE), 3, axis=-1)
 
 
+def with_mask(root: Path, frames: np.ndarray, anew: np.ndarray) -> tuple[object, ...]:
+    """The options that give frames, and a mask of what is made `anew`."""
+    return ("--video", save(root / "v", frames), "--mask", save(root / "m", masks(anew)))
+
+
 def furnished(family: str, models: Models, root: Path) -> Place:
     """A folder with a clip of nine frames, images, and a model."""
     save(root / "clip", pictures(1, COUNT))
@@ -255,7 +260,6 @@ def test_a_continued_video_is_joined_without_the_common_frames(i2v: Place) -> No
 def test_a_run_from_a_video_is_resumed_and_branched(vace: Place) -> None:
     video = encode(vace, *NINE, "--video", "clip", "--mask", "right.png")
     whole = denoise(vace, video, *STEPS)
-    vace.do("cache", "gc", "--help")
     half = denoise(vace, video, *STEPS, "--seed", 1, "--stop-at", 2)
     resumed = vace.made("denoise", "--from", half)
     assert [step.material.video for step in vace.chain(resumed)] == [video.name] * 4
