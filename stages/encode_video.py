@@ -18,9 +18,8 @@ from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.plan import Plan, Work, plan_entries
-from wanpipe.pipeline.video_encoder import Clip, FirstFrames
+from wanpipe.pipeline.video_inputs import Clip, FirstFrames, choose_mode
 from wanpipe.pipeline.video_inputs import Params as Params
-from wanpipe.pipeline.video_inputs import choose_mode, read_clip, read_first_frames
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.store.keys import hash_array
 from wanpipe.weights.model import Model, find_model
@@ -64,6 +63,8 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
 
 def read(model: Model, mode: str, params: Params, store: Store) -> Clip | FirstFrames:
     """Read and fit the pixels that the model encodes."""
+    from wanpipe.pipeline.clips import read_clip, read_first_frames
+
     if mode in ("vace", "v2v"):
         return read_clip(model.config, params, store.report)
     first = read_first_frames(model.config, params, model.takes_clip, store.report)

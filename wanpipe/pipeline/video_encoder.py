@@ -5,68 +5,16 @@ Knows nothing of files, canvases or entries.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 
 from wanpipe.models.vae import Encoder
+from wanpipe.pipeline.video_inputs import Clip
 
 SIDE = 8  # pixels of a mask along each side of a latent position; they become channels
 Advance = Callable[[], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """The pixels of a video, its mask and its reference images, fitted to one canvas.
-
-    `frames` (T, Y, X, 3) and `mask` (T, Y, X) are uint8; white is made anew. Without frames the
-    video is mid gray, and without a mask all of it is made anew. References are (Y, X, 3) float32
-    in [-1, 1]. The first `known_frames` are those of a video that is continued.
-    """
-
-    width: int
-    height: int
-    num_frames: int
-    frames: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    references: tuple[np.ndarray, ...] = ()
-    known_frames: int = 0
-
-    @property
-    def chunks(self) -> int:
-        """Chunks that the encoder takes one after another: one for each latent frame."""
-        return (self.num_frames + 3) // 4
-
-    @property
-    def bytes(self) -> int:
-        """Size of the pixels on the host."""
-        arrays = (self.frames, self.mask, *self.references)
-        return sum(array.nbytes for array in arrays if array is not None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstFrames:
-    """The first frames of a video (K, Y, X, 3), float32 around [-1, 1], K = 4n+1, and the first one
-    for CLIP (224, 224, 3) if that is wanted.
-    """
-
-    width: int
-    height: int
-    num_frames: int
-    frames: np.ndarray
-    clip: np.ndarray | None
-
-    @property
-    def known_frames(self) -> int:
-        """The number of frames that are given, K."""
-        return len(self.frames)
-
-    @property
-    def bytes(self) -> int:
-        """Size of the pixels on the host."""
-        return self.frames.nbytes
 
 
 def encode_context(encoder: Encoder, clip: Clip, advance: Advance) -> mx.array:
