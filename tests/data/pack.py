@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 CHECKPOINTS = [
     *("wan21-t2v", "wan22-t2v-a14b", "wan22-i2v-a14b", "wan22-ti2v-5b", "wan21-i2v"),
     "wan21-flf2v",
+    "wan21-vace",
 ]
 TOPICS = [*CHECKPOINTS, "schedulers", "bad"]
 CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
@@ -67,6 +68,9 @@ def wanted(topic: str, name: str) -> bool:
             "out",
             "t_tokt",
             "out_tokt",
+            "out_scale0.5",
+            "out_scale0",
+            "vace_context",
             "fea",
             "rope_q",
             "rope_q_in",

@@ -18,10 +18,12 @@ from wanpipe.weights.lora import (
     LoraFile,
     as_tensors,
     is_image_branch,
+    is_vace,
     model_of,
 )
 
 NO_IMAGE_BRANCH = "of an image branch that this model lacks"
+NO_VACE = "of VACE blocks that this model lacks"
 OTHER_INPUT_CHANNELS = "for another number of input channels"
 ALPHA_ALONE = "that scale nothing"
 QUERY_WEIGHT = "blocks.{}.self_attn.q.weight"  # gives the width and the number of layers
@@ -126,6 +128,8 @@ def _reason_to_ignore(
 ) -> str:
     """Return why a delta does not apply, or "". Raises CheckpointError for other shapes."""
     if target is None or rule is None or target not in shapes:
+        if is_vace(module):
+            return NO_VACE
         return NO_IMAGE_BRANCH if is_image_branch(module) else UNKNOWN
     for part in set(keys) - {"alpha", "up"}:
         shape = lora.shape(module, part)
