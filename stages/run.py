@@ -58,16 +58,17 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     frames, extra = params.denoise.num_frames, 4 * (params.denoise.trim_first_frames or 0)
     video = params.video
     if video is None and params.image is None and model.config.task == "vace":
-        sides = {"width": params.denoise.width, "height": params.denoise.height}
-        video = encode_video.Params(**sides, memory=params.denoise.memory)
+        asked = params.denoise
+        video = encode_video.Params(width=asked.width, height=asked.height, memory=asked.memory)
     if params.image is not None:
         count = model.config.defaults.num_frames if frames is None else frames
         images = encode_image.plan(model, replace(params.image, num_frames=count + extra), store)
         plans.append(images)
         inputs = replace(inputs, image=images.entries[0])
     elif video is not None:
-        asked = None if frames is None else frames + extra
-        videos_in = encode_video.plan(model, replace(video, num_frames=asked), store)
+        if frames is not None:
+            video = replace(video, num_frames=frames + extra)
+        videos_in = encode_video.plan(model, video, store)
         plans.append(videos_in)
         inputs = replace(inputs, video=videos_in.entries[0])
     steps = denoise.plan(model, inputs, params.denoise, store)

@@ -116,7 +116,7 @@ class Source:
         """The video entry that the step was made from. Raises StoreError if it is gone."""
         made_by = self.run or self.step
         key = made_by.inputs.get("video") if made_by else None
-        return None if key is None else self.home.resolve(f"{ROLES['video']}/{key}")
+        return None if key is None else self.home.resolve(key)
 
     @property
     def reference_frames(self) -> int:
