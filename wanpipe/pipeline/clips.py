@@ -117,8 +117,9 @@ def enough_frames(params: Params, video: Path, found: int, wanted: int, fps: int
     most = (found - 1) // 4 * 4 + 1
     if params.num_frames is not None:
         raise UsageError(
-            f"{video} and its mask have {found} frames at {fps} per second, fewer than "
-            f"--num-frames {wanted}; use at most {most}, or --extend to continue the video"
+            f"{video}{' with its mask' if params.mask else ''} has {found} frames at {fps} per "
+            f"second, fewer than --num-frames {wanted}; use at most {most}, or --extend to continue "
+            "the video"
         )
     return most
 

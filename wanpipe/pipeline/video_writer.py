@@ -15,7 +15,7 @@ from wanpipe.pipeline.budget import WAITING_SLICES
 from wanpipe.pipeline.lineage import Source
 from wanpipe.runtime.report import Report
 from wanpipe.store import Entry, Store
-from wanpipe.store.keys import hash_file
+from wanpipe.store.keys import hash_file, key_of
 from wanpipe.store.runs import Video
 from wanpipe.store.worker import POLL_SECONDS, Worker
 
@@ -66,7 +66,9 @@ class Before:
 
     def lineage(self) -> dict[str, str]:
         """Name the video in the lineage of the joined one."""
-        return {"after": self.path.name, "after_hash": hash_file(self.path)}
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        content = [hash_file(file) for file in files if file.is_file()]
+        return {"after": self.path.name, "after_hash": key_of(content)}
 
 
 class VideoWriter(Worker[bool]):
