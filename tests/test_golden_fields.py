@@ -16,11 +16,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import xxhash
+from msgspec import structs
 from PIL import Image
 
 from tests.golden_runs import CONVERT, Record, chain_of, furnish, golden, record_of, split
 from tests.workshop import Models, inside
 from wanpipe.store import key_of
+from wanpipe.store.materials import VideoEncoding
 
 GOLDEN = golden()
 HEAD = {"schema", "stage", "algorithm"}  # of every material; only a release changes them
@@ -34,9 +36,16 @@ FLF2V = "wan21-flf2v"
 IMAGE = f"encode-image --model {{model}} {SIZE} --image square.png"
 WIDE = f"{IMAGE} --image wide.png"
 BOTH = f"{IMAGE} --last-image wide.png"
+TI2V, VACE = "wan22-ti2v-5b", "wan21-vace"
+CLIP = f"encode-video --model {{model}} {SIZE} --video clip"
+CONTINUED = f"{CLIP} --extend 1"
+MASKED = f"{CLIP} --mask half.png"
+REFERENCE = f"encode-video --model {{model}} {SIZE} --reference square.png"
 START = f"denoise --model {{model}} --from {{text}} {SIZE}"
 STEP = f"{START} --steps 4"
 IMAGE_STEP = "denoise --model {model} --from {text} --from {image} --steps 4"
+VIDEO_STEP = "denoise --model {model} --from {text} --from {clip} --steps 4"
+MASKED_STEP = "denoise --model {model} --from {text} --from {masked clip} --steps 4"
 GRID = f"{START} --shift 1 --timesteps"
 CACHED = f"{START} --steps 10 --step-cache 0.05"
 LORA = f"{STEP} --lora style.safetensors 1"
@@ -50,6 +59,12 @@ NAMED = {
     "other negative": f"{TEXT} --negative-prompt dark",
     "image": IMAGE,
     "other image": WIDE,
+    "clip": CLIP,
+    "other clip": f"{CLIP} --video other",
+    "masked clip": MASKED,
+    "referenced step": "denoise --model {model} --from {text} --from {reference} --stop-at 1",
+    "reference": REFERENCE,
+    "plain step": "denoise --model {model} --from {text} --from {clip} --stop-at 1",
     "step": f"{STEP} --stop-at 1",
     "image step": f"{IMAGE_STEP} --stop-at 1",
     "step before a LoRA": f"{STEP} --stop-at 1 --seed 2",
@@ -123,6 +138,22 @@ ROWS = [
     Row("height pixels", IMAGE, "--height 48", I2V),
     Row("num_frames", IMAGE, "--num-frames 9", I2V),
     Row("mode vae", f"{IMAGE} --num-frames 1", "{model} => {other task}", A14B_I2V),
+    Row("pixels", CLIP, "--video other", VACE),
+    Row("pixels", CLIP, "--video other"),
+    Row("mask", CLIP, "--mask half.png", VACE),
+    Row("mask", MASKED, "half => third"),
+    Row("references", CLIP, "--reference square.png", VACE),
+    Row("references", REFERENCE, "square => wide", VACE),
+    Row("pixels mask known_frames", CLIP, "--extend 1", VACE),
+    Row("mode", CLIP, "{model} => {other task}", VACE),
+    Row("vae", CLIP, "{model} => {other vae_encoder}", VACE),
+    Row("pixels clip_pixels", CONTINUED, "--video other", I2V),
+    Row("clip_pixels", f"{CONTINUED} --video wide", "wide => edge", I2V),
+    Row("clip", CONTINUED, "{model} => {other clip}", I2V),
+    Row("known_frames pixels num_frames", CONTINUED, "--num-frames 9 --extend 5", TI2V),
+    Row("width pixels", CLIP, "--width 48", VACE),
+    Row("height pixels", CLIP, "--height 48", VACE),
+    Row("num_frames pixels", CLIP, "--num-frames 1", VACE),
     Row("noise", STEP, "--seed 1"),
     Row("noise", STEP, "--width 48"),
     Row("noise", STEP, "--height 48"),
@@ -152,6 +183,12 @@ ROWS = [
     Row("text guide_scale", STEP, "--guide-scale 1"),
     Row("image", IMAGE_STEP, "{image} => {other image}", A14B_I2V),
     Row("image", IMAGE_STEP, "{image} => {other image}", I2V),
+    Row("video", VIDEO_STEP, "{clip} => {other clip}", VACE),
+    Row("video", VIDEO_STEP, "{clip} => {other clip}"),
+    Row("parent", VIDEO_STEP, "{clip} => {other clip}", step=1),
+    Row("parent video", MASKED_STEP, "{masked clip} => {clip}", step=1),
+    Row("timestep sigma sigma_next", VIDEO_STEP, "--strength 0.5"),
+    Row("context_scale", VIDEO_STEP, "--context-scale 0.5", VACE),
     Row("guide_scale", STEP, "--guide-scale 4.5"),
     Row("guide_scale", f"{BRANCH} {{step before a guidance}}", "--guide-scale 4.5", step=1),
     Row("guide_scale", PAIR, "--guide-scale 3,5", A14B),
@@ -169,6 +206,12 @@ ROWS = [
     Row("step", DECODE, "{step} => {other step}"),
     Row("tiling", "decode --model {model} --from {wide step}", "--tiling spatial"),
     Row("trim_first_frames step", "decode --model {model} --from {long step}", "long => trimmed"),
+    Row(
+        "reference_frames step",
+        "decode --model {model} --from {referenced step}",
+        "referenced => plain",
+        VACE,
+    ),
 ]
 
 
@@ -184,6 +227,7 @@ class Bench:
         self.root.mkdir(exist_ok=True)
         furnish(self.root)
         draw_images(self.root)
+        draw_clips(self.root)
         self.made: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
@@ -219,6 +263,25 @@ def draw_images(root: Path) -> None:
         changed = pixels.copy()
         changed[16, column] ^= 255
         Image.fromarray(changed).save(root / f"{name}.png")
+
+
+def draw_clips(root: Path) -> None:
+    """Draw clips of nine frames as folders, of which `other` has one other pixel in every frame,
+    and masks.
+    """
+    frames = np.random.Generator(np.random.Philox(5)).integers(0, 256, (9, 32, 64, 3), np.uint8)
+    other, edge = frames[:, :, :32].copy(), frames.copy()
+    other[:, 16, 16] ^= 255
+    edge[:, 16, 0] ^= 255
+    clips = {"clip": frames[:, :, :32], "other": other, "wide": frames, "edge": edge}
+    for name, pictures in clips.items():
+        (root / name).mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(root / name / f"{number}.png")
+    for name, columns in (("half", 16), ("third", 8)):
+        mask = np.zeros((32, 32), dtype=np.uint8)
+        mask[:, :columns] = 255
+        Image.fromarray(mask).save(root / f"{name}.png")
 
 
 def linked(source: Path, target: Path) -> Path:
@@ -288,6 +351,11 @@ def variants(kind: str, checkpoint: Path, model: Path, root: Path) -> Iterator[t
         assert inside(*words, cwd=root).code == 0
         yield "bfloat16", root / "bfloat16"
         yield "checkpoint 720p", linked(checkpoint, root / "checkpoint 720p")
+    if kind == VACE:
+        source, target = checkpoint.parent / T2V, root / "other task"
+        words = ("convert", "--checkpoint-dir", source, "--output-dir", target)
+        assert inside(*words, "--dtype", "float32", cwd=root).code == 0
+        yield target.name, target
     if kind == A14B_I2V:
         source, target = checkpoint.parent / "wan22-ti2v-5b", root / "other task"
         words = ("convert", "--checkpoint-dir", source, "--output-dir", target)
@@ -353,7 +421,11 @@ def test_the_dtype_that_a_gpu_computes_in_is_in_the_key(
 
 
 # fields that came after 0.1.0, so no pinned material has them
-LATER = {"encode-image": {"last_pixels", "last_clip_pixels"}}
+LATER = {
+    "encode-image": {"last_pixels", "last_clip_pixels"},
+    "denoise": {"video", "context_scale"},
+    "decode": {"reference_frames"},
+}
 
 
 def fields_by_stage() -> dict[str, set[str]]:
@@ -366,10 +438,17 @@ def fields_by_stage() -> dict[str, set[str]]:
     return fields
 
 
-@pytest.mark.parametrize("stage", fields_by_stage())
+def names_of(stage: str) -> set[str]:
+    """The fields of a stage's material, in keys of 0.1.0 and later."""
+    if stage == "encode-video":  # which came later
+        return {"stage", *(field.name for field in structs.fields(VideoEncoding))}
+    return fields_by_stage()[stage] | LATER.get(stage, set())
+
+
+@pytest.mark.parametrize("stage", ["encode-video", *fields_by_stage()])
 def test_every_field_has_a_row(stage: str) -> None:
     rows = {name for row in ROWS if row.stage == stage for name in row.fields.split()}
-    assert rows | HEAD | {"dtype"} == fields_by_stage()[stage] | LATER.get(stage, set())
+    assert rows | HEAD | {"dtype"} == names_of(stage)
 
 
 def others(value: Any) -> Iterator[Any]:
