@@ -275,6 +275,17 @@ def test_a_run_from_a_video_is_resumed_and_branched(vace: Place) -> None:
     assert whole != resumed
 
 
+def test_a_changed_video_is_exported_with_what_its_run_is_resumed_with(t2v: Place) -> None:
+    video = encode(t2v, *NINE, "--video", "clip")
+    half = denoise(t2v, video, *STEPS, "--stop-at", 2)
+    t2v.do("cache", "export", half, "half.zip")
+    copy = Place(t2v.root / "copy", t2v.model)
+    copy.root.mkdir()
+    copy.do("cache", "import", "../half.zip")
+    last = copy.made("denoise", "--model", copy.model, "--from", half.name)
+    assert last.name == t2v.made("denoise", "--from", half).name
+
+
 def test_an_entry_of_a_video_is_shown_exported_and_kept(vace: Place) -> None:
     words = ("--video", "clip", "--mask", "right.png", "--reference", "wide.png")
     video = encode(vace, *NINE, *words)
