@@ -169,7 +169,9 @@ def test_matrix_products_of_blocks_take_no_float32(
     seen: dict[str, set[mx.Dtype]] = {"attend": set(), "MLP": set()}
     plain = dit_blocks.attend
     monkeypatch.setattr(
-        dit_blocks, "attend", lambda *args: (seen["attend"].update(x.dtype for x in args), plain(*args))[1]
+        dit_blocks,
+        "attend",
+        lambda *args: (seen["attend"].update(x.dtype for x in args), plain(*args))[1],
     )
     block, call = model.blocks[0], dit_blocks.MLP.hidden
     monkeypatch.setattr(
