@@ -1,12 +1,15 @@
 """VACE in the transformer against the official code: each scale, together, streamed, quantized."""
 
+import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from tests.conftest import golden, relative_error
 from tests.models.official import TOLERANCE, allocated, converted, on_the_cpu
@@ -15,17 +18,32 @@ from wanpipe.backend.device import mlx_dtype
 from wanpipe.checkpoints.detect import detect
 from wanpipe.errors import CheckpointError
 from wanpipe.models import dit_blocks
-from wanpipe.models.config import DiTConfig, Quantization
+from wanpipe.models.config import DiTConfig, ModelConfig, Quantization
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.runtime import documents
 from wanpipe.weights import convert
 from wanpipe.weights.load import load_network
+from wanpipe.weights.shape_check import check_shapes
 from wanpipe.weights.stream import load_streamed
 
 TOPIC = "wan21-vace"
 SCALES = {1.0: "out", 0.5: "out_scale0.5", 0.0: "out_scale0"}
 CASES = [(name, scale) for name in "abcd" for scale in (1.0, 0.5)] + [("a", 0.0)]
+
+
+Json = dict[str, Any]
+
+
+def dit_of(data: Json) -> Json:
+    """The dimensions of the transformer in a model's config.json."""
+    return data["components"]["model"]["config"]
+
+
+def without_vace(data: Json) -> None:
+    """Drop what VACE adds to the dimensions."""
+    for name in ("vace_layers", "vace_in_dim"):
+        del dit_of(data)[name]
 
 
 @cache
@@ -200,6 +218,53 @@ def test_a_file_without_a_vace_block_is_refused(checkpoints: Path, tmp_path: Pat
     mx.save_safetensors(str(path), weights)
     with pytest.raises(CheckpointError, match=r"missing tensors: vace_blocks\.1\.after_proj"):
         load_streamed(DiT(config.dit), path, mx.float32, lambda: Block(config.dit))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda data: data["components"].pop("vae_encoder"), "must have a vae_encoder, got none"),
+        (lambda data: dit_of(data).update(in_dim=36), "in_dim must be 16 to match"),
+        (lambda data: dit_of(data).update(vace_in_dim=16), "vace_in_dim must be 96 in .*, got 16"),
+        (without_vace, "vace_in_dim must be 96 in wan2.1-vace-1.3b, got none"),
+        (lambda data: dit_of(data).update(clip_dim=32), "clip_dim must be None"),
+        (lambda data: dit_of(data).update(vace_layers=[2, 0]), "vace_layers must rise from 0"),
+        (
+            lambda data: data.update(variant="wan2.1-t2v-1.3b"),
+            "vace_in_dim must be absent in wan2.1-t2v-1.3b, got 96",
+        ),
+    ],
+)
+def test_a_model_that_contradicts_itself_is_refused(
+    checkpoints: Path, spoil: Callable[[Json], object], says: str
+) -> None:
+    _, config = converted(checkpoints, TOPIC)
+    data = json.loads(documents.encode(config))
+    assert documents.decode(json.dumps(data), ModelConfig) == config
+    spoil(data)
+    with pytest.raises(documents.DocumentError, match=says):
+        documents.decode(json.dumps(data), ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"vace_in_dim": 48}, r"vace_patch_embedding.weight \(64, 384\) instead of \(64, 192\)"),
+        ({"vace_layers": (0, 1, 2)}, "2 VACE blocks instead of 3"),
+        (
+            {"vace_layers": UNSET, "vace_in_dim": UNSET},
+            r"instead of \(\), 2 VACE blocks instead of 0",
+        ),
+    ],
+)
+def test_dimensions_that_do_not_match_the_file_are_refused(
+    checkpoints: Path, changes: dict[str, object], says: str
+) -> None:
+    directory, config = converted(checkpoints, TOPIC)
+    path = directory / "model.safetensors"
+    check_shapes("model", path, config.dit)
+    with pytest.raises(CheckpointError, match=says):
+        check_shapes("model", path, structs.replace(config.dit, **changes))
 
 
 @on_the_cpu
