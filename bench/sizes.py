@@ -1,5 +1,6 @@
 """Dimensions of the official networks, and the video sizes of the measurements."""
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
@@ -36,3 +37,11 @@ VAE_21 = VAEConfig(version="2.1", encoder_dim=96, decoder_dim=96, z_dim=16)
 VAE_22 = VAEConfig(version="2.2", encoder_dim=160, decoder_dim=256, z_dim=48)
 T5_XXL = T5Config(vocab=256384, dim=4096, attention_dim=4096, ffn_dim=10240, heads=64, layers=24)
 CLIP_H = CLIPConfig(dim=1280, ffn_dim=5120, heads=16, layers=32)
+
+
+def with_layers(config: DiTConfig, layers: int) -> DiTConfig:
+    """Return a network with fewer layers, and the VACE blocks that belong to them."""
+    vace = config.vace_layers
+    if vace is not UNSET:
+        vace = tuple(layer for layer in vace if layer < layers)
+    return replace(config, layers=layers, vace_layers=vace)
