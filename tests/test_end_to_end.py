@@ -25,6 +25,7 @@ RUNS = [
     ("wan21-flf2v", "e2e_short"),
     ("wan21-flf2v", "e2e_sizes"),
     ("wan22-i2v-a14b", "e2e_last"),  # of diffusers: the official code has no last image here
+    ("wan22-i2v-a14b", "e2e_last_alone"),
 ]
 CONDITIONS = settings("wan21-flf2v/condition")["cases"]
 IMAGES = {"image": "--image", "first_frame": "--image", "last_frame": "--last-image"}

@@ -4,20 +4,24 @@
 
 Needs torch 2.13, diffusers 0.42.1 and transformers 5.24. FIXTURES is the folder that pack.py takes.
 CHECKPOINTS is a folder with the families below in the layout of diffusers, each as
-tests.checkpoints.foreign.write_diffusers writes it. Writes the videos to tests/data/expected/videos
-and each run beside the other runs of its family, in their form.
+tests.checkpoints.foreign.write_diffusers writes it. drawings.py draws the videos. Each run is
+written beside the other runs of its family, in their form.
 
 Networks, VAE, solver and loops are those of diffusers. Given are:
 - the noise levels: those of the official UniPC, because diffusers has others;
-- the noise, and the CLIP tokens of Wan2.1: diffusers resizes the image in another way than the
-  official code;
+- the noise;
+- the CLIP tokens of Wan2.1, because diffusers resizes the image in another way than the official
+  code;
 - several known frames, where diffusers takes one image (`Continued`);
-- the mask, which diffusers does not have here (`Levels.step`).
+- the mask, which diffusers does not have here (`Levels.step`);
+- the start of video-to-video with two experts, which WanVideoToVideoPipeline does not take.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,18 +35,14 @@ from diffusers import (
     WanPipeline,
     WanVideoToVideoPipeline,
 )
+from drawings import FRAMES, HEIGHT, WIDTHS, draw_mask, draw_video, latent_mask
 from last_frame import load, padded, transformer
 from pack import HERE, write
 from PIL import Image
 from safetensors.numpy import load_file, save
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-VIDEOS = HERE / "expected" / "videos"
 NEWEST = 0.9990000128746033  # highest level of the official UniPC before the shift
-FRAMES = 9
-HEIGHT = 32
-WIDTHS = {"clip": 48, "wide": 64}
-LENGTHS = {"clip": 9, "wide": 7}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -72,28 +72,25 @@ class Run:
         return max(self.steps - min(int(self.steps * self.strength), self.steps), 0)
 
 
-ONE = {"family": "wan21-t2v", "shift": 5.0, "guide": (5.0, 5.0)}
-RUNS = [
-    Run(**ONE, topic="e2e_video", steps=10, strength=0.7, seed=1),
-    Run(**ONE, topic="e2e_video_whole", steps=4, strength=1.0, seed=2),
-    Run(**ONE, topic="e2e_video_mask", steps=6, strength=0.75, masked=True, seed=3),
-    Run(
-        **{"family": "wan22-t2v-a14b", "topic": "e2e_video", "steps": 6, "strength": 0.9},
-        **{"shift": 12.0, "guide": (3.0, 4.0), "boundary": 0.875, "seed": 4},
-    ),
-    Run(
-        **{"family": "wan22-i2v-a14b", "topic": "e2e_extend", "steps": 4, "extend": 5},
-        **{"shift": 5.0, "guide": (3.5, 4.5), "boundary": 0.9, "seed": 5},
-    ),
-    Run(
-        **{"family": "wan21-i2v", "topic": "e2e_extend", "steps": 4, "extend": 5},
-        **{"shift": 3.0, "guide": (5.0, 5.0), "seed": 6},
-    ),
-    Run(
-        **{"family": "wan22-ti2v-5b", "topic": "e2e_extend", "steps": 4, "extend": 5},
-        **{"shift": 5.0, "guide": (5.0, 5.0), "seed": 7, "texts": "e2e_i2v", "video": "wide"},
-    ),
-]
+T2V, T2V_A14B = "wan21-t2v", "wan22-t2v-a14b"
+I2V, I2V_A14B, TI2V = "wan21-i2v", "wan22-i2v-a14b", "wan22-ti2v-5b"
+EVEN = (5.0, 5.0)
+# what the config of Wan2.1 I2V leaves out: the widths of CLIP and of the transformer
+IMAGE_WIDTHS = {"image_dim": 32, "added_kv_proj_dim": 64}
+
+
+def runs() -> Iterator[Run]:
+    """Give every run, with another noise each."""
+    change = partial(Run, family=T2V, shift=5.0, guide=EVEN)
+    yield change(topic="e2e_video", steps=10, strength=0.7, seed=1)
+    yield change(topic="e2e_video_whole", steps=4, strength=1.0, seed=2)
+    yield change(topic="e2e_video_mask", steps=6, strength=0.75, masked=True, seed=3)
+    both = partial(Run, family=T2V_A14B, shift=12.0, guide=(3.0, 4.0), boundary=0.875)
+    yield both(topic="e2e_video", steps=6, strength=0.9, seed=4)
+    extend = partial(Run, topic="e2e_extend", steps=4, extend=5)
+    yield extend(family=I2V_A14B, shift=5.0, guide=(3.5, 4.5), boundary=0.9, seed=5)
+    yield extend(family=I2V, shift=3.0, guide=EVEN, seed=6)
+    yield extend(family=TI2V, shift=5.0, guide=EVEN, seed=7, texts="e2e_i2v", video="wide")
 
 
 class Levels(UniPCMultistepScheduler):
@@ -172,9 +169,17 @@ class Continued(WanImageToVideoPipeline):
         size = (self.image_encoder.config.image_size,) * 2
         pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", align_corners=False)
         mean, deviation = (torch.tensor(one)[:, None, None] for one in (CLIP_MEAN, CLIP_DEVIATION))
-        output = self.image_encoder((pixels / 2 + 0.5 - mean) / deviation, output_hidden_states=True)
+        output = self.image_encoder(
+            (pixels / 2 + 0.5 - mean) / deviation, output_hidden_states=True
+        )
         self.tokens = output.hidden_states[-2]
         return self.tokens
+
+
+def signed(frames: list[Image.Image]) -> torch.Tensor:
+    """Convert frames to (1, 3, T, Y, X) in [-1, 1]."""
+    pixels = np.stack([np.asarray(frame, dtype=np.float32) for frame in frames])
+    return torch.from_numpy(pixels.transpose(3, 0, 1, 2)[None] / 127.5 - 1)
 
 
 def encode(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
@@ -186,20 +191,21 @@ def encode(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
     return (vae.encode(pixels).latent_dist.mode() - mean) / deviation
 
 
-def signed(frames: list[Image.Image]) -> torch.Tensor:
-    """Convert frames to (1, 3, T, Y, X) in [-1, 1]."""
-    pixels = np.stack([np.asarray(frame, dtype=np.float32) for frame in frames])
-    return torch.from_numpy(pixels.transpose(3, 0, 1, 2)[None] / 127.5 - 1)
-
-
 def vae_of(folder: Path, family: str) -> torch.nn.Module:
-    if family != "wan22-ti2v-5b":
+    if family != TI2V:
         return load(folder / "vae", AutoencoderKLWan(base_dim=4, z_dim=16))
     numbers = json.loads((HERE / "expected" / family / "vae.json").read_text(encoding="utf-8"))
     network = AutoencoderKLWan(
-        **{"base_dim": 4, "decoder_base_dim": 3, "z_dim": 48, "is_residual": True},
-        **{"in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16},
-        **{"latents_mean": numbers["mean"], "latents_std": numbers["std"]},
+        base_dim=4,
+        decoder_base_dim=3,
+        z_dim=48,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        latents_mean=numbers["mean"],
+        latents_std=numbers["std"],
     )
     return load(folder / "vae", network)
 
@@ -207,8 +213,13 @@ def vae_of(folder: Path, family: str) -> torch.nn.Module:
 def clip_of(folder: Path) -> torch.nn.Module:
     """Build the tiny CLIP: width 32, 2 heads, 3 blocks."""
     config = CLIPVisionConfig(
-        **{"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "patch_size": 14},
-        **{"image_size": 224, "intermediate_size": 128, "hidden_act": "gelu"},
+        hidden_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=3,
+        patch_size=14,
+        image_size=224,
+        intermediate_size=128,
+        hidden_act="gelu",
     )
     weights = load_file(folder / "model.safetensors")
     tensors = {
@@ -220,94 +231,64 @@ def clip_of(folder: Path) -> torch.nn.Module:
     return network.float().eval()
 
 
-def image_transformer(folder: Path) -> torch.nn.Module:
-    """Load the transformer of Wan2.1 I2V, whose config leaves out what images need."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"image_dim": 32, "added_kv_proj_dim": 64}
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return transformer(folder)
-
-
-def draw_video(name: str) -> list[Image.Image]:
-    """Draw and save a video: a picture of a few soft colors that moves and changes."""
-    generator = np.random.Generator(np.random.Philox(len(name) + WIDTHS[name]))
-    width, length = WIDTHS[name], LENGTHS[name]
-    start, end = generator.integers(0, 256, (2, 6, width // 8 + length, 3), np.uint8).astype(float)
-    frames = []
-    for at in range(length):
-        pixels = np.round(start + (end - start) * at / length).astype(np.uint8)
-        pixels = pixels[:, at : at + width // 8]
-        image = Image.fromarray(pixels).resize((width, HEIGHT), Image.Resampling.BICUBIC)
-        frames.append(store(image, name, at))
-    return frames
-
-
-def draw_mask() -> list[np.ndarray]:
-    """Draw and save a mask: a white square that moves, one more pixel, and too dark a stripe."""
-    frames = []
-    for at in range(FRAMES):
-        pixels = np.zeros((HEIGHT, WIDTHS["clip"]), np.uint8)
-        pixels[-6:] = 127
-        pixels[8:24, 8 + 2 * at : 24 + 2 * at] = 255
-        if at == 6:
-            pixels[0, -1] = 128
-        store(Image.fromarray(pixels), "mask", at)
-        frames.append(pixels)
-    return frames
-
-
-def store(image: Image.Image, name: str, at: int) -> Image.Image:
-    (VIDEOS / name).mkdir(parents=True, exist_ok=True)
-    image.save(VIDEOS / name / f"{at + 1}.png", optimize=True)
-    return image
-
-
-def latent_mask(frames: list[np.ndarray]) -> np.ndarray:
-    """Mark (1, F, H, W) the positions with a white pixel: in their 8 x 8 block, in any frame."""
-    white = np.stack(frames) > 127
-    blocks = white.reshape(len(frames), HEIGHT // 8, 8, -1, 8).any(axis=(2, 4))
-    groups = [blocks[:1], *np.split(blocks[1:], len(blocks) // 4)]
-    return np.stack([group.any(axis=0) for group in groups])[None].astype(np.uint8)
-
-
 def change(run: Run, folder: Path, options: dict[str, Any], video: list[Image.Image]) -> Any:
     """Run video-to-video; return the frames, the scheduler and what else is recorded."""
-    vae, network = vae_of(folder, run.family), transformer(folder / "transformer")
-    parts = {"tokenizer": None, "text_encoder": None, "vae": vae, "transformer": network}
     noise = options.pop("latents")
-    if run.boundary is None:
-        scheduler = Levels.of(run)
-        extra = {}
-        if run.masked:
-            extra["mask"] = latent_mask(draw_mask())
-            scheduler.made = torch.from_numpy(extra["mask"])
-        pipeline = WanVideoToVideoPipeline(**parts, scheduler=scheduler)
-        place = "diffusers.pipelines.wan.pipeline_wan_video2video.randn_tensor"
-        with patch(place, return_value=noise):
-            made = pipeline(video=video, strength=run.strength, **options)
-        return made, scheduler, extra | {"z": scheduler.z[0].numpy()}
+    parts = {
+        "tokenizer": None,
+        "text_encoder": None,
+        "vae": vae_of(folder, run.family),
+        "transformer": transformer(folder / "transformer"),
+    }
+    if run.boundary is not None:
+        return change_with_two(run, folder, parts, options, video, noise)
+    scheduler, extra = Levels.of(run), {}
+    if run.masked:
+        extra["mask"] = latent_mask(draw_mask())
+        scheduler.made = torch.from_numpy(extra["mask"])
+    pipeline = WanVideoToVideoPipeline(**parts, scheduler=scheduler)
+    with patch("diffusers.pipelines.wan.pipeline_wan_video2video.randn_tensor", return_value=noise):
+        made = pipeline(video=video, strength=run.strength, **options)
+    return made, scheduler, extra | {"z": scheduler.z[0].numpy()}
+
+
+def change_with_two(
+    run: Run,
+    folder: Path,
+    parts: dict[str, Any],
+    options: dict[str, Any],
+    video: list[Image.Image],
+    noise: torch.Tensor,
+) -> Any:
+    """The same with two experts, which only the text-to-video pipeline takes: it gets the start."""
     scheduler = Late.of(run)
-    start = scheduler.add_noise(encode(vae, signed(video)), noise, scheduler.timesteps[:1])
-    second = {"transformer_2": transformer(folder / "transformer_2")}
-    pipeline = WanPipeline(**parts, **second, scheduler=scheduler, boundary_ratio=run.boundary)
+    z = encode(parts["vae"], signed(video))
+    start = scheduler.add_noise(z, noise, scheduler.timesteps[:1])
+    pipeline = WanPipeline(
+        **parts,
+        transformer_2=transformer(folder / "transformer_2"),
+        scheduler=scheduler,
+        boundary_ratio=run.boundary,
+    )
     low = {"guidance_scale_2": run.guide[0], "num_frames": FRAMES}
     made = pipeline(latents=start, **low, **options)
-    return made, scheduler, {"z": scheduler.z[0].numpy()}
+    return made, scheduler, {"z": z[0].numpy()}
 
 
 def extend(run: Run, folder: Path, options: dict[str, Any], video: list[Image.Image]) -> Any:
     """Continue a video; return the frames, the scheduler and what else is recorded."""
     scheduler, both = Levels.of(run), run.boundary is not None
-    clip = (folder / "image_encoder").exists()
-    read = image_transformer if clip else transformer
+    clip, more = run.family == I2V, IMAGE_WIDTHS if run.family == I2V else {}
     pipeline = Continued(
-        **{"tokenizer": None, "text_encoder": None, "vae": vae_of(folder, run.family)},
-        **{"scheduler": scheduler, "transformer": read(folder / "transformer")},
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae_of(folder, run.family),
+        scheduler=scheduler,
+        transformer=transformer(folder / "transformer", **more),
         transformer_2=transformer(folder / "transformer_2") if both else None,
         image_encoder=clip_of(folder / "image_encoder") if clip else None,
         boundary_ratio=run.boundary,
-        expand_timesteps=run.family == "wan22-ti2v-5b",
+        expand_timesteps=run.family == TI2V,
     )
     known = video[-run.extend :]
     pipeline.known = signed(known)
@@ -339,7 +320,7 @@ def record(run: Run, folder: Path, texts: dict[str, np.ndarray], video: Any) -> 
         latents.append(state["latents"][0].numpy().copy())
         return state
 
-    channels, stride = (48, 16) if run.family == "wan22-ti2v-5b" else (16, 8)
+    channels, stride = (48, 16) if run.family == TI2V else (16, 8)
     width = WIDTHS[run.video]
     shape = (channels, 1 + FRAMES // 4, HEIGHT // stride, width // stride)
     generator = np.random.Generator(np.random.Philox(run.seed))
@@ -393,7 +374,7 @@ def settings_of(run: Run, told: dict[str, Any]) -> dict[str, Any]:
 
 def main(fixtures: Path, checkpoints: Path) -> None:
     videos = {name: draw_video(name) for name in WIDTHS}
-    for run in RUNS:
+    for run in runs():
         target, source = (one / "expected" / run.family / run.topic for one in (HERE, fixtures))
         source = source.with_name(run.texts)
         texts = load_file(source.with_suffix(".safetensors"))
