@@ -361,12 +361,13 @@ def settings_of(run: Run, told: dict[str, Any]) -> dict[str, Any]:
         "seed": run.seed,
         "prompt": told["prompt"],
         "n_prompt": told["n_prompt"],
-        "input_video": f"videos/{run.video}",
+        "size": [WIDTHS[run.video], HEIGHT],
+        "src_video": f"../videos/{run.video}",  # relative to the settings
     }
     if run.strength is not None:
         settings |= {"strength": run.strength, "first_step": run.begin}
     if run.masked:
-        settings["input_mask"] = "videos/mask"
+        settings["src_mask"] = "../videos/mask"
     if run.extend is not None:
         settings["extend"] = run.extend
     return settings
