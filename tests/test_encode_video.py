@@ -371,3 +371,5 @@ def test_entries_of_other_kinds_of_models_are_refused(
     t2v.refuse(*scaled, code=2, says="has no context")
     beyond = (*words, changed, "--model", t2v.model, "--strength", 0)
     t2v.refuse(*beyond, code=2, says="strength must be above 0 and at most 1")
+    little = (*words, changed, "--model", t2v.model, "--strength", 0.1, "--steps", 4)
+    t2v.refuse(*little, code=2, says="is less than one step; use 0.25 or more")

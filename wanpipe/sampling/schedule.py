@@ -34,9 +34,14 @@ class Schedule:
     def last_part(self, strength: float) -> "Schedule":
         """Return the last steps, `strength` (above 0 and at most 1) of all.
 
-        Source: diffusers, WanVideoToVideoPipeline.get_timesteps.
+        Raises UsageError if that is none. Source: diffusers, WanVideoToVideoPipeline.get_timesteps.
         """
-        first = int(max(self.steps - min(self.steps * strength, self.steps), 0))
+        first = self.steps - min(int(self.steps * strength), self.steps)
+        if first == self.steps:
+            raise UsageError(
+                f"strength {strength:g} of {self.steps} steps is less than one step; use "
+                f"{1 / self.steps:.2g} or more, or more steps"
+            )
         return replace(self, sigmas=self.sigmas[first:], timesteps=self.timesteps[first:])
 
 
