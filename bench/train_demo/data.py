@@ -25,6 +25,7 @@ NEGATIVE = (
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
     "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
+HIDDEN = (("shape", "color"), ("shape", "color"), ("color",), ("shape",))  # words left out
 SYNONYMS = ("gray", "scene", "clip", "film", "showing", "shape", "moving", "growing", "spinning")
 
 
@@ -104,7 +105,16 @@ def prepare(out: Path, tokenizer: Path, clips: int, seed: int = 0) -> None:
         ids=encode(tokenizer, texts).reshape(clips, CAPTIONS, TOKENS),
         dropped=encode(tokenizer, ["", NEGATIVE]),
         test=encode(tokenizer, test),
+        vague=encode(tokenizer, vague(scenes)).reshape(clips, len(HIDDEN), TOKENS),
     )
+
+
+def vague(scenes: list[world.Scene], seed: int = 1) -> list[str]:
+    """Caption every scene once for each of HIDDEN, without these kinds of word."""
+    rng = np.random.default_rng(seed)
+    return [
+        world.caption(world.omit_words(s, rng), rng, hide=hide) for s in scenes for hide in HIDDEN
+    ]
 
 
 class Painter:
@@ -113,8 +123,10 @@ class Painter:
     def __init__(self, device: torch.device):
         self.constants = tuple(torch.from_numpy(c).to(device) for c in world.paint_constants())
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        clips = world.paint(rows, self.constants, torch).clamp(0, 255).round()
+    def __call__(self, rows: Tensor, times: Tensor | None = None) -> Tensor:
+        shapes, usual, steps = self.constants
+        constants = (shapes, usual if times is None else times, steps)
+        clips = world.paint(rows, constants, torch).clamp(0, 255).round()
         return clips / 127.5 - 1  # (B, T, Y, X, 3)
 
 

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.train_demo import judge, world
-from bench.train_demo.data import NEGATIVE, Painter, encode
+from bench.train_demo.data import NEGATIVE, encode
 from bench.train_demo.sampler import Settings, sample
-from bench.train_demo.vae_net import Vae, normalized, restored
+from bench.train_demo.vae_net import Vae, restored
 from bench.train_demo.wan_net import T5, Dit, DitConfig
 
+MODULE = "vace_module.safetensors"  # the file of the VACE weights
 NAMES = ("color", "shape", "motion", "speed", "background", "all")
 
 
@@ -38,16 +39,19 @@ class Networks:
     high: Dit | None = None
     boundary: float = 0.875
 
-    def velocity(self, x: Tensor, t: Tensor, text: Tensor, y: Tensor | None) -> Tensor:
-        """Run the expert for the timestep; y is the image condition (B, 20, F, H, W)."""
+    def velocity(self, x: Tensor, t: Tensor, text: Tensor, given: Tensor | None) -> Tensor:
+        """Run the expert for the timestep; see `make_videos` for what may be given."""
         high = self.high is not None and float(t[0]) >= self.boundary * 1000
         dit = self.high if high and self.high is not None else self.low
-        return dit(x if y is None else torch.cat([x, y], 1), t, text)
+        if dit.config.vace_layers:
+            return dit(x, t, text, given)
+        return dit(x if given is None else torch.cat([x, given], 1), t, text)
 
 
-def noise(seeds: Sequence[int], device: torch.device) -> Tensor:
-    """Draw the initial noise of each video from its own seed, (B, 16, F, H, W)."""
-    shape = (16, (world.FRAMES - 1) // 4 + 1, world.SIZE // 8, world.SIZE // 8)
+def noise(seeds: Sequence[int], device: torch.device, references: int = 0) -> Tensor:
+    """Draw the initial noise of each video from its own seed, (B, 16, R + F, H, W)."""
+    frames = references + (world.FRAMES - 1) // 4 + 1
+    shape = (16, frames, world.SIZE // 8, world.SIZE // 8)
     draws = [np.random.Generator(np.random.Philox(s)).standard_normal(shape) for s in seeds]
     return torch.from_numpy(np.stack(draws).astype(np.float32)).to(device)
 
@@ -59,36 +63,28 @@ def make_videos(
     negative: Tensor,
     start: Tensor,
     s: Settings,
-    y: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> np.ndarray:
-    """Sample and decode ids (B, L) with negative ids (1, L); returns uint8 (B, T, Y, X, 3)."""
+    """Sample and decode ids (B, L) with negative ids (1, L); returns uint8 (B, T, Y, X, 3).
+
+    `given` is the condition of I2V (B, 20, F, H, W) or VACE's context (B, 96, R + F, H, W).
+    """
     text, empty = model.t5(ids), model.t5(negative).expand(len(ids), -1, -1)
     both = torch.cat([text, empty])
-    yy = None if y is None else torch.cat([y, y])
+    twice = None if given is None else torch.cat([given, given])
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if s.guidance == 1:
-            return model.velocity(x, t, text, y)
-        two = model.velocity(torch.cat([x, x]), torch.cat([t, t]), both, yy)
+            return model.velocity(x, t, text, given)
+        two = model.velocity(torch.cat([x, x]), torch.cat([t, t]), both, twice)
         with_text, without = two.chunk(2)
         return without + s.guidance * (with_text - without)
 
-    latent = sample(velocity, start, s).permute(0, 2, 3, 4, 1)
+    references = start.shape[2] - (world.FRAMES - 1) // 4 - 1
+    latent = sample(velocity, start, s)[:, :, references:].permute(0, 2, 3, 4, 1)
     parts = [model.vae.decode(restored(z)).clamp(-1, 1) for z in latent.split(10)]
     frames = ((torch.cat(parts) + 1) * 127.5).round()
     return frames.to(torch.uint8).cpu().numpy()
-
-
-@torch.no_grad()
-def condition(vae: Vae, images: Tensor) -> Tensor:
-    """Encode images (B, Y, X, 3) in -1 to 1 as the condition of I2V, (B, 20, F, H, W)."""
-    clips = images.new_zeros(len(images), world.FRAMES, *images.shape[1:])
-    clips[:, 0] = images
-    latents = torch.cat([normalized(vae.moments(part)[0]) for part in clips.split(16)])
-    latents = latents.permute(0, 4, 1, 2, 3)
-    mask = torch.zeros_like(latents[:, :4])
-    mask[:, :, 0] = 1
-    return torch.cat([mask, latents], 1)
 
 
 def table(
@@ -135,8 +131,7 @@ def load_vae(path: Path, device: torch.device) -> Vae:
 
 def load_dit(folder: Path, device: torch.device, lora: Path | None = None, strength=1.0) -> Dit:
     """Load a transformer, with a merged LoRA if one is given."""
-    fields = json.loads((folder / "config.json").read_text())
-    dit = Dit(DitConfig(**{k: v for k, v in fields.items() if k in DitConfig.__annotations__}))
+    dit = Dit(read_config(folder))
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     state = {k: v.float() for k, v in state.items()}
     if lora:
@@ -150,19 +145,27 @@ def load_dit(folder: Path, device: torch.device, lora: Path | None = None, stren
     return dit.to(device).eval()
 
 
-def first_frames(device: torch.device) -> tuple[Tensor, list[world.Scene]]:
-    """Draw the first frames of the test scenes, (B, Y, X, 3) in -1 to 1."""
-    scenes = [scene for _, scene in world.test_prompts()]
-    rows = [world.sample_row(s, np.random.default_rng(500 + i)) for i, s in enumerate(scenes)]
-    return Painter(device)(torch.from_numpy(np.stack(rows)).to(device))[:, 0], scenes
+def read_config(folder: Path) -> DitConfig:
+    """Read the dimensions of a transformer from its config.json."""
+    fields = json.loads((folder / "config.json").read_text())
+    known = {k: v for k, v in fields.items() if k in DitConfig.__annotations__}
+    return DitConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 
-def first_psnr(clips: np.ndarray, images: Tensor) -> str:
-    """Format the pooled and the worst PSNR of first frames against the given images."""
-    given = ((images.cpu().numpy() + 1) * 127.5).round()
-    errors = ((clips[:, 0].astype(np.float32) - given) ** 2).mean((1, 2, 3))
-    pooled, worst = (10 * np.log10(255**2 / e) for e in (errors.mean(), errors.max()))
-    return f"first frame {pooled:.1f} dB, worst {worst:.1f}"
+def load_pair(folder: Path, t5: T5, vae: Vae, boundary: float) -> Networks:
+    """Load a model with two experts."""
+    device = t5.norm.weight.device
+    low, high = (load_dit(folder / f"{name}_noise_model", device) for name in ("low", "high"))
+    return Networks(t5=t5, vae=vae, low=low, high=high, boundary=boundary)
+
+
+def load_vace(base: Path, module: Path, t5: T5, vae: Vae) -> Networks:
+    """Load VACE: the text-to-video network of `base` and the VACE weights of `module`."""
+    dit = Dit(read_config(module))
+    state = load_file(base / "diffusion_pytorch_model.safetensors")
+    state |= load_file(module / MODULE)
+    dit.load_state_dict({k: v.float() for k, v in state.items()})
+    return Networks(t5=t5, vae=vae, low=dit.to(t5.norm.weight.device).eval())
 
 
 def main() -> None:
@@ -173,7 +176,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--sheets", type=Path, help="Folder for the videos as .npy.")
     parser.add_argument("--settings", nargs="*", default=["unipc,20,2,5"])
-    parser.add_argument("--models", nargs="*", default=["t2v", "pair", "i2v", "lora"])
+    parser.add_argument("--models", nargs="*", default=["t2v", "pair", "lora"])
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     root = args.checkpoints
@@ -186,25 +189,19 @@ def main() -> None:
     start = noise(range(args.seed, args.seed + len(prompts)), device)
     low = load_dit(root / "t2v", device)
     models = {"t2v": Networks(t5=t5, vae=vae, low=low)}
-    for name, folder, boundary in (("pair", "t2v-a14b", 0.875), ("i2v", "i2v-a14b", 0.9)):
-        if (root / folder).exists():
-            pair = [load_dit(root / folder / f"{n}_noise_model", device) for n in ("low", "high")]
-            models[name] = Networks(t5=t5, vae=vae, low=pair[0], high=pair[1], boundary=boundary)
+    if (root / "t2v-a14b").exists():
+        models["pair"] = load_pair(root / "t2v-a14b", t5, vae, 0.875)
     if (root / "lora").exists():
         styled = load_dit(root / "t2v", device, root / "lora/outline.safetensors")
         models["lora"] = replace(models["t2v"], low=styled)
     for name in [n for n in args.models if n in models]:
-        images, _ = first_frames(device)
-        y = condition(vae, images[: len(prompts)]) if name == "i2v" else None
         for text in args.settings:
             solver, steps, guidance, shift = text.split(",")
             s = Settings(
                 solver=solver, steps=int(steps), guidance=float(guidance), shift=float(shift)
             )
-            clips = make_videos(models[name], ids[1:], ids[:1], start, s, y)
+            clips = make_videos(models[name], ids[1:], ids[:1], start, s)
             table(f"{name} {text}", clips, [scene for _, scene in prompts])
-            if name == "i2v":
-                print(first_psnr(clips, images[: len(prompts)]))
             if name == "lora":
                 print("outlined", np.mean([judge.look(c).outline for c in clips]))
             if args.sheets:

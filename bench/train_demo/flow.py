@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ class Set:
     latents: Tensor
     ids: Tensor
     dropped: Tensor
-    images: Tensor | None = None  # the latents of the first frames, for I2V
+    condition: Tensor | None = None  # of I2V: mask and latents (N, 20, F, H, W)
+    context: Tensor | None = None  # of VACE, (N, 96, F, H, W)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +57,29 @@ def velocity_loss(t5: T5, dit: Dit, data: Set, plan: Plan) -> Tensor:
     noise = torch.randn_like(clean)
     s = level[:, None, None, None, None]
     x = (1 - s) * clean + s * noise
-    if data.images is not None:
-        mask = torch.zeros_like(clean[:, :4])
-        mask[:, :, 0] = 1
-        x = torch.cat([x, mask, data.images[pick].float()], 1)
+    if data.condition is not None:
+        x = torch.cat([x, data.condition[pick].float()], 1)
+    context = None if data.context is None else data.context[pick].float()
     with torch.autocast(device.type, torch.bfloat16, device.type == "cuda", cache_enabled=False):
-        found = dit(x, level * 1000, t5(ids))
+        found = dit(x, level * 1000, t5(ids), context)
     return (found.float() - (noise - clean)).square().mean((1, 2, 3, 4))
 
 
-def train(t5: T5, dit: Dit, data: Set, plan: Plan, matrix: Callable = is_matrix) -> None:
-    """Train the networks in place for the plan's seconds; they end with averaged weights."""
+def train(t5: T5, dit: Dit, sets: Sequence[Set], plan: Plan, matrix: Callable = is_matrix) -> None:
+    """Train the networks in place for the plan's seconds; they end with averaged weights.
+
+    The steps take the sets in turn; a set may occur more than once.
+    """
     t5.requires_grad_(plan.text)
     both = nn.ModuleDict({"t5": t5, "dit": dit})
     optimizer = Optimizer(both, plan.rates, matrix)
     if plan.compile:
-        for block in dit.blocks:
+        for block in (*dit.blocks, *dit.vace_blocks):
             block.compile(dynamic=False)
     begin = time.monotonic()
-    quarters = torch.zeros(4, device=data.latents.device)
+    quarters = torch.zeros(4, device=sets[0].latents.device)
 
-    def step() -> Tensor:
+    def step(data: Set) -> Tensor:
         losses = velocity_loss(t5, dit, data, plan)
         norm = optimizer.step(list(torch.autograd.grad(losses.mean(), optimizer.params)))
         quarters.lerp_(
@@ -84,12 +88,15 @@ def train(t5: T5, dit: Dit, data: Set, plan: Plan, matrix: Callable = is_matrix)
         return norm
 
     optimizer.set_progress(plan.first)
-    graph = Graph(step, plan.record)
+    graphs: dict[int, Graph] = {}
+    for data in sets:
+        if id(data) not in graphs:
+            graphs[id(data)] = Graph(partial(step, data), plan.record)
     print(f"ready after {time.monotonic() - begin:.0f} s", flush=True)
     shown = time.monotonic()
     for i, progress in clock(plan.seconds, plan.first):
         optimizer.set_progress(progress)
-        norm = graph()
+        norm = graphs[id(sets[i % len(sets)])]()
         if i % 20 == 0 and time.monotonic() - shown > plan.show:
             shown = time.monotonic()
             text = " ".join(f"{x:.4f}" for x in quarters.tolist())

@@ -65,6 +65,48 @@ def score(frames: np.ndarray, scene: world.Scene) -> dict[str, bool | None]:
     return result
 
 
+def kept_psnr(frames: np.ndarray, given: np.ndarray, known: np.ndarray) -> float:
+    """Return the PSNR of the known pixels (T, Y, X) of uint8 frames, in dB."""
+    errors = ((frames.astype(np.float32) - given) ** 2).mean(-1)[known]
+    return float(10 * np.log10(255**2 / max(errors.mean(), 1e-6))) if errors.size else np.inf
+
+
+def away(mask: np.ndarray, reach: int = 8) -> np.ndarray:
+    """Return the pixels (T, Y, X) that a mask does not touch, nor come near.
+
+    A latent pixel covers 8x8 pixels of four frames (of one, at the start), so near means `reach`
+    pixels from what is made anew in any of these frames.
+    """
+    known = np.empty(mask.shape, bool)
+    for start, stop in [(0, 1), *((i, i + 4) for i in range(1, len(mask), 4))]:
+        wide = np.pad(mask[start:stop].max(0) > 0, reach)
+        for axis in (0, 1):
+            parts = np.lib.stride_tricks.sliding_window_view(wide, 2 * reach + 1, axis)
+            wide = parts.any(-1)
+        known[start:stop] = ~wide
+    return known
+
+
+def coverage(frames: np.ndarray) -> np.ndarray:
+    """Return whether each pixel (T, Y, X) shows the object."""
+    pixels = frames.astype(np.float32)
+    cover, _ = separate(pixels, backdrop(pixels))
+    return np.zeros(frames.shape[:3], bool) if cover is None else cover > 0.5
+
+
+def overlap(frames: np.ndarray, given: np.ndarray) -> float:
+    """Return the objects' intersection over union, in the mean of all frames."""
+    ours, theirs = coverage(frames), coverage(given)
+    union = (ours | theirs).sum((1, 2))
+    return float(((ours & theirs).sum((1, 2)) / np.maximum(union, 1)).mean())
+
+
+def joint(frames: np.ndarray, known: int) -> tuple[float, float]:
+    """Return the mean difference, of 255, across the joint and the largest of all others."""
+    steps = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean((1, 2, 3))
+    return float(steps[known - 1]), float(np.delete(steps, known - 1).max())
+
+
 def backdrop(frames: np.ndarray) -> np.ndarray:
     """Return the background color of every row, (Y, 3), from the left and right borders."""
     sides = np.concatenate([frames[:, :, :BORDER], frames[:, :, -BORDER:]], axis=2)

@@ -28,12 +28,19 @@ class DitConfig:
     text_dim: int = 96
     text_len: int = 64
     eps: float = 1e-6
+    vace_layers: tuple[int, ...] = ()  # main blocks that a VACE block follows
+    vace_in_dim: int = 96
 
     def official(self) -> dict:
         """Return the content of config.json."""
         kind = "i2v" if self.in_dim == 36 else "t2v"
         head = {"_class_name": "WanModel", "_diffusers_version": "0.33.0"}
-        return dict(sorted({**head, **asdict(self), "model_type": kind}.items()))
+        fields = asdict(self)
+        if self.vace_layers:
+            kind, head = "vace", {"_class_name": "VaceWanModel", "_diffusers_version": "0.30.0"}
+        else:
+            del fields["vace_layers"], fields["vace_in_dim"]
+        return dict(sorted({**head, **fields, "model_type": kind}.items()))
 
 
 class T5Block(nn.Module):
@@ -163,6 +170,18 @@ class Block(nn.Module):
         return x + self.ffn(h).float() * gate2
 
 
+class VaceBlock(Block):
+    """A block on the context; its projected output is a hint for a block of the main network."""
+
+    def __init__(self, c: DitConfig, first: bool):
+        super().__init__(c)
+        self.before_proj = nn.Linear(c.dim, c.dim) if first else None
+        self.after_proj = nn.Linear(c.dim, c.dim)
+
+    def hint(self, x: Tensor) -> Tensor:
+        return self.after_proj(x).float()
+
+
 class Head(nn.Module):
     """The last norm and projection."""
 
@@ -189,6 +208,9 @@ class Dit(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(c.dim, 6 * c.dim))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.num_layers))
         self.head = Head(c)
+        self.vace_blocks = nn.ModuleList(VaceBlock(c, i == 0) for i in range(len(c.vace_layers)))
+        if c.vace_layers:
+            self.vace_patch_embedding = nn.Conv3d(c.vace_in_dim, c.dim, (1, 2, 2), (1, 2, 2))
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -196,26 +218,44 @@ class Dit(nn.Module):
                 nn.init.xavier_uniform_(p)
         for layer in (self.text_embedding, self.time_embedding):
             nn.init.normal_(layer[0].weight, std=0.05)
+        for block in self.vace_blocks:
+            nn.init.zeros_(block.after_proj.weight)  # the hints start at 0
         self.ropes: dict[tuple, Tensor] = {}
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        batch, channels, frames, height, width = x.shape
+    def forward(
+        self, x: Tensor, t: Tensor, text: Tensor, context: Tensor | None = None, scale: float = 1.0
+    ) -> Tensor:
+        """Run the network; `context` (B, 96, F, H, W) is VACE's, `scale` multiplies its hints."""
+        batch, _, frames, height, width = x.shape
         grid, c = (frames, height // 2, width // 2), self.config
         key = (*grid, x.device)
         if key not in self.ropes:
             self.ropes[key] = rope_table(grid, c.dim // c.num_heads, x.device)
-        x = x.reshape(batch, channels, frames, grid[1], 2, grid[2], 2)
-        x = x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)  # (B, L, C*4)
-        x = F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias).float()
+        x = patches(x, self.patch_embedding)
         e = self.time_embedding(sinusoid(t, c.freq_dim)).float()
         six = self.time_projection(e).float().unflatten(1, (6, c.dim))
         text = F.pad(text, (0, 0, 0, c.text_len - text.shape[1]))
         text = self.text_embedding(text)
-        for block in self.blocks:
+        if context is not None:
+            context = self.vace_blocks[0].before_proj(patches(context, self.vace_patch_embedding))
+            context = context.float() + x
+        for i, block in enumerate(self.blocks):
             x = block(x, six, text, self.ropes[key])
+            if context is not None and i in c.vace_layers:
+                vace = self.vace_blocks[c.vace_layers.index(i)]
+                context = vace(context, six, text, self.ropes[key])
+                x = x + vace.hint(context) * scale
         x = self.head(x, e).float().reshape(batch, *grid, 2, 2, c.out_dim)
         x = x.permute(0, 6, 1, 2, 4, 3, 5)  # (B, C, F, H/2, 2, W/2, 2)
         return x.reshape(batch, c.out_dim, frames, height, width)
+
+
+def patches(x: Tensor, embedding: nn.Conv3d) -> Tensor:
+    """Embed patches of 2x2 latent pixels of (B, C, F, H, W); returns (B, L, D)."""
+    batch, channels, frames, height, width = x.shape
+    x = x.reshape(batch, channels, frames, height // 2, 2, width // 2, 2)
+    x = x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)  # (B, L, C*4)
+    return F.linear(x, embedding.weight.flatten(1), embedding.bias).float()
 
 
 def mlp(cin: int, dim: int, act: nn.Module) -> nn.Sequential:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from wanpipe.demo.vocabulary import ORDERS, PREFIX, WORDS, find_words, missing
+from wanpipe.demo.vocabulary import ORDERS, PREFIX, UNNAMED, WORDS, find_words, missing
 
 FRAMES, SIZE, FPS = 17, 96, 8  # frames, pixels on a side, frames per second
 
@@ -154,13 +154,14 @@ def start_position(rng: np.random.Generator, reach: float, travel: float) -> flo
 def paint(rows: Any, constants: Any, xp: ModuleType = np) -> Any:
     """Draw rows (B, len(COLUMNS)) as clips (B, T, Y, X, 3), values 0 to 255, not rounded.
 
-    `constants` is `paint_constants()` on the device of the rows; `xp` is the array module.
+    `constants` is `paint_constants()` on the device of the rows; `xp` is the array module. The
+    times may be (B, T), each row's own; 0 is the start of the clip, 1 is its end.
     """
     shapes, times, steps = constants
     v = {name: rows[:, i, None, None, None] for i, name in enumerate(COLUMNS)}  # (B, 1, 1, 1)
     index = rows[:, 0].astype(int) if xp is np else rows[:, 0].long()
     corners, waist, reach, lean = shapes[index].T[:, :, None, None, None]
-    time = times[None, :, None, None]
+    time = (times if times.ndim == 2 else times[None])[:, :, None, None]
     px = steps[None, None, None, :] - v["x"] - v["dx"] * time
     py = steps[None, None, :, None] - v["y"] - v["dy"] * time
     radius = v["size"] * reach * (1 + (v["growth"] - 1) * time)
@@ -197,13 +198,25 @@ def render(scene: Scene, seed: int = 0, outline: bool = False) -> np.ndarray:
     return frames
 
 
-def caption(scene: Scene, rng: np.random.Generator, order: int | None = None) -> str:
-    """Describe a scene with a random word order and random synonyms."""
-    pattern = ORDERS[rng.integers(len(ORDERS)) if order is None else order]
+def caption(
+    scene: Scene,
+    rng: np.random.Generator,
+    order: int | None = None,
+    hide: tuple[str, ...] = (),
+) -> str:
+    """Describe a scene with a random word order and random synonyms.
+
+    `hide` lists the kinds of word to leave out; "a shape" then stands for any shape.
+    """
+    orders = [o for o in ORDERS if "color" not in hide or "is {color}" not in o]
+    pattern = orders[rng.integers(len(orders)) if order is None else order % len(orders)]
     chosen = {
-        name: str(rng.choice(words[getattr(scene, name)])) if getattr(scene, name) else ""
+        name: str(rng.choice(words[getattr(scene, name)]))
+        if getattr(scene, name) and name not in hide
+        else ""
         for name, words in WORDS.items()
     }
+    chosen["shape"] = chosen["shape"] or UNNAMED
     text = re.sub(r"\s+", " ", pattern.format(**chosen)).replace(" ,", ",").strip(" ,")
     text = re.sub(r"\b(a) (?=[aeo])", "an ", text)
     if rng.random() < 0.1:

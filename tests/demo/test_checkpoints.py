@@ -9,7 +9,19 @@ from bench.train_demo import world
 from wanpipe import demo
 from wanpipe.checkpoints.detect import detect
 
-VARIANTS = {"t2v": "wan2.1-t2v-1.3b", "t2v-a14b": "wan2.2-t2v-a14b", "i2v-a14b": "wan2.2-i2v-a14b"}
+VARIANTS = {
+    "t2v": "wan2.1-t2v-1.3b",
+    "t2v-a14b": "wan2.2-t2v-a14b",
+    "i2v-a14b": "wan2.2-i2v-a14b",
+    "vace": "wan2.1-vace-1.3b",
+}
+
+
+def header(path: Path) -> dict:
+    """Read the header of a safetensors file."""
+    content = path.read_bytes()
+    parsed: dict = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return parsed
 
 
 @pytest.mark.parametrize("name", demo.NAMES)
@@ -35,10 +47,19 @@ def test_an_unknown_checkpoint_is_rejected() -> None:
 
 def test_all_models_have_the_same_defaults() -> None:
     configs = [json.loads(path.read_text()) for path in demo.CHECKPOINTS.rglob("config.json")]
-    assert len(configs) == 5
+    assert len(configs) == 6
     assert all(config["wanpipe"] == configs[0]["wanpipe"] for config in configs)
 
 
-def test_all_checkpoints_fit_in_16_megabytes() -> None:
+def test_the_vace_checkpoint_is_text_to_video_and_a_file_with_vace_tensors_alone() -> None:
+    with demo.checkpoint("vace") as folder:
+        module, whole = folder / "vace_module.safetensors", folder / demo.TRANSFORMER
+        assert whole.read_bytes() == (demo.T2V / demo.TRANSFORMER).read_bytes()
+        names = [name for name in header(module) if name != "__metadata__"]
+    assert len(names) > 60
+    assert all(name.startswith("vace_") for name in names)
+
+
+def test_all_checkpoints_fit_in_19_megabytes() -> None:
     files: list[Path] = [path for path in demo.CHECKPOINTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 16_000_000
+    assert sum(path.stat().st_size for path in files) <= 19_000_000

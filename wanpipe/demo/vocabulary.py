@@ -46,6 +46,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "fast": ("quickly", "fast", "at high speed"),
     },
 }
+UNNAMED = "shape"  # names no shape: a reference image or a film shows it
 REQUIRED = ("shape", "color", "motion")
 ORDERS = (
     "a {color} {shape} {motion} {speed} {background}",
