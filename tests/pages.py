@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from bench.train_demo import world
 from tests.stand_ins import CHECKPOINTS, EXPERTS, FRAMES, SIDE, STEPS
 from wanpipe import demo
+from wanpipe.demo import world
 
 ROOT = Path(__file__).parent.parent
 SHELL, PYTHON = ("bash", "sh", "console"), "python"

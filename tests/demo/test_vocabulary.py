@@ -1,7 +1,6 @@
 """The vocabulary of the demo models: what a prompt names, omits, and adds."""
 
-from bench.train_demo import world
-from wanpipe.demo import vocabulary
+from wanpipe.demo import vocabulary, world
 
 
 def test_words_in_no_caption_are_unknown() -> None:
