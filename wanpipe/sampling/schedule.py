@@ -32,11 +32,17 @@ class Schedule:
         return len(self.timesteps)
 
     def last_part(self, strength: float) -> "Schedule":
-        """Return the last steps, `strength` (above 0 and at most 1) of all.
+        """Return the last steps, `strength` (above 0 and at most 1) of all, rounded down.
 
+        Raises UsageError if no step is left.
         Source: diffusers, WanVideoToVideoPipeline.get_timesteps.
         """
-        first = int(max(self.steps - min(self.steps * strength, self.steps), 0))
+        first = self.steps - min(int(self.steps * strength), self.steps)
+        if first == self.steps:
+            raise UsageError(
+                f"strength must be 1/{self.steps} or more at {self.steps} steps, got "
+                f"{strength:g}; use a greater one, or more --steps"
+            )
         return replace(self, sigmas=self.sigmas[first:], timesteps=self.timesteps[first:])
 
 
