@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from wanpipe.media.latent_rgb import linear_frames
-from wanpipe.media.resize import resize_crop
 
 from tests.test_show import show
 from tests.workshop import SMALL, Models, Place
+from wanpipe.media.latent_rgb import linear_frames
+from wanpipe.media.resize import resize_crop
 
 SIDES, FRAMES, STEPS = SMALL[:4], SMALL[4:6], SMALL[6:]
 SIDE, COUNT = 32, 9  # pixels of the frames of clip, and how many it has

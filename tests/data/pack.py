@@ -52,7 +52,7 @@ FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0,
 
 def write(data: bytes, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if len(data) > 4000 and target.suffix not in {".png", ".jpg", ".gif"}:
+    if len(data) > 4000 and target.suffix not in {".png", ".jpg", ".gif", ".mp4"}:
         target.with_name(target.name + ".xz").write_bytes(lzma.compress(data, filters=FILTERS))
     else:
         target.write_bytes(data)
@@ -77,6 +77,8 @@ def wanted(topic: str, name: str) -> bool:
         }
     if topic == "context":  # the rest is in the runs
         return name.startswith("mask_frames")
+    if topic == "prepare":  # frames of the small films, and what the resize makes
+        return name.endswith("_video") or "_ref" in name or name.startswith("film_small")
     if topic.startswith("t5"):
         return not name.startswith("p00_block")
     if topic.startswith(("e2e", "vae")):
@@ -119,7 +121,7 @@ def main(fixtures: Path) -> None:
             write(source.read_bytes(), HERE / "expected" / inside)
         else:
             expected(source, HERE / "expected" / inside)
-    for source in sorted((fixtures / "expected").rglob("*.png")):
+    for source in sorted((fixtures / "expected").rglob("*.[mp][pn][4g]")):
         inside = source.relative_to(fixtures / "expected")
         if inside.parts[0] in TOPICS:
             write(source.read_bytes(), HERE / "expected" / inside)

@@ -39,8 +39,9 @@ ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError
 
 
 def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
-    """Return the entries, all their inputs and those of their runs, each once. Raises StoreError for
-    a missing or damaged input, UsageError for a converted model.
+    """Return the entries, all their inputs and those of their runs, each once.
+
+    Raises StoreError for a missing or damaged input, UsageError for a converted model.
     """
     found: dict[str, Entry] = {}
     waiting = list(entries)

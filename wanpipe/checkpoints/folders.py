@@ -2,7 +2,7 @@
 
 Loose files, as ComfyUI's users have them, are told apart by their keys; names only tell two experts
 from each other. A VACE module, a file with VACE's tensors alone, is added to the files of its
-transformer, in loose files and beside official ones. Reads headers only.
+transformer, in loose files and, where its name says VACE, beside official ones. Reads headers only.
 """
 
 import re
@@ -93,7 +93,13 @@ def find_official(directory: Path) -> CheckpointFiles:
     """Find the files as the official repositories have them."""
     parts = transformers(directory)
     experts = {name: shards(part) for name, part in parts.items()}
-    named = [path for path in files_below(directory, "*.safetensors") if names_vace(path)]
+    used = {path for files in experts.values() for path in files}
+    # other files beside an official transformer are not opened, whatever they are
+    named = [
+        path
+        for path in files_below(directory, "*.safetensors")
+        if "vace" in path.name.lower() and path not in used
+    ]
     modules = sort_networks(named).get("VACE module", [])
 
     def others(has_vae22: bool, clip: bool) -> dict[str, Files]:
@@ -110,14 +116,6 @@ def find_official(directory: Path) -> CheckpointFiles:
         configs={name: part / "config.json" for name, part in parts.items()},
         others=others,
     )
-
-
-def names_vace(path: Path) -> bool:
-    """Whether a file beside an official transformer may be a VACE module; its keys then decide.
-
-    Other files there are not opened, whatever they are.
-    """
-    return "vace" in path.name.lower() and not path.name.startswith(DIT_STEM)
 
 
 def with_modules(

@@ -291,6 +291,5 @@ class ContextStreams:
         """Finish stream `number` after its block, and add the hint to the stream of the video."""
         context = self.streams[number]
         context.add_pending()
-        hint = block.hint(context)
-        evaluate(context.x, hint)
-        video.x = add_gated(video.x, hint, self.scale, dtype=video.x.dtype)
+        video.x = add_gated(video.x, block.hint(context), self.scale, dtype=video.x.dtype)
+        evaluate(context.x, video.x)
