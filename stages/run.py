@@ -77,7 +77,8 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     for index, (step, made_by) in enumerate(zip(steps.entries, steps.runs, strict=True)):
         output = video_path(params, step, index if len(steps.entries) > 1 else None)
         decoding = replace(params.decode, output=output)
-        decodings.append(decode.plan(model, Inputs(step=step, run=made_by), decoding, store))
+        sources = Inputs(step=step, run=made_by, video=inputs.video)
+        decodings.append(decode.plan(model, sources, decoding, store))
         videos.append(output)
     return RunPlan(
         plans=(*plans, *decodings),

@@ -68,13 +68,16 @@ def reference(model: Model) -> ModelReference:
 
 @dataclass(frozen=True)
 class Source:
-    """The step that frames come from: its key, its entry if given, its run, and the model."""
+    """The step that frames come from: its key, its entry if given, its run, the model, and the
+    video entry if given, which a plan may still have to make.
+    """
 
     key: str
     home: Store
     step: Entry | None
     run: Run | None
     model: Model | None
+    given: Entry | None = None
 
     @staticmethod
     def of(model: Model | None, inputs: Inputs, store: Store) -> "Source":
@@ -87,7 +90,7 @@ class Source:
             runs = home.runs.of(key)
             fitting = [one for one in runs if model and one.model.key == model.config.key]
             run = next(iter([*fitting, *runs]), None)
-        return Source(key, home, step, run, model)
+        return Source(key, home, step, run, model, inputs.video)
 
     def rate(self, asked: float | None) -> float:
         """Return frames per second: those asked for, or else the run's or the model's. Raises
@@ -114,6 +117,8 @@ class Source:
     @property
     def video(self) -> Entry | None:
         """The video entry that the step was made from. Raises StoreError if it is gone."""
+        if self.given is not None:
+            return self.given
         made_by = self.run or self.step
         key = made_by.inputs.get("video") if made_by else None
         return None if key is None else self.home.resolve(key)
