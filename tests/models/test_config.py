@@ -364,7 +364,7 @@ CASES = 400  # per family
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["wan21-i2v", "wan22-t2v-a14b", "wan22-ti2v-5b"])
+@pytest.mark.parametrize("family", ["wan21-i2v", "wan21-vace", "wan22-t2v-a14b", "wan22-ti2v-5b"])
 def test_a_changed_config_is_refused_in_one_line_or_read_correctly(
     family: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:

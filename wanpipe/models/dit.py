@@ -160,7 +160,8 @@ class DiT(nn.Module):
         assert context.shape[0] == self.config.vace_in_dim, context.shape
         patches = to_patches(context.astype(mx.float32), self.config.patch)
         embedded = self.vace_patch_embedding(patches).reshape(tokens.shape)
-        return ContextStreams(context=embedded, video=tokens, scale=mx.array(float(scale)))
+        gate = mx.full((len(tokens), 1, self.config.dim), scale, mx.float32)
+        return ContextStreams(context=embedded, video=tokens, scale=gate)
 
     def _run_blocks(
         self,

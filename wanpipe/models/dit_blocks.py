@@ -16,7 +16,6 @@ from wanpipe.models.execution import Evaluate, Prefetch, defer_eval
 from wanpipe.models.layers import (
     MLP,
     Linear,
-    add_gated,
     add_norm,
     attend,
     gelu,
@@ -149,13 +148,11 @@ class Stream:
         self.parts, self.gate = [], None
         return y
 
-    def add_pending(self) -> None:
-        """Apply the pending addition, which has a gate."""
-        assert self.gate is not None
-        y = mx.concatenate(self.parts) if len(self.parts) > 1 else self.parts[0]
-        self.parts = []
-        self.x = add_gated(self.x, y.reshape(self.x.shape), self.gate, dtype=self.x.dtype)
-        self.gate = None
+    def add_pending(self, eps: float, dtype: mx.Dtype) -> None:
+        """Apply the pending addition."""
+        still = mx.zeros((len(self.x), 1, self.x.shape[-1]))
+        # the norm is dropped: on CUDA one kernel does both, with the least memory traffic
+        self.add_norm(still, still, plus_one=True, eps=eps, dtype=dtype)
 
 
 class Block(nn.Module):
@@ -199,7 +196,7 @@ class Block(nn.Module):
         Calls `prefetch` once self-attention is queued.
         """
         shift, scale, gate = mx.split(self.modulation[:3] + time[:, :3], 3, 1)
-        y = stream.add_norm(shift, scale, plus_one=True, **self._norm_options)
+        y = stream.add_norm(shift, scale, plus_one=True, **self.norm_options)
         evaluate(stream.x, y)
         qkv = self.self_attn.qkv(y, table, evaluate)
         del y  # here and below: the name would keep the array in memory
@@ -208,7 +205,7 @@ class Block(nn.Module):
         prefetch()
         evaluate(*stream.parts)
         shift, scale = self.norm3.bias, self.norm3.weight
-        y = stream.add_norm(shift, scale, plus_one=False, **self._norm_options)
+        y = stream.add_norm(shift, scale, plus_one=False, **self.norm_options)
         evaluate(stream.x, y)
         return y
 
@@ -222,12 +219,13 @@ class Block(nn.Module):
         shift, scale, gate = mx.split(self.modulation[3:] + time[:, 3:], 3, 1)
         stream.parts = [self.cross_attn(y.pop(), kv, evaluate)]
         evaluate(*stream.parts)
-        z = stream.add_norm(shift, scale, plus_one=True, **self._norm_options)
+        z = stream.add_norm(shift, scale, plus_one=True, **self.norm_options)
         evaluate(stream.x, z)
         stream.parts, stream.gate = self._feed_forward(z, evaluate), gate
 
     @property
-    def _norm_options(self) -> dict[str, Any]:
+    def norm_options(self) -> dict[str, Any]:
+        """Epsilon and dtype of the block's norms."""
         return {"eps": self.config.eps, "dtype": matmul_dtype(self.self_attn.q)}
 
     def _feed_forward(self, y: mx.array, evaluate: Evaluate) -> list[mx.array]:
@@ -271,9 +269,9 @@ class ContextStreams:
     """The context streams of VACE, one for each condition, in one forward pass.
 
     `video` holds the patch-embedded tokens (G, L / G, D) before any block, and `context` those of
-    the context; the first VACE block takes both. Hints are added times `scale` (1). Officially all
-    hints are made first. No hint depends on the stream that it is added to, so adding each right
-    after its block gives the same, and keeps one hint in memory instead of all.
+    the context; the first VACE block takes both. Hints are added times `scale` (G, 1, D).
+    Officially all hints are made first. None depends on the stream that it is added to, so adding
+    each right after its block gives the same, and keeps one hint in memory instead of all.
     """
 
     context: mx.array
@@ -288,8 +286,10 @@ class ContextStreams:
         del self.context, self.video  # they would stay in memory
 
     def add_hint(self, block: VaceBlock, number: int, video: Stream, evaluate: Evaluate) -> None:
-        """Finish stream `number` after its block, and add the hint to the stream of the video."""
-        context = self.streams[number]
-        context.add_pending()
-        video.x = add_gated(video.x, block.hint(context), self.scale, dtype=video.x.dtype)
-        evaluate(context.x, video.x)
+        """Finish stream `number` after its block; the hint becomes the video's pending addition."""
+        context, norm = self.streams[number], block.norm_options
+        context.add_pending(**norm)
+        hint = block.hint(context)
+        video.add_pending(**norm)
+        video.parts, video.gate = [hint.reshape(-1, hint.shape[-1])], self.scale
+        evaluate(context.x, video.x, hint)
