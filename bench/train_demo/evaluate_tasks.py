@@ -42,6 +42,7 @@ class Judged:
     ends: tuple[float, ...] = ()  # PSNR of every known frame
     overlap: float | None = None
     joint: tuple[float, float] | None = None  # across the joint, and the largest elsewhere
+    seam: tuple[float, float] | None = None  # the same where the given frames replace the first
 
 
 def judge_video(frames: np.ndarray, case: Case) -> Judged:
@@ -49,10 +50,7 @@ def judge_video(frames: np.ndarray, case: Case) -> Judged:
     whole = np.array([i for i, m in enumerate(case.mask) if not m.any()], int)
     known = judge.away(case.mask) & (case.mask.max((1, 2)) > 0)[:, None, None]
     partly = (case.mask == 0) & (case.mask.max((1, 2)) > 0)[:, None, None]
-    joint = None
-    if case.extend:
-        joined = np.concatenate([case.target[: case.extend], frames[case.extend :]])
-        joint = judge.joint(joined, case.extend)
+    joined = np.concatenate([case.target[: case.extend], frames[case.extend :]])
     everywhere = np.ones(frames[:1].shape[:3], bool)
     return Judged(
         words=judge.score(frames, case.scene),
@@ -63,7 +61,8 @@ def judge_video(frames: np.ndarray, case: Case) -> Judged:
             judge.kept_psnr(frames[i : i + 1], case.target[i : i + 1], everywhere) for i in whole
         ),
         overlap=judge.overlap(frames, case.target) if case.outline else None,
-        joint=joint,
+        joint=judge.joint(frames, case.extend) if case.extend else None,
+        seam=judge.joint(joined, case.extend) if case.extend else None,
     )
 
 
@@ -92,10 +91,12 @@ def describe(judged: list[Judged]) -> str:
     if shares:
         good = sum(s >= 0.8 for s in shares)
         text += f"overlap {np.mean(shares):.2f}, worst {min(shares):.2f}, {good}/{len(shares)}; "
-    joints = [j.joint for j in judged if j.joint]
-    if joints:
-        ratio = np.median([a / max(b, 1e-6) for a, b in joints])
-        text += f"smooth {sum(map(smooth, joints))}/{len(joints)}, median ratio {ratio:.2f}; "
+    for place in ("joint", "seam"):
+        pairs = [getattr(j, place) for j in judged if getattr(j, place)]
+        if pairs:
+            ratio = np.median([a / max(b, 1e-6) for a, b in pairs])
+            good = sum(map(smooth, pairs))
+            text += f"{place} smooth {good}/{len(pairs)}, median ratio {ratio:.2f}; "
     return text.rstrip("; ")
 
 
@@ -108,7 +109,11 @@ def report(name: str, judged: list[Judged], chosen: list[Case], seconds: float) 
     print(f"| {name} | {len(judged)} | {' | '.join(shares)} | {describe(judged)} |", flush=True)
     for i, (j, case) in enumerate(zip(judged, chosen, strict=True)):
         wrong = [key for key in NAMES if j.words[key] is False]
-        jump = [] if j.joint is None or smooth(j.joint) else [f"joint {j.joint}"]
+        jump = (
+            []
+            if j.joint is None or smooth(j.joint)
+            else ["joint {:.2f} to {:.2f}".format(*j.joint)]
+        )
         low = [f"{v:.1f} dB" for v in (j.kept, *j.ends) if v < GOAL]
         if wrong or jump or low:
             found = f"{j.seen.color} {j.seen.shape} {j.seen.motion} {j.seen.speed}"

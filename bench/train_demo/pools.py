@@ -17,9 +17,9 @@ from bench.train_demo.vae_net import Vae
 
 BATCH = 64
 # parts of the training set; a number of frames at the start, and whether the last one is known
-GIVEN = (((1, False), 34), ((1, True), 22), ((0, True), 14), ((5, False), 15), ((9, False), 15))
+GIVEN = (((1, False), 26), ((1, True), 30), ((0, True), 20), ((5, False), 13), ((9, False), 11))
 SHARES = {
-    **{"inpaint": 32, "extend": 15, "keyframes": 20, "outpaint": 14, "control": 14, "text": 5},
+    **{"inpaint": 26, "extend": 12, "keyframes": 34, "outpaint": 10, "control": 13, "text": 5},
     **{"reference": 60, "swap": 25, "styled": 15},
 }
 # parts of the captions: all words, no shape or color (twice), no color, no shape

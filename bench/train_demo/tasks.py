@@ -19,7 +19,8 @@ GRAY = 127 / 127.5 - 1  # the color of what is made anew, as in VACE's own tools
 LATE = 0.25  # training films start this much later, up to three times
 PLAIN = ("inpaint", "extend", "keyframes", "outpaint", "control", "text")
 PICTURED = ("reference", "swap", "styled")  # with a reference image
-KEYS = ((0,), (16,), (0, 16), (8,), (0, 8, 16), (4, 12))  # frames that are known
+LAST = ((16,), (0, 16))
+KEYS = ((0,), (8,), (0, 8, 16), (4, 12), *LAST, *LAST, *LAST)  # frames that are known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,9 +111,9 @@ class Studio:
             if name == "image":
                 self.sets[name] = image_pool(material, count, seconds)
             elif name == "plain":
-                self.sets[name] = vace_pool(material, PLAIN, count, 0.7 * seconds)
+                self.sets[name] = vace_pool(material, PLAIN, count, 0.6 * seconds)
             else:
-                self.sets[name] = vace_pool(material, PICTURED, count // 2, 0.3 * seconds)
+                self.sets[name] = vace_pool(material, PICTURED, count, 0.4 * seconds)
         return self.sets[name]
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class Studio:
         if name.startswith("vace"):
             for key, p in dit.named_parameters():
                 p.requires_grad_(key.startswith("vace_"))
-            sets = [self.set_of("plain"), self.set_of("plain"), self.set_of("pictured")]
+            sets = [self.set_of("plain"), self.set_of("pictured")]
         else:
             sets = [self.set_of("image") if name.startswith("i2v") else self.data]
         train(self.t5, dit, sets, self.plan(name, seconds))
