@@ -14,8 +14,8 @@ from wanpipe.weights.model import Model
 
 # what a model needs beside a text, by its task, and how to make it
 NEEDED = {
-    "i2v": "an image; make an entry with `wanpipe encode-image`",
-    "vace": "a context; make an entry with `wanpipe encode-video`",
+    "i2v": "needs an image; make an entry with `wanpipe encode-image`, and name it with --from",
+    "vace": "needs a context; make an entry with `wanpipe encode-video`, and name it with --from",
 }
 # the modes of video entries that a model takes, by its task, and what a mode is for
 MODES = {"t2v": ("v2v",), "i2v": ("i2v",), "ti2v": ("ti2v", "v2v"), "vace": ("vace",)}
@@ -153,7 +153,7 @@ def check_inputs(inputs: Inputs, model: Model) -> Entry:
         )
     given = inputs.image or inputs.video
     if given is None and config.task in NEEDED:
-        raise UsageError(f"{config.variant} needs {NEEDED[config.task]}, and name it with --from")
+        raise UsageError(f"{config.variant} {NEEDED[config.task]}")
     if given is None:
         return text
     if given is inputs.image:
