@@ -4,6 +4,7 @@ import io
 import json
 import random
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,11 @@ from tests.documents import guard, to_text
 from tests.workshop import Place, inside
 from wanpipe.denoising.start import read_noise
 from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.media.ffmpeg import program
 from wanpipe.media.image import open_image
 from wanpipe.media.video import read_metadata, write_video
+from wanpipe.media.video_reader import probe, read_frames
+from wanpipe.runtime.report import Report
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 IMAGES, NOISES = 1500, 1500
@@ -134,6 +138,29 @@ def test_a_changed_video_is_shown_or_refused(
     assert set(codes) == {0, 2}
     record_property("cases", sum(codes.values()))
     record_property("refused", codes[2])
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "gif", "ts"])
+def test_a_changed_video_is_taken_or_refused(
+    suffix: str, tmp_path: Path, fuzz_factor: int, record_property: Record
+) -> None:
+    dice, path = random.Random(5), tmp_path / f"film.{suffix}"
+    frames = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    source = write_video(tmp_path / "source.mp4", [frames], 8)
+    subprocess.run([program(), "-v", "error", "-y", "-i", source, path], check=True)
+    whole = path.read_bytes()
+    codes: Counter[bool] = Counter()
+    for _ in range(12 * fuzz_factor):
+        path.write_bytes(changed(dice, whole, len(whole)))
+        try:
+            index = probe(path, Report(), fps=16)
+            assert sum(1 for _ in read_frames(path, np.arange(index.frames))) == index.frames
+            codes[True] += 1
+        except UsageError as error:
+            assert "\n" not in str(error)
+            codes[False] += 1
+    record_property("cases", sum(codes.values()))
+    record_property("refused", codes[False])
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "film.webm"])

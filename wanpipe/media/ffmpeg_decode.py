@@ -33,7 +33,11 @@ FORMATS = (
     "mov,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf,mxf,ivf,yuv4mpegpipe,h264,hevc,"
     "obu,m4v,apng,webp_anim,nut,wtv,rm,vob,dv,gxf,vc1,mjpeg"
 )
-LIMITS = f"-protocol_whitelist file -format_whitelist {FORMATS} -max_alloc 536870912"
+MAX_PIXELS = 1 << 26  # of a frame: 8K has half as many
+LIMITS = (
+    f"-protocol_whitelist file -format_whitelist {FORMATS} -max_alloc 536870912 "
+    f"-max_pixels {MAX_PIXELS}"
+)
 MAX_FRAMES = 2_000_000  # nine hours at 60 per second
 MAX_SIDE = 16_384  # pixels
 MAX_TERMS = 2_000  # of a filter, which is one argument; more frames are chosen here
@@ -44,6 +48,7 @@ DAMAGE = re.compile(
 )
 MAX_LINE_BYTES = 1 << 10
 SQUARE = "scale=round(iw*sar):ih"  # makes pixels square; changes nothing where they are
+FRAME_LINE = re.compile(rb"0, *-?\d+, *(-?\d{1,18}), *(-?\d{1,18}),")  # start and duration
 PPM = re.compile(rb"P6\n(\d{1,5}) (\d{1,5})\n255\n")
 
 
@@ -66,9 +71,11 @@ def list_frames(path: Path, seconds: float | None, report: Report) -> VideoIndex
                 name, _, value = line[1:].decode(errors="replace").partition(":")
                 header[name.strip()] = value.strip()
                 continue
-            _, _, start, duration, *_ = line.split(b",")
-            starts.append(int(start))
-            last = int(duration)
+            times = FRAME_LINE.match(line)
+            if times is None:
+                raise UsageError(f"{path} has frames without a time; convert it to .mp4 first")
+            starts.append(int(times[1]))
+            last = int(times[2])
             if len(starts) > MAX_FRAMES:
                 raise UsageError(f"{path} has more than {MAX_FRAMES} frames; cut it first")
             done = int((starts[-1] - starts[0]) * Fraction(header.get("tb 0", "1")))
