@@ -227,6 +227,7 @@ def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> No
         x = mx.random.normal((16, 2, 16, 16))
         prompt = model.condition(mx.random.normal((3, config.text_dim)))
         mx.eval(model.parameters(), model(x, [500.0], [prompt]))
-        return allocated(lambda: mx.eval(model(x, [500.0], [prompt])))
+        # the highest of several: where others use the processor, some work is done too soon
+        return max(allocated(lambda: mx.eval(model(x, [500.0], [prompt]))) for _ in range(5))
 
     assert peak(8) < 1.2 * peak(2)

@@ -283,6 +283,7 @@ def test_memory_does_not_grow_with_the_number_of_hints(checkpoints: Path) -> Non
 
         mx.eval(network.parameters())
         run()
-        return allocated(run)
+        # the highest of several: where others use the processor, some work is done too soon
+        return max(allocated(run) for _ in range(5))
 
     assert peak(8) < 1.2 * peak(2)
