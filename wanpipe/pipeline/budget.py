@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from wanpipe.errors import UsageError
 from wanpipe.models import tuning
-from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
+from wanpipe.models.config import DiTConfig, T5Config, VAEConfig, context_channels
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
 from wanpipe.models.tiling import host_bytes
 from wanpipe.pipeline import vae_cost
@@ -28,7 +28,6 @@ FILLING = 500_000  # positions of one frame from which the last layers of a VAE 
 STREAMED = "its blocks are read from disk at every step"
 SEQUENTIAL = "its two guidance passes run one after the other"
 
-CONTEXT_CHANNELS = 96  # of VACE: two latents, and a mask of 8x8 pixels
 WAITING_SLICES = 4  # slices of four frames that may wait for the video encoder
 
 
@@ -317,7 +316,7 @@ def encode_plan(
     cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
     plan = _vae_plan(cost, "", times)
     # the condition or context: masks and latents, in parts, joined, and as written
-    channels = 4 + config.z_dim if times == 1 else CONTEXT_CHANNELS
+    channels = 4 + config.z_dim if times == 1 else context_channels(config.z_dim)
     joined = 3 * channels * prod(latent) * FULL
     return _with_host(replace(plan, peak=max(plan.peak, clip)), pixels + joined)
 
