@@ -88,7 +88,13 @@ def test_a_conversion_writes_the_same_bytes_as_0_1_0(
         quantization = FOUR
     options = Options(quantization=quantization)
     convert(detect(source), tmp_path / "model", KEY, options, lambda *_: None)
-    assert (tmp_path / "model" / "config.json").read_bytes() == written(name)
+    ours = (tmp_path / "model" / "config.json").read_bytes()
+    if "t2v" in name:  # 0.1.0 left out the VAE's encoder
+        config = json.loads(ours)
+        del config["components"]["vae_encoder"]
+        assert config == json.loads(written(name))
+    else:
+        assert ours == written(name)
     open_model(tmp_path / "model")
 
 
@@ -156,7 +162,7 @@ EXPERTS = ("low_noise_model", "high_noise_model")
         ("wan21-t2v", lambda data: data.update(quantization={"bits": 6, "group_size": 64}), "bits"),
         ("wan21-t2v", lambda data: data.update(quantization={"bits": 4, "group_size": 96}), "96"),
         ("wan21-t2v", lambda data: data.update(variant="wan2.2-t2v-a14b"), "got model"),
-        ("wan21-t2v", lambda data: data.update(variant="wan2.2-ti2v-5b"), "have a vae_encoder"),
+        ("wan21-i2v", lambda data: data["components"].pop("vae_encoder"), "have a vae_encoder"),
         ("wan21-i2v", lambda data: data["components"].pop("clip"), "clip_dim must be"),
         ("wan21-i2v", lambda data: config_of("clip")(data).update(size=336), "size`"),
         ("wan21-i2v", lambda data: config_of("clip")(data).update(patch=15), "patch must divide"),
