@@ -77,8 +77,6 @@ def wanted(topic: str, name: str) -> bool:
         }
     if topic == "context":  # the rest is in the runs
         return name.startswith("mask_frames")
-    if topic == "prepare":  # frames of the small films, and what the resize makes
-        return name.endswith("_video") or "_ref" in name or name.startswith("film_small")
     if topic.startswith("t5"):
         return not name.startswith("p00_block")
     if topic.startswith(("e2e", "vae")):

@@ -1,240 +1,313 @@
-"""The reader of videos: every format that ffmpeg reads, folders of frames and still images."""
+"""Films of others, folders of frames and still images: the right frames, or one line."""
 
+import itertools
+import os
+import signal
 import subprocess
-import time
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import DATA, golden, settings
-from wanpipe.errors import UsageError
-from wanpipe.media import ffmpeg_decode
+from tests.conftest import DATA, golden
+from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.media import decoder
 from wanpipe.media.ffmpeg import program
-from wanpipe.media.reference import fit_on_white
-from wanpipe.media.resize import resize_crop
-from wanpipe.media.video_index import VideoIndex, choose_first, choose_last, choose_whole
+from wanpipe.media.video_reader import probe, read_frames
+from wanpipe.runtime.report import Report, Task
+
+INPUTS = DATA / "expected" / "wan21-vace" / "inputs"
+REPORT = Report()
+# with noise, since some encoders leave out a frame that equals the one before
+NOISE = ",noise=alls=40:allf=t:all_seed=1 "
+PICTURE = "-f lavfi -i testsrc2=size=64x48:rate=24:duration=1" + NOISE
+# what users give, and how the ffmpeg that ships makes it
+KINDS = {
+    "a.mp4": "-pix_fmt yuv420p",
+    "tagged.mp4": "-pix_fmt yuv420p -colorspace bt709 -color_range pc",
+    "fragments.mp4": "-pix_fmt yuv420p -g 6 -movflags frag_keyframe+empty_moov",
+    **{f"a.{kind}": "-pix_fmt yuv420p" for kind in ("mov", "mkv", "avi", "flv", "ts", "mpg")},
+    **{f"b.{kind}": "" for kind in ("wmv", "ogv", "gif", "apng", "webp", "y4m", "nut", "mxf")},
+    "a.webm": "-c:v libvpx -deadline realtime",
+}
+MEMORY = """
+import sys
+from pathlib import Path
+from tests.peak import peak_bytes
 from wanpipe.media.video_reader import probe, read_frames
 from wanpipe.runtime.report import Report
-
-FOLDER = DATA / "expected" / "wan21-vace"
-PREPARE = settings("wan21-vace/prepare")
-ROWS = settings("wan21-vace/frames")["rows"]
-SIDE = 64  # pixels
-FORMATS = (
-    "mp4",
-    "mov",
-    "mkv",
-    "webm",
-    "avi",
-    "ts",
-    "mpg",
-    "flv",
-    "wmv",
-    "ogv",
-    "gif",
-    "y4m",
-    "nut",
-)
+index = probe(Path(sys.argv[1]), Report())
+count = sum(1 for _ in read_frames(Path(sys.argv[1]), range(index.frames), Report()))
+print(index.width, count, peak_bytes())
+"""
+WAITING = """
+import sys
+from pathlib import Path
+from wanpipe.media.video_reader import probe
+from wanpipe.runtime import interrupt
+from wanpipe.runtime.report import Report
+interrupt.install()
+print("ready", flush=True)
+try:
+    probe(Path(sys.argv[1]), Report())
+except interrupt.Interrupted as error:
+    sys.exit(error.code)
+"""
 
 
-def run(*words: object) -> None:
-    subprocess.run([program(), "-v", "error", "-y", *map(str, words)], check=True)
+class Notes(Report):
+    """Keeps remarks and progress."""
+
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+        self.done: list[tuple[int, int]] = []
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
+
+    def progress(self, task: Task, elapsed: float, left: float) -> None:
+        self.done.append((task.done, task.total))
 
 
-def film(path: Path, *more: object, rate: float = 25, count: int = 20) -> Path:
-    """Write a film whose frame number n is gray, from dark to bright."""
-    source = f"color=black:s={SIDE}x{SIDE}:r={rate},geq=lum=16+10*N:cb=128:cr=128"
-    run("-f", "lavfi", "-i", source, "-frames:v", count, *more, path)
+def make(path: Path, options: str, source: str = PICTURE) -> Path:
+    command = [program(), "-loglevel", "error", "-y", *source.split(), *options.split(), str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path
 
 
-def index(path: Path, fps: float = 16, seconds: float | None = None) -> VideoIndex:
-    return probe(path, Report(), fps=fps, seconds=seconds)
+def frames(path: Path) -> np.ndarray:
+    return np.stack(list(read_frames(path, range(probe(path, REPORT).frames), REPORT)))
 
 
-def read(path: Path, *indices: int) -> np.ndarray:
-    return np.stack(list(read_frames(path, np.array(indices))))
+def children() -> set[str]:
+    """The processes that this one has started and not waited for."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-@pytest.mark.parametrize("name", PREPARE["films"])
-def test_films_are_read_as_decord_reads_them(name: str) -> None:
-    made = PREPARE["films"][name]
-    path = FOLDER / made["file"]
-    found = index(path)
-    assert (found.width, found.height, found.frames) == (
-        made["width"],
-        made["height"],
-        made["frames"],
-    )
-    assert found.fps == pytest.approx(made["decord_fps"], rel=1e-12)
-    frames = golden("wan21-vace/prepare").get(f"film_{name}")
-    if frames is not None:
-        assert np.array_equal(read(path, *range(len(frames))), frames)
+@pytest.mark.parametrize("path", sorted(INPUTS.glob("*.mp4")), ids=lambda path: path.stem)
+def test_every_frame_is_what_the_reference_decodes(path: Path) -> None:
+    assert np.array_equal(frames(path), golden("wan21-vace/prepare")[f"film_{path.stem}"])
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_whole_video_is_thinned_as_officially(name: str) -> None:
-    row = ROWS[name]
-    top, _, bottom = row["fps"].partition("/")
-    starts = np.arange(row["frames"] + 1) * int(bottom or 1) / int(top)
-    there = VideoIndex(width=row["width"], height=row["height"], times=starts[:-1], ends=starts[1:])
-    chosen = choose_whole(there, None, row["area"])
-    assert (chosen.width, chosen.height) == (row["out_width"], row["out_height"])
-    assert np.array_equal(chosen.indices, golden("wan21-vace/frames")[name])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_format_gives_size_times_and_ffmpegs_own_pixels(name: str, tmp_path: Path) -> None:
+    path = make(tmp_path / name, KINDS[name])
+    index = probe(path, REPORT)
+    assert (index.width, index.height, index.frames) == (64, 48, 24)
+    assert index.times == pytest.approx(np.arange(24) / 24, abs=1e-4)
+    assert index.ends[:-1].tolist() == index.times[1:].tolist()
+    assert index.ends[-1] == pytest.approx(1, abs=0.011)
+    raw = "-fps_mode passthrough -f rawvideo -pix_fmt rgb24 -"
+    command = [program(), "-loglevel", "error", "-i", str(path), *raw.split()]
+    plain = subprocess.run(command, check=True, capture_output=True).stdout
+    assert frames(path).tobytes() == plain
 
 
-@pytest.mark.parametrize("case", [name for name in PREPARE["cases"] if name != "mask_alone"])
-def test_frames_and_references_are_fitted_as_officially(case: str) -> None:
-    run_, arrays = PREPARE["cases"][case], golden("wan21-vace/prepare")
-    width, height = run_["video_size"]
-    if run_["src_video"]:
-        path = FOLDER / run_["src_video"]
-        masks = index(FOLDER / run_["src_mask"]) if run_["src_mask"] else None
-        chosen = choose_whole(index(path), masks, run_["area"])
-        frames = [resize_crop(frame, height, width) for frame in read_frames(path, chosen.indices)]
-        wanted = arrays[f"{case}_video"].transpose(1, 2, 3, 0)
-        assert np.array_equal(np.stack(frames), wanted)
-    for number, file in enumerate(run_["src_ref_images"] or ()):
-        image = np.asarray(Image.open(FOLDER / file).convert("RGB"))
-        wanted = arrays[f"{case}_ref{number}"][:, 0].transpose(1, 2, 0)
-        assert np.abs(fit_on_white(image, height, width) - wanted).max() <= 1e-6
+def test_chosen_frames_come_alone_and_may_repeat() -> None:
+    whole = golden("wan21-vace/prepare")["film_depth"]
+    chosen = [0, 2, 2, 3, 8, 8]
+    ours = list(read_frames(INPUTS / "depth.mp4", chosen, REPORT))
+    assert np.array_equal(np.stack(ours), whole[chosen])
+    assert not ours[0].flags.writeable
+    assert list(read_frames(INPUTS / "depth.mp4", [], REPORT)) == []
+    with pytest.raises(WanpipeError, match="has no frame 9: it ends before"):
+        list(read_frames(INPUTS / "depth.mp4", [9], REPORT))
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_every_container_is_read(suffix: str, tmp_path: Path) -> None:
-    path = film(tmp_path / f"film.{suffix}")
-    found = index(path)
-    assert (found.width, found.height) == (SIDE, SIDE)
-    assert found.frames == 20
-    assert found.times == pytest.approx(np.arange(20) / 25, abs=2e-3)
-    frames = read(path, 0, 10, 10, 19).mean(axis=(1, 2, 3))
-    assert frames[1] == frames[2]
-    assert frames[0] < frames[1] < frames[3]
+def test_many_chosen_frames_fit_into_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = golden("wan21-vace/prepare")["film_depth"]
+    monkeypatch.setattr(decoder, "MAX_SPANS", 2)
+    ours = list(read_frames(INPUTS / "depth.mp4", [0, 2, 4, 8], REPORT))
+    assert np.array_equal(np.stack(ours), whole[[0, 2, 4, 8]])
 
 
-def test_a_part_of_a_long_film_is_listed(tmp_path: Path) -> None:
-    path = film(tmp_path / "film.mp4", count=100)
-    assert index(path, seconds=1).frames == 25
-    assert index(path).frames == 100
+def test_only_the_beginning_is_looked_at() -> None:
+    index = probe(INPUTS / "depth.mp4", REPORT, frames=4)
+    assert (index.frames, index.ends[-1]) == (4, pytest.approx(4 / 24))
+    assert probe(INPUTS / "depth.mp4", REPORT, seconds=0.2).frames == 5
+    assert probe(INPUTS / "depth.mp4", REPORT, frames=9).frames == 9
 
 
-def test_a_turned_film_is_read_upright(tmp_path: Path) -> None:
-    source = tmp_path / "wide.mp4"
-    run("-f", "lavfi", "-i", "testsrc=s=96x64:r=25:d=0.2", "-pix_fmt", "yuv420p", source)
-    turned = tmp_path / "turned.mp4"
-    run("-display_rotation", 90, "-i", source, "-c", "copy", turned)
-    assert (index(turned).width, index(turned).height) == (64, 96)
-    assert np.array_equal(read(turned, 2)[0], np.rot90(read(source, 2)[0]))
+def test_a_rotation_tag_turns_the_film(tmp_path: Path) -> None:
+    plain = make(tmp_path / "plain.mov", "-c:v libx264rgb -qp 0")
+    turned = tmp_path / "turned.mov"
+    make(turned, "-c copy", f"-display_rotation 90 -i {plain}")
+    index = probe(turned, REPORT)
+    assert (index.width, index.height) == (48, 64)
+    assert np.array_equal(frames(turned), np.rot90(frames(plain), 1, (1, 2)))
 
 
-def test_pixels_become_square(tmp_path: Path) -> None:
-    path = film(tmp_path / "wide.mp4", "-vf", "setsar=2")
-    assert (index(path).width, index(path).height) == (2 * SIDE, SIDE)
-    assert read(path, 3).shape == (1, SIDE, 2 * SIDE, 3)
+@pytest.mark.parametrize(
+    ("aspect", "size"), [("16/15", (68, 48)), ("8/9", (64, 54)), ("100/101", (64, 48))]
+)
+def test_a_film_looks_as_it_is_shown(aspect: str, size: tuple[int, int], tmp_path: Path) -> None:
+    path = make(tmp_path / "wide.mp4", f"-vf setsar={aspect} -pix_fmt yuv420p")
+    index = probe(path, REPORT)
+    assert (index.width, index.height) == size
+    assert frames(path).shape == (24, size[1], size[0], 3)
 
 
-def test_a_variable_rate_is_read_by_time(tmp_path: Path) -> None:
-    slow = "setpts=if(lt(N\\,10)\\,N\\,10+(N-10)*3)/25/TB"  # the second half at a third of the rate
-    path = film(tmp_path / "film.mkv", "-vf", slow, "-fps_mode", "vfr")
-    found = index(path)
-    assert found.times[9:12] == pytest.approx([0.36, 0.4, 0.52], abs=2e-3)
-    assert choose_first(found, 25, 16).tolist() == [*range(10), 10, 10, 10, 11, 11, 11]
+def test_a_variable_rate_and_a_late_start_are_read(tmp_path: Path) -> None:
+    late = "-vf setpts='(N+gt(N,3)*5+100)/24/TB' -fps_mode vfr -pix_fmt yuv420p"
+    for name in ("late.mp4", "late.mkv"):
+        index = probe(make(tmp_path / name, late), REPORT)
+        wanted = [(number + 5 * (number > 3)) / 24 for number in range(24)]
+        assert index.times == pytest.approx(wanted, abs=1.1e-3)
+        assert index.ends[3] == index.times[4]
 
 
-def test_a_later_start_is_the_start(tmp_path: Path) -> None:
-    path = film(tmp_path / "film.mkv", "-output_ts_offset", 5)
-    assert index(path).times[0] == 0
-    assert read(path, 0).mean() < 10
+@pytest.mark.parametrize("name", ["a.mp4", "fragments.mp4", "a.mkv", "a.avi", "a.webm", "b.gif"])
+def test_a_film_cut_anywhere_never_gives_fewer_frames_silently(name: str, tmp_path: Path) -> None:
+    faststart = " -movflags +faststart" if name == "a.mp4" else ""
+    whole = make(tmp_path / name, KINDS[name] + faststart).read_bytes()
+    path, read = tmp_path / f"cut-{name}", 0
+    for part in range(1, 16):
+        path.write_bytes(whole[: len(whole) * part // 16])
+        notes = Notes()
+        try:
+            assert probe(path, notes).frames == 24 or notes.remarks
+        except WanpipeError as error:
+            assert "\n" not in str(error)
+            read += "frames could be read" in str(error)
+    assert read
 
 
-def test_frames_at_another_rate_are_those_on_screen(tmp_path: Path) -> None:
-    found = index(film(tmp_path / "film.mp4", rate=24, count=24))
-    assert choose_first(found, 16, 8).tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
-    assert choose_first(found, 16, 1000).tolist()[-1] == 22
-    assert choose_last(found, 12, 4).tolist() == [17, 19, 21, 23]
-    assert choose_first(found, 48, 4).tolist() == [0, 0, 1, 1]
+def refusal(path: Path) -> str:
+    with pytest.raises(WanpipeError) as refused:
+        probe(path, REPORT)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
-def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
-    for number in (10, 9, 100):
-        Image.new("RGB", (SIDE, SIDE), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
-    Image.new("L", (8, 8)).save(tmp_path / "._frame1.png")
-    (tmp_path / "notes.txt").write_text("no frame")
-    found = index(tmp_path, fps=8)
-    assert found.times.tolist() == [0, 0.125, 0.25]
-    assert read(tmp_path, 0, 1, 2)[:, 0, 0, 0].tolist() == [9, 10, 100]
+def test_what_is_no_film_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder").mkdir()
+    sound = make(tmp_path / "sound.m4a", "", "-f lavfi -i sine=duration=1")
+    assert "no video at" in refusal(tmp_path / "none.mp4")
+    assert "no video" in refusal(tmp_path / "text.mp4")
+    assert "no video" in refusal(tmp_path / "empty.mp4")
+    assert "no picture, only sound" in refusal(sound)
+    assert "has no frames" in refusal(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "not a regular file" in refusal(tmp_path / "pipe.mp4")
+
+
+def test_sound_that_outlasts_the_frames_is_remarked(tmp_path: Path) -> None:
+    sound = PICTURE + "-f lavfi -i sine=duration=3"
+    notes = Notes()
+    assert probe(make(tmp_path / "a.mp4", "-pix_fmt yuv420p", sound), notes).frames == 24
+    assert "its frames end at 1.00 s; it may be cut short" in notes.remarks[0]
+
+
+def test_damage_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mp4", "-pix_fmt yuv420p")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = b"\xff" * 2000
+    path.write_bytes(data)
+    assert "frames could be read" in refusal(path)
+
+
+def test_a_list_of_other_files_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "a.ts", "")
+    lists = {
+        "hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\na.ts\n#EXT-X-ENDLIST\n",
+        "concat.mp4": "ffconcat version 1.0\nfile a.ts\n",
+        "dash.mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>',
+        "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\na.ts\n#EXT-X-ENDLIST\n",
+        "speech.sdp": "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    }
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        assert "no video" in refusal(tmp_path / name)
+    for number in range(2):
+        make(tmp_path / f"{number}.bmp", "-frames:v 1")
+    assert "no video at" in refusal(tmp_path / "%d.bmp")
+
+
+def test_a_film_larger_than_the_limits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MAX_FRAMES", 8), ("MAX_TOTAL_PIXELS", 9000), ("MAX_PIXELS", 2000)):
+        with monkeypatch.context() as changed:
+            changed.setattr(decoder, name, value)
+            with pytest.raises(WanpipeError):
+                probe(INPUTS / "depth.mp4", REPORT)
+
+
+def save(path: Path, size: tuple[int, int] = (6, 4), level: int = 0) -> None:
+    Image.new("RGB", size, (level, level, level)).save(path)
+
+
+def test_a_folder_of_frames_is_read_in_natural_order(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        save(tmp_path / f"frame{number}.png", level=number)
+    save(tmp_path / ".hidden.png", (9, 9))
+    (tmp_path / "notes.txt").touch()
+    index = probe(tmp_path, REPORT, fps=8)
+    assert (index.width, index.height, index.frames) == (6, 4, 3)
+    assert index.ends.tolist() == [0.125, 0.25, 0.375]
+    levels = [int(frame[0, 0, 0]) for frame in read_frames(tmp_path, [0, 1, 1, 2], REPORT)]
+    assert levels == [1, 2, 2, 10]
+    save(tmp_path / "frame3.png", (6, 5))
+    with pytest.raises(UsageError, match=r"frame1.png has 6x4 and frame3.png 6x5"):
+        probe(tmp_path, REPORT)
 
 
 def test_a_still_image_is_one_frame(tmp_path: Path) -> None:
-    Image.new("RGB", (SIDE, 32), "red").save(tmp_path / "still.jpg")
-    found = index(tmp_path / "still.jpg")
-    assert (found.width, found.height, found.frames) == (SIDE, 32, 1)
-    assert read(tmp_path / "still.jpg", 0, 0).shape == (2, 32, SIDE, 3)
+    save(tmp_path / "mask.png", level=255)
+    index = probe(tmp_path / "mask.png", REPORT)
+    assert (index.width, index.height, index.frames) == (6, 4, 1)
+    assert [frame.max() for frame in read_frames(tmp_path / "mask.png", [0, 0], REPORT)] == [
+        255
+    ] * 2
 
 
-def refused(path: Path) -> str:
-    with pytest.raises(UsageError) as error:
-        index(path)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+def test_progress_is_reported_up_to_the_end() -> None:
+    notes = Notes()
+    index = probe(INPUTS / "depth.mp4", notes)
+    assert notes.done[-1] == (index.frames, index.frames)
+    list(read_frames(INPUTS / "depth.mp4", [1, 2], notes))
+    assert notes.done[-2:] == [(1, 2), (2, 2)]
 
 
-def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
-    assert "no video at" in refused(tmp_path / "gone.mp4")
-    (tmp_path / "text.mp4").write_text("no film")
-    assert "cannot be read as a video" in refused(tmp_path / "text.mp4")
-    (tmp_path / "empty.mp4").touch()
-    assert "cannot be read as a video" in refused(tmp_path / "empty.mp4")
-    (tmp_path / "folder").mkdir()
-    assert "has no PNG or JPEG images" in refused(tmp_path / "folder")
-    run("-f", "lavfi", "-i", "sine=d=0.2", tmp_path / "sound.mp4")
-    assert "cannot be read as a video" in refused(tmp_path / "sound.mp4")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ffmpeg_ends_with_an_iterator_that_is_dropped(tmp_path: Path) -> None:
+    path, before = make(tmp_path / "a.mp4", "-pix_fmt yuv420p"), children()
+    reading = read_frames(path, range(24), REPORT)
+    assert len(list(itertools.islice(reading, 2))) == 2
+    assert children() - before
+    del reading
+    assert children() == before
 
 
-def test_frames_of_several_sizes_are_refused(tmp_path: Path) -> None:
-    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
-    Image.new("RGB", (48, 32)).save(tmp_path / "1.png")
-    assert "1.png has 48x32 and 0.png 32x32" in refused(tmp_path)
+def test_a_signal_ends_the_scan_and_ffmpeg(tmp_path: Path) -> None:
+    film, fake = make(tmp_path / "a.mp4", "-pix_fmt yuv420p"), tmp_path / "ffmpeg"
+    fake.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 60\n")
+    fake.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(film)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "IMAGEIO_FFMPEG_EXE": str(fake)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        threading.Timer(1, process.send_signal, [signal.SIGINT]).start()
+        assert process.wait(30) == 128 + signal.SIGINT
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "webm"])
-def test_a_film_that_is_cut_short_is_never_read_as_a_whole_one(suffix: str, tmp_path: Path) -> None:
-    source = film(tmp_path / f"film.{suffix}", "-movflags", "+faststart", count=60)
-    data = source.read_bytes()
-    for part in (0.3, 0.5, 0.7, 0.9):
-        (tmp_path / f"cut.{suffix}").write_bytes(data[: int(part * len(data))])
-        said = refused(tmp_path / f"cut.{suffix}")
-        assert "cut short: only" in said or "cannot be read as a video" in said
-
-
-def test_a_playlist_that_looks_like_a_film_opens_no_other_file(tmp_path: Path) -> None:
-    film(tmp_path / "secret.mp4")
-    (tmp_path / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n")
-    lines = ("#EXTM3U", "#EXT-X-TARGETDURATION:1", "#EXTINF:1,", f"{tmp_path}/secret.mp4")
-    (tmp_path / "hls.mp4").write_text("\n".join((*lines, "#EXT-X-ENDLIST", "")))
-    for name in ("concat.mp4", "hls.mp4"):
-        assert "cannot be read as a video" in refused(tmp_path / name)
-
-
-def test_more_frames_than_a_filter_takes_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = film(tmp_path / "film.mp4")
-    wanted = read(path, 1, 5, 9, 13)
-    monkeypatch.setattr(ffmpeg_decode, "MAX_TERMS", 2)
-    assert np.array_equal(read(path, 1, 5, 9, 13), wanted)
-
-
-def test_a_reader_that_is_left_early_leaves_no_process(tmp_path: Path) -> None:
-    path = film(tmp_path / "film.mp4", count=200)
-    with ffmpeg_decode.running(path, ["-f", "null", "-"]) as decoder:
-        process = decoder.process
-    assert process.poll() is not None
-    frames = read_frames(path, np.arange(200))
-    next(frames)
-    frames.close()
-    time.sleep(0.1)
-    children = Path("/proc/self/task").glob("*/children")  # none where there is no /proc
-    assert not any(child.read_text() for child in children)
+@pytest.mark.slow
+def test_a_film_in_4k_takes_the_memory_of_a_few_frames(tmp_path: Path) -> None:
+    source = "-f lavfi -i testsrc2=size=3840x2160:rate=24:duration=2 "
+    path = make(tmp_path / "4k.mp4", "-pix_fmt yuv420p -preset ultrafast -crf 40", source)
+    command = [sys.executable, "-c", MEMORY, str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    width, count, peak = map(int, done.stdout.split())
+    assert (width, count) == (3840, 48)
+    assert peak < 700 << 20  # all frames would take 1.2 GB

@@ -202,7 +202,7 @@ def _decoded(path: Path, arguments: list[str]) -> tuple[bytes, str]:
     )
     log = done.stderr.decode(errors="replace")
     if done.returncode:
-        raise WanpipeError(f"{path} cannot be read as a video: {last_line(log)}")
+        raise WanpipeError(f"{path} cannot be read as a video: {_last_line(log)}")
     return done.stdout, log
 
 
@@ -266,17 +266,12 @@ def _parse_ffmetadata(text: str) -> dict[str, str]:
 
 
 def _reason(log: IO[bytes]) -> str:
-    """Return the last line of a log that ffmpeg has written."""
-    return last_line(read_log(log))
-
-
-def read_log(log: IO[bytes]) -> str:
-    """Return the end of a log that ffmpeg has written, which may be long."""
+    """Return the last line of a log that ffmpeg has written, which may be long."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - MAX_LOG_BYTES))
-    return log.read().decode(errors="replace")
+    return _last_line(log.read().decode(errors="replace"))
 
 
-def last_line(log: str) -> str:
+def _last_line(log: str) -> str:
     """Return the last informative line of ffmpeg's log, without the name of its module."""
     lines = [re.sub(r"^(\[[^]]*\]\s*)+", "", line).strip() for line in log.splitlines()]
     lines = [line for line in lines if line and line != "Conversion failed!"]

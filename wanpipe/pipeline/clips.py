@@ -192,11 +192,11 @@ def key_frames(config: ModelConfig, params: Params, report: Report) -> Clip:
 
 def references(clip: Clip, params: Params, report: Report) -> tuple[np.ndarray, ...]:
     """Read the reference images, fitted inside the canvas on white."""
-    from wanpipe.media.image import open_image, pixels_of
-    from wanpipe.media.reference import fit_on_white
+    from wanpipe.media.image import open_image
+    from wanpipe.media.reference import place_reference
 
     opened = (open_image(path, params.exif, report=report) for path in params.references)
-    return tuple(fit_on_white(pixels_of(image), clip.height, clip.width) for image in opened)
+    return tuple(place_reference(image, clip.width, clip.height) for image in opened)
 
 
 def read_first_frames(
@@ -217,7 +217,7 @@ def read_first_frames(
     width, height = choose_canvas(config, params, index.width, index.height)
     resample: Resample = "lanczos" if config.task == "ti2v" else "bicubic"
     frames, features = [], None
-    for frame in read_frames(params.video, indices):
+    for frame in read_frames(params.video, indices.tolist(), report):
         if clip and features is None:
             features = clip_pixels(frame)
         frames.append(fit(Image.fromarray(frame), width, height, "cover", resample))
@@ -240,7 +240,7 @@ def read_fitted(
     from wanpipe.media.video_reader import read_frames
 
     fitted = np.empty((len(indices), size[1], size[0], 3), dtype=np.uint8)
-    for number, frame in enumerate(read_frames(path, indices)):
+    for number, frame in enumerate(read_frames(path, indices.tolist(), report)):
         fitted[number] = fit_frame(before(frame), size)
     return fitted
 

@@ -55,7 +55,7 @@ class Before:
         first = next(slices)
         index = probe(self.path, report, fps=fps)
         indices = choose_last(index, fps, index.frames + int(index.ends[-1] * fps))
-        for frame in read_frames(self.path, indices):
+        for frame in read_frames(self.path, indices.tolist(), report):
             yield resize_crop(frame, *first.shape[1:3])[None]
         left = self.common
         for frames in itertools.chain([first], slices):
