@@ -13,7 +13,7 @@ import argparse
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -122,6 +122,15 @@ def report(name: str, judged: list[Judged], chosen: list[Case], seconds: float) 
 
 
 @torch.no_grad()
+def decoded(model: Networks, one: Case, device: torch.device) -> Case:
+    """Encode and decode the film of a case, as if the demo had made it."""
+    clip = torch.from_numpy(one.target)[None].to(device).float() / 127.5 - 1
+    made = model.vae.decode(model.vae.moments(clip)[0]).clamp(-1, 1)[0]
+    film = ((made + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return replace(one, target=film, source=np.where(one.mask[..., None] > 0, one.source, film))
+
+
+@torch.no_grad()
 def inputs(model: Networks, chosen: list[Case], device: torch.device) -> Tensor:
     """Encode what the cases give: the condition of I2V or the context of VACE."""
 
@@ -159,6 +168,7 @@ def run(name: str, model: Networks, args: argparse.Namespace, pool: Executor | N
     begin, device = time.monotonic(), model.t5.norm.weight.device
     prepare: Callable[[int], Case] = cases.CASES[name]
     chosen = [prepare(i) for i in range(0, 50, max(1, 50 // args.count))][: args.count]
+    chosen = [decoded(model, c, device) if c.decoded else c for c in chosen]
     tokenizer = args.checkpoints / "t2v/google/umt5-xxl/tokenizer.json"
     ids = encode(tokenizer, [NEGATIVE, *(c.prompt for c in chosen)])
     ids = torch.from_numpy(ids).long().to(device)
