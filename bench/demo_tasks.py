@@ -44,7 +44,8 @@ def given(model: Model, case: Case, folder: Path, store: Store) -> Inputs:
             params = encode_video.Params(video=clip, extend=case.extend)
             return Inputs(video=encode_video.run(model, params, store))
         known = [int(i) for i in np.flatnonzero(case.mask.max(axis=(1, 2)) == 0)]
-        paths = dict(zip(known, sorted(save(folder / "ends", case.target[known]).iterdir())))
+        files = sorted(save(folder / "ends", case.target[known]).iterdir())
+        paths = dict(zip(known, files, strict=True))
         images = encode_image.Params(image=paths.get(0), last_image=paths.get(len(case.target) - 1))
         return Inputs(image=encode_image.run(model, images, store))
     files: dict = {}
