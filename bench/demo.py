@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 # isort: split
 import numpy as np
 
-from bench.train_demo import judge, world
+from bench.train_demo import judge
 from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import demo
+from wanpipe.demo import world
 from wanpipe.models.variants import NEGATIVE
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.store import Entry, Store

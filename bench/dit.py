@@ -3,6 +3,7 @@
     python -m bench.dit [NAME...]                       resident, bfloat16
     python -m bench.dit 14b --bits 4 --streamed         quantized, blocks read at every step
     python -m bench.dit 1.3b --torch --compile          compare with diffusers
+    python -m bench.dit 1.3b vace-1.3b                  VACE, and the same size without it
     python -m bench.dit 1.3b --parts                    time the pieces of a block
 
 NAME is a key of DITS in bench/sizes.py; the default is `1.3b` and `14b`. A step runs both guidance
@@ -19,11 +20,12 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from bench import limits, parts
 from bench.peer import run_diffusers
-from bench.sizes import DITS
+from bench.sizes import DITS, with_layers
 from bench.weights import Random, Rows, measure, parser, read_plainly
 from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.checkpoints.rules import dit as rules
@@ -43,7 +45,13 @@ def small(config: DiTConfig) -> DiTConfig:
     """Return a tiny network of the same kind."""
     clip = None if config.clip_dim is None else 64
     return replace(
-        config, dim=256, ffn_dim=512, heads=2, layers=3, text_dim=64, text_len=160, clip_dim=clip
+        with_layers(config, 3),
+        dim=256,
+        ffn_dim=512,
+        heads=2,
+        text_dim=64,
+        text_len=160,
+        clip_dim=clip,
     )
 
 
@@ -52,7 +60,7 @@ def chosen_size(name: str, args: Namespace) -> tuple[DiTConfig, Triple]:
     config, latent = DITS[name]
     if args.small:
         config, latent = small(config), SMALL
-    return (config if args.layers is None else replace(config, layers=args.layers)), latent
+    return (config if args.layers is None else with_layers(config, args.layers)), latent
 
 
 def budgeted(config: DiTConfig, latent: Triple, size: int, quantized: bool) -> Expert:
@@ -73,16 +81,19 @@ def stepper(network: DiT, latent: Triple, sequential: bool = False) -> Callable[
     clip = (
         None if config.clip_dim is None else mx.random.normal((config.clip_tokens, config.clip_dim))
     )
+    context = None
+    if config.vace_in_dim is not UNSET:
+        context = mx.random.normal((config.vace_in_dim, *latent))
     conditions = []
     for length in LENGTHS:
         text = mx.random.normal((length, config.text_dim))
         conditions.append(network.condition(text, clip))
-    mx.eval(x, [condition.text for condition in conditions])
+    mx.eval(x, context, [condition.text for condition in conditions])
 
     batches = [[condition] for condition in conditions] if sequential else [conditions]
 
     def step() -> None:
-        mx.eval([network(x, [500.0], batch, y) for batch in batches])
+        mx.eval([network(x, [500.0], batch, y, context=context) for batch in batches])
 
     return step
 
@@ -96,7 +107,8 @@ def loaded(random: Random, config: DiTConfig, args: Namespace, folder: Path, row
     random.write(path)
     network = load_streamed(DiT(config), path, dtype, lambda: Block(config))
     reading = measure(lambda: read_blocks(network), repeats=args.repeats, warm=1)
-    size = sum(one.nbytes for one in random.specs if one.name.startswith("blocks."))
+    blocks = ("blocks.", "vace_blocks.")
+    size = sum(one.nbytes for one in random.specs if one.name.startswith(blocks))
     rows.print(
         "reading",
         file_gb=random.bytes / 1e9,
@@ -159,6 +171,8 @@ def compare(name: str, args: Namespace, compiled: bool, ours: float, rows: Rows)
     sizes = {"dim": config.dim, "ffn_dim": config.ffn_dim, "heads": config.heads}
     sizes |= {"layers": config.layers, "in_dim": config.in_dim, "out_dim": config.out_dim}
     sizes |= {"text_dim": config.text_dim, "text_len": config.text_len}
+    if config.vace_layers is not UNSET:
+        sizes |= {"vace_layers": config.vace_layers, "vace_in_dim": config.vace_in_dim}
     task = {"config": sizes, "latent": latent, "compiled": compiled, "repeats": args.repeats}
     subject = f"diffusers {name}{', compiled' if compiled else ''}"
     if config.clip_dim is not None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 Shape = tuple[int, ...]
 Tensors = Iterator[tuple[str, Shape]]
 
-# D width, F feed forward, I input channels, O output channels of a patch, T text, Q frequencies
+# D width, F feed forward, I input channels, O output channels of a patch, T text, Q frequencies,
+# C channels of VACE's context
 DIT = """
 patch_embedding.weight D I 1 2 2
 patch_embedding.bias D
@@ -38,6 +39,14 @@ blocks.{i}.ffn.2 D F
 head.modulation 1 2 D
 head.head O D
 """
+# what VACE adds; its blocks have the rows of DIT's, after vace_
+VACE = """
+vace_patch_embedding.weight D C 1 2 2
+vace_patch_embedding.bias D
+vace_blocks.{i}.after_proj D D
+vace_blocks.0.before_proj D D
+"""
+VACE += "\n".join(f"vace_{row}" for row in DIT.split("\n") if row.startswith("blocks."))
 # A attention width, V vocabulary, N heads
 T5 = """
 token_embedding.weight V D

@@ -21,5 +21,5 @@ def step_seconds(expert: Expert) -> float:
     """Return the time of all products and attention of a step at their ceilings, in seconds."""
     c = expert.config
     one = 4.0 * expert.tokens * c.dim * (expert.tokens + c.text_len)
-    attention = expert.passes * c.layers * one
+    attention = expert.passes * expert.block_count * one
     return (expert.flops - attention) / MATMUL + attention / ATTENTION

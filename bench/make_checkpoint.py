@@ -29,6 +29,8 @@ SHARD = 9_500_000_000  # bytes; official shards have up to 10 GB
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 STORAGES = {"BF16": "BFloat16Storage", "F32": "FloatStorage", "F16": "HalfStorage"}
 WIDE = {"V": 256384, "D": 4096, "A": 4096, "F": 10240, "N": 64, "layers": 24}
+VACE_1_3B, VACE_14B = tuple(range(0, 30, 2)), tuple(range(0, 40, 5))
+VACE_CHANNELS = 96
 NARROW = {"V": 401, "D": 64, "A": 64, "F": 160, "N": 4, "layers": 3}
 
 
@@ -40,6 +42,7 @@ class Preset:
     vae: tuple[str, int, int, int] = ("2.1", 96, 96, 16)  # version, base widths, latent channels
     t5: dict[str, int]
     kind: str = "t2v"
+    vace_layers: tuple[int, ...] = ()  # layers after which a VACE block runs
     expert: str = ""  # folder of the expert, if the checkpoint has two
 
 
@@ -61,6 +64,12 @@ PRESETS = {
     "14b": Preset(dit=dit(5120, 13824, 40, 40, 16, 16), t5=WIDE),
     "5b": Preset(
         dit=dit(3072, 14336, 24, 30, 48, 48), vae=("2.2", 160, 256, 48), t5=WIDE, kind="ti2v"
+    ),
+    "vace-1.3b": Preset(
+        dit=dit(1536, 8960, 12, 30, 16, 16), t5=WIDE, kind="vace", vace_layers=VACE_1_3B
+    ),
+    "vace-14b": Preset(
+        dit=dit(5120, 13824, 40, 40, 16, 16), t5=WIDE, kind="vace", vace_layers=VACE_14B
     ),
     "a14b-expert": Preset(dit=dit(5120, 13824, 40, 40, 16, 16), t5=WIDE, expert="high_noise_model"),
 }
@@ -202,8 +211,10 @@ def dit_tensors(preset: Preset) -> layouts.Tensors:
         "I": dims["in_dim"],
         "O": 4 * dims["out_dim"],  # patches of 1x2x2
     }
-    layers, frequencies = dims["num_layers"], dims["freq_dim"]
-    return layouts.expand(layouts.DIT, layers, T=text, Q=frequencies, **letters)
+    letters |= {"T": text, "Q": dims["freq_dim"], "C": VACE_CHANNELS}
+    yield from layouts.expand(layouts.DIT, dims["num_layers"], **letters)
+    if preset.vace_layers:
+        yield from layouts.expand(layouts.VACE, len(preset.vace_layers), **letters)
 
 
 def t5_tensors(preset: Preset) -> layouts.Tensors:
@@ -215,7 +226,10 @@ def t5_tensors(preset: Preset) -> layouts.Tensors:
 def write_dit(folder: Path, preset: Preset, source: Source) -> None:
     """Write a transformer and its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"_class_name": "WanModel", "model_type": preset.kind}
+    kind = "VaceWanModel" if preset.vace_layers else "WanModel"
+    names: dict[str, Any] = {"_class_name": kind, "model_type": preset.kind}
+    if preset.vace_layers:
+        names |= {"vace_layers": preset.vace_layers, "vace_in_dim": VACE_CHANNELS}
     config = {**names, **preset.dit, "text_dim": preset.t5["D"], "text_len": 512, "eps": 1e-6}
     (folder / "config.json").write_text(json.dumps(config))
     write_shards(folder, list(dit_tensors(preset)), source)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from msgspec import UNSET
 
 from bench.dit import small
-from bench.sizes import DITS
+from bench.sizes import DITS, with_layers
 from bench.weights import Random, Rows, parser, relative
 from wanpipe.backend.device import compute_dtype, mlx_dtype
 from wanpipe.checkpoints.rules import dit as rules
@@ -28,7 +29,7 @@ from wanpipe.models.config import DiTConfig
 from wanpipe.models.dit import Condition, DiT, Stream
 from wanpipe.models.geometry import Triple
 from wanpipe.models.layers import grid
-from wanpipe.runtime.documents import to_builtins
+from wanpipe.runtime.documents import convert, to_builtins
 from wanpipe.weights.load import load_network
 
 DEFAULT = ("1.3b", "14b")
@@ -49,6 +50,8 @@ def prepare(folder: Path, config: DiTConfig, latent: Triple) -> None:
         "time": (1, 6, config.dim),
         "words": (1, config.text_len, config.dim),  # the embedded text
     }
+    if config.vace_in_dim is not UNSET:
+        shapes["context"] = (config.vace_in_dim, *latent)
     for name, shape in shapes.items():
         np.save(folder / f"{name}.npy", generator.standard_normal(shape, np.float32))
     fields = {**to_builtins(config), "inputs": list(shapes)}
@@ -59,8 +62,7 @@ def run(folder: Path, dtype: str) -> None:
     """Run the model of `folder` twice in `dtype` and write `ours-DTYPE-WHAT.npy`."""
     fields = json.loads((folder / "config.json").read_text())
     inputs = {name: mx.array(np.load(folder / f"{name}.npy")) for name in fields.pop("inputs")}
-    fields["patch"] = tuple(fields["patch"])
-    config = DiTConfig(**fields)
+    config = convert(fields, DiTConfig)
     kind = mlx_dtype(dtype)
     network = load_network(DiT(config), folder / "model.safetensors", kind)
     block = network.blocks[0]
@@ -77,7 +79,7 @@ def run(folder: Path, dtype: str) -> None:
         stream = advanced.x[0]
         mx.eval(stream)
         condition = network.condition(inputs["text"])
-        [velocity] = network(inputs["latent"], [STEP], [condition])
+        [velocity] = network(inputs["latent"], [STEP], [condition], context=inputs.get("context"))
         return [np.array(stream), np.array(velocity)]
 
     first, second = both(), both()
@@ -111,7 +113,7 @@ def bench(name: str, program: str, is_small: bool, rows: Rows) -> None:
     """Compare the implementations at one width."""
     config, latent = DITS[name][0], SMALL if is_small else LATENT
     config = small(config) if is_small else config
-    config = DiTConfig(**{**to_builtins(config), "layers": LAYERS})
+    config = with_layers(config, LAYERS)
     dtype = compute_dtype("bfloat16")
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)

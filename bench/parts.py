@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from bench import limits
@@ -169,7 +170,7 @@ def seconds(run: Callable[[Inputs], Any], sets: Sequence[Inputs], few: bool, n: 
 def bench(name: str, config: DiTConfig, latent: Triple, repeats: int, rows: Rows) -> None:
     """Time every piece of a block, and the whole block."""
     dtype = mlx_dtype(compute_dtype("bfloat16"))
-    one = replace(config, layers=1, clip_dim=None)
+    one = replace(config, layers=1, clip_dim=None, vace_layers=UNSET, vace_in_dim=UNSET)
     network = Random(DiT(one), rules.RULES).fill(DiT(one), dtype)
     [block] = network.blocks
     counts = grid(latent, config.patch)

@@ -1,5 +1,8 @@
 """Dimensions of the official networks, and the video sizes of the measurements."""
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
 from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 from wanpipe.models.geometry import Triple
 
@@ -12,6 +15,8 @@ T2V_14B = DiTConfig(**_LARGE, in_dim=16)  # also each expert of T2V-A14B
 I2V_14B = DiTConfig(**_LARGE, in_dim=36, clip_dim=1280)
 FLF2V_14B = DiTConfig(**_LARGE, in_dim=36, clip_dim=1280, clip_positions=514)
 I2V_A14B = DiTConfig(**_LARGE, in_dim=36)
+VACE_1_3B = replace(T2V_1_3B, vace_layers=tuple(range(0, 30, 2)), vace_in_dim=96)
+VACE_14B = replace(T2V_14B, vace_layers=tuple(range(0, 40, 5)), vace_in_dim=96)
 TI2V_5B = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_dim=48, out_dim=48)
 
 DITS: dict[str, tuple[DiTConfig, Triple]] = {
@@ -22,6 +27,9 @@ DITS: dict[str, tuple[DiTConfig, Triple]] = {
     "i2v-14b-720p": (I2V_14B, HD),
     "flf2v-14b-720p": (FLF2V_14B, HD),
     "i2v-a14b-720p": (I2V_A14B, HD),
+    "vace-1.3b": (VACE_1_3B, WIDE),
+    "vace-14b": (VACE_14B, WIDE),
+    "vace-14b-720p": (VACE_14B, HD),
     "ti2v-5b": (TI2V_5B, TI2V_HD),
 }
 
@@ -29,3 +37,11 @@ VAE_21 = VAEConfig(version="2.1", encoder_dim=96, decoder_dim=96, z_dim=16)
 VAE_22 = VAEConfig(version="2.2", encoder_dim=160, decoder_dim=256, z_dim=48)
 T5_XXL = T5Config(vocab=256384, dim=4096, attention_dim=4096, ffn_dim=10240, heads=64, layers=24)
 CLIP_H = CLIPConfig(dim=1280, ffn_dim=5120, heads=16, layers=32)
+
+
+def with_layers(config: DiTConfig, layers: int) -> DiTConfig:
+    """Return a network with fewer layers, and the VACE blocks that belong to them."""
+    vace = config.vace_layers
+    if vace is not UNSET:
+        vace = tuple(layer for layer in vace if layer < layers)
+    return replace(config, layers=layers, vace_layers=vace)

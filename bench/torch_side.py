@@ -32,16 +32,21 @@ RENAMES = (
     (r"norm3", "norm2"),  # diffusers counts the norm before cross attention as the second
     (r"ffn\.fc1", "ffn.net.0.proj"),
     (r"ffn\.fc2", "ffn.net.2"),
-    (r"head\.linear", "proj_out"),
+    (r"head\.linear|after_proj", "proj_out"),
+    (r"before_proj", "proj_in"),
     (r"(head\.)?modulation", "scale_shift_table"),
 )
 
 
 def network(config: dict[str, Any]) -> Any:
     """Make diffusers' transformer of these sizes, with random weights."""
-    from diffusers import WanTransformer3DModel
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
-    return WanTransformer3DModel(
+    kind, more = WanTransformer3DModel, {}
+    if "vace_layers" in config:
+        kind = WanVACETransformer3DModel
+        more = {"vace_layers": config["vace_layers"], "vace_in_channels": config["vace_in_dim"]}
+    return kind(
         num_attention_heads=config["heads"],
         attention_head_dim=config["dim"] // config["heads"],
         in_channels=config["in_dim"],
@@ -50,7 +55,13 @@ def network(config: dict[str, Any]) -> Any:
         freq_dim=256,
         ffn_dim=config["ffn_dim"],
         num_layers=config["layers"],
+        **more,
     ).eval()
+
+
+def control(config: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Return the arguments of a forward that only VACE has."""
+    return {"control_hidden_states": context} if "vace_layers" in config else {}
 
 
 def renamed(name: str) -> str:
@@ -68,8 +79,10 @@ def state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     for name, value in weights.items():
         if name.endswith("scale_shift_table"):
             weights[name] = value[None]
-    patch = weights["patch_embedding.weight"].reshape(config["dim"], 1, 2, 2, config["in_dim"])
-    weights["patch_embedding.weight"] = patch.permute(0, 4, 1, 2, 3).contiguous()
+    for name in ("patch_embedding.weight", "vace_patch_embedding.weight"):
+        if name in weights:
+            patch = weights[name].reshape(config["dim"], 1, 2, 2, -1)
+            weights[name] = patch.permute(0, 4, 1, 2, 3).contiguous()
     return weights
 
 
@@ -85,12 +98,14 @@ def step(task: dict[str, Any], device: str) -> None:
     kind = {"device": device, "dtype": dtype}
     latent = torch.randn(2, config["in_dim"], *task["latent"], **kind)
     text = torch.randn(2, config["text_len"], config["text_dim"], **kind)
+    context = torch.randn(2, config.get("vace_in_dim", 1), *task["latent"], **kind)
+    more = {**control(config, context), "return_dict": False}
     when = torch.tensor([500, 500], device=device)
     if task["compiled"]:
         model = torch.compile(model)
 
     def run() -> None:
-        model(hidden_states=latent, timestep=when, encoder_hidden_states=text, return_dict=False)
+        model(hidden_states=latent, timestep=when, encoder_hidden_states=text, **more)
 
     print_timing(run, task["repeats"], device)
 
@@ -173,6 +188,7 @@ def results(model: Any, inputs: dict[str, Any], dtype: Any, device: str) -> dict
     latent, text, stream, time, words = (
         inputs[name].to(device) for name in ("latent", "text", "stream", "time", "words")
     )
+    context = inputs["context"].to(device, dtype)[None] if "context" in inputs else None
     rotary = model.rope(latent[None])
     block = model.blocks[0](stream.to(dtype), words.to(dtype), time, rotary)
     velocity = model(
@@ -180,6 +196,7 @@ def results(model: Any, inputs: dict[str, Any], dtype: Any, device: str) -> dict
         timestep=torch.tensor([500], device=device),
         encoder_hidden_states=text[None].to(dtype),
         return_dict=False,
+        **control(model.config, context),
     )[0]
     return {"block": block[0], "model": velocity[0]}
 

@@ -96,7 +96,7 @@ class Random:
         return drawn
 
     def _quantized(self, name: str) -> tuple[np.ndarray, ...]:
-        kind = re.sub(r"^blocks\.\d+\.", "", name)
+        kind = re.sub(r"^(vace_)?blocks\.\d+\.", "", name)
         if kind not in self._codes:
             rows = np.array(mx.random.normal(self._widths[name])) * self._widths[name][1] ** -0.5
             assert self.quantization is not None

@@ -7,6 +7,7 @@ COMMANDS = {
     "convert": "stages.convert",
     "encode-text": "stages.encode_text",
     "encode-image": "stages.encode_image",
+    "encode-video": "stages.encode_video",
     "denoise": "stages.denoise",
     "decode": "stages.decode",
     "run": "stages.run",

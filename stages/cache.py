@@ -194,7 +194,7 @@ def entry_ids(store: Store, references: Sequence[str]) -> list[str]:
 def export(session: Session, references: tuple[str, ...], file: Path) -> None:
     """Export entries to a .zip file for another cache.
 
-    The file includes the texts and images that the entries were made from.
+    The file includes the texts, images and videos that the entries were made from.
     """
     from wanpipe.cache import archive
 

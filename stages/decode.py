@@ -19,7 +19,7 @@ from wanpipe.pipeline.frames import Decoding
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
 from wanpipe.pipeline.lineage import Source, reference
 from wanpipe.pipeline.plan import Plan, Work, plan_entries
-from wanpipe.pipeline.video_writer import VideoWriter
+from wanpipe.pipeline.video_writer import Before, VideoWriter
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model
 
@@ -28,14 +28,15 @@ from wanpipe.weights.model import Model, find_model
 class Params:
     """Where and how to write the video. Without `output`, only the entry is made.
 
-    `fps` None means the model's. `memory` is a limit in bytes; None means what the device
-    recommends.
+    `after` is the video that it continues; the output has both, without their common frames. `fps`
+    None means the model's. `memory` is a limit in bytes; None means what the device recommends.
     """
 
     output: Path | None = None
     fps: float | None = None
     tiling: str = "auto"
     memory: int | None = None
+    after: Path | None = None
 
 
 def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Plan[Entry]:
@@ -50,11 +51,18 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     source = Source.of(model, inputs, store)
     if params.output is not None:
         check_rate(kind, source.rate(params.fps))
+    before = Before.of(source, params.after)
     if inputs.frames is not None:
-        return plan_video(source, inputs.frames, params, store)
+        return plan_video(source, inputs.frames, params, before, store)
     assert model is not None, "only frames can do without a model"
     assert inputs.step is not None
-    decoding = Decoding(model=model, step=inputs.step, run=source.run, trim=source.trim)
+    decoding = Decoding(
+        model=model,
+        step=inputs.step,
+        run=source.run,
+        trim=source.trim,
+        reference_frames=source.reference_frames,
+    )
     plans = decoding.plans(params.tiling)
     existing = [one for one in plans if not store.must_compute(decoding.recipe(one))]
     memory_plan = (
@@ -65,7 +73,7 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     recipe = decoding.recipe(memory_plan)
 
     def make() -> Entry:
-        with VideoWriter(source, params.output, params.fps, store) as video:
+        with VideoWriter(source, params.output, params.fps, store, before) as video:
             entry = store.get_or_create(recipe, decoding.filler(recipe, memory_plan, store, video))
             store.save_model(reference(model))
             video.finish(entry)
@@ -75,11 +83,13 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     return plan_entries([recipe], make, work, store)
 
 
-def plan_video(source: Source, frames: Entry, params: Params, store: Store) -> Plan[Entry]:
+def plan_video(
+    source: Source, frames: Entry, params: Params, before: Before | None, store: Store
+) -> Plan[Entry]:
     """Plan a video of frames that exist."""
 
     def make() -> Entry:
-        with VideoWriter(source, params.output, params.fps, store) as video:
+        with VideoWriter(source, params.output, params.fps, store, before) as video:
             video.finish(frames)
         return frames
 
@@ -98,6 +108,8 @@ def check_output(params: Params) -> str:
     kind = "mp4" if params.output is None else video_format(params.output)
     if params.fps is not None:
         check_rate(kind, params.fps)
+    if params.after is not None and params.output is None:
+        raise UsageError("--after joins two videos in a file, but there is none; give --output")
     return kind
 
 

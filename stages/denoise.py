@@ -1,7 +1,7 @@
 """denoise: denoise a latent, and save an entry for every step.
 
-Reads: a text entry, an image entry if the model takes one, or a step to continue; a model's
-transformers.
+Reads: a text entry, an image or video entry if the model takes one, or a step to continue; a
+model's transformers.
 Writes: for every step `latent`, `x0` (C, F, H, W) and `solver/*`, which with --step-cache includes
 the state of the step cache; the record of the run.
 """
@@ -89,10 +89,11 @@ def run(model: Model, inputs: Inputs, params: Params, store: Store) -> list[Entr
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
     """Denoise a latent step by step, from noise or from a step.
 
-    To start a run, pass a text entry with --from, and an image entry for image-to-video. To finish
-    a run, pass one of its steps. To branch, pass a step and other settings. Every step becomes an
-    entry. After an interruption, the same command resumes at the last finished step.
+    To start a run, pass a text entry with --from, and an image or a video entry if the model takes
+    one. To finish a run, pass one of its steps. To branch, pass a step and other settings. Every
+    step becomes an entry. After an interruption, the same command resumes at the last finished
+    step.
     """
-    inputs = resolve_inputs(references, ("text", "image", "step"), session.store)
+    inputs = resolve_inputs(references, ("text", "image", "video", "step"), session.store)
     found = find_model(model, inputs.entries, session.store, inputs.run)
     session.carry_out(plan(found, inputs, Params(**asked), session.store))

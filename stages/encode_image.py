@@ -19,7 +19,7 @@ from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
-from wanpipe.pipeline.inputs import check_images
+from wanpipe.pipeline.inputs import check_images, check_takes_image
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.pictures import Canvas, Picture, Pictures, Reader
 from wanpipe.pipeline.plan import Plan, Work, plan_entries
@@ -94,11 +94,7 @@ def check_task(model: Model, params: Params) -> None:
     """Raise UsageError if the model takes no image, or not those that are given."""
     if params.image is None and params.last_image is None:
         raise UsageError("no image is given; use --image FILE")
-    if model.config.task == "t2v":
-        raise UsageError(
-            f"{model.config.variant} makes videos from text alone, so it takes no image; use an "
-            "I2V or TI2V model"
-        )
+    check_takes_image(model.config)
     check_images(model.config, params.image is not None, params.last_image is not None)
 
 
@@ -172,15 +168,15 @@ def filler(
         import numpy as np
 
         from wanpipe.backend.device import memory_limit, provenance
-        from wanpipe.pipeline.image_encoder import clip_features, condition, first_frame
+        from wanpipe.pipeline.image_encoder import clip_features, condition, first_latent
 
         dtype, frames = recipe.material.dtype, recipe.material.num_frames
         both = pictures.first, pictures.last
-        ends = [None if one is None else one.pixels for one in both]
+        ends = [None if one is None else one.pixels[None] for one in both]
         with memory_limit(memory_plan.limit):
             if model.config.task == "ti2v":
                 assert pictures.first is not None
-                latent = first_frame(model, pictures.first.pixels, dtype, store)
+                latent = first_latent(model, pictures.first.pixels[None], dtype, store)
                 draft.write("latent", np.array(latent))
             else:
                 draft.write("condition", np.array(condition(model, ends, frames, dtype, store)))
@@ -195,6 +191,7 @@ def filler(
 @click.command("encode-image")
 @options.model
 @options.image
+@options.exif
 @options.canvas
 @options.memory
 @stage_options

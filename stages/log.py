@@ -107,7 +107,7 @@ class StepFormatter:
         if row is None:
             return f"{key[:8]}  removed"
         run = self.view.runs.get(key)
-        of = f"/{run.settings.steps}" if run else ""
+        of = f"/{run.step_count}" if run else ""
         parts = [f"{key[:8]}  step {(row.step or 0) + 1}{of}"]
         selected = ["this one"] if key == self.selected else []
         if names := [*self.view.names.get(row.id, []), *selected]:

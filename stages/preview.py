@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,11 +16,14 @@ from wanpipe.cli import options
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.errors import UsageError, WanpipeError
-from wanpipe.pipeline import preview
+from wanpipe.media.latent_rgb import linear_frames
 from wanpipe.runtime.output import check_writable, replace_output
-from wanpipe.store import Entry, Store, key_of
+from wanpipe.store import Entry, Run, Store, key_of
 from wanpipe.store.entry import read_entry
 from wanpipe.weights.model import Model, find_model
+
+if TYPE_CHECKING:
+    import numpy as np
 
 COLUMNS = 5
 
@@ -55,18 +59,39 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
     rows = []
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
-            latent = step.read("x0")
             run = Store(step.root, store.report).runs.latest(step.key)
             trim = run.settings.trim_first_frames if run else 0
+            latent = step.read("x0")[:, (run.settings.reference_frames or 0) if run else 0 :]
             if model is None:
-                frames = preview.linear_frames(latent)[trim:]
+                frames = linear_frames(latent)[trim:]
             else:
-                frames = preview.true_frames(latent, model, store)[4 * trim :]
-            rows.append((preview.label(step, run), frames))
+                frames = true_frames(latent, model, store)[4 * trim :]
+            rows.append((label(step, run), frames))
             task.advance()
     with writable(output), replace_output(output) as draft:
         video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     return output
+
+
+def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":
+    """Decode a normalized latent (C, F, H, W) with the model's VAE to frames (T, Y, X, 3) uint8."""
+    import mlx.core as mx
+
+    from wanpipe.backend.device import compute_dtype, mlx_dtype
+    from wanpipe.models import vae
+    from wanpipe.weights.load import load_network
+
+    network = vae.Decoder(model.config.vae)
+    dtype = mlx_dtype(compute_dtype(model.config.dtype))
+    load_network(network, model.checked("vae", store), dtype)
+    return vae.video_uint8(network.frames(mx.array(latent)))
+
+
+def label(step: Entry, run: Run | None) -> str:
+    """Return the label of a row of frames: seed, step and key."""
+    seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
+    of = f" of {run.step_count}" if run else ""
+    return f"{seed}   step {step.step + 1}{of}   {step.key[:8]}"
 
 
 @contextmanager
@@ -99,7 +124,7 @@ def drafts(store: Store) -> list[str]:
     found = {}
     for run in store.runs.all():
         done = [steps[key] for key in run.steps if key in steps and steps[key].readable]
-        if done and done[-1].step is not None and done[-1].step + 1 < run.settings.steps:
+        if done and done[-1].step is not None and done[-1].step + 1 < run.step_count:
             found[done[-1].key] = (done[-1].time, run.seed or 0, done[-1])
     # the last step of one run may be in the middle of another
     parents = {row.parent for row in steps.values()}

@@ -1,7 +1,7 @@
-"""run: make a video from a prompt, with all five stages.
+"""run: make a video from a prompt, with all stages.
 
-Reads: a checkpoint or a model, a prompt, an image if the model takes one.
-Writes: the entries of all five stages, and one video per seed.
+Reads: a checkpoint or a model, a prompt, and images or a video if the model takes them.
+Writes: the entries of all stages, and one video per seed.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from stages import convert, decode, denoise, encode_image, encode_text
+from stages import convert, decode, denoise, encode_image, encode_text, encode_video
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
@@ -29,13 +29,14 @@ CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bi
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """The parameters of each stage. `image` is None for text-to-video.
+    """The parameters of each stage. `image` and `video` are None for text-to-video.
 
     Without an output, the video is named after its prompt.
     """
 
     text: encode_text.Params
     image: encode_image.Params | None
+    video: encode_video.Params | None = None
     denoise: denoise.Params
     decode: decode.Params
 
@@ -53,21 +54,31 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     """Plan one video per seed. Invalid options fail here, before any weight is loaded."""
     texts = encode_text.plan(model, params.text, store)
     plans: list[Plan[Any]] = [texts]
-    image = None
+    inputs = Inputs(text=texts.entries[0])
+    frames, extra = params.denoise.num_frames, 4 * (params.denoise.trim_first_frames or 0)
+    video = params.video
+    if video is None and params.image is None and model.config.task == "vace":
+        asked = params.denoise
+        video = encode_video.Params(width=asked.width, height=asked.height, memory=asked.memory)
     if params.image is not None:
-        frames = params.denoise.num_frames
-        frames = model.config.defaults.num_frames if frames is None else frames
-        frames += 4 * (params.denoise.trim_first_frames or 0)
-        images = encode_image.plan(model, replace(params.image, num_frames=frames), store)
+        count = model.config.defaults.num_frames if frames is None else frames
+        images = encode_image.plan(model, replace(params.image, num_frames=count + extra), store)
         plans.append(images)
-        [image] = images.entries
-    steps = denoise.plan(model, Inputs(text=texts.entries[0], image=image), params.denoise, store)
+        inputs = replace(inputs, image=images.entries[0])
+    elif video is not None:
+        if frames is not None:
+            video = replace(video, num_frames=frames + extra)
+        videos_in = encode_video.plan(model, video, store)
+        plans.append(videos_in)
+        inputs = replace(inputs, video=videos_in.entries[0])
+    steps = denoise.plan(model, inputs, params.denoise, store)
     plans.append(steps)
     videos, decodings = [], []
     for index, (step, made_by) in enumerate(zip(steps.entries, steps.runs, strict=True)):
         output = video_path(params, step, index if len(steps.entries) > 1 else None)
         decoding = replace(params.decode, output=output)
-        decodings.append(decode.plan(model, Inputs(step=step, run=made_by), decoding, store))
+        sources = Inputs(step=step, run=made_by, video=inputs.video)
+        decodings.append(decode.plan(model, sources, decoding, store))
         videos.append(output)
     return RunPlan(
         plans=(*plans, *decodings),
@@ -128,6 +139,8 @@ def plan_model(
 @click.option("--prompt", metavar="TEXT", help="Describe the video.")
 @options.negative
 @options.image
+@options.video_inputs
+@options.exif
 @options.canvas
 @options.sampling
 @options.loras
@@ -135,7 +148,7 @@ def plan_model(
 @options.video
 @stage_options
 def command(session: Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
-    """Make a video from a prompt, with all five stages in order.
+    """Make a video from a prompt, with all stages in order.
 
     Computes only what is not in the cache. Without --output, the video is named after the prompt.
     """
@@ -165,23 +178,45 @@ def read(asked: dict[str, Any]) -> Params:
     def some(*names: str) -> dict[str, Any]:
         return {name: asked[name] for name in names}
 
-    image = None
-    if asked["image"] is not None or asked["last_image"] is not None:
-        images = some("image", "last_image", "fit", "exif")
-        image = encode_image.Params(**images, **some("width", "height", "memory"))
-    elif asked["fit"] is not None or asked["exif"]:
-        option = "--exif" if asked["fit"] is None else "--fit"
-        raise UsageError(f"{option} tells how to take an image; give --image, or leave it out")
+    image, video = read_image(asked), read_video(asked)
+    if image is not None and video is not None:
+        raise UsageError("a video is made from an image or from a video; give one of the two")
+    images = asked["references"] or asked["keyframes"]
+    for option, useless in (
+        ("--fit", asked["fit"] is not None and image is None),
+        ("--exif", asked["exif"] and image is None and not images),
+    ):
+        if useless:
+            raise UsageError(f"{option} tells how to take an image; give --image, or leave it out")
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
     sampling |= some("scheduler", "timesteps", "step_cache", "seeds", "noise")
-    sampling |= some("lora", "lora_high", "lora_low", "memory")
-    sides = some("width", "height") if image is None else {}  # else the canvas of the image
+    sampling |= some("lora", "lora_high", "lora_low", "memory", "strength", "context_scale")
+    # else the canvas of the image or video
+    sides = some("width", "height") if image is None and video is None else {}
     return Params(
         text=encode_text.Params(
             prompts=(asked["prompt"],), negative_prompt=negative, **some("memory")
         ),
         image=image,
+        video=video,
         denoise=denoise.Params(**sampling, **sides),
-        decode=decode.Params(**some("output", "fps", "tiling", "memory")),
+        decode=decode.Params(**some("output", "fps", "tiling", "memory", "after")),
     )
+
+
+def read_image(asked: dict[str, Any]) -> encode_image.Params | None:
+    """Return the options of encode-image; None without an image."""
+    if asked["image"] is None and asked["last_image"] is None:
+        return None
+    names = ("image", "last_image", "fit", "exif", "width", "height", "memory")
+    return encode_image.Params(**{name: asked[name] for name in names})
+
+
+def read_video(asked: dict[str, Any]) -> encode_video.Params | None:
+    """Return the options of encode-video; None if none of them is given."""
+    own = ("video", "mask", "references", "keyframes", "outpaint", "extend")
+    if not any(asked[name] for name in own):
+        return None
+    names = (*own, "video_fit", "exif", "width", "height", "memory")
+    return encode_video.Params(**{name: asked[name] for name in names})

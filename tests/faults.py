@@ -205,7 +205,7 @@ def pcg64(_: Any) -> Any:
 
 NOISE = "wanpipe/sampling/noise.py"
 KEYS = "wanpipe/store/keys.py"
-SCHEMA = "wanpipe/store/schema.py"
+SCHEMA = "wanpipe/store/materials.py"
 FAULTS: dict[str, Fault] = {
     **{
         f"{stage}: {name} dropped": dropped(stage, name)

@@ -5,6 +5,7 @@ from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
+from msgspec import UNSET
 
 from bench import sizes
 from bench.sizes import HD, TI2V_HD, WIDE
@@ -27,13 +28,16 @@ def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int =
     image = [mx.zeros((20, *shape))] if config.in_dim == 36 else []
     tokens = [] if config.clip_dim is None else [mx.zeros((config.clip_tokens, config.clip_dim))]
     latent = mx.zeros((config.in_dim - 20 * len(image), *shape))
+    vace = [] if config.vace_in_dim is UNSET else [mx.zeros((config.vace_in_dim, *shape))]
 
     def step(x: mx.array, first: mx.array, second: mx.array, *more: mx.array) -> list[mx.array]:
-        y, features = more[: len(image)], more[len(image) :]
+        y, more = more[: len(image)], more[len(image) :]
+        features, more = more[: len(tokens)], more[len(tokens) :]
         conditions = [network.condition(text, *features) for text in (first, second)]
-        return network(x, [500.0] * groups, conditions, *y, lazy=True)
+        context = more[0] if more else None
+        return network(x, [500.0] * groups, conditions, *y, context=context, lazy=True)
 
-    inputs = (latent, *texts, *image, *tokens)
+    inputs = (latent, *texts, *image, *tokens, *vace)
     return tracer.read_network(network, dit_rules.RULES, step, *inputs)
 
 
@@ -92,6 +96,8 @@ NETWORKS: dict[str, Callable[[Tracer], Graph]] = {
     "dit-i2v-14b-832x480x81": lambda tracer: dit(tracer, sizes.I2V_14B, WIDE),
     "dit-i2v-14b-1280x720x81": lambda tracer: dit(tracer, sizes.I2V_14B, HD),
     "dit-flf2v-14b-1280x720x81": lambda tracer: dit(tracer, sizes.FLF2V_14B, HD),
+    "dit-vace-1.3b-832x480x81": lambda tracer: dit(tracer, sizes.VACE_1_3B, WIDE),
+    "dit-vace-14b-1280x720x81": lambda tracer: dit(tracer, sizes.VACE_14B, HD),
     "dit-i2v-a14b-1280x720x81": lambda tracer: dit(tracer, sizes.I2V_A14B, HD),
     "dit-ti2v-5b-text-1280x704x121": lambda tracer: dit(tracer, sizes.TI2V_5B, TI2V_HD),
     "dit-ti2v-5b-image-1280x704x121": lambda tracer: dit(

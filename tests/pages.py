@@ -23,9 +23,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from bench.train_demo import world
 from tests.stand_ins import CHECKPOINTS, EXPERTS, FRAMES, SIDE, STEPS
 from wanpipe import demo
+from wanpipe.demo import world
+from wanpipe.media.video import write_video
 
 ROOT = Path(__file__).parent.parent
 SHELL, PYTHON = ("bash", "sh", "console"), "python"
@@ -201,13 +202,18 @@ def stock(shelf: Path, checkpoints: Path) -> None:
 
 
 def lay_out(folder: Path, shelf: Path) -> None:
-    """Put there what pages may presume: checkpoints, cat.png, cat-end.png, LoRA files."""
+    """Put there what pages may presume: checkpoints, images, videos, a mask, LoRA files."""
     for name in CHECKPOINTS:
         shutil.copytree(shelf / name, folder / name)
     scene = world.parse("a red circle moves right on a white background")
     film = world.render(scene)
-    for name, frame in (("cat", 0), ("cat-end", -1)):
+    for name, frame in (("cat", 0), ("cat-end", -1), ("face", 0), ("hat", -1)):
         Image.fromarray(film[frame]).save(folder / f"{name}.png")
+    for name in ("clip", "depth"):
+        write_video(folder / f"{name}.mp4", [film[: 2 * FRAMES]], fps=16)
+    mask = np.zeros(film.shape[1:3], dtype=np.uint8)
+    mask[: len(mask) // 2] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
     shutil.copyfile(demo.LORA, folder / STYLE)
     for name in EXPERTS:
         shutil.copyfile(shelf / "expert.safetensors", folder / name)

@@ -215,8 +215,8 @@ def test_an_image_entry_of_another_size_is_refused(models: Models, place: Place)
     words = ("--image", BAD / "alpha.png", *SMALL[:-2])
     image = i2v.made("encode-image", "--model", i2v.model, *words)
     both = ("denoise", "--from", i2v.text(), "--from", image)
-    i2v.refuse(*both, "--width", 48, code=2, says="is 32x32, the video 48x32")
-    i2v.refuse(*both, "--num-frames", 9, code=2, says="is for 5 frames, the video has 9")
+    i2v.refuse(*both, "--width", 48, code=2, says="is 32x32, the video to make 48x32")
+    i2v.refuse(*both, "--num-frames", 9, code=2, says="is for 5 frames, the video to make has 9")
 
 
 def test_a_text_entry_of_another_t5_is_refused(

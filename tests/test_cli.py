@@ -11,7 +11,7 @@ import pytest
 import stages
 from tests.workshop import PROMPT, SMALL, Place, inside
 
-FIVE = ("convert", "encode-text", "encode-image", "denoise", "decode")
+SIX = ("convert", "encode-text", "encode-image", "encode-video", "denoise", "decode")
 
 
 def words(place: Place, *more: object) -> tuple[object, ...]:
@@ -53,7 +53,7 @@ print(callable(wanpipe.denoise), callable(wanpipe.encode_text), wanpipe.__versio
     assert rest.startswith("True True 0.")
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", SIX)
 def test_a_stage_can_be_used_without_click(name: str, tmp_path: Path) -> None:
     module = stages.COMMANDS[name]
     code = f"import {module} as stage; print(callable(stage.run), bool(stage.Params))"
@@ -68,7 +68,7 @@ def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert not shown.stderr
 
 
-@pytest.mark.parametrize("command", [*FIVE, "run"])
+@pytest.mark.parametrize("command", [*SIX, "run"])
 def test_every_stage_has_the_common_options(command: str, tmp_path: Path) -> None:
     shown = inside(command, "--help", cwd=tmp_path).paths
     common = ("--cache", "--dry-run", "--force", "--name", "--events", "--quiet")

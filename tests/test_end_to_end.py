@@ -25,9 +25,23 @@ RUNS = [
     ("wan21-flf2v", "e2e_short"),
     ("wan21-flf2v", "e2e_sizes"),
     ("wan22-i2v-a14b", "e2e_last"),  # of diffusers: the official code has no last image here
+    ("wan21-vace", "e2e_inpaint"),
+    ("wan21-vace", "e2e_reference"),
+    ("wan21-vace", "e2e_control"),
+    ("wan21-vace", "e2e_composite"),
+    ("wan22-i2v-a14b", "e2e_last_alone"),
+    # of diffusers, too: videos that are changed or continued
+    ("wan21-t2v", "e2e_video"),
+    ("wan21-t2v", "e2e_video_whole"),
+    ("wan21-t2v", "e2e_video_mask"),
+    ("wan22-t2v-a14b", "e2e_video"),
+    ("wan22-i2v-a14b", "e2e_extend"),
+    ("wan21-i2v", "e2e_extend"),
+    ("wan22-ti2v-5b", "e2e_extend"),
 ]
 CONDITIONS = settings("wan21-flf2v/condition")["cases"]
 IMAGES = {"image": "--image", "first_frame": "--image", "last_frame": "--last-image"}
+VIDEOS = {"src_video": "--video", "src_mask": "--mask"}
 LATENT_TOLERANCE = 1e-4
 
 
@@ -38,9 +52,13 @@ def attributes(path: str | Path) -> dict:
 def denoise_options(run: dict, size: tuple[int, int]) -> list:
     guide = run["guide_scale"]
     scale = ",".join(map(str, guide)) if isinstance(guide, list) else guide
+    context = ["--context-scale", run["context_scale"]] if "context_scale" in run else []
+    strength = ["--strength", run["strength"]] if "strength" in run else []
     grid = ["--timesteps", ",".join(map(str, run["timesteps"]))] if "timesteps" in run else []
     return [
         *grid,
+        *context,
+        *strength,
         *("--width", size[0], "--height", size[1], "--num-frames", run["frame_num"]),
         *("--steps", run["sampling_steps"], "--shift", run["shift"]),
         *("--guide-scale", scale, "--scheduler", run["solver"]),
@@ -67,6 +85,10 @@ def test_five_processes_give_the_official_latents_and_film(
         image = made("encode-image", *words)
         check_image(tmp_path / image, reference)
         sources += ["--from", image]
+    if words := video_options(checkpoint, run):
+        video = made("encode-video", "--model", model, *words)
+        check_video(tmp_path / video, reference, run)
+        sources += ["--from", video]
     options = denoise_options(run, (width, height))
     step = made("denoise", "--model", model, *sources, "--noise", "noise.npy", *options)
     check_chain(tmp_path, step, reference)
@@ -96,6 +118,38 @@ def image_options(checkpoint: str, run: dict) -> list:
     pairs = [(option, run[name]) for name, option in IMAGES.items() if name in run]
     folder = DATA / "expected" / checkpoint
     return [word for option, file in pairs for word in (option, folder / file)]
+
+
+def video_options(checkpoint: str, run: dict) -> list:
+    """The options of encode-video for a run of VACE, or one that changes or continues a video."""
+    folder = DATA / "expected" / checkpoint
+    pairs = [(option, run[name]) for name, option in VIDEOS.items() if run.get(name)]
+    pairs += [("--reference", file) for file in run.get("src_ref_images") or ()]
+    if not pairs:
+        return []
+    words = [word for option, file in pairs for word in (option, folder / file)]
+    size = ["--width", run["size"][0], "--height", run["size"][1]]
+    thinned = "vace" in checkpoint and run["src_video"]
+    extend = ["--extend", run["extend"]] if "extend" in run else []
+    whole = ["--video-fit", "whole"] if thinned else ["--num-frames", run["frame_num"]]
+    return [*words, *size, *extend, *whole]
+
+
+def check_video(entry: Path, reference: dict[str, np.ndarray], run: dict) -> None:
+    """The context is the official one, and its record counts the references; what is changed or
+    continued is that of diffusers.
+    """
+    group = zarr.open_group(str(entry), mode="r")
+    if "vace_context" in reference:
+        assert relative_error(group["context"][...], reference["vace_context"]) <= 1e-6
+        assert attributes(entry)["references"] == run["references"]
+    elif "extend" in run:
+        check_image(entry, reference)
+    else:
+        assert relative_error(group["latent"][...], reference["z"]) <= 1e-5
+        assert ("mask" in group) == ("mask" in reference)
+        if "mask" in reference:
+            assert np.array_equal(group["mask"][...], reference["mask"])
 
 
 def check_image(entry: Path, reference: dict[str, np.ndarray]) -> None:

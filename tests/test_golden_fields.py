@@ -16,160 +16,28 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import xxhash
+from msgspec import structs
 from PIL import Image
 
-from tests.golden_runs import CONVERT, Record, chain_of, furnish, golden, record_of, split
+from tests.field_rows import (
+    A14B_I2V,
+    I2V,
+    IMAGE,
+    IMAGE_STEP,
+    NAMED,
+    ROWS,
+    T2V,
+    TEXT,
+    VACE,
+    Row,
+)
+from tests.golden_runs import Record, chain_of, furnish, golden, record_of, split
 from tests.workshop import Models, inside
 from wanpipe.store import key_of
+from wanpipe.store.materials import VideoEncoding
 
 GOLDEN = golden()
 HEAD = {"schema", "stage", "algorithm"}  # of every material; only a release changes them
-T2V, I2V, A14B, A14B_I2V = "wan21-t2v", "wan21-i2v", "wan22-t2v-a14b", "wan22-i2v-a14b"
-SIZE = "--width 32 --height 32 --num-frames 5"
-FLOAT32 = f"{CONVERT} --dtype float32"
-PACKED = f"{FLOAT32} --quantize --group-size 32"
-SHRINK = "convert --from-model {model} --quantize --group-size 32"
-TEXT = "encode-text --model {model} --prompt cat"
-FLF2V = "wan21-flf2v"
-IMAGE = f"encode-image --model {{model}} {SIZE} --image square.png"
-WIDE = f"{IMAGE} --image wide.png"
-BOTH = f"{IMAGE} --last-image wide.png"
-START = f"denoise --model {{model}} --from {{text}} {SIZE}"
-STEP = f"{START} --steps 4"
-IMAGE_STEP = "denoise --model {model} --from {text} --from {image} --steps 4"
-GRID = f"{START} --shift 1 --timesteps"
-CACHED = f"{START} --steps 10 --step-cache 0.05"
-LORA = f"{STEP} --lora style.safetensors 1"
-PAIR = f"{STEP} --guide-scale 3,4"
-# from a step that no other row has, since a step is continued as the latest of its runs
-BRANCH = "denoise --model {model} --from"
-DECODE = "decode --model {model} --from {step}"
-NAMED = {
-    "text": TEXT,
-    "other text": f"{TEXT} --prompt dog",
-    "other negative": f"{TEXT} --negative-prompt dark",
-    "image": IMAGE,
-    "other image": WIDE,
-    "step": f"{STEP} --stop-at 1",
-    "image step": f"{IMAGE_STEP} --stop-at 1",
-    "step before a LoRA": f"{STEP} --stop-at 1 --seed 2",
-    "step before a text": f"{STEP} --stop-at 1 --seed 3",
-    "step before a guidance": f"{STEP} --stop-at 1 --seed 4",
-    "other step": f"{STEP} --stop-at 1 --seed 1",
-    "long step": f"{STEP} --stop-at 1 --num-frames 9",
-    "trimmed step": f"{STEP} --stop-at 1 --trim-first-frames 1",
-    "wide step": f"{STEP} --stop-at 1 --width 272",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """The fields in which two entries differ, the command of the first, and the change that makes
-    it the second one's: words to add, or "old => new". Of a run its step `step` is compared.
-    """
-
-    fields: str
-    command: str
-    change: str
-    kind: str = T2V
-    step: int = 0
-    apart: bool = False  # whether the second is made in another folder, all of it by its model
-
-    @property
-    def stage(self) -> str:
-        """The stage of both entries."""
-        return self.command.split()[0]
-
-    @property
-    def changed(self) -> str:
-        """The command of the second entry."""
-        old, arrow, new = self.change.partition(" => ")
-        if arrow:
-            assert old in self.command, self
-            return self.command.replace(old, new)
-        return f"{self.command} {self.change}"
-
-
-ROWS = [
-    Row("source", FLOAT32, "{checkpoint} => {spaced checkpoint}"),
-    Row("source", SHRINK, "{model} => {other vae}"),
-    Row("variant", FLOAT32, "{checkpoint} => {checkpoint 720p}", I2V),
-    Row("dtype", FLOAT32, "--dtype bfloat16"),
-    Row("dtype", FLOAT32, "--dtype float16"),
-    Row("quantization", FLOAT32, "--quantize --group-size 32"),
-    Row("quantization", PACKED, "--group-size 64"),
-    Row("quantization", PACKED, "--bits 8"),
-    Row("quantization", PACKED, "--quantize-text-encoder"),
-    Row("quantization", SHRINK, "--bits 8"),
-    Row("defaults", SHRINK, "{model} => {other fps}"),
-    Row("t5", TEXT, "{model} => {other t5_encoder}"),
-    Row("tokenizer", TEXT, "{model} => {other tokenizer}"),
-    Row("prompt", TEXT, "cat => dog"),
-    Row("negative", TEXT, "--negative-prompt dark"),
-    Row("negative", TEXT, "--no-negative-prompt"),
-    Row("text_len", TEXT, "{model} => {other text_len}"),
-    Row("vae", IMAGE, "{model} => {other vae_encoder}", I2V),
-    Row("vae", IMAGE, "{model} => {other vae_encoder}", "wan22-ti2v-5b"),
-    Row("clip", IMAGE, "{model} => {other clip}", I2V),
-    Row("pixels", WIDE, "wide => middle", A14B_I2V),
-    Row("pixels", WIDE, "--fit pad", I2V),
-    Row("clip_pixels", WIDE, "wide => edge", I2V),
-    Row("last_pixels", IMAGE, "--last-image wide.png", A14B_I2V),
-    Row("pixels", BOTH, " --image square.png => ", A14B_I2V),
-    Row("last_pixels", BOTH, "wide => middle", A14B_I2V),
-    Row("last_pixels", BOTH, "--fit pad", FLF2V),
-    Row("last_clip_pixels", BOTH, "wide => edge", FLF2V),
-    Row("width pixels", IMAGE, "--width 48", I2V),
-    Row("height pixels", IMAGE, "--height 48", I2V),
-    Row("num_frames", IMAGE, "--num-frames 9", I2V),
-    Row("mode vae", f"{IMAGE} --num-frames 1", "{model} => {other task}", A14B_I2V),
-    Row("noise", STEP, "--seed 1"),
-    Row("noise", STEP, "--width 48"),
-    Row("noise", STEP, "--height 48"),
-    Row("noise", STEP, "--num-frames 9"),
-    Row("noise", STEP, "--noise noise.npy"),
-    Row("noise", STEP, "--trim-first-frames 1"),
-    Row("noise", f"{STEP} --num-frames 9", "--num-frames 5 --trim-first-frames 1"),
-    Row("parent", STEP, "--seed 1", step=1),
-    Row("expert", STEP, "{model} => {other model}"),
-    Row("expert", STEP, "{model} => {other high_noise_model}", A14B),
-    Row("expert", STEP, "{model} => {other low_noise_model}", A14B, step=3),
-    Row("loras", STEP, "--lora style.safetensors 1"),
-    Row("loras", LORA, "style => other"),
-    Row("loras", LORA, "safetensors 1 => safetensors 0.5"),
-    Row(
-        "loras",
-        f"{LORA} --lora other.safetensors 1",
-        "style.safetensors 1 --lora other => other.safetensors 1 --lora style",
-    ),
-    Row("loras", STEP, "--lora-high style.safetensors 1", A14B),
-    Row("loras", STEP, "--lora-low style.safetensors 1", A14B, step=3),
-    Row("loras", f"{BRANCH} {{step before a LoRA}}", "--lora style.safetensors 1", step=1),
-    Row("text", STEP, "{text} => {other text}"),
-    Row("text", STEP, "{text} => {other negative}"),
-    Row("text", f"{STEP} --guide-scale 1", "{text} => {other text}"),
-    Row("text", f"{BRANCH} {{step before a text}}", "--from {other text}", step=1),
-    Row("text guide_scale", STEP, "--guide-scale 1"),
-    Row("image", IMAGE_STEP, "{image} => {other image}", A14B_I2V),
-    Row("image", IMAGE_STEP, "{image} => {other image}", I2V),
-    Row("guide_scale", STEP, "--guide-scale 4.5"),
-    Row("guide_scale", f"{BRANCH} {{step before a guidance}}", "--guide-scale 4.5", step=1),
-    Row("guide_scale", PAIR, "--guide-scale 3,5", A14B),
-    Row("guide_scale", PAIR, "--guide-scale 2,4", A14B, step=3),
-    Row("solver", f"{GRID} 1000,750,500 --scheduler dpm++", "dpm++ => euler"),
-    Row("solver sigma_next", f"{GRID} 1000,750,500 --scheduler dpm++", ",500 => ", step=1),
-    Row("solver timestep", f"{GRID} 990.5,750 --scheduler dpm++", "dpm++ => euler"),
-    Row("sigma", f"{GRID} 990.5,750", "990.5 => 990.7"),
-    Row("sigma_next", f"{GRID} 990,750", "750 => 700"),
-    Row("timestep sigma sigma_next", f"{GRID} 900,750", "--shift 3"),
-    Row("step_cache", f"{START} --steps 10", "--step-cache 0.05"),
-    Row("step_cache", CACHED, "0.05 => 0.04"),
-    Row("step_cache sigma_next", CACHED, "--steps 10 => --steps 11"),
-    Row("vae", DECODE, "{model} => {other vae}", apart=True),
-    Row("step", DECODE, "{step} => {other step}"),
-    Row("tiling", "decode --model {model} --from {wide step}", "--tiling spatial"),
-    Row("trim_first_frames step", "decode --model {model} --from {long step}", "long => trimmed"),
-]
 
 
 @dataclass
@@ -184,6 +52,7 @@ class Bench:
         self.root.mkdir(exist_ok=True)
         furnish(self.root)
         draw_images(self.root)
+        draw_clips(self.root)
         self.made: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
@@ -219,6 +88,25 @@ def draw_images(root: Path) -> None:
         changed = pixels.copy()
         changed[16, column] ^= 255
         Image.fromarray(changed).save(root / f"{name}.png")
+
+
+def draw_clips(root: Path) -> None:
+    """Draw clips of nine frames as folders, of which `other` has one other pixel in every frame,
+    and masks.
+    """
+    frames = np.random.Generator(np.random.Philox(5)).integers(0, 256, (9, 32, 64, 3), np.uint8)
+    other, edge = frames[:, :, :32].copy(), frames.copy()
+    other[:, 16, 16] ^= 255
+    edge[:, 16, 0] ^= 255
+    clips = {"clip": frames[:, :, :32], "other": other, "wide": frames, "edge": edge}
+    for name, pictures in clips.items():
+        (root / name).mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(root / name / f"{number}.png")
+    for name, columns in (("half", 16), ("third", 8)):
+        mask = np.zeros((32, 32), dtype=np.uint8)
+        mask[:, :columns] = 255
+        Image.fromarray(mask).save(root / f"{name}.png")
 
 
 def linked(source: Path, target: Path) -> Path:
@@ -288,6 +176,11 @@ def variants(kind: str, checkpoint: Path, model: Path, root: Path) -> Iterator[t
         assert inside(*words, cwd=root).code == 0
         yield "bfloat16", root / "bfloat16"
         yield "checkpoint 720p", linked(checkpoint, root / "checkpoint 720p")
+    if kind == VACE:
+        source, target = checkpoint.parent / T2V, root / "other task"
+        words = ("convert", "--checkpoint-dir", source, "--output-dir", target)
+        assert inside(*words, "--dtype", "float32", cwd=root).code == 0
+        yield target.name, target
     if kind == A14B_I2V:
         source, target = checkpoint.parent / "wan22-ti2v-5b", root / "other task"
         words = ("convert", "--checkpoint-dir", source, "--output-dir", target)
@@ -353,7 +246,11 @@ def test_the_dtype_that_a_gpu_computes_in_is_in_the_key(
 
 
 # fields that came after 0.1.0, so no pinned material has them
-LATER = {"encode-image": {"last_pixels", "last_clip_pixels"}}
+LATER = {
+    "encode-image": {"last_pixels", "last_clip_pixels"},
+    "denoise": {"video", "context_scale"},
+    "decode": {"reference_frames"},
+}
 
 
 def fields_by_stage() -> dict[str, set[str]]:
@@ -366,10 +263,17 @@ def fields_by_stage() -> dict[str, set[str]]:
     return fields
 
 
-@pytest.mark.parametrize("stage", fields_by_stage())
+def names_of(stage: str) -> set[str]:
+    """The fields of a stage's material, in keys of 0.1.0 and later."""
+    if stage == "encode-video":  # which came later
+        return {"stage", *(field.name for field in structs.fields(VideoEncoding))}
+    return fields_by_stage()[stage] | LATER.get(stage, set())
+
+
+@pytest.mark.parametrize("stage", ["encode-video", *fields_by_stage()])
 def test_every_field_has_a_row(stage: str) -> None:
     rows = {name for row in ROWS if row.stage == stage for name in row.fields.split()}
-    assert rows | HEAD | {"dtype"} == fields_by_stage()[stage] | LATER.get(stage, set())
+    assert rows | HEAD | {"dtype"} == names_of(stage)
 
 
 def others(value: Any) -> Iterator[Any]:

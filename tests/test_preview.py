@@ -10,8 +10,7 @@ from stages.preview import choose, drafts
 from tests.store.builders import chain, text
 from tests.workshop import SMALL, Place, inside
 from wanpipe.errors import UsageError
-from wanpipe.media.latent_rgb import MAPS
-from wanpipe.pipeline.preview import linear_frames
+from wanpipe.media.latent_rgb import MAPS, linear_frames
 from wanpipe.store import Store
 
 pytest_plugins = ["tests.workshop"]
@@ -149,7 +148,7 @@ def test_an_output_that_is_no_place_for_a_preview_is_refused_before_any_work(
     def draw(*_: object) -> None:
         raise AssertionError("it was drawn")
 
-    monkeypatch.setattr("wanpipe.pipeline.preview.linear_frames", draw)
+    monkeypatch.setattr("stages.preview.linear_frames", draw)
     for name, code in (("folder.png", 2), ("/proc/x.png", 1), ("x" * 300 + ".png", 1)):
         place.refuse("preview", step, "--output", name, code=code, says=name[:12])
 

@@ -66,6 +66,7 @@ def test_every_stage_of_a_video_can_be_shown(studio: Place) -> None:
         ("wan22-t2v-a14b", "wan2.2-t2v-a14b", ["low_noise_model", "high_noise_model"]),
         ("wan21-i2v", "wan2.1-i2v-14b-480p", ["clip", "model"]),
         ("wan21-flf2v", "wan2.1-flf2v-14b-720p", ["clip", "model"]),
+        ("wan21-vace", "wan2.1-vace-1.3b", ["model"]),
         ("wan22-ti2v-5b", "wan2.2-ti2v-5b", ["model"]),
     ],
 )

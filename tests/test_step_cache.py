@@ -198,7 +198,8 @@ def test_whatever_else_a_velocity_depends_on_resets(name: str) -> None:
     fields = step_fields(0) | {"parent": HASH(1), "text": HASH(2), "image": HASH(3)}
     before = material("denoise", **fields, step_cache=rule)
     step = material("denoise", **fields | {"sigma": 0.5})
-    changed = {"guide_scale": 9.0, "loras": [[HASH(4), 1.0]]}.get(name, HASH(5))
+    given = {"guide_scale": 9.0, "context_scale": 0.5, "loras": [[HASH(4), 1.0]]}
+    changed = given.get(name, HASH(5))
     assert steps_since_reset(step, before) == 7
     assert steps_since_reset(material("denoise", **fields | {name: changed}), before) == 0
     assert steps_since_reset(step, None) == 0

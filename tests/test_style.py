@@ -16,7 +16,7 @@ SOURCES = [
     for path in (ROOT / folder).rglob("*.py")
 ]
 FILE, FUNCTION, PARAMETERS = 400, 60, 8
-FIVE = ("convert", "encode-text", "encode-image", "denoise", "decode")
+SIX = ("convert", "encode-text", "encode-image", "encode-video", "denoise", "decode")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -97,7 +97,7 @@ def test_every_module_has_a_docstring(folder: str) -> None:
     assert silent == set()
 
 
-@pytest.mark.parametrize("command", FIVE)
+@pytest.mark.parametrize("command", SIX)
 def test_the_docstring_of_a_stage_names_what_it_reads_and_writes(command: str) -> None:
     module = ROOT / (stages.COMMANDS[command].replace(".", "/") + ".py")
     docstring = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
@@ -106,7 +106,7 @@ def test_the_docstring_of_a_stage_names_what_it_reads_and_writes(command: str) -
     assert re.search(r"^Writes: ", docstring, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", FIVE)
+@pytest.mark.parametrize("command", SIX)
 def test_one_word_leads_to_command_module_test_and_heading(command: str) -> None:
     word = command.replace("-", "_")
     assert stages.COMMANDS[command] == f"stages.{word}"

@@ -69,9 +69,9 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Make videos with Wan2.1 and Wan2.2.
 
-    `wanpipe run` makes a video from a prompt in five stages: convert, encode-text, encode-image,
-    denoise and decode. Each stage is also a command, which prints the path of its entry in the
-    cache.
+    `wanpipe run` makes a video from a prompt in up to six stages: convert, encode-text,
+    encode-image or encode-video, denoise and decode. Each stage is also a command, which prints the
+    path of its entry in the cache.
 
     Nothing is computed twice. After an interruption, run the same command again to resume.
     """

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.train_demo import world
-from bench.train_demo.world import Scene
+from wanpipe.demo import world
+from wanpipe.demo.world import Scene
 
 GRAY = 127  # of what is made anew
 FIRST = 500  # seed of the first scene's film

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.train_demo import world
+from wanpipe.demo import world
 from wanpipe.demo.vocabulary import WORDS
 
 CLIPS, CAPTIONS, TOKENS = 32768, 4, 64  # clips, captions per clip, tokens per caption

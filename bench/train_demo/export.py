@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench.train_demo import world
 from bench.train_demo.evaluate import MODULE
 from bench.train_demo.train_dit import FOLDERS, config_of
 from bench.train_demo.train_vae import rounded
+from wanpipe.demo import world
 
 # what wanpipe takes from the configuration as the model's defaults
 DEFAULTS = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.train_demo import world
+from wanpipe.demo import world
 
 ANGLES, RADII = 120, np.arange(0, 60, 0.5)  # directions; distances from the center in pixels
 BORDER = 5  # pixels at the left and right edges that show the background

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.train_demo import world
 from bench.train_demo.data import Painter
 from bench.train_demo.vae_net import Vae, normalized
+from wanpipe.demo import world
 
 GRAY = 127 / 127.5 - 1  # the color of what is made anew, as in VACE's own tools
 LATE = 0.25  # training films start this much later, up to three times

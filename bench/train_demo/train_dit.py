@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.train_demo import evaluate, judge, world
+from bench.train_demo import evaluate, judge
 from bench.train_demo.data import Painter, vocabulary
 from bench.train_demo.flow import Plan, Set, add_lora, lora_state, train
 from bench.train_demo.optim import Rates
@@ -34,6 +34,7 @@ from bench.train_demo.tasks import PICTURED, PLAIN
 from bench.train_demo.train_vae import rounded
 from bench.train_demo.vae_net import normalized
 from bench.train_demo.wan_net import T5, Dit, DitConfig
+from wanpipe.demo import world
 
 LARGE = DitConfig(dim=160, ffn_dim=416, num_heads=5, num_layers=6)
 SMALL = DitConfig(dim=96, ffn_dim=256, num_heads=3, num_layers=5, freq_dim=64)

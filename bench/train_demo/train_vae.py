@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.train_demo import world
 from bench.train_demo.data import Painter
 from bench.train_demo.optim import Graph, Optimizer, Rates, clock, psnr
 from bench.train_demo.vae_net import STD, Vae, fold, normalized
+from wanpipe.demo import world
 
 KL, OUTLINES, PICTURES = 3e-5, 1 / 8, 1 / 16  # weight of the loss; fractions of the clips
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bench.train_demo import judge, world
+from bench.train_demo import judge
+from wanpipe.demo import world
 
 
 def all_right(scores: dict[str, bool | None]) -> bool:

@@ -29,6 +29,8 @@ def test_tensor_tables_match_the_official_checkpoints() -> None:
         "1.3b": (825, 1_418_996_800),
         "14b": (1095, 14_288_491_584),
         "5b": (825, 4_999_787_712),
+        "vace-1.3b": (1264, 2_153_972_032),
+        "vace-14b": (1331, 17_337_592_896),
         "a14b-expert": (1095, 14_288_491_584),
     }
     assert size(make_checkpoint.t5_tensors(presets["14b"])) == (242, 5_680_910_336)

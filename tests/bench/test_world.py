@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.train_demo import world
+from wanpipe.demo import world
 from wanpipe.demo.vocabulary import ORDERS, WORDS
 
 ROOT = Path(__file__).parents[2]

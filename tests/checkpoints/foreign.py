@@ -38,6 +38,8 @@ DIT = [
     (r"^img_emb\.proj\.4", "condition_embedder.image_embedder.norm2"),
     (r"^img_emb\.emb_pos", "condition_embedder.image_embedder.pos_embed"),
     (r"^head\.head", "proj_out"),
+    (r"before_proj", "proj_in"),
+    (r"after_proj", "proj_out"),
     (r"^head\.modulation|modulation$", "scale_shift_table"),
     (r"norm3", "norm2"),
     (r"ffn\.0", "ffn.net.0.proj"),
@@ -160,9 +162,17 @@ def save_shards(folder: Path, stem: str, tensors: Tensors) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
 
 
+def transformer_class(config: dict[str, object]) -> str:
+    return "WanVACETransformer3DModel" if "vace_layers" in config else "WanTransformer3DModel"
+
+
 def diffusers_config(config: dict[str, object]) -> dict[str, object]:
+    vace = {}
+    if "vace_layers" in config:
+        vace = {"vace_layers": config["vace_layers"], "vace_in_channels": config["vace_in_dim"]}
     return {
-        "_class_name": "WanTransformer3DModel",
+        **vace,
+        "_class_name": transformer_class(config),
         "_diffusers_version": "0.35.0",
         "added_kv_proj_dim": None,
         "attention_head_dim": 32,
@@ -208,12 +218,13 @@ def write_diffusers(source: Path, target: Path) -> Path:
     (target / "tokenizer").mkdir()
     shutil.copyfile(checkpoint.files["tokenizer"][0], target / "tokenizer" / "tokenizer.json")
     both = len(checkpoint.experts) > 1
-    image_task = checkpoint.variant.task == "i2v"
+    pipelines = {"i2v": "WanImageToVideoPipeline", "vace": "WanVACEPipeline"}
+    kind = transformer_class(json.loads(checkpoint.configs[0].read_text()))
     index = {
-        "_class_name": "WanImageToVideoPipeline" if image_task else "WanPipeline",
+        "_class_name": pipelines.get(checkpoint.variant.task, "WanPipeline"),
         "boundary_ratio": checkpoint.variant.defaults.boundary,
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": ["diffusers", "WanTransformer3DModel"] if both else [None, None],
+        "transformer": ["diffusers", kind],
+        "transformer_2": ["diffusers", kind] if both else [None, None],
     }
     (target / "model_index.json").write_text(json.dumps(index))
     return target

@@ -64,8 +64,8 @@ def test_the_transformer_of_diffusers_has_the_high_noise(
 
 
 def test_another_pipeline_is_refused(diffusers: Path) -> None:
-    change(diffusers / "model_index.json", _class_name="WanVACEPipeline")
-    refused(diffusers, "_class_name must be one of WanPipeline.* got WanVACEPipeline")
+    change(diffusers / "model_index.json", _class_name="WanAnimatePipeline")
+    refused(diffusers, "_class_name must be one of WanPipeline.* got WanAnimatePipeline")
 
 
 def test_settings_that_are_no_file_or_too_large_are_refused(comfy: Path) -> None:
@@ -201,7 +201,11 @@ def test_files_are_told_by_their_keys_not_their_names(
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("_class_name", "WanVACETransformer3DModel", "_class_name must be WanTransformer3DModel"),
+        (
+            "_class_name",
+            "WanAnimateTransformer3DModel",
+            "_class_name must be WanTransformer3DModel",
+        ),
         ("qk_norm", "layer_norm", "qk_norm must be rms_norm_across_heads"),
         ("in_channels", 36, "says in_dim 36, but the weights have 16"),
         ("attention_head_dim", 64, "says dim 128, but the weights have 64"),

@@ -1,13 +1,16 @@
-"""Records what diffusers makes of a first and a last image with Wan2.2 I2V-A14B.
+"""Records what diffusers makes of a first and a last image, and of a last image alone, with Wan2.2
+I2V-A14B.
 
     python tests/data/last_frame.py FIXTURES CHECKPOINT
 
 Needs torch 2.13 and diffusers 0.42.1. FIXTURES is the folder that pack.py takes. CHECKPOINT is its
 wan22-i2v-a14b in the layout of diffusers, as tests.checkpoints.foreign.write_diffusers writes it.
-Writes tests/data/expected/wan22-i2v-a14b/e2e_last.*, in the form of the other runs.
+Writes tests/data/expected/wan22-i2v-a14b/e2e_last.* and e2e_last_alone.*, in the form of the other
+runs.
 
 The pipeline is diffusers' own; only its noise levels are given, because diffusers has others than
-the official code.
+the official code. diffusers takes no last image alone: it gets a gray first image, which is how it
+fills frames that are not known, and the mask of the first frame is cleared in its condition.
 """
 
 import json
@@ -44,11 +47,16 @@ class GivenLevels(FlowMatchEulerDiscreteScheduler):
 class Pipeline(WanImageToVideoPipeline):
     """The pipeline, which remembers the condition that it makes of the images."""
 
+    alone: bool  # whether the first image is gray, and not known
     condition: torch.Tensor
 
-    def prepare_latents(self, *arguments: Any, **options: Any) -> Any:
-        latents, condition = super().prepare_latents(*arguments, **options)
-        Pipeline.condition = condition[0]
+    def prepare_latents(self, image: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if self.alone:
+            image = torch.zeros_like(image)  # exactly gray: no level of 8 bits is
+        latents, condition = super().prepare_latents(image, *arguments, **options)
+        if self.alone:
+            condition[:, :4, 0] = 0
+        self.condition = condition[0]
         return latents, condition
 
 
@@ -60,9 +68,10 @@ def load(folder: Path, network: torch.nn.Module) -> torch.nn.Module:
     return network.float().eval()
 
 
-def transformer(folder: Path) -> torch.nn.Module:
+def transformer(folder: Path, **more: Any) -> torch.nn.Module:
+    """Load a transformer; `more` is what its config leaves out."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return load(folder, WanTransformer3DModel.from_config(config))
+    return load(folder, WanTransformer3DModel.from_config(config | more))
 
 
 def padded(tokens: np.ndarray) -> torch.Tensor:
@@ -82,9 +91,16 @@ def draw_images(target: Path, generator: np.random.Generator) -> list[Image.Imag
 
 
 def record(
-    checkpoint: Path, images: list[Image.Image], noise: np.ndarray, texts: dict[str, np.ndarray]
+    checkpoint: Path,
+    images: list[Image.Image],
+    noise: np.ndarray,
+    texts: dict[str, np.ndarray],
+    alone: bool,
 ) -> dict[str, np.ndarray]:
-    """Run the pipeline; return what it was given and what it made at every step."""
+    """Run the pipeline; return what it was given and what it made at every step.
+
+    If `alone`, the first image is not used.
+    """
     pipeline = Pipeline(
         tokenizer=None,
         text_encoder=None,
@@ -94,6 +110,7 @@ def record(
         transformer_2=transformer(checkpoint / "transformer_2"),
         boundary_ratio=0.9,
     )
+    pipeline.alone = alone
     latents = []
 
     def keep(_: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +136,7 @@ def record(
         "noise": noise,
         "latents": np.stack(latents),
         "timesteps": np.array(TIMESTEPS, dtype=np.float32),
-        "y": Pipeline.condition.numpy(),
+        "y": pipeline.condition.numpy(),
         "video": np.round(video.transpose(3, 0, 1, 2) * 255).astype(np.uint8),
     }
 
@@ -130,24 +147,26 @@ def main(fixtures: Path, checkpoint: Path) -> None:
     told = json.loads((source / "e2e.json").read_text(encoding="utf-8"))["settings"]
     generator = np.random.Generator(np.random.Philox(19))
     images = draw_images(target, generator)
-    noise = generator.standard_normal((16, 1 + FRAMES // 4, SIDE // 8, SIDE // 8))
-    arrays = record(checkpoint, images, noise.astype(np.float32), texts)
-    packed = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    write(packed, target / "e2e_last.safetensors")
-    settings = {
-        "frame_num": FRAMES,
-        "shift": 1.0,
-        "timesteps": TIMESTEPS,
-        "sampling_steps": len(TIMESTEPS),
-        "guide_scale": [LOW, HIGH],
-        "solver": "euler",
-        "prompt": told["prompt"],
-        "n_prompt": told["n_prompt"],
-        "first_frame": IMAGES[0],
-        "last_frame": IMAGES[1],
-    }
-    text = json.dumps(settings, indent=1, ensure_ascii=False)
-    (target / "e2e_last.json").write_text(text + "\n", encoding="utf-8")
+    for alone in (False, True):
+        noise = generator.standard_normal((16, 1 + FRAMES // 4, SIDE // 8, SIDE // 8))
+        arrays = record(checkpoint, images, noise.astype(np.float32), texts, alone)
+        packed = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        name = "e2e_last_alone" if alone else "e2e_last"
+        write(packed, target / f"{name}.safetensors")
+        settings = {
+            "frame_num": FRAMES,
+            "shift": 1.0,
+            "timesteps": TIMESTEPS,
+            "sampling_steps": len(TIMESTEPS),
+            "guide_scale": [LOW, HIGH],
+            "solver": "euler",
+            "prompt": told["prompt"],
+            "n_prompt": told["n_prompt"],
+            **({} if alone else {"first_frame": IMAGES[0]}),
+            "last_frame": IMAGES[1],
+        }
+        text = json.dumps(settings, indent=1, ensure_ascii=False)
+        (target / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 CHECKPOINTS = [
     *("wan21-t2v", "wan22-t2v-a14b", "wan22-i2v-a14b", "wan22-ti2v-5b", "wan21-i2v"),
     "wan21-flf2v",
+    "wan21-vace",
 ]
 TOPICS = [*CHECKPOINTS, "schedulers", "bad"]
 CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
@@ -41,6 +42,7 @@ BISECTION = (
     "last_image_tensor",
     "noise_pred",
     "x0",
+    "latent_decoded",
 )
 
 
@@ -50,7 +52,7 @@ FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0,
 
 def write(data: bytes, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if len(data) > 4000 and target.suffix not in {".png", ".jpg", ".gif"}:
+    if len(data) > 4000 and target.suffix not in {".png", ".jpg", ".gif", ".mp4"}:
         target.with_name(target.name + ".xz").write_bytes(lzma.compress(data, filters=FILTERS))
     else:
         target.write_bytes(data)
@@ -66,10 +68,15 @@ def wanted(topic: str, name: str) -> bool:
             "out",
             "t_tokt",
             "out_tokt",
+            "out_scale0.5",
+            "out_scale0",
+            "vace_context",
             "fea",
             "rope_q",
             "rope_q_in",
         }
+    if topic == "context":  # the rest is in the runs
+        return name.startswith("mask_frames")
     if topic.startswith("t5"):
         return not name.startswith("p00_block")
     if topic.startswith(("e2e", "vae")):
@@ -112,7 +119,7 @@ def main(fixtures: Path) -> None:
             write(source.read_bytes(), HERE / "expected" / inside)
         else:
             expected(source, HERE / "expected" / inside)
-    for source in sorted((fixtures / "expected").rglob("*.png")):
+    for source in sorted((fixtures / "expected").rglob("*.[mp][pn][4g]")):
         inside = source.relative_to(fixtures / "expected")
         if inside.parts[0] in TOPICS:
             write(source.read_bytes(), HERE / "expected" / inside)

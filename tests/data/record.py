@@ -6,7 +6,8 @@ TREE is a source tree of version 0.1.0 (commit bb5f628); its commands are run as
 tests/data/golden/*.json and tests/data/cache-0.1.0.tar.xz.
 
 The keys are those of 0.1.0 with one rule applied that came later: under guidance 1 a step does not
-use the negative prompt, so its `text` is the key of the text's material without `negative`.
+use the negative prompt, so its `text` is the key of the text's material without `negative`. Also,
+models for text-to-video have a vae_encoder, which 0.1.0 left out; quantized copies name its hash.
 """
 
 import json

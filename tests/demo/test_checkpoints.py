@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.train_demo import world
 from wanpipe import demo
 from wanpipe.checkpoints.detect import detect
+from wanpipe.demo import world
 
 VARIANTS = {
     "t2v": "wan2.1-t2v-1.3b",

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bench.train_demo import judge
 from tests.workshop import Place
 from wanpipe import demo
+from wanpipe.demo.examples import EXAMPLES
 from wanpipe.media.video import read_video
 
 
@@ -46,6 +48,40 @@ def test_a_prompt_without_a_color_gets_a_remark(tmp_path: Path) -> None:
 
 def test_a_prompt_within_the_vocabulary_gets_no_remark(tmp_path: Path) -> None:
     assert remarks(Place(tmp_path, demo.T2V), "The golden disc rises gently, over black.") == []
+
+
+# what the videos of the examples show: shape, color, motion
+SHOWN = {
+    "text": ("circle", "red", "right"),
+    "last-image": ("circle", "red", "right"),
+    "continue": ("circle", "red", "right"),
+    "inpaint": ("square", "blue", "right"),
+    "outpaint": ("star", "yellow", "still"),
+    "reference": ("square", "green", "left"),
+    "control": ("triangle", "pink", "up"),
+    "change": ("circle", "blue", "right"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", EXAMPLES)
+def test_an_example_shows_what_its_inputs_and_prompt_say(what: str, tmp_path: Path) -> None:
+    place = Place(tmp_path, demo.T2V)
+    made = place.do("demo", "--what", what)
+    assert not [event for event in made.events if event["event"] == "remark"]
+    looked = judge.look(place.frames(made))
+    assert (looked.shape, looked.color, looked.motion) == SHOWN[what]
+    again = place.do("demo", "--what", what)
+    assert again.computed() == again.loaded() == []
+    assert again.paths == made.paths
+    with Image.open(tmp_path / made.paths[-1]) as sheet:
+        assert sheet.height > 100 * (1 + len(EXAMPLES[what].draw(tmp_path).rows))
+
+
+def test_a_plan_of_an_example_writes_no_file(tmp_path: Path) -> None:
+    place = Place(tmp_path, demo.T2V)
+    place.do("demo", "--what", "control", "--dry-run")
+    assert not (tmp_path / "demo").exists()
 
 
 def test_an_empty_prompt_is_rejected(tmp_path: Path) -> None:

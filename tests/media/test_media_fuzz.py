@@ -4,6 +4,8 @@ import io
 import json
 import random
 import shutil
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import DATA
 from tests.documents import guard, to_text
 from tests.workshop import Place, inside
 from wanpipe.denoising.start import read_noise
 from wanpipe.errors import UsageError, WanpipeError
+from wanpipe.media.ffmpeg import program
 from wanpipe.media.image import open_image
 from wanpipe.media.video import read_metadata, write_video
+from wanpipe.media.video_reader import probe, read_frames
+from wanpipe.runtime.report import Report
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+FILMS = DATA / "expected" / "wan21-vace" / "inputs"
 IMAGES, NOISES = 1500, 1500
 Record = Callable[[str, object], None]
 PIECES = (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"(" * 90, b"[[", b"'|O'", b"\x1b[31m")
@@ -147,3 +154,27 @@ def test_a_changed_file_of_a_video_is_read_or_refused(name: str, tmp_path: Path)
             assert isinstance(read_metadata(path).get("comment", ""), str)
         except WanpipeError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["depth.mp4", "film.mkv", "film.gif", "film.avi"])
+def test_a_changed_film_is_read_or_refused_in_one_line(
+    name: str, tmp_path: Path, fuzz_factor: int
+) -> None:
+    dice, source, path = random.Random(5), FILMS / "depth.mp4", tmp_path / name
+    if name == source.name:
+        whole = source.read_bytes()
+    else:
+        command = [program(), "-loglevel", "error", "-i", str(source), str(path)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        whole = path.read_bytes()
+    report = Report()
+    for _ in range(25 * fuzz_factor):
+        path.write_bytes(changed(dice, whole, len(whole)))
+        started = time.monotonic()
+        try:
+            index = probe(path, report, frames=100)
+            frames = sum(1 for _ in read_frames(path, range(index.frames), report))
+            assert frames == index.frames
+        except WanpipeError as error:
+            assert "\n" not in str(error) and "\x1b" not in str(error)
+        assert time.monotonic() - started < 60

@@ -88,7 +88,9 @@ def test_a_conversion_writes_the_same_bytes_as_0_1_0(
         quantization = FOUR
     options = Options(quantization=quantization)
     convert(detect(source), tmp_path / "model", KEY, options, lambda *_: None)
-    assert (tmp_path / "model" / "config.json").read_bytes() == written(name)
+    ours = (tmp_path / "model" / "config.json").read_bytes()
+    # 0.1.0 left out the VAE's encoder of text-to-video models
+    assert "t2v" in name or ours == written(name)
     open_model(tmp_path / "model")
 
 
@@ -156,7 +158,7 @@ EXPERTS = ("low_noise_model", "high_noise_model")
         ("wan21-t2v", lambda data: data.update(quantization={"bits": 6, "group_size": 64}), "bits"),
         ("wan21-t2v", lambda data: data.update(quantization={"bits": 4, "group_size": 96}), "96"),
         ("wan21-t2v", lambda data: data.update(variant="wan2.2-t2v-a14b"), "got model"),
-        ("wan21-t2v", lambda data: data.update(variant="wan2.2-ti2v-5b"), "have a vae_encoder"),
+        ("wan21-i2v", lambda data: data["components"].pop("vae_encoder"), "have a vae_encoder"),
         ("wan21-i2v", lambda data: data["components"].pop("clip"), "clip_dim must be"),
         ("wan21-i2v", lambda data: config_of("clip")(data).update(size=336), "size`"),
         ("wan21-i2v", lambda data: config_of("clip")(data).update(patch=15), "patch must divide"),
@@ -364,7 +366,7 @@ CASES = 400  # per family
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["wan21-i2v", "wan22-t2v-a14b", "wan22-ti2v-5b"])
+@pytest.mark.parametrize("family", ["wan21-i2v", "wan21-vace", "wan22-t2v-a14b", "wan22-ti2v-5b"])
 def test_a_changed_config_is_refused_in_one_line_or_read_correctly(
     family: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from msgspec import structs
 from tests.conftest import golden, relative_error
 from tests.models.official import TOLERANCE, allocated, converted, on_the_cpu
 from wanpipe.backend.device import mlx_dtype
-from wanpipe.models import dit
+from wanpipe.models import dit, dit_blocks, rope
 from wanpipe.models import layers as common
 from wanpipe.models.dit import Condition, DiT
 from wanpipe.weights.load import load_network
@@ -135,7 +135,7 @@ def test_the_feed_forward_layer_may_run_in_chunks(
     topic = "wan22-ti2v-5b/dit"
     model = network(checkpoints, topic)
     whole = forward(model, topic, "a")
-    monkeypatch.setattr(dit, "ffn_chunk", lambda tokens: -(-tokens // count))
+    monkeypatch.setattr(dit_blocks, "ffn_chunk", lambda tokens: -(-tokens // count))
     assert relative_error(forward(model, topic, "a"), np.array(whole)) < 1e-6
 
 
@@ -167,20 +167,22 @@ def test_matrix_products_of_blocks_take_no_float32(
     topic = "wan21-i2v/dit"
     model = network(checkpoints, topic, "bfloat16")
     seen: dict[str, set[mx.Dtype]] = {"attend": set(), "MLP": set()}
-    plain = dit.attend
+    plain = dit_blocks.attend
     monkeypatch.setattr(
-        dit, "attend", lambda *args: (seen["attend"].update(x.dtype for x in args), plain(*args))[1]
+        dit_blocks,
+        "attend",
+        lambda *args: (seen["attend"].update(x.dtype for x in args), plain(*args))[1],
     )
-    block, call = model.blocks[0], dit.MLP.hidden
+    block, call = model.blocks[0], dit_blocks.MLP.hidden
     monkeypatch.setattr(
-        dit.MLP, "hidden", lambda self, x: (seen["MLP"].add(x.dtype), call(self, x))[1]
+        dit_blocks.MLP, "hidden", lambda self, x: (seen["MLP"].add(x.dtype), call(self, x))[1]
     )
     _, modulation = model.embed_time([500.0])
     tokens = mx.random.normal((1, 24, model.config.dim))
     kv = block.cross_attn.kv(condition(model, topic, "a"))
     seen["MLP"].clear()
     stream = dit.Stream(tokens)
-    block(stream, modulation, dit.rope.tables((2, 4, 3), 32), kv)
+    block(stream, modulation, rope.tables((2, 4, 3), 32), kv)
     zero = mx.zeros((1, 1, model.config.dim))
     stream.add_norm(
         zero, zero, plus_one=True, eps=1e-6, dtype=mx.float32
@@ -225,6 +227,7 @@ def test_memory_does_not_grow_with_the_number_of_blocks(checkpoints: Path) -> No
         x = mx.random.normal((16, 2, 16, 16))
         prompt = model.condition(mx.random.normal((3, config.text_dim)))
         mx.eval(model.parameters(), model(x, [500.0], [prompt]))
-        return allocated(lambda: mx.eval(model(x, [500.0], [prompt])))
+        # the highest of several: where others use the processor, some work is done too soon
+        return max(allocated(lambda: mx.eval(model(x, [500.0], [prompt]))) for _ in range(5))
 
     assert peak(8) < 1.2 * peak(2)

@@ -8,7 +8,7 @@ import mlx.nn as nn
 import pytest
 
 from tests.conftest import relative_error
-from wanpipe.models import causal_conv, vae22
+from wanpipe.models import causal_conv, vae_paths
 from wanpipe.models.causal_conv import CausalCache, CausalConv, ConvBase
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
@@ -87,7 +87,7 @@ def test_upsample_uses_new_weights() -> None:
 @pytest.mark.parametrize("factor_t", [1, 2])
 def test_dup_up_matches_the_official_code(inputs: int, outputs: int, factor_t: int) -> None:
     x = mx.random.normal((2, 3, 5, inputs))
-    ours = vae22.dup_up(x, outputs, factor_t).reshape(2 * factor_t, 6, 10, outputs)
+    ours = vae_paths.dup_up(x, outputs, factor_t).reshape(2 * factor_t, 6, 10, outputs)
     assert mx.array_equal(ours, official_dup_up(x, outputs, factor_t))
 
 

@@ -4,10 +4,12 @@ import dataclasses
 import gc
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from msgspec import structs
 
 from bench.sizes import DITS, HD, T5_XXL, TI2V_HD, VAE_21, VAE_22, WIDE
 from bench.weights import Random
@@ -92,7 +94,8 @@ def test_stem_and_blocks_are_all_weights_of_a_converted_file(name: str) -> None:
     sizes = {
         name: prod(value.shape) * (4 if name in full else 2) for name, value in parameters.items()
     }
-    stem = sum(size for name, size in sizes.items() if not name.startswith("blocks."))
+    blocks = ("blocks.", "vace_blocks.")
+    stem = sum(size for name, size in sizes.items() if not name.startswith(blocks))
     assert one.stem == pytest.approx(stem, rel=0.005)
     whole = expert(name, sum(sizes.values()))
     assert whole.blocks == pytest.approx(sum(sizes.values()) - stem, rel=0.005)
@@ -111,29 +114,78 @@ def test_arithmetic_of_a_step_counts_every_product() -> None:
     linear = 4 * 36 + 2 * 36 + 2 * 60  # self attention, q and o of cross attention, feed forward
     attention = 2 * 6 * (tokens + 3)
     assert one.flops == 2 * 2 * tokens * (linear + attention)
+    config = structs.replace(one.config, vace_layers=(0,), vace_in_dim=96)
+    vace = dataclasses.replace(one, config=config)
+    # one block more, with a projection before it and one after it
+    assert vace.flops == 3 * 2 * tokens * (linear + attention) + 2 * tokens * 2 * 36
+
+
+VACE = {"vace_layers": (0, 2), "vace_in_dim": 96}
 
 
 @on_the_cpu
-def test_a_step_makes_what_its_plan_tells() -> None:
+@pytest.mark.parametrize("more", [{}, VACE], ids=["text", "vace"])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_step_makes_what_its_plan_tells(more: dict[str, Any], sequential: bool) -> None:
     sizes = {"dim": 64, "ffn_dim": 256, "heads": 2, "text_dim": 32, "text_len": 32}
-    config = DiTConfig(**sizes, layers=2, in_dim=16, out_dim=16)
+    config = DiTConfig(**sizes, layers=3, in_dim=16, out_dim=16, **more)
     random = Random(DiT(config), dit_rules.RULES, dtype="F32")
     network = random.fill(DiT(config), mx.float32)
     texts = (20, 32)
     conditions = [network.condition(mx.random.normal((rows, 32))) for rows in texts]
     latent = (5, 32, 48)
-    x = mx.random.normal((16, *latent))
-    mx.eval(network(x, [500.0], conditions))
+    x, context = (mx.random.normal((channels, *latent)) for channels in (16, 96))
+    given = {"context": context} if more else {}
+    batches = [[one] for one in conditions] if sequential else [conditions]
+
+    def step() -> None:
+        mx.eval([network(x, [500.0], batch, **given) for batch in batches])
+
+    step()
     gc.collect()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(network(x, [500.0], conditions))
+    step()
     made = mx.get_peak_memory() - before
     sizes = {"bytes": random.bytes, "stored": 4, "computed": 4}
     one = Expert(config=config, **sizes, texts=texts, latent=latent)
     # on the CPU, where GELU is not one kernel, up to two hidden layers more
-    planned = one.passes * one.stream + one.work
+    way = next(way for way in one.plans() if way.sequential_cfg is sequential)
+    planned = way.peak - way.host - one.stem - one.tables - one.kv_cache - one.blocks
     assert 0.8 * planned < made < 1.1 * planned + 2 * one.hidden
+
+
+def test_vace_is_planned_for() -> None:
+    one, plain = expert("vace-14b", 34_700_000_000), expert("14b", 28_950_000_000)
+    for need, without in zip(one.plans(), plain.plans(), strict=True):
+        streams = 1 if need.sequential_cfg else 2
+        context = 96 * 21 * 60 * 104 * 4
+        added = streams * one.stream + one.row + context
+        if need.streamed:
+            added += 3 * 2 * 5120**2  # three projections among three blocks
+        else:
+            added += one.blocks - plain.blocks + one.kv_cache // 6  # 8 of 48 blocks
+        assert need.peak - without.peak == pytest.approx(added, rel=0.05)
+    assert one.host_arrays - plain.host_arrays == context
+    references = dataclasses.replace(one, latent=(23, 60, 104))
+    assert references.plans()[0].peak > one.plans()[0].peak
+
+
+def test_three_streamed_blocks_of_vace_are_not_larger_than_planned() -> None:
+    for name in ("vace-1.3b", "vace-14b"):
+        config, _ = DITS[name]
+        sizes = dict.fromkeys(config.block_names, 0)
+        for path, value in tree_flatten(DiT(config).parameters()):
+            block = ".".join(path.split(".")[:2])
+            if block in sizes:
+                sizes[block] += 2 * prod(value.shape)
+        row = list(sizes.values())
+        one = expert(name, sum(row) + expert(name).stem)
+        largest = max(sum(row[start : start + 3]) for start in range(len(row) - 2))
+        streamed = next(way for way in one.plans() if way.streamed)
+        resident = one.plans()[0]
+        planned = streamed.peak - (resident.peak - one.kv_cache - one.blocks)
+        assert largest < planned < 1.15 * largest + one.kv_cache / one.block_count
 
 
 def test_building_a_network_draws_nothing() -> None:

@@ -42,6 +42,9 @@ WAN = {
     "Wan2.2-T2V-A14B": ("14b", HD, VAE_21),
     "Wan2.2-I2V-A14B": ("i2v-a14b-720p", HD, VAE_21),
     "Wan2.2-TI2V-5B": ("ti2v-5b", TI2V_HD, VAE_22),
+    "Wan2.1-VACE-1.3B": ("vace-1.3b", WIDE, VAE_21),
+    "Wan2.1-VACE-14B": ("vace-14b-720p", HD, VAE_21),
+    "Wan2.2-VACE-Fun-A14B": ("vace-14b-720p", HD, VAE_21),
 }
 
 
@@ -58,7 +61,7 @@ def stages_of(
     checkpoint: str, latent: Triple, bits: int | None, cuda: bool
 ) -> dict[str, list[MemoryPlan]]:
     """The plans of every stage in bfloat16, the fastest first; without an image stage for models
-    that need no image.
+    that need no image, and with a video stage for VACE.
     """
     name, _, vae = WAN[checkpoint]
     config = DITS[name][0]
@@ -77,6 +80,9 @@ def stages_of(
         images = 2 if "FLF2V" in checkpoint else 1
         frames = 1 if vae is VAE_22 else latent[0]
         plans["image"] = [budget.image_plan(vae, (frames, *latent[1:]), 2, cuda, clip, images)]
+    if "VACE" in checkpoint:
+        seen = {"clip": 0, "pixels": 0, "times": 2}
+        plans["video"] = [budget.encode_plan(vae, latent, 2, cuda, **seen)]
     plans["transformer"] = [*expert.plans()]
     plans["VAE"] = [*budget.decode_plans(vae, latent, 2, cuda)]
     return plans

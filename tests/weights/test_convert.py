@@ -59,9 +59,7 @@ def test_every_checkpoint_converts(
     config = convert(checkpoint, tmp_path / "model", KEY, Options(dtype=dtype), silent)
     assert config == read_model_config(tmp_path / "model")
     assert (config.variant, config.dtype, config.dit) == (NAMES[family], dtype, checkpoint.dit)
-    image = config.task != "t2v"
-    expected = {"t5_encoder", "tokenizer", "vae", *checkpoint.experts}
-    expected |= {"vae_encoder"} if image else set()
+    expected = {"t5_encoder", "tokenizer", "vae", "vae_encoder", *checkpoint.experts}
     expected |= {"clip"} if family in ("wan21-i2v", "wan21-flf2v") else set()
     assert set(config.components) == expected
     assert set(content(tmp_path / "model")) == {
@@ -109,6 +107,7 @@ def test_files_are_pinned(checkpoints: Path, tmp_path: Path) -> None:
         "tokenizer": "a0685bc33e9e57454cb305275ea4b15c",
         "t5_encoder": "fd535d7810c49351be3f2ba916cfb429",
         "vae": "229496cff88e73c5a279f2df83e6a216",
+        "vae_encoder": "cfbc2c83b59ffe4e35da5dfdf20fdc68",
         "model": "1ba4b8f36d9817fda57d87645cff64a5",
     }
 
@@ -150,7 +149,7 @@ def test_a_killed_conversion_goes_on_with_what_is_not_done(
     assert (target / f"{moment}.safetensors.part").exists()
     assert not (target / f"{moment}.safetensors").exists()
     assert not (target / "config.json").exists()
-    order = ["t5_encoder", "vae", "low_noise_model", "high_noise_model"]
+    order = ["t5_encoder", "vae", "vae_encoder", "low_noise_model", "high_noise_model"]
     called: list[str] = []
     convert(detect(source), target, KEY, Options(), lambda name, *_: called.append(name))
     assert list(dict.fromkeys(called)) == order[order.index(moment) :]
@@ -218,7 +217,7 @@ def test_a_record_of_0_1_0_is_taken_over(checkpoints: Path, tmp_path: Path) -> N
     )
     called: list[str] = []
     convert(checkpoint, tmp_path, KEY, Options(), lambda name, *_: called.append(name))
-    assert set(called) == {"vae", "model"}
+    assert set(called) == {"vae", "vae_encoder", "model"}
 
 
 def test_a_component_of_another_conversion_is_not_taken_over(
@@ -235,7 +234,7 @@ def test_a_component_of_another_conversion_is_not_taken_over(
     assert (tmp_path / "t5_encoder.safetensors.json").exists()
     called: list[str] = []
     convert(checkpoint, tmp_path, "1" * 32, Options(), lambda name, *_: called.append(name))
-    assert set(called) == {"t5_encoder", "vae", "model"}
+    assert set(called) == {"t5_encoder", "vae", "vae_encoder", "model"}
 
 
 def test_another_model_is_not_overwritten(checkpoints: Path, tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError
 
 
 def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
-    """Return the entries and all their inputs, each once. Raises StoreError for a missing or
-    damaged input, UsageError for a converted model.
+    """Return the entries, all their inputs and those of their runs, each once.
+
+    Raises StoreError for a missing or damaged input, UsageError for a converted model.
     """
     found: dict[str, Entry] = {}
     waiting = list(entries)
@@ -63,6 +64,10 @@ def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
                     f"{entry.key[:8]} was made from {stage}/{key[:8]}, which is gone; make it again"
                 )
             waiting.append(source)
+        # a run may have inputs that not every step uses, but that it is resumed with
+        run = cache.runs.latest(entry.key) if entry.stage == "denoise" else None
+        others = (cache.peek(ROLES[role], key) for role, key in (run.inputs if run else {}).items())
+        waiting += [other for other in others if other is not None]
     return sorted(found.values(), key=lambda entry: (entry.stage, entry.key))
 
 

@@ -49,7 +49,7 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
     yield "stage", entry.stage
     runs = store.runs.of(entry.key) if entry.stage == "denoise" else []
     if entry.stage == "denoise":
-        yield "step", f"{entry.step + 1}" + (f" of {runs[0].settings.steps}" if runs else "")
+        yield "step", f"{entry.step + 1}" + (f" of {runs[0].step_count}" if runs else "")
     if runs:
         yield "run", ", ".join(run.key for run in runs)
         yield from describe_settings(runs[0])
@@ -58,6 +58,9 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
         "negative_prompt": made.negative_prompt,
         "image": made.image,
         "last_image": made.last_image,
+        "video": made.video,
+        "mask": made.mask,
+        "references": made.references,
         "fit": made.fit,
     }
     yield from ((name, value) for name, value in given.items() if value is not None)
@@ -104,11 +107,11 @@ def describe_inputs(entry: Entry, store: Store) -> Rows:
 def summary(entry: Entry, store: Store) -> str:
     """Summarize an input: its prompt or image, or its step and seed."""
     if entry.stage != "denoise":
-        return entry.made.prompt or entry.made.images
+        return entry.made.prompt or entry.made.files
     run = store.runs.latest(entry.key)
     if run is None:
         return f"step {entry.step + 1}"
-    return f"step {entry.step + 1} of {run.settings.steps}, seed {run.seed}"
+    return f"step {entry.step + 1} of {run.step_count}, seed {run.seed}"
 
 
 def checkpoint_of(model: str) -> str | None:

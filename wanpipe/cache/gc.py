@@ -67,7 +67,7 @@ class Plan:
         self.models = limits.models
         parents = {row.parent for row in self.left.values()}
         self.interior = {row.id for row in self.left.values() if row.key in parents}
-        self.run_inputs: dict[str, set[str]] = {}  # texts and images of the runs of each step
+        self.run_inputs: dict[str, set[str]] = {}  # inputs of the runs of each step
         for run in store.runs.all():
             for key in run.steps:
                 self.run_inputs.setdefault(key, set()).update(run.inputs.values())

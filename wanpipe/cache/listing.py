@@ -53,7 +53,7 @@ class ListedEntry:
         about = {
             "run": run and run.key,
             "seed": run and run.seed,
-            "steps": run and run.settings.steps,
+            "steps": run and run.step_count,
             "done": self.done,
             "videos": [video.path for video in run.videos] if run else [],
         }

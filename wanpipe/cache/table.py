@@ -21,7 +21,7 @@ def columns(one: ListedEntry, now: float) -> tuple[str, ...]:
     row, run, what = one.row, one.run, printable(one.what)
     if row.step is not None:
         seed = "given noise" if run is None or run.seed is None else f"seed {run.seed}"
-        of = f"/{run.settings.steps}" if run else ""
+        of = f"/{run.step_count}" if run else ""
         what = f"{seed}, step {row.step + 1}{of}, {what}"
     if one.prompt is not None:
         what = f"{units.quote(one.prompt)}, {what}" if what else units.quote(one.prompt)

@@ -31,11 +31,13 @@ from wanpipe.models.config import (
     T5Config,
     VAEConfig,
     condition_channels,
+    context_channels,
 )
 from wanpipe.models.variants import VARIANTS, Defaults, Variant
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 
-DIM_14B = 5120  # width of the 14B transformers; below it, Wan2.1 T2V has the defaults of the 1.3B
+# width of the 14B transformers; below it, T2V and VACE of Wan2.1 have the defaults of the 1.3B
+DIM_14B = 5120
 Z_DIM_22 = 48  # channels of the Wan2.2 VAE
 HEAD_DIM = 128  # of every official transformer
 SIZE_NAME = re.compile(r"(?<![0-9])(480|720)p(?![a-z0-9])")
@@ -104,7 +106,8 @@ def recognize_checkpoint(directory: Path) -> Checkpoint:
         )
     dit = dits[0]
     experts = len(dits) > 1
-    has_vae22 = not experts and dit.clip_dim is None and (kind == "ti2v" or dit.out_dim == Z_DIM_22)
+    plain = not experts and dit.clip_dim is None and dit.vace_in_dim is UNSET
+    has_vae22 = plain and (kind == "ti2v" or dit.out_dim == Z_DIM_22)
     files = folder.experts | folder.others(has_vae22, dit.clip_dim is not None)
     checkpoint = Checkpoint(
         directory=directory,
@@ -141,7 +144,12 @@ def choose_variant(
 ) -> Variant:
     """Pick the variant by structure; config.json's model_type must not contradict it."""
     image, experts = dit.in_dim != dit.out_dim, len(folder.experts) > 1
-    if experts:
+    vace = dit.vace_in_dim is not UNSET
+    if vace and experts:
+        name = "wan2.2-vace-fun-a14b"
+    elif vace:
+        name = "wan2.1-vace-14b" if dit.dim >= DIM_14B else "wan2.1-vace-1.3b"
+    elif experts:
         name = "wan2.2-i2v-a14b" if image else "wan2.2-t2v-a14b"
     elif dit.clip_positions is not UNSET:
         name = "wan2.1-flf2v-14b-720p"
@@ -157,9 +165,11 @@ def choose_variant(
     found = f"in_dim {dit.in_dim}, out_dim {dit.out_dim}"
     found += f", {'two experts' if experts else 'one transformer'}"
     found += f", {'no ' if dit.clip_dim is None else ''}img_emb"
-    if image != (variant.task == "i2v"):
+    found += ", VACE blocks" if vace else ""
+    if image != (variant.task == "i2v") or (vace and dit.clip_dim is not None):
         raise CheckpointError(f"{directory} is no Wan checkpoint that wanpipe knows; found {found}")
-    if kind not in (None, variant.model_type):
+    # VACE's own code says t2v, and a module may stand beside the config.json of a T2V model
+    if kind not in (None, variant.model_type) and not (vace and kind == "t2v"):
         raise CheckpointError(
             f"{directory}: config.json says model_type {kind}, but the weights are those of "
             f"{name}; found {found}"
@@ -226,6 +236,9 @@ def check_dimensions_agree(checkpoint: Checkpoint, has_vae22: bool) -> None:
         (f"the latent channels in {path.name}", vae.z_dim, "out_dim", dit.out_dim),
         ("the latent and condition channels", channels, "in_dim", dit.in_dim),
     ]
+    if dit.vace_in_dim is not UNSET:
+        context = context_channels(vae.z_dim)
+        pairs.append(("the context channels", context, "vace_in_dim", dit.vace_in_dim))
     if clip is not None and dit.clip_dim is not None:
         image = checkpoint.files["clip"][0]
         pairs.append((f"the width in {image.name}", clip.dim, "img_emb width", dit.clip_dim))

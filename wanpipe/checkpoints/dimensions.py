@@ -34,7 +34,10 @@ FIXED_VALUES: dict[str, Any] = {
 }
 IGNORED_KEYS = {"_class_name", "_diffusers_version", "model_type", "wanpipe", *FIXED_VALUES}
 OFFICIAL_KEYS = {"heads": "num_heads", "layers": "num_layers"}  # ours: theirs, where they differ
+MODEL_TYPES = ("t2v", "i2v", "flf2v", "ti2v", "vace")
 POSITIONS = "img_emb.emb_pos"  # only FLF2V has it
+VACE_EMBEDDING = "vace_patch_embedding.weight"
+VACE_QUERY, VACE_FFN = "vace_blocks.0.self_attn.q.weight", "vace_blocks.0.ffn.0.weight"
 DIT_DEFAULTS = {field.name: field.default for field in structs.fields(DiTConfig)}
 
 
@@ -84,10 +87,10 @@ def official_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
     unknown = set(config) - set(diffusers.CONFIG)
     if unknown:
         raise CheckpointError(f"{path} has unknown keys: {list_names(sorted(unknown))}")
-    for name, only in diffusers.FIXED.items():
-        if config.get(name, only) != only:
+    for name, known in diffusers.FIXED.items():
+        if config.get(name, known[0]) not in known:
             raise CheckpointError(
-                f"{path}: {name} must be {only}, got {quote_name(str(config[name]))}"
+                f"{path}: {name} must be {' or '.join(known)}, got {quote_name(str(config[name]))}"
             )
     settings = {
         official: config[theirs]
@@ -102,16 +105,17 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
     """Read a transformer's dimensions from its shapes; those in config.json must agree."""
     weights, shapes = files[0], read_shapes(files)
     kind = config.get("model_type", "t2v")
-    if kind not in ("t2v", "i2v", "ti2v", "flf2v"):
+    if kind not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path}: model_type must be t2v, i2v, flf2v or ti2v, got {quote_name(str(kind))}"
+            f"{path}: model_type must be {', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}, got "
+            f"{quote_name(str(kind))}"
         )
     for name, only in FIXED_VALUES.items():
         if config.get(name, only) != only:
             raise CheckpointError(
                 f"{path}: {name} must be {only}, got {quote_name(str(config[name]))}"
             )
-    found = {
+    found: dict[str, Any] = {
         "dim": axis_length(shapes, weights, "patch_embedding.weight"),
         "in_dim": axis_length(shapes, weights, "patch_embedding.weight", 1),
         "out_dim": axis_length(shapes, weights, "head.head.weight") // prod(PATCH),
@@ -124,10 +128,50 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
         found["clip_dim"] = axis_length(shapes, weights, "img_emb.proj.0.weight")
     if POSITIONS in shapes:
         found["clip_positions"] = axis_length(shapes, weights, POSITIONS, 1)
+    if VACE_EMBEDDING in shapes or VACE_QUERY in shapes:
+        found |= read_vace(config, path, files, shapes, found)
+    elif "vace_layers" in config or "vace_in_dim" in config:
+        raise CheckpointError(
+            f"{path} says vace_layers, but {weights} has no VACE blocks; put the module file with "
+            "them beside it"
+        )
     return merge_dit(config, path, found)
 
 
-def merge_dit(config: dict[str, Any], path: Path, found: dict[str, int]) -> DiTConfig:
+def read_vace(
+    config: dict[str, Any],
+    path: Path,
+    files: tuple[Path, ...],
+    shapes: Shapes,
+    found: dict[str, Any],
+) -> dict[str, Any]:
+    """Read what VACE adds to a transformer's dimensions `found`.
+
+    Where config.json has no `vace_layers`, the blocks that are there spread evenly over the layers,
+    as in all that were published: 15 over 30 follow every second layer, 8 over 40 every fifth.
+    Raises CheckpointError for VACE blocks of another transformer.
+    """
+    source, layers = files[-1], found["layers"]
+    for name, dimension in ((VACE_EMBEDDING, "dim"), (VACE_FFN, "ffn_dim")):
+        width = axis_length(shapes, source, name)
+        if width != found[dimension]:
+            raise CheckpointError(
+                f"{source} has VACE blocks of {dimension} {width}, but the transformer has "
+                f"{found[dimension]}; use the VACE module of this model"
+            )
+    count = count_layers(shapes, source, "vace_blocks.")
+    given = config.get("vace_layers", list(range(0, layers, -(-layers // count))))
+    if not isinstance(given, list) or len(given) != count:
+        said = f"{path} says vace_layers {quote_name(str(given))}"
+        said = said if "vace_layers" in config else f"the transformer has {layers} layers"
+        raise CheckpointError(
+            f"{source} has {count} VACE blocks, but {said}; use the VACE module and the "
+            "config.json of this model"
+        )
+    return {"vace_layers": given, "vace_in_dim": axis_length(shapes, source, VACE_EMBEDDING, 1)}
+
+
+def merge_dit(config: dict[str, Any], path: Path, found: dict[str, Any]) -> DiTConfig:
     """Join config.json with what the weights say. Raises CheckpointError where they disagree."""
     alone = {"heads": None, "text_len": DIT_DEFAULTS["text_len"], "eps": DIT_DEFAULTS["eps"]}
     known = {OFFICIAL_KEYS.get(name, name) for name in (*found, *alone)}

@@ -1,7 +1,8 @@
 """Finds the files of each network in a checkpoint's folder: official, diffusers' or loose files.
 
 Loose files, as ComfyUI's users have them, are told apart by their keys; names only tell two experts
-from each other. Reads headers only.
+from each other. A VACE module, a file with VACE's tensors alone, is added to the files of its
+transformer, in loose files and, where its name says VACE, beside official ones. Reads headers only.
 """
 
 import re
@@ -23,7 +24,7 @@ DIT_STEM = "diffusion_pytorch_model"
 EXPERT_FOLDERS = ("low_noise_model", "high_noise_model")
 
 PIPELINE_FILE = "model_index.json"  # of diffusers
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline")
 
 LOOSE_PATTERNS = ("*", "*/*", "*/*/*")  # of loose files
 MAX_LOOSE_FILES = 200  # loose files in a folder; more is no folder of one model
@@ -91,6 +92,15 @@ def required_file(directory: Path, name: str) -> Path:
 def find_official(directory: Path) -> CheckpointFiles:
     """Find the files as the official repositories have them."""
     parts = transformers(directory)
+    experts = {name: shards(part) for name, part in parts.items()}
+    used = {path for files in experts.values() for path in files}
+    # other files beside an official transformer are not opened, whatever they are
+    named = [
+        path
+        for path in files_below(directory, "*.safetensors")
+        if "vace" in path.name.lower() and path not in used
+    ]
+    modules = sort_networks(named).get("VACE module", [])
 
     def others(has_vae22: bool, clip: bool) -> dict[str, Files]:
         names = {
@@ -102,10 +112,28 @@ def find_official(directory: Path) -> CheckpointFiles:
         return {component: (required_file(directory, name),) for component, name in names.items()}
 
     return CheckpointFiles(
-        experts={name: shards(part) for name, part in parts.items()},
+        experts=with_modules(directory, experts, modules),
         configs={name: part / "config.json" for name, part in parts.items()},
         others=others,
     )
+
+
+def with_modules(
+    directory: Path, experts: dict[str, Files], modules: list[Files]
+) -> dict[str, Files]:
+    """Add to the files of each transformer those of its VACE module, if there are modules."""
+    if not modules:
+        return experts
+    labels = list_names([files[0].relative_to(directory).as_posix() for files in modules])
+    found = by_noise(directory, modules) if len(modules) == 2 else {"model": modules[0]}
+    if found.keys() != experts.keys() or len(modules) != len(experts):
+        count = "two transformers, which need a module" if len(experts) == 2 else "one transformer"
+        raise CheckpointError(
+            f"{directory} holds VACE modules ({labels}) for {count}"
+            f"{' each, one called high_noise, one low_noise' if len(experts) == 2 else ''}; give a "
+            "folder with the files of one model"
+        )
+    return {name: (*files, *found[name]) for name, files in experts.items()}
 
 
 def transformers(directory: Path) -> dict[str, Path]:
@@ -176,7 +204,7 @@ def find_loose(directory: Path) -> CheckpointFiles | None:
         raise CheckpointError(
             f"{directory} is a model that wanpipe converted already; give it to --model"
         )
-    networks = sort_networks(directory)
+    networks = sort_networks(loose_files(directory))
     if not networks:
         if gguf := files_below(directory, "*.gguf"):
             raise CheckpointError(
@@ -185,6 +213,7 @@ def find_loose(directory: Path) -> CheckpointFiles | None:
             )
         return None
     experts = name_experts(directory, networks.get("transformer", []))
+    experts = with_modules(directory, experts, networks.get("VACE module", []))
 
     def others(has_vae22: bool, clip: bool) -> dict[str, Files]:
         version = "2.2" if has_vae22 else "2.1"
@@ -212,12 +241,16 @@ def find_loose(directory: Path) -> CheckpointFiles | None:
     return CheckpointFiles(experts=experts, configs=configs, others=others)
 
 
-def sort_networks(directory: Path) -> dict[Kind, list[Files]]:
-    """Sort the tensor files below a folder by the kind of network that their keys tell."""
-    if not files_below(directory, "*.safetensors"):
-        return {}
+def loose_files(directory: Path) -> Files:
+    """List the tensor files below a folder; none where no safetensors file is among them."""
+    found = files_below(directory, "*.safetensors")
+    return (*found, *files_below(directory, "*.pth")) if found else ()
+
+
+def sort_networks(paths: Iterable[Path]) -> dict[Kind, list[Files]]:
+    """Sort tensor files by the kind of network that their keys tell."""
     groups: dict[tuple[Path, str], list[Path]] = {}
-    for path in [*files_below(directory, "*.safetensors"), *files_below(directory, "*.pth")]:
+    for path in paths:
         part = SHARD_NAME.fullmatch(path.name)
         groups.setdefault((path.parent, part[1] if part else path.name), []).append(path)
     networks: dict[Kind, list[Files]] = {}
@@ -253,13 +286,7 @@ def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
     """Name the transformers: one, or two that say which noise they are for."""
     labels = [files[0].relative_to(directory).as_posix() for files in found]
     if len(found) == 2:
-        kinds = [set(EXPERT_NAME.findall(label.lower())) for label in labels]
-        experts = {
-            f"{kind}_noise_model": files
-            for kind in ("low", "high")
-            for files, said in zip(found, kinds, strict=True)
-            if said == {kind}
-        }
+        experts = by_noise(directory, found)
         if len(experts) == 2:
             return experts
         raise CheckpointError(
@@ -279,6 +306,17 @@ def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
             f"{directory} holds one expert of two, {quote_name(labels[0])}; put the other beside it"
         )
     return {"model": found[0]}
+
+
+def by_noise(directory: Path, found: Iterable[Files]) -> dict[str, Files]:
+    """Map the experts to the files whose names say which noise they are for."""
+    experts: dict[str, Files] = {}
+    for kind in ("low", "high"):
+        for files in found:
+            label = files[0].relative_to(directory).as_posix().lower()
+            if set(EXPERT_NAME.findall(label)) == {kind}:
+                experts[f"{kind}_noise_model"] = files
+    return experts
 
 
 def expert_label(path: str) -> str:

@@ -23,7 +23,7 @@ from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.runtime.documents import DocumentError, decode
 
-Kind = Literal["transformer", "text encoder", "VAE", "image encoder"]
+Kind = Literal["transformer", "VACE module", "text encoder", "VAE", "image encoder"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Layout:
 LAYOUTS = (
     Layout("transformer", "blocks.0.self_attn.q.weight"),
     Layout("transformer", "blocks.0.attn1.to_q.weight", diffusers.DIT),
+    # a VACE transformer is one of the above; what has VACE's tensors alone stands beside one
+    Layout("VACE module", "vace_blocks.0.self_attn.q.weight"),
+    Layout("VACE module", "vace_blocks.0.attn1.to_q.weight", diffusers.DIT),
     Layout("text encoder", "blocks.0.attn.q.weight"),
     Layout(
         "text encoder",
@@ -72,6 +75,7 @@ FORMAT_SUFFIX = ".comfy_quant"  # a JSON tensor that names the format
 SUFFIXES = (*SCALE_SUFFIXES, *INPUT_SCALE_SUFFIXES, FORMAT_SUFFIX)
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 SCALED_MARKER = "scaled_fp8"
+VACE_PREFIX = "vace_"  # of every tensor that VACE adds, in each layout
 JSON_LIMIT = 1 << 12  # bytes
 OWN_NAME = -1  # position of a tensor that keeps its name, before all rules
 
@@ -84,9 +88,11 @@ class SourceTensor:
     scale: float | None = None
 
 
-def recognize(names: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:
+def recognize(
+    names: Mapping[str, TensorInfo], layouts: Sequence[Layout] = LAYOUTS
+) -> tuple[Layout, str] | None:
     """Return the layout and the prefix of a network's names; None for anything else."""
-    for layout in LAYOUTS:
+    for layout in layouts:
         for prefix in PREFIXES:
             if prefix + layout.signature in names:
                 return layout, prefix
@@ -175,16 +181,33 @@ def open_network(paths: Path | Sequence[Path]) -> Network:
 def map_names(file: TensorFile) -> dict[str, tuple[SourceTensor, ...]]:
     """Map official names to what is stored under other names; unknown names stay as they are.
 
-    Stored tensors that become the same one are its parts, in the order of their rules.
+    Stored tensors that become the same one are its parts, in the order of their rules. The tensors
+    of VACE may have another layout than the transformer that they belong to.
     """
     layout, prefix = recognize(file.tensors) or (Layout("transformer", ""), "")
-    beside = [name for name in file.tensors if not name.startswith(prefix)]
+    rest, names = dict(file.tensors), {}
+    modules = [each for each in LAYOUTS if each.kind == "VACE module"]
+    if layout.kind == "transformer" and (module := recognize(file.tensors, modules)):
+        front = f"{module[1]}{VACE_PREFIX}"
+        own = {name: rest.pop(name) for name in file.tensors if name.startswith(front)}
+        names = map_part(file, own, *module)
+    beside = [name for name in rest if not name.startswith(prefix)]
     if beside and set(beside) != {SCALED_MARKER}:
         raise CheckpointError(
             f"{file.paths[0]} holds more than one network: {list_names(beside)} beside {prefix}*; "
             "split it into one file for each"
         )
-    stored, scales = split_scales(file, prefix)
+    found = map_part(file, rest, layout, prefix)
+    if twice := sorted(found.keys() & names.keys()):
+        raise _given_twice(file, twice[0])
+    return found | names
+
+
+def map_part(
+    file: TensorFile, tensors: Mapping[str, TensorInfo], layout: Layout, prefix: str
+) -> dict[str, tuple[SourceTensor, ...]]:
+    """Map official names to some stored `tensors` that have one layout and prefix."""
+    stored, scales = split_scales(file, prefix, tensors)
     if not layout.rules:
         return {name: (SourceTensor(key, scales.get(name)),) for name, key in stored.items()}
     order = {rule: index for index, rule in enumerate(layout.rules)}
@@ -198,23 +221,27 @@ def map_names(file: TensorFile) -> dict[str, tuple[SourceTensor, ...]]:
     for name, parts in found.items():
         places = {place for place, _ in parts}
         if len(places) < len(parts) or (OWN_NAME in places and len(parts) > 1):
-            raise CheckpointError(
-                f"{file.paths[0]} gives {quote_name(name)} twice; download it again"
-            )
+            raise _given_twice(file, name)
     return {
         name: tuple(part for _, part in sorted(parts, key=lambda each: each[0]))
         for name, parts in found.items()
     }
 
 
-def split_scales(file: TensorFile, prefix: str) -> tuple[dict[str, str], dict[str, float]]:
-    """Split what is stored into weights, by name without `prefix`, and scales, by their weight.
+def _given_twice(file: TensorFile, name: str) -> CheckpointError:
+    return CheckpointError(f"{file.paths[0]} gives {quote_name(name)} twice; download it again")
+
+
+def split_scales(
+    file: TensorFile, prefix: str, tensors: Mapping[str, TensorInfo]
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Split stored tensors into weights, by name without `prefix`, and scales, by their weight.
 
     Raises CheckpointError for scales and formats that wanpipe does not know.
     """
     weights: dict[str, str] = {}
     scales: dict[str, float] = {}
-    for key, info in file.tensors.items():
+    for key, info in tensors.items():
         name = key.removeprefix(prefix)
         ending = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
         module = name.removesuffix(ending)

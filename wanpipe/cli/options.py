@@ -4,6 +4,7 @@ A default that depends on the model is part of the help text, because click does
 """
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,27 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         if not all(math.isfinite(number) for number in numbers):
             self.fail(f"must be numbers separated by commas, got {value!r}", parameter, context)
         return numbers
+
+
+class Integers(click.ParamType[tuple[int, ...]]):
+    """A fixed number of integers, separated by commas."""
+
+    name = "integers"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse the integers, or fail with click's message."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if len(parts) != self.count or not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
+            message = f"must be {self.count} integers separated by commas, got {value!r}"
+            self.fail(message, parameter, context)
+        return tuple(int(part) for part in parts)
 
 
 def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -176,8 +198,59 @@ image = group(
         help="Stretch, crop (cover) or pad the image to the size of the video, or do as the "
         "official code.  [default: the model's; cover with --width or --height]",
     ),
+)
+exif = click.option(
+    "--exif", is_flag=True, help="Turn images by their EXIF orientation, like a viewer."
+)
+video_inputs = group(
     click.option(
-        "--exif", is_flag=True, help="Turn the image by its EXIF orientation, like a viewer."
+        "--video",
+        type=PATH,
+        metavar="FILE|FOLDER",
+        help="Read this video, or a folder of PNG or JPEG frames.",
+    ),
+    click.option(
+        "--mask",
+        type=PATH,
+        metavar="FILE|FOLDER",
+        help="Make anew what is white in this video or image, and keep what is black.",
+    ),
+    click.option(
+        "--reference",
+        "references",
+        type=PATH,
+        multiple=True,
+        metavar="IMAGE",
+        help="Show what is in this image (VACE). Repeatable.",
+    ),
+    click.option(
+        "--keyframe",
+        "keyframes",
+        type=(int, PATH),
+        multiple=True,
+        metavar="N IMAGE",
+        help="Use this image as frame N, from 0, or from the end, from -1 (VACE). Repeatable.",
+    ),
+    click.option(
+        "--outpaint",
+        type=Integers(4),
+        metavar="L,T,R,B",
+        help="Add this many pixels of the video at its left, top, right and bottom (VACE).",
+    ),
+    click.option(
+        "--extend",
+        type=int,
+        metavar="K",
+        help="Continue the video after its last frame; its last K frames, 4n+1, become the first "
+        "ones.",
+    ),
+    click.option(
+        "--video-fit",
+        type=click.Choice(["first", "whole"]),
+        default="first",
+        show_default=True,
+        help="Take the first frames at the model's rate, or thin the whole video, as the official "
+        "code of VACE does.",
     ),
 )
 sampling = group(
@@ -239,6 +312,18 @@ sampling = group(
         help="Generate N extra latent frames at the start, and drop their 4N video frames.  "
         "[default: 0]",
     ),
+    click.option(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="Change a video by this part of the steps: 1 changes all of it.  [default: 0.8]",
+    ),
+    click.option(
+        "--context-scale",
+        type=float,
+        metavar="S",
+        help="Set the weight of VACE's context.  [default: 1]",
+    ),
 )
 LORA: dict[str, Any] = {"type": (PATH, float), "multiple": True, "metavar": "PATH STRENGTH"}
 loras = group(
@@ -274,6 +359,13 @@ video = group(
         default="auto",
         show_default=True,
         help="Decode in overlapping tiles, which need less memory. With auto, only if needed.",
+    ),
+    click.option(
+        "--after",
+        type=PATH,
+        metavar="FILE",
+        help="Join the video to this one, which it continues (--extend), without their common "
+        "frames.",
     ),
 )
 

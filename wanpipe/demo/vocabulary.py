@@ -83,7 +83,7 @@ def unknown_words(text: str) -> list[str]:
     """List the words that occur in no training caption, in their order in the text."""
     phrases = [phrase for values in WORDS.values() for many in values.values() for phrase in many]
     phrases += [re.sub(r"\{\w+\}", "", order) for order in ORDERS]
-    phrases += [PREFIX, "an"]
+    phrases += [PREFIX, UNNAMED, "an"]
     known = {word for phrase in phrases for word in re.findall(r"\w+", phrase)}
     return [word for word in dict.fromkeys(re.findall(r"\w+", text.lower())) if word not in known]
 

@@ -6,7 +6,7 @@ Knows what a step's key is made of. Knows nothing of networks or arrays.
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.start import Start
@@ -14,10 +14,10 @@ from wanpipe.models.config import HIGH, LOW, ModelConfig
 from wanpipe.runtime.documents import to_builtins
 from wanpipe.sampling import SOLVERS, easy_cache
 from wanpipe.store import Entry, Recipe, key_of, material
-from wanpipe.store.schema import Step
+from wanpipe.store.materials import Step
 
 # if one of these differs from the step before, the network predicts other velocities
-CONDITIONS = ("expert", "loras", "text", "image", "guide_scale")
+CONDITIONS = ("expert", "loras", "text", "image", "guide_scale", "video", "context_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,7 @@ def plan_step(
         "loras": [[lora.hash, lora.strength] for lora in settings.loras_for(expert)],
         "text": text_key(request.text, guide_scale),
         "image": request.image.key if request.image else None,
+        **video_fields(request, start=parent is None),
         "guide_scale": guide_scale,
         "solver": {"name": settings.scheduler, "order": order},
         "timestep": timestep,
@@ -99,19 +100,33 @@ def plan_step(
         "dtype": request.dtype,
     }
     made: Step = material("denoise", **fields)
+    inputs = dict(request.roles)
+    if made.video is UNSET:
+        inputs.pop("video", None)
     rule = None
     if settings.step_cache is not None:
         since = steps_since_reset(made, before)
         rule = easy_cache.rule(settings.step_cache, schedule.steps, since)
         made = material("denoise", **fields, step_cache=rule)  # absent without a step cache
     return PlannedStep(
-        recipe=Recipe(material=made, inputs=request.roles, step=number, parent=parent),
+        recipe=Recipe(material=made, inputs=inputs, step=number, parent=parent),
         expert=expert,
         timestep=timestep,
         guide_scale=guide_scale,
         cache_rule=rule,
         ends=schedule.sigmas[number + 1] == 0.0,
     )
+
+
+def video_fields(request: Request, *, start: bool) -> dict[str, Any]:
+    """Return the fields of a step that come from a video, if the step uses it.
+
+    Of a video to change, only the first step does, unless a mask keeps a part.
+    """
+    video, scale = request.video, request.settings.context_scale
+    if video is None or (request.changes_video and video.material.mask is None and not start):
+        return {}
+    return {"video": video.key} | ({} if scale is UNSET else {"context_scale": scale})
 
 
 def steps_since_reset(material: Step, before: Step | None) -> int:

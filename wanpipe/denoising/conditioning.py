@@ -1,44 +1,64 @@
-"""The arrays that a run is conditioned on, read from its text and image entries."""
+"""The arrays that a run is conditioned on, read from its text, image and video entries."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
+from wanpipe.denoising.known import Known
 from wanpipe.denoising.request import Request
-
-NAMES = {"condition": "condition", "clip": "clip", "latent": "first_frame"}  # of image entries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """Text embeddings and image arrays, all float32.
+    """Text embeddings, and arrays of an image or a video, all float32.
 
     `prompt` and `negative` are (L, D). I2V has `condition` (4+C, F, H, W), and Wan2.1 also `clip`
-    (257 or 514, D). TI2V has `first_frame` (C, 1, H, W).
+    (257 or 514, D). VACE has `context` (96, R+F, H, W). `known` are given latents, and `video`
+    (C, F, H, W) is the latent of a video to change.
     """
 
     prompt: mx.array
     negative: mx.array
     condition: mx.array | None = None
     clip: mx.array | None = None
-    first_frame: mx.array | None = None
+    context: mx.array | None = None
+    known: Known | None = None
+    video: mx.array | None = None
 
-    def blend(self, latent: mx.array) -> mx.array:
-        """Replace the first latent frame by the image's latent, if there is one (TI2V).
+    def start(self, noise: mx.array, sigma: float) -> mx.array:
+        """Return the latent that the first step starts from: noise, or a video with noise.
 
-        Follows `WanTI2V.i2v` of wan/textimage2video.py.
+        Source: diffusers, WanVideoToVideoPipeline.prepare_latents.
         """
-        if self.first_frame is None:
-            return latent
-        return mx.concatenate([self.first_frame, latent[:, 1:]], axis=1)
+        return noise if self.video is None else (1 - sigma) * self.video + sigma * noise
+
+    def in_latent(self, latent: mx.array) -> mx.array:
+        """Return a latent with the part that is known."""
+        return latent if self.known is None else self.known.in_latent(latent)
+
+    def in_velocity(self, velocity: mx.array, latent: mx.array, sigma: float) -> mx.array:
+        """Return a velocity with that of the known part."""
+        return velocity if self.known is None else self.known.in_velocity(velocity, latent, sigma)
+
+    def timesteps(self, timestep: float, count: int) -> list[float]:
+        """Return the timestep of a step, or of each of its `count` latent frames."""
+        return [timestep] if self.known is None else self.known.timesteps(timestep, count)
 
 
 def read_conditioning(request: Request) -> Conditioning:
-    """Read the arrays of the text and image entries."""
+    """Read the arrays of the text, image and video entries."""
     text = request.text.published()
     arrays: dict[str, Any] = {name: mx.array(text.read(name)) for name in ("prompt", "negative")}
-    if request.image is not None:
-        image = request.image.published()
-        arrays |= {NAMES[name]: mx.array(image.read(name)) for name in image.names}
+    for entry in (request.image, request.video):
+        if entry is not None:
+            there = entry.published()
+            arrays |= {name: mx.array(there.read(name)) for name in there.names}
+    given, mask = arrays.pop("latent", None), arrays.pop("mask", None)
+    if given is not None and not request.changes_video:
+        arrays["known"] = Known.frames(given, request.latent_shape[0])
+    elif given is not None:
+        arrays["video"] = given
+        if mask is not None:
+            arrays["known"] = Known(latent=given, where=mask == 0, clean=False)
     return Conditioning(**arrays)

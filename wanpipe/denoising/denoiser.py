@@ -4,6 +4,7 @@ Holds one expert at a time. Knows nothing of solvers, entries or keys.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -84,21 +85,28 @@ class Denoiser:
             self.conditions[text] = network.condition(rows, self.conditioning.clip)
         return self.conditions[text]
 
+    def context(self, step: PlannedStep) -> dict[str, Any]:
+        """Return what VACE takes beside the latent: its context, and the scale of a step."""
+        if self.conditioning.context is None:
+            return {}
+        scale = step.recipe.material.context_scale
+        return {"context": self.conditioning.context, "context_scale": scale}
+
     def velocity(self, latent: mx.array, step: PlannedStep) -> mx.array:
         """Predict the velocity of `latent` (C, F, H, W) at a step, float32.
 
         At guidance 1 the negative prompt is skipped.
         """
         network, guide_scale = self.expert(step.expert), step.guide_scale
-        times = [step.timestep]
-        if self.conditioning.first_frame is not None:
-            times = [0.0] + times * (latent.shape[1] - 1)
+        times = self.conditioning.timesteps(step.timestep, latent.shape[1])
         conditions = [self.condition(network, text) for text in texts_at(guide_scale)]
         plan = self.plans[step.expert]
         turns = [[condition] for condition in conditions] if plan.sequential_cfg else [conditions]
         with memory_limit(plan.limit):
-            y = self.conditioning.condition
-            velocities = [one for turn in turns for one in network(latent, times, turn, y)]
+            y, context = self.conditioning.condition, self.context(step)
+            velocities = [
+                one for turn in turns for one in network(latent, times, turn, y, **context)
+            ]
             negative = None if guide_scale == 1.0 else velocities[1]
             velocity = apply_guidance(velocities[0], negative, guide_scale)
             mx.eval(velocity)

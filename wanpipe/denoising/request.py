@@ -26,6 +26,7 @@ class Request:
     model: Model
     text: Entry
     image: Entry | None
+    video: Entry | None
     step: Entry | None  # the step to continue from
     run: Run | None  # the run that `step` is continued in
     settings: Settings
@@ -42,13 +43,20 @@ class Request:
 
     @property
     def latent_shape(self) -> Triple:
-        """Latent frames, rows and columns (F, H, W)."""
-        return latent_shape(*self.settings.size, self.model.config.vae.stride)
+        """Latent frames, rows and columns (F, H, W). References come before the video's frames."""
+        frames, height, width = latent_shape(*self.settings.size, self.model.config.vae.stride)
+        return frames + (self.settings.reference_frames or 0), height, width
+
+    @property
+    def changes_video(self) -> bool:
+        """Whether the run starts from a video with noise, not from noise alone."""
+        return self.video is not None and self.video.material.mode == "v2v"
 
     @property
     def roles(self) -> dict[str, str]:
-        """The keys of the text and image entries by role."""
-        return {"text": self.text.key} | ({"image": self.image.key} if self.image else {})
+        """The keys of the text, image and video entries by role."""
+        entries = {"text": self.text, "image": self.image, "video": self.video}
+        return {role: entry.key for role, entry in entries.items() if entry is not None}
 
 
 def resolve_request(model: Model, inputs: Inputs, params: Params, store: Store) -> Request:
@@ -66,7 +74,7 @@ def resolve_request(model: Model, inputs: Inputs, params: Params, store: Store) 
     chosen, files = loras.choose_loras(model, inputs.run, params, store)
     settings = structs.replace(resolve_settings(model, inputs, params), loras=chosen)
     first = 0 if step is None else step.step + 1
-    stop = checked_stop(params.stop_at, first, settings.steps)
+    stop = checked_stop(params.stop_at, first, schedule_of(settings).steps)
     if step is not None:
         check_continued(step, settings)
         if params.seeds or params.noise:
@@ -77,6 +85,7 @@ def resolve_request(model: Model, inputs: Inputs, params: Params, store: Store) 
         model=model,
         text=text,
         image=inputs.image,
+        video=inputs.video,
         step=step,
         run=inputs.run,
         settings=settings,
@@ -103,6 +112,6 @@ def check_continued(step: Entry, settings: Settings) -> None:
     schedule, first = schedule_of(settings), step.step + 1
     if step.material.sigma_next != schedule.sigmas[first]:
         raise UsageError(
-            f"step {step.key[:8]} is not step {first} of {settings.steps} at this shift and "
+            f"step {step.key[:8]} is not step {first} of {schedule.steps} at this shift and "
             "solver; start from noise"
         )

@@ -93,16 +93,18 @@ class Sampler:
     def advance(self, step: PlannedStep, state: "State") -> "tuple[State, bool]":
         """Return the arrays of a step's entry, and whether the network ran."""
         settings, conditioning = self.request.settings, self.denoiser.conditioning
-        latent = conditioning.blend(state["latent"])
+        latent = conditioning.in_latent(state["latent"])
         rule = None if step.ends else step.cache_rule
         velocity = easy_cache.reuse(latent, rule, state) if rule else None
         ran = velocity is None
         if velocity is None:
             velocity = self.denoiser.velocity(latent, step)
+        sigma = self.request.schedule.sigmas[step.recipe.number]
+        velocity = conditioning.in_velocity(velocity, latent, sigma)
         before = {name: array for name, array in state.items() if name != "latent"}
         solver, number = SOLVERS[settings.scheduler], step.recipe.number
         moved, x0, after = solver.advance(latent, velocity, self.request.schedule, number, before)
-        moved = conditioning.blend(moved)
+        moved = conditioning.in_latent(moved)
         if rule:
             computed = velocity if ran else None
             after = after | easy_cache.update_state(latent, computed, moved, rule, state)
@@ -117,7 +119,8 @@ class Sampler:
         parent = step.recipe.parent
         if parent is None:
             assert trajectory.draw is not None
-            return {"latent": mx.array(trajectory.draw())}
+            noise, sigma = mx.array(trajectory.draw()), self.request.schedule.sigmas[0]
+            return {"latent": self.denoiser.conditioning.start(noise, sigma)}
         if self.state is None or self.state[0] != parent:
             entry = trajectory.last
             if entry is None or entry.key != parent:

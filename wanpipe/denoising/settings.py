@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
@@ -20,8 +20,12 @@ from wanpipe.sampling.schedule import Schedule
 from wanpipe.store import Entry, Settings
 from wanpipe.weights.model import Model
 
-CHANGING = ("guide_scale", "loras", "step_cache")  # these may change between two steps of a run
-FIELDS = tuple(field.name for field in structs.fields(Settings))
+# these may change between two steps of a run
+CHANGING = ("guide_scale", "loras", "step_cache", "context_scale")
+DERIVED = ("reference_frames",)  # follows from the video entry
+FIELDS = tuple(field.name for field in structs.fields(Settings) if field.name not in DERIVED)
+STRENGTH, CONTEXT_SCALE = 0.8, 1.0  # by default, as in diffusers and in the official code
+MAX_CONTEXT_SCALE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,8 @@ class Params:
 
     `guide_scale` is one number or (low noise, high noise). `timesteps` is an explicit schedule
     before the shift. `step_cache` is the change up to which a velocity is reused (0: never).
-    `memory` is in bytes; None means what the device recommends.
+    `strength` is the part of the steps that change a video, and `context_scale` the weight of
+    VACE's context. `memory` is in bytes; None means what the device recommends.
     """
 
     width: int | None = None
@@ -47,6 +52,8 @@ class Params:
     stop_at: int | None = None
     memory: int | None = None
     trim_first_frames: int | None = None
+    strength: float | None = None
+    context_scale: float | None = None
     lora: tuple[tuple[Path, float], ...] = ()
     lora_high: tuple[tuple[Path, float], ...] = ()
     lora_low: tuple[tuple[Path, float], ...] = ()
@@ -56,7 +63,7 @@ def schedule_of(settings: Settings) -> Schedule:
     """Return the timesteps and sigmas of a run. Raises UsageError for invalid steps or shift."""
     solver = SOLVERS[settings.scheduler]
     schedule: Schedule = solver.schedule(settings.steps, settings.shift, settings.timesteps)
-    return schedule
+    return schedule if settings.strength is UNSET else schedule.last_part(settings.strength)
 
 
 def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
@@ -72,16 +79,19 @@ def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
     if inputs.run is not None:
         settings = settings_of_run(inputs, asked)
     else:
-        settings = settings_from_noise(model, inputs.image, asked)
+        settings = settings_from_noise(model, inputs, asked)
     if params.guide_scale is not None:
         pair = guide_pair(params.guide_scale, model.config)
         settings = structs.replace(settings, guide_scale=pair)
     if params.step_cache is not None:
         settings = structs.replace(settings, step_cache=float(params.step_cache) or None)
+    if params.context_scale is not None:
+        check_context_scale(model.config, params.context_scale)
+        settings = structs.replace(settings, context_scale=params.context_scale)
     if settings.scheduler not in SOLVERS:
         raise UsageError(f"scheduler must be {', '.join(SOLVERS)}, got {settings.scheduler}")
     check_step_cache(settings)
-    check_size(model, inputs.image, settings)
+    check_size(model, inputs, settings)
     return cast(to_builtins(settings))
 
 
@@ -114,17 +124,18 @@ def settings_of_run(inputs: Inputs, asked: dict[str, Any]) -> Settings:
     return run.settings
 
 
-def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]) -> Settings:
-    """Return the given settings, completed with the image's canvas and the model's defaults."""
+def settings_from_noise(model: Model, inputs: Inputs, asked: dict[str, Any]) -> Settings:
+    """Return the given settings, completed with those of the image or video, and the defaults."""
     defaults = to_builtins(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
     values["scheduler"] = "unipc"
-    if image is not None:
-        made = image.material
+    given = inputs.image or inputs.video
+    if given is not None:
+        made = given.material
         values |= {"width": made.width, "height": made.height}
-        if made.mode == "i2v":
+        if made.mode != "ti2v":
             values["num_frames"] = made.num_frames - 4 * asked.get("trim_first_frames", 0)
-    values |= asked
+    values |= video_settings(model.config, inputs.video, asked) | asked
     geometry.check_frames(values["num_frames"])
     geometry.check_size(values["width"], values["height"], model.config.side_multiple)
     check_trim(values.get("trim_first_frames", 0), values["num_frames"])
@@ -140,6 +151,47 @@ def settings_from_noise(model: Model, image: Entry | None, asked: dict[str, Any]
     return cast(values)
 
 
+def video_settings(
+    config: ModelConfig, video: Entry | None, asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the settings that only a video entry has.
+
+    Raises UsageError for one that is asked for without its kind of video.
+    """
+    mode = None if video is None else video.material.mode
+    strength = asked.get("strength")
+    if strength is not None and mode != "v2v":
+        raise UsageError(
+            "strength is how much of a video is changed, but no video to change is given; make an "
+            "entry of one with `wanpipe encode-video --video FILE`, or leave --strength out"
+        )
+    if strength is not None and not 0 < strength <= 1:
+        raise UsageError(
+            f"strength must be above 0 and at most 1, got {strength:g}; use 0.5 to 0.9"
+        )
+    if mode == "v2v":
+        return {"strength": STRENGTH}
+    if mode != "vace":
+        return {}
+    assert video is not None
+    references = len(video.material.references)
+    return {"context_scale": CONTEXT_SCALE} | (
+        {"reference_frames": references} if references else {}
+    )
+
+
+def check_context_scale(config: ModelConfig, scale: float) -> None:
+    """Raise UsageError for a model without a context, or an invalid scale."""
+    if config.task != "vace":
+        raise UsageError(
+            f"context-scale is for VACE, but {config.variant} has no context; leave it out"
+        )
+    if not 0 <= scale <= MAX_CONTEXT_SCALE:
+        raise UsageError(
+            f"context-scale must be 0 to {MAX_CONTEXT_SCALE}, got {scale:g}; use 0.5 to 1"
+        )
+
+
 def check_trim(trim: int, num_frames: int) -> None:
     """Raise UsageError for an invalid number of frames to trim."""
     if trim < 0:
@@ -151,23 +203,32 @@ def check_trim(trim: int, num_frames: int) -> None:
         )
 
 
-def check_size(model: Model, image: Entry | None, settings: Settings) -> None:
-    """Raise UsageError for a size that the model cannot make, or that differs from the image's."""
+def check_size(model: Model, inputs: Inputs, settings: Settings) -> None:
+    """Raise UsageError for a size that the model cannot make, or another one than that of the
+    image or video.
+    """
     geometry.check_frames(settings.num_frames)
     geometry.check_size(settings.width, settings.height, model.config.side_multiple)
-    if image is None:
+    given = inputs.image or inputs.video
+    if given is None:
         return
-    made, size = image.material, (settings.width, settings.height)
+    made, size = given.material, (settings.width, settings.height)
+    what = "image" if given is inputs.image else "video"
     frames = settings.num_frames + 4 * settings.trim_first_frames
     if (made.width, made.height) != size:
         raise UsageError(
-            f"image entry {image.key[:8]} is {made.width}x{made.height}, the video "
-            f"{size[0]}x{size[1]}; encode the image at that size"
+            f"{what} entry {given.key[:8]} is {made.width}x{made.height}, the video to make "
+            f"{size[0]}x{size[1]}; encode the {what} at that size"
         )
-    if made.mode == "i2v" and made.num_frames != frames:
+    if made.mode != "ti2v" and made.num_frames != frames:
         raise UsageError(
-            f"image entry {image.key[:8]} is for {made.num_frames} frames, the video has "
-            f"{frames}; encode the image with --num-frames {frames}"
+            f"{what} entry {given.key[:8]} is for {made.num_frames} frames, the video to make has "
+            f"{frames}; encode the {what} with --num-frames {frames}"
+        )
+    if made.mode == "ti2v" and what == "video" and made.num_frames >= frames:
+        raise UsageError(
+            f"{what} entry {given.key[:8]} has {made.num_frames} known frames, so the video to "
+            f"make must have more, got {frames}; use a greater --num-frames"
         )
 
 

@@ -15,7 +15,7 @@ from wanpipe.errors import UsageError
 from wanpipe.runtime.documents import convert, first_line, open_regular
 from wanpipe.sampling.noise import draw
 from wanpipe.store.keys import hash_array
-from wanpipe.store.schema import Noise
+from wanpipe.store.materials import Noise
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,16 @@
-"""The published linear maps from normalized latents to RGB in [-1, 1], one row per channel.
+"""Maps normalized latents to small RGB frames without the VAE, by the published linear maps.
 
+A linear map gives the right colors and shapes, one frame per latent frame, no detail. The maps are
+to [-1, 1], with one row per channel.
 Source: ComfyUI, comfy/latent_formats.py, classes Wan21 (16 channels) and Wan22 (48 channels).
 """
+
+from typing import TYPE_CHECKING
+
+from wanpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Row = tuple[float, float, float]
 
@@ -79,3 +88,21 @@ WAN22_BIAS: Row = (0.0317, -0.0878, -0.1388)
 
 # by the number of latent channels: factors and bias
 MAPS = {len(WAN21): (WAN21, WAN21_BIAS), len(WAN22): (WAN22, WAN22_BIAS)}
+
+
+def linear_frames(latent: "np.ndarray") -> "np.ndarray":
+    """Map a normalized latent (C, F, H, W) to frames (F, H, W, 3) uint8.
+
+    Raises UsageError for a number of channels that has no map.
+    """
+    import numpy as np
+
+    if len(latent) not in MAPS:
+        known = " or ".join(map(str, MAPS))
+        raise UsageError(f"a preview needs {known} channels, got {len(latent)}; use --vae")
+    factors, bias = (np.asarray(part, np.float32) for part in MAPS[len(latent)])
+    # the product over (C, F*H*W): channels last would first copy the whole latent
+    colors = factors.T @ latent.reshape(len(latent), -1) + bias[:, None]  # (3, F*H*W)
+    frames = colors.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
+    rounded: np.ndarray = np.rint(np.clip((frames + 1) * 127.5, 0, 255))
+    return rounded.astype(np.uint8)

@@ -5,6 +5,7 @@ no array library.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -39,12 +40,15 @@ LastImage = Literal["no", "optional", "required"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Size = Annotated[int, Meta(gt=0, le=1 << 20)]
 Layers = Annotated[int, Meta(gt=0, le=256)]
+Layer = Annotated[int, Meta(ge=0, lt=256)]
 
 
 class DiTConfig(Document, frozen=True, kw_only=True):
     """Dimensions of one expert. `clip_dim` is the width of CLIP tokens (Wan2.1 I2V only).
 
-    FLF2V has `clip_positions`: one learned position for each CLIP token of its two images.
+    FLF2V has `clip_positions`: one learned position for each CLIP token of its two images. VACE has
+    `vace_layers`, after each of which one VACE block runs, and `vace_in_dim`, the channels of its
+    context.
     """
 
     dim: Size
@@ -60,6 +64,8 @@ class DiTConfig(Document, frozen=True, kw_only=True):
     clip_dim: Size | None = None
     patch: Patch = PATCH
     clip_positions: Literal[514] | UnsetType = UNSET  # of `IMAGE_TOKENS` for each image
+    vace_layers: tuple[Layer, ...] | UnsetType = UNSET
+    vace_in_dim: Size | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or self.dim // self.heads % 2:
@@ -68,6 +74,40 @@ class DiTConfig(Document, frozen=True, kw_only=True):
             )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
+        if (self.vace_layers is UNSET) != (self.vace_in_dim is UNSET):
+            raise ValueError("vace_layers and vace_in_dim must be given together")
+        if self.vace_layers is not UNSET:
+            self._check_vace_layers(self.vace_layers)
+
+    def _check_vace_layers(self, layers: tuple[int, ...]) -> None:
+        """Raise ValueError for layers that no VACE block can follow in order.
+
+        Officially they need not rise, but all that were published do.
+        """
+        rising = all(one < other for one, other in pairwise(layers))
+        if layers[:1] != (0,) or not rising or layers[-1] >= self.layers:
+            raise ValueError(
+                f"vace_layers must rise from 0 and stay below {self.layers} layers, got "
+                f"{list(layers)}"
+            )
+
+    @property
+    def vace_count(self) -> int:
+        """How many VACE blocks there are."""
+        return 0 if self.vace_layers is UNSET else len(self.vace_layers)
+
+    @property
+    def block_names(self) -> list[str]:
+        """Names of all blocks in the order in which they run: VACE's after its main block."""
+        numbers = (
+            {} if self.vace_layers is UNSET else {at: n for n, at in enumerate(self.vace_layers)}
+        )
+        names = []
+        for layer in range(self.layers):
+            names.append(f"blocks.{layer}")
+            if layer in numbers:
+                names.append(f"vace_blocks.{numbers[layer]}")
+        return names
 
     @property
     def clip_tokens(self) -> int:
@@ -225,6 +265,11 @@ class ModelConfig(Document, frozen=True, kw_only=True):
         for dimension, ours, theirs in pairs:
             if ours != theirs:
                 yield f"{dimension} must be {theirs} to match the other components, got {ours}"
+        context = context_channels(self.vae.z_dim) if self.task == "vace" else UNSET
+        if self.dit.vace_in_dim != context:
+            wanted = "absent" if context is UNSET else context
+            given = "none" if self.dit.vace_in_dim is UNSET else self.dit.vace_in_dim
+            yield f"vace_in_dim must be {wanted} in {self.variant}, got {given}"
         if (self.dit.clip_positions is UNSET) == (variant.model_type == "flf2v"):
             yield f"clip_positions must be in FLF2V and in no other model, got {self.variant}"
         if self.quantization is not None and self.quantization.group_size == 96:
@@ -238,7 +283,9 @@ class ModelConfig(Document, frozen=True, kw_only=True):
 
     @property
     def task(self) -> Task:
-        """The input of the model: text (t2v), an image and text (i2v), or either (ti2v)."""
+        """The input of the model: text (t2v), an image and text (i2v), either (ti2v), or text and
+        VACE's context (vace).
+        """
         return VARIANTS[self.variant].task
 
     @property
@@ -283,6 +330,11 @@ def component_file(name: str) -> str:
 def condition_channels(z_dim: int) -> int:
     """Return the channels appended to the latent in image-to-video: mask (4) and image latent."""
     return 4 + z_dim
+
+
+def context_channels(z_dim: int) -> int:
+    """Return the channels of VACE's context: two latents, and a mask of 8x8 pixels."""
+    return 2 * z_dim + 64
 
 
 class Header(Struct):

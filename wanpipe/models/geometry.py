@@ -95,6 +95,24 @@ def covered_canvas(
     return canvas
 
 
+def video_canvas(width: int, height: int, area: int, multiple: int) -> tuple[int, int]:
+    """Return width and height within `area` pixels, in multiples, at the aspect of a video.
+
+    A video is not enlarged: one of a valid size within the area keeps it. Raises UsageError if the
+    video is smaller than a multiple, or too narrow.
+    Source: wan/utils/vace_processor.py, `VaceVideoProcessor`.
+    """
+    tokens = min(area // multiple**2, (height // multiple) * (width // multiple))
+    rows = round((tokens * height / width) ** 0.5)
+    columns = int(tokens / rows) if rows else 0
+    if min(rows, columns) < 1:
+        raise UsageError(
+            f"a video of {width}x{height} is too small or too narrow for sides that are multiples "
+            f"of {multiple}; give --width and --height"
+        )
+    return columns * multiple, rows * multiple
+
+
 def _distortion(size: tuple[int, int], aspect: float) -> float:
     ratio = size[0] / size[1]
     return max(aspect / ratio, ratio / aspect)

@@ -11,13 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from wanpipe.models import vae21, vae22
 from wanpipe.models.causal_conv import CausalCache, CausalConv, Norm
 from wanpipe.models.config import DIM_MULT, VAEConfig
 from wanpipe.models.layers import Linear
 from wanpipe.models.vae_blocks import Middle
+from wanpipe.models.vae_paths import DOWN, UP
 
-PATHS = {"2.1": vae21, "2.2": vae22}
 # fmt: off
 # Mean and standard deviation of each latent channel; source: `WanVAE`, `Wan2_2_VAE`.
 MEAN = {
@@ -74,11 +73,10 @@ class Decoder(_VAEBase):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
-        path = PATHS[config.version]
         self.latent = Linear(config.z_dim, config.z_dim)
         self.input = CausalConv(config.z_dim, DIM_MULT[-1] * config.decoder_dim)
         self.middle = Middle(DIM_MULT[-1] * config.decoder_dim)
-        self.up = path.up_path(config.decoder_dim)
+        self.up = UP[config.version](config.decoder_dim)
         doubling = [i for i, layer in enumerate(self.up) if getattr(layer, "factor_t", 1) == 2]
         self._slow = 1 + max(doubling)  # layers up to the last that doubles the frame rate
         self.norm = Norm(config.decoder_dim)
@@ -116,9 +114,8 @@ class Encoder(_VAEBase):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
-        path = PATHS[config.version]
         self.input = CausalConv(3 * self._patch**2, config.encoder_dim)
-        self.down = path.down_path(config.encoder_dim)
+        self.down = DOWN[config.version](config.encoder_dim)
         self.middle = Middle(DIM_MULT[-1] * config.encoder_dim)
         self.norm = Norm(DIM_MULT[-1] * config.encoder_dim)
         self.output = CausalConv(DIM_MULT[-1] * config.encoder_dim, 2 * config.z_dim)

@@ -9,7 +9,7 @@ from wanpipe.runtime.documents import Document
 
 MAX_SCALE = 1 << 53  # of guidance and shift: up to here a float holds every whole number
 
-Task = Literal["t2v", "i2v", "ti2v"]
+Task = Literal["t2v", "i2v", "ti2v", "vace"]
 Version = Literal["2.1", "2.2"]
 # integers stay integers, so that keys and files of 0.1.0 do not change
 Guidance = (
@@ -79,7 +79,8 @@ def _variant(
 
 SHAKY = "镜头晃动，"  # "shaky camera": Wan2.1 I2V prepends it to the negative prompt
 CUTS = "镜头切换，"  # "cuts": FLF2V prepends it to that of I2V
-# Source: wan/configs in the Wan2.1 and Wan2.2 repositories, but 40 steps for TI2V-5B, not 50
+# Source: wan/configs in the Wan2.1 and Wan2.2 repositories, but 40 steps for TI2V-5B, not 50;
+# VACE-Fun-A14B has the settings of T2V-A14B, and 3.5 for both experts
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -88,8 +89,11 @@ VARIANTS = {
         _variant("wan2.1-i2v-14b-480p", (832, 480), 40, 5.0, 3.0, SHAKY),
         _variant("wan2.1-i2v-14b-720p", (1280, 720), 40, 5.0, 5.0, SHAKY),
         _variant("wan2.1-flf2v-14b-720p", (1280, 720), 50, 5.0, 16.0, CUTS + SHAKY),
+        _variant("wan2.1-vace-1.3b", (832, 480), 50, 5.0, 16.0),
+        _variant("wan2.1-vace-14b", (1280, 720), 50, 5.0, 16.0),
         _variant("wan2.2-t2v-a14b", (1280, 720), 40, (3.0, 4.0), 12.0, boundary=0.875),
         _variant("wan2.2-i2v-a14b", (1280, 720), 40, (3.5, 3.5), 5.0, boundary=0.9),
+        _variant("wan2.2-vace-fun-a14b", (1280, 720), 40, (3.5, 3.5), 12.0, boundary=0.875),
         _variant("wan2.2-ti2v-5b", (1280, 704), 40, 5.0, 5.0, num_frames=121, fps=24),
     )
 }

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from wanpipe.errors import UsageError
 from wanpipe.models import tuning
-from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
+from wanpipe.models.config import DiTConfig, T5Config, VAEConfig, context_channels
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
 from wanpipe.models.tiling import host_bytes
 from wanpipe.pipeline import vae_cost
@@ -78,8 +78,8 @@ class Expert:
 
     `bytes` is the size of its file. `stored` and `computed` are the bytes of a number in its matrix
     products. `texts` has the tokens of the prompt and, with guidance, of the negative prompt.
-    `latent` is (F, H, W). `arrays` is the most that a step's entry has: with UniPC latent, x0 and
-    two of the solver; the step cache adds two.
+    `latent` is (F, H, W), with the frames of VACE's references. `arrays` is the most that a step's
+    entry has: with UniPC latent, x0 and two of the solver; the step cache adds two.
     """
 
     config: DiTConfig
@@ -105,11 +105,27 @@ class Expert:
         """Weights outside the blocks, as computed. Those that are officially float32 stay so."""
         c = self.config
         patch = prod(c.patch)
-        full = c.dim * (patch * (c.in_dim + c.out_dim) + c.freq_dim + 7 * c.dim)
+        channels = c.in_dim + c.out_dim + self.context_channels
+        full = c.dim * (patch * channels + c.freq_dim + 7 * c.dim)
         image = 0 if c.clip_dim is None else c.clip_dim * (c.clip_dim + c.dim)
         if c.clip_dim is not None and c.clip_positions is not UNSET:
             full += c.clip_positions * c.clip_dim
         return full * FULL + (c.dim * (c.text_dim + c.dim) + image) * self.computed
+
+    @property
+    def context_channels(self) -> int:
+        """Channels of VACE's context; 0 without VACE."""
+        return 0 if self.config.vace_in_dim is UNSET else self.config.vace_in_dim
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the video and, with VACE, of the context."""
+        return self.config.layers + self.config.vace_count
+
+    @property
+    def projections(self) -> int:
+        """Matrices of VACE blocks that other blocks lack: each has one, the first has two."""
+        return self.config.vace_count + 1 if self.config.vace_count else 0
 
     @property
     def blocks(self) -> int:
@@ -122,7 +138,7 @@ class Expert:
         image = self.config.clip_tokens
         # and one more token, which stands for all padding
         rows = sum(min(tokens + 1, self.config.text_len) + image for tokens in self.texts)
-        return self.config.layers * 2 * rows * self.config.dim * self.computed
+        return self.block_count * 2 * rows * self.config.dim * self.computed
 
     @property
     def stream(self) -> int:
@@ -155,12 +171,13 @@ class Expert:
     @property
     def host_arrays(self) -> int:
         """The host's arrays: start noise, the state before the step, steps that wait to be
-        published, the one being written, and an image's channels.
+        published, the one being written, and the channels of an image or of VACE's context.
         """
         c, size = self.config, prod(self.latent)
         steps = 1 + self.arrays + (1 + QUEUE_LIMIT) * self.arrays
         writing = FULL  # a chunk's compressed bytes, of the array at work
-        return size * (c.out_dim * (steps * FULL + writing) + (c.in_dim - c.out_dim) * FULL)
+        given = c.in_dim - c.out_dim + self.context_channels
+        return size * (c.out_dim * (steps * FULL + writing) + given * FULL)
 
     @property
     def flops(self) -> float:
@@ -168,7 +185,8 @@ class Expert:
         c, tokens = self.config, self.tokens
         linear = 2.0 * tokens * c.dim * (6 * c.dim + 2 * c.ffn_dim)
         attention = 4.0 * tokens * c.dim * (tokens + c.text_len)
-        return self.passes * c.layers * (linear + attention)
+        projections = 2.0 * tokens * c.dim**2 * self.projections
+        return self.passes * (self.block_count * (linear + attention) + projections)
 
     def plans(self) -> list[ExpertPlan]:
         """Return all plans, the fastest first.
@@ -184,9 +202,11 @@ class Expert:
         alone = sequential or self.passes == 1
         # the stream that waits for the other one keeps the output of its block
         streams = self.stream + self.work - self.row if alone else 2 * self.stream + self.work
+        if self.context_channels:
+            streams += self._context_streams(1 if alone else 2)
         blocks = self.kv_cache + self.blocks
         if streamed:  # of the text only the keys and values of the block that runs
-            blocks = -(-(self.kv_cache + 3 * self.blocks) // self.config.layers)
+            blocks = -(-self.kv_cache // self.block_count) + self._three_blocks
         chosen = ((STREAMED, streamed), (SEQUENTIAL, sequential))
         words = [word for word, wanted in chosen if wanted]
         plan = ExpertPlan(
@@ -198,6 +218,22 @@ class Expert:
             sequential_cfg=sequential,
         )
         return _with_host(plan, self.host_arrays)
+
+    def _context_streams(self, passes: int) -> int:
+        """What VACE adds while a block runs: the stream of the context of each pass, the context as
+        it was given, and the output of the main block, which waits for the hint.
+        """
+        given = prod(self.latent) * self.context_channels * FULL
+        return passes * self.stream + given + self.row
+
+    @property
+    def _three_blocks(self) -> int:
+        """The largest three blocks in a row. With VACE, two of them may have three projections."""
+        c = self.config
+        matrices = 8 * c.dim**2 + 2 * c.dim * c.ffn_dim  # of a block
+        three = 3 * matrices + (3 * c.dim**2 if self.projections else 0)
+        every = self.block_count * matrices + self.projections * c.dim**2
+        return -(-self.blocks * three // every)
 
 
 def text_plan(config: T5Config, blocks: int, lengths: Sequence[int]) -> MemoryPlan:
@@ -258,12 +294,30 @@ def image_plan(
 
     `clip` is the size of CLIP in bytes, 0 without it.
     """
-    cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
-    plan = _vae_plan(cost, "", 1)
     frame = 3 * prod(latent[1:]) * config.stride[1] ** 2
     pixels = images * frame * (1 + FULL)  # bytes, and float32
-    # the condition: mask and latent, in parts, joined, and as written
-    joined = 3 * (4 + config.z_dim) * prod(latent) * FULL
+    return encode_plan(config, latent, computed, stacks, clip=clip, pixels=pixels)
+
+
+def encode_plan(
+    config: VAEConfig,
+    latent: Triple,
+    computed: int,
+    stacks: bool,
+    *,
+    clip: int,
+    pixels: int,
+    times: int = 1,
+) -> MemoryPlan:
+    """Return the plan of encoding a video to (F, H, W) latents `times` times, then with CLIP.
+
+    `clip` is the size of CLIP in bytes, 0 without it, and `pixels` that of the host's pixels.
+    """
+    cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
+    plan = _vae_plan(cost, "", times)
+    # the condition or context: masks and latents, in parts, joined, and as written
+    channels = 4 + config.z_dim if times == 1 else context_channels(config.z_dim)
+    joined = 3 * channels * prod(latent) * FULL
     return _with_host(replace(plan, peak=max(plan.peak, clip)), pixels + joined)
 
 

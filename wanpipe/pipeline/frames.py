@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.pipeline import budget
@@ -29,6 +31,7 @@ class Decoding:
     step: Entry
     run: Run | None
     trim: int
+    reference_frames: int  # latent frames of reference images, before those of the video
 
     def plans(self, tiling: str) -> list[DecodePlan]:
         """Return the memory plans that --tiling allows, the best first.
@@ -59,7 +62,7 @@ class Decoding:
                 f"that of {self.model.directory} decodes {config.vae.z_dim}; use the model that "
                 "made it"
             )
-        return frames, height, width
+        return frames - self.reference_frames, height, width
 
     def recipe(self, plan: DecodePlan) -> Recipe:
         """Return the recipe of the frames, decoded by one plan."""
@@ -73,6 +76,8 @@ class Decoding:
             trim_first_frames=self.trim,
             dtype=compute_dtype(self.model.config.dtype),
         )
+        if self.reference_frames:  # else absent, so that keys without references stay the same
+            named = structs.replace(named, reference_frames=self.reference_frames)
         made = {"model": str(self.model.directory.resolve())}
         return Recipe(material=named, inputs={"step": self.step.key}, made=made)
 
@@ -84,7 +89,7 @@ class Decoding:
         def fill(draft: Draft) -> dict[str, Any]:
             from wanpipe.backend.device import memory_limit, provenance
 
-            latent = self.step.published().read("latent")
+            latent = self.step.published().read("latent")[:, self.reference_frames :]
             stride, trim = self.model.config.vae.stride, 4 * self.trim
             slices = self.slices(latent, recipe.material.dtype, plan, store)
             frames = 4 * (latent.shape[1] - 1) + 1 - trim

@@ -16,50 +16,52 @@ from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.model import Model
 
-Ends = Sequence[np.ndarray | None]  # the first and the last frame of a video
+Ends = Sequence[np.ndarray | None]  # the first frames of a video, and the last one
 
 
 def condition(model: Model, ends: Ends, num_frames: int, dtype: str, store: Store) -> mx.array:
-    """Encode the I2V condition (4 + C, F, H, W) of the first and the last frame of a video.
+    """Encode the I2V condition (4 + C, F, H, W) of the first frames and the last frame of a video.
 
-    Each is (Y, X, 3) in [-1, 1]; one of them may be None. The mask channels are 1 for the first
-    latent frame, and for the last one only the channel of its last frame is. The latent is that of
-    the images, with gray frames in place of all others. Source: wan/image2video.py,
+    The first ones are (K, Y, X, 3) in [-1, 1], K = 4n+1, the last one is (1, Y, X, 3); one of them
+    may be None. The mask channels are 1 for the latent frames of the first ones, and for the last
+    one only the channel of its last frame is. The latent is that of the images, with gray frames
+    in place of all others. Source: wan/image2video.py,
     WanI2V.generate; wan/first_last_frame2video.py, WanFLF2V.generate.
     """
     first, last = ends
     latent = encoder(model, dtype, store).encode(padded_video(ends, num_frames))
     mask = np.zeros((4, *latent.shape[1:]), dtype=np.float32)
     if first is not None:
-        mask[:, 0] = 1
+        mask[:, : (len(first) + 3) // 4] = 1
     if last is not None:
         mask[3, -1] = 1
     return mx.concatenate([mx.array(mask), latent])
 
 
 def padded_video(ends: Ends, num_frames: int) -> Iterator[mx.array]:
-    """Yield one frame (1, Y, X, 3), then four at a time: the images, and gray frames between them.
+    """Yield one frame (1, Y, X, 3), then four at a time: the given ones, gray frames between them.
 
     Gray is the same array each time: the encoder recognizes constant input and computes it once.
     """
     first, last = ends
     given = last if first is None else first
     assert given is not None
-    gray = mx.zeros((4, *given.shape))
-    yield gray[:1] if first is None else mx.array(first)[None]
-    fours = (num_frames - 1) // 4
+    gray = mx.zeros((4, *given.shape[1:]))
+    known = [gray[:1]] if first is None else list(vae.chunks(mx.array(first)))
+    yield from known
+    fours = (num_frames - 1) // 4 + 1 - len(known)
     for _ in range(fours if last is None else fours - 1):
         yield gray
     if last is not None:
-        yield mx.concatenate([gray[:3], mx.array(last)[None]])
+        yield mx.concatenate([gray[:3], mx.array(last)])
 
 
-def first_frame(model: Model, pixels: np.ndarray, dtype: str, store: Store) -> mx.array:
-    """Encode the image alone (C, 1, H, W), for TI2V.
+def first_latent(model: Model, frames: np.ndarray, dtype: str, store: Store) -> mx.array:
+    """Encode the first frames (K, Y, X, 3) alone (C, F, H, W), for TI2V.
 
     Source: wan/textimage2video.py, WanTI2V.i2v.
     """
-    return encoder(model, dtype, store)(mx.array(pixels)[None])
+    return encoder(model, dtype, store)(mx.array(frames))
 
 
 def encoder(model: Model, dtype: str, store: Store) -> vae.Encoder:

@@ -12,16 +12,31 @@ from wanpipe.store import Entry, Run, Store
 from wanpipe.store.schema import ROLES, STAGES
 from wanpipe.weights.model import Model
 
+# what a model needs beside a text, by its task, and how to make it
+NEEDED = {
+    "i2v": "needs an image; make an entry with `wanpipe encode-image`, and name it with --from",
+    "vace": "needs a context; make an entry with `wanpipe encode-video`, and name it with --from",
+}
+# the modes of video entries that a model takes, by its task, and what a mode is for
+MODES = {"t2v": ("v2v",), "i2v": ("i2v",), "ti2v": ("ti2v", "v2v"), "vace": ("vace",)}
+PURPOSES = {
+    "v2v": "to be changed by a text-to-video model",
+    "vace": "as the context of VACE",
+    "i2v": "to be continued by an I2V model",
+    "ti2v": "to be continued by a TI2V model",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Entries by role, and the run that `step` continues.
 
-    The text and image of that run are used unless others are given.
+    The text, image and video of that run are used unless others are given.
     """
 
     text: Entry | None = None
     image: Entry | None = None
+    video: Entry | None = None
     step: Entry | None = None
     frames: Entry | None = None
     run: Run | None = None
@@ -29,7 +44,7 @@ class Inputs:
     @property
     def entries(self) -> list[Entry]:
         """All entries, the latest stage first."""
-        found = (self.frames, self.step, self.image, self.text)
+        found = (self.frames, self.step, self.video, self.image, self.text)
         return [entry for entry in found if entry is not None]
 
 
@@ -90,7 +105,7 @@ def with_run(inputs: Inputs, store: Store) -> Inputs:
 
 
 def with_entries_of_run(inputs: Inputs, store: Store) -> Inputs:
-    """Add the text and image of the run that the step continues, unless others are given.
+    """Add the text, image and video of the run that the step continues, unless others are given.
 
     Raises StoreError if they are gone, or if no run knows the step.
     """
@@ -119,9 +134,9 @@ def with_entries_of_run(inputs: Inputs, store: Store) -> Inputs:
 def check_inputs(inputs: Inputs, model: Model) -> Entry:
     """Return the text entry.
 
-    Raises UsageError if text or image is missing, not needed, or from other networks.
+    Raises UsageError if an entry is missing, not needed, or from other networks.
     """
-    text, image, variant = inputs.text, inputs.image, model.config.variant
+    text, config = inputs.text, model.config
     if text is None:
         raise UsageError(
             "no text entry is given; make one with `wanpipe encode-text` and name it with --from"
@@ -131,30 +146,63 @@ def check_inputs(inputs: Inputs, model: Model) -> Entry:
             f"text entry {text.key[:8]} was made by another T5 than that of {model.directory}; "
             "encode the prompt with this model"
         )
-    task = model.config.task
-    if image is None and task == "i2v":
+    if inputs.image is not None and inputs.video is not None:
         raise UsageError(
-            f"{variant} needs an image; make an entry with `wanpipe encode-image` and name it with "
-            "--from"
+            f"a video is made from an image or from a video, got image entry "
+            f"{inputs.image.key[:8]} and video entry {inputs.video.key[:8]}; give one"
         )
-    if image is None:
+    given = inputs.image or inputs.video
+    if given is None and config.task in NEEDED:
+        raise UsageError(f"{config.variant} {NEEDED[config.task]}")
+    if given is None:
         return text
-    if task == "t2v":
-        raise UsageError(
-            f"{variant} takes no image, got image entry {image.key[:8]}; use an I2V or TI2V model"
-        )
-    made = image.material
+    if given is inputs.image:
+        check_takes_image(config)
+    else:
+        check_takes_video(config, given.material.mode)
+    check_networks(given, model)
+    if given is inputs.image:
+        made = given.material
+        check_images(config, made.pixels is not None, made.last_pixels is not UNSET)
+    return text
+
+
+def check_networks(entry: Entry, model: Model) -> None:
+    """Raise UsageError if an image or a video was encoded by other networks than the model's."""
+    what, made = STAGES[entry.stage].role, entry.material
     clip = model.hash("clip") if model.takes_clip else None
-    for made_by, ours, what in (
-        (made.vae, model.hash("vae_encoder"), "was made by another VAE than that of"),
-        (made.clip, clip, "was made by another CLIP than that of"),
+    for made_by, ours, network in (
+        (made.vae, model.hash("vae_encoder"), "VAE"),
+        (made.clip, clip, "CLIP"),
     ):
         if made_by != ours:
             raise UsageError(
-                f"image entry {image.key[:8]} {what} {model.directory}; encode it with this model"
+                f"{what} entry {entry.key[:8]} was made by another {network} than that of "
+                f"{model.directory}; encode it with this model"
             )
-    check_images(model.config, made.pixels is not None, made.last_pixels is not UNSET)
-    return text
+
+
+def check_takes_image(config: ModelConfig) -> None:
+    """Raise UsageError for a model that takes no image."""
+    if config.task == "t2v":
+        raise UsageError(
+            f"{config.variant} makes videos from text alone, so it takes no image; use an I2V, "
+            "TI2V or VACE model"
+        )
+    if config.task == "vace":
+        raise UsageError(
+            f"{config.variant} takes no image from encode-image; encode it with `wanpipe "
+            "encode-video --reference IMAGE`, or as a frame with --keyframe 0 IMAGE"
+        )
+
+
+def check_takes_video(config: ModelConfig, mode: str) -> None:
+    """Raise UsageError for a video that was encoded for another kind of model."""
+    if mode not in MODES[config.task]:
+        raise UsageError(
+            f"{config.variant} cannot use a video that was encoded {PURPOSES[mode]}; encode it "
+            "with this model"
+        )
 
 
 def check_images(config: ModelConfig, first: bool, last: bool) -> None:

@@ -17,6 +17,7 @@ from wanpipe.store.runs import ModelReference
 from wanpipe.store.schema import ROLES
 from wanpipe.weights.model import Model
 
+FILES = {"image": ("image", "last_image"), "video": ("image", "video", "mask", "references")}
 FieldName = Annotated[str, Meta(max_length=100)]
 
 
@@ -46,10 +47,10 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
     lineage |= {ROLES[role]: key for role, key in run.inputs.items()}
     texts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
     lineage |= {name: text for name, text in texts.items() if text is not None}
-    if "image" in run.inputs:
-        image = store.find(ROLES["image"], run.inputs["image"])
-        if image is not None:
-            names = {"image": image.made.image, "last_image": image.made.last_image}
+    for role in FILES.keys() & run.inputs.keys():
+        entry = store.find(ROLES[role], run.inputs[role])
+        if entry is not None:
+            names = {name: getattr(entry.made, name) for name in FILES[role]}
             lineage |= {name: file for name, file in names.items() if file is not None}
     return lineage
 
@@ -67,13 +68,16 @@ def reference(model: Model) -> ModelReference:
 
 @dataclass(frozen=True)
 class Source:
-    """The step that frames come from: its key, its entry if given, its run, and the model."""
+    """The step that frames come from: its key, its entry if given, its run, the model, and the
+    video entry if given, which a plan may still have to make.
+    """
 
     key: str
     home: Store
     step: Entry | None
     run: Run | None
     model: Model | None
+    given: Entry | None = None
 
     @staticmethod
     def of(model: Model | None, inputs: Inputs, store: Store) -> "Source":
@@ -86,7 +90,7 @@ class Source:
             runs = home.runs.of(key)
             fitting = [one for one in runs if model and one.model.key == model.config.key]
             run = next(iter([*fitting, *runs]), None)
-        return Source(key, home, step, run, model)
+        return Source(key, home, step, run, model, inputs.video)
 
     def rate(self, asked: float | None) -> float:
         """Return frames per second: those asked for, or else the run's or the model's. Raises
@@ -109,6 +113,35 @@ class Source:
         noise = self.step.material.noise if self.step else UNSET
         trim = UNSET if isinstance(noise, UnsetType) else noise.trim_first_frames
         return 0 if isinstance(trim, UnsetType) else trim
+
+    @property
+    def video(self) -> Entry | None:
+        """The video entry that the step was made from. Raises StoreError if it is gone."""
+        if self.given is not None:
+            return self.given
+        made_by = self.run or self.step
+        key = made_by.inputs.get("video") if made_by else None
+        return None if key is None else self.home.resolve(key)
+
+    @property
+    def reference_frames(self) -> int:
+        """Latent frames of reference images, from the run, or else from the video of the step."""
+        if self.run is not None:
+            return self.run.settings.reference_frames or 0
+        video = self.video
+        return 0 if video is None else len(video.material.references)
+
+    @property
+    def known_frames(self) -> int:
+        """Frames of the video that the step continues. Raises UsageError if it continues none."""
+        video = self.video
+        if video is None or not video.material.known_frames:
+            raise UsageError(
+                f"--after joins a video to the one that it continues, but step {self.key[:8]} "
+                "continues none; leave it out"
+            )
+        known: int = video.material.known_frames
+        return known - 4 * self.trim
 
     def lineage(self) -> dict[str, Any]:
         """Describe how the step was made."""

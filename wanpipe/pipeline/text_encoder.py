@@ -13,7 +13,7 @@ from wanpipe.models.execution import BoundedEval, run_blocks
 from wanpipe.models.layers import rms_norm
 from wanpipe.models.umt5 import EPS, Block, one_hot_buckets
 from wanpipe.weights.load import Weights
-from wanpipe.weights.stream import StreamedBlocks
+from wanpipe.weights.stream import StreamedBlocks, numbered
 
 
 def encode(
@@ -45,7 +45,8 @@ def encode(
         pace(streams[number])
         ask()
 
-    blocks = StreamedBlocks(path=path, count=config.layers, make=lambda: Block(config), dtype=dtype)
+    makers = numbered(lambda: Block(config), config.layers)
+    blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype)
     run_blocks(blocks, len(streams), step)
     norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
     return [rms_norm(x, norm) for x in streams]

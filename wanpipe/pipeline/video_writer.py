@@ -1,17 +1,21 @@
 """Writes the video of an entry of frames: while they are decoded, or from the cache."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING
 
-from wanpipe.errors import WanpipeError
+from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline.budget import WAITING_SLICES
 from wanpipe.pipeline.lineage import Source
+from wanpipe.runtime.report import Report
 from wanpipe.store import Entry, Store
+from wanpipe.store.keys import hash_file, key_of
 from wanpipe.store.runs import Video
 from wanpipe.store.worker import POLL_SECONDS, Worker
 
@@ -19,17 +23,72 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+@dataclass(frozen=True)
+class Before:
+    """The video that another one continues, and how many frames both have."""
+
+    path: Path
+    common: int
+
+    @staticmethod
+    def of(source: Source, path: Path | None) -> "Before | None":
+        """Return what --after names. Raises UsageError if the step of `source` continues nothing,
+        or if there is no such file.
+        """
+        if path is None:
+            return None
+        if not path.exists():
+            raise UsageError(f"no video at {path}")
+        return Before(path, source.known_frames)
+
+    def join(
+        self, slices: Iterable["np.ndarray"], fps: float, report: Report
+    ) -> Iterator["np.ndarray"]:
+        """Yield the frames of this video, at the size and rate of the other one, then the frames of
+        the other one (T, Y, X, 3) without the common ones.
+        """
+        from wanpipe.media.resize import resize_crop
+        from wanpipe.media.video_index import choose_last
+        from wanpipe.media.video_reader import probe, read_frames
+
+        slices = iter(slices)
+        first = next(slices)
+        index = probe(self.path, report, fps=fps)
+        indices = choose_last(index, fps, index.frames + int(index.ends[-1] * fps))
+        for frame in read_frames(self.path, indices.tolist(), report):
+            yield resize_crop(frame, *first.shape[1:3])[None]
+        left = self.common
+        for frames in itertools.chain([first], slices):
+            dropped = min(left, len(frames))
+            left -= dropped
+            if len(frames) > dropped:
+                yield frames[dropped:]
+
+    def lineage(self) -> dict[str, str]:
+        """Name the video in the lineage of the joined one."""
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        content = [hash_file(file) for file in files if file.is_file()]
+        return {"after": self.path.name, "after_hash": key_of(content)}
+
+
 class VideoWriter(Worker[bool]):
-    """Encodes a video in another thread; without an output path it does nothing.
+    """Encodes a video in another thread, after the frames of `before`; without an output path it
+    does nothing.
 
     If the context ends before `finish`, no video appears.
     """
 
     def __init__(
-        self, source: Source, output: Path | None, fps: float | None, store: Store
+        self,
+        source: Source,
+        output: Path | None,
+        fps: float | None,
+        store: Store,
+        before: Before | None = None,
     ) -> None:
         super().__init__("video")
         self.source, self.output, self.fps, self.store = source, output, fps, store
+        self.before = before
         self.waiting: Queue[np.ndarray | None] = Queue(WAITING_SLICES)
         self.left = False
 
@@ -90,6 +149,9 @@ class VideoWriter(Worker[bool]):
         rate = self.source.rate(self.fps)
         rate = int(rate) if rate == int(rate) else rate
         lineage = {**self.source.lineage(), "decode": key, "fps": rate}
+        if self.before is not None:
+            lineage |= self.before.lineage()
+            slices = self.before.join(slices, rate, Report())
         comment = canonical({"wanpipe": lineage}).decode()
         if output.exists() and not self.store.force and has_comment(output, comment):
             return False

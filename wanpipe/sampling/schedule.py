@@ -6,7 +6,7 @@ Plain numbers on the host. Loads no MLX, and NumPy only to build a schedule.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wanpipe.errors import UsageError
 
@@ -30,6 +30,19 @@ class Schedule:
     def steps(self) -> int:
         """Number of steps."""
         return len(self.timesteps)
+
+    def last_part(self, strength: float) -> "Schedule":
+        """Return the last steps, `strength` (above 0 and at most 1) of all.
+
+        Raises UsageError if that is none. Source: diffusers, WanVideoToVideoPipeline.get_timesteps.
+        """
+        first = self.steps - min(int(self.steps * strength), self.steps)
+        if first == self.steps:
+            raise UsageError(
+                f"strength {strength:g} of {self.steps} steps is less than one step; use "
+                f"{1 / self.steps:.2g} or more, or more steps"
+            )
+        return replace(self, sigmas=self.sigmas[first:], timesteps=self.timesteps[first:])
 
 
 def build(

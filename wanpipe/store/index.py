@@ -16,7 +16,8 @@ from wanpipe.runtime.documents import DocumentError, decode
 from wanpipe.store.entry import read_record
 from wanpipe.store.index_file import ENTRIES, IndexFile
 from wanpipe.store.keys import is_key
-from wanpipe.store.schema import STAGES, Record, Step
+from wanpipe.store.materials import Step
+from wanpipe.store.schema import STAGES, Record
 
 MAX_STALE_ROWS = 1000  # summaries of removed entries that are kept before they are deleted
 UNREADABLE = "cannot be read; see `wanpipe cache verify`"

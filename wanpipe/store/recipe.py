@@ -8,22 +8,24 @@ from typing import Any
 from wanpipe.runtime.documents import convert, to_builtins
 from wanpipe.runtime.text import storable
 from wanpipe.store.keys import key_of
-from wanpipe.store.schema import SCHEMA, STAGES, Material, StageSpec
+from wanpipe.store.materials import SCHEMA, Material
+from wanpipe.store.schema import STAGES, StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A planned entry: its material gives the key, `inputs` are the entries it is made from.
 
-    `step` is the number of a denoising step and `parent` the key of the step before it; `made`
-    holds notes for the record. A `resumable` recipe keeps its unfinished draft, for a `fill` that
-    can continue it.
+    `step` is the number of a denoising step and `parent` the key of the step before it;
+    `references` counts those of a context of VACE; `made` holds notes for the record. A `resumable`
+    recipe keeps its unfinished draft, for a `fill` that can continue it.
     """
 
     material: Any  # one of schema.AnyMaterial; who makes it knows which
     inputs: dict[str, str] = field(default_factory=dict)
     step: int | None = None
     parent: str | None = None
+    references: int | None = None
     made: dict[str, Any] = field(default_factory=dict)
     resumable: bool = False
 
@@ -69,13 +71,17 @@ def material(stage: str, **fields: Any) -> Any:
 def build_record(recipe: Recipe, made: dict[str, Any]) -> dict[str, Any]:
     """Build the record of an entry without what its draft adds (digest, files, seal)."""
     moment = datetime.now(UTC).isoformat(timespec="seconds")
-    step = {} if recipe.step is None else {"step": recipe.step, "parent": recipe.parent}
+    own: dict[str, Any] = {}
+    if recipe.step is not None:
+        own = {"step": recipe.step, "parent": recipe.parent}
+    elif recipe.references is not None:
+        own = {"references": recipe.references}
     return {
         "schema": SCHEMA,
         "stage": recipe.stage,
         "key": recipe.key,
         "material": recipe.material_dict,
         "inputs": recipe.inputs,
-        **step,
+        **own,
         "made": storable({"time": moment, **recipe.made, **made}),
     }

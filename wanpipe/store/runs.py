@@ -35,7 +35,7 @@ from wanpipe.runtime.documents import (
 from wanpipe.store.entry import read_record
 from wanpipe.store.index import Index, Summary
 from wanpipe.store.keys import is_key, is_prefix, key_of
-from wanpipe.store.schema import Noise, Step
+from wanpipe.store.materials import Noise, Step
 
 RUNS, MODELS = ".runs", ".models"
 Steps = Annotated[int, Meta(ge=1, le=100_000)]
@@ -58,7 +58,9 @@ class Settings(Document, frozen=True, kw_only=True):
     """The settings of a run, without what it starts from.
 
     `guide_scale` is (low noise, high noise); `num_frames` is what the video will have, without the
-    trimmed ones; `timesteps` is an explicit grid before the shift.
+    trimmed ones; `timesteps` is an explicit grid before the shift. `strength` is the part of the
+    steps that change a video. `context_scale` is that of VACE, and `reference_frames` counts its
+    latent frames of reference images.
     """
 
     width: Length
@@ -72,6 +74,9 @@ class Settings(Document, frozen=True, kw_only=True):
     trim_first_frames: Annotated[int, Meta(ge=0, le=100_000)] = 0
     step_cache: Finite | None = None
     loras: tuple[Lora, ...] = ()
+    strength: Finite | UnsetType = UNSET
+    context_scale: Finite | UnsetType = UNSET
+    reference_frames: Count | UnsetType = UNSET
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -130,6 +135,11 @@ class Run(Document, frozen=True, kw_only=True):
     def last(self) -> str:
         """Key of the last step."""
         return self.steps[-1]
+
+    @property
+    def step_count(self) -> int:
+        """The number of steps from the start to the last one, with those before a branch."""
+        return self.first + len(self.steps)
 
     def number(self, step: str) -> int:
         """Number of one of its steps, from 0."""

@@ -1,8 +1,8 @@
-"""Declares every stage once: its material with types, ranges and labels, its arrays, its inputs,
-and how its entries are described and collected.
+"""Declares every stage once: its material, its arrays, its inputs, and how its entries are
+described and collected.
 
 Keys, records, explanations, listings, gc and import all read these declarations. To add a stage,
-add one `Material` and one `StageSpec` here, and its module in `stages/`.
+add one `Material` to `materials`, one `StageSpec` here, and its module in `stages/`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,154 +12,19 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from wanpipe.runtime.documents import Count, Document, FileName, Finite, Hash, Length, Seed, Text
+from wanpipe.runtime.documents import Count, Document, FileName, Finite, Hash, Seed, Text
+from wanpipe.store.materials import (
+    AnyMaterial,
+    Conversion,
+    Decoding,
+    ImageEncoding,
+    Material,
+    Step,
+    TextEmbedding,
+    VideoEncoding,
+)
 
-SCHEMA: Literal[1] = 1  # raised when the format of all entries or materials changes
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="compute dtype")]
-Tokens = list[Annotated[int, Meta(ge=0, lt=1 << 31)]]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
 Json = Any  # of notes, which decide nothing
-
-
-class Material(Document, frozen=True, kw_only=True):
-    """The fields that define an entry. The hash of their canonical JSON is its key.
-
-    `title` of a field is its label for people. `extra` may have `same`, its label in a list of what
-    two entries have in common, and `grid`, if it follows from the settings of a run.
-    """
-
-    schema: Annotated[Literal[1], Meta(title="form of entries")] = SCHEMA
-    algorithm: Annotated[int, Meta(ge=1, lt=1 << 31, title="algorithm")] = 1
-
-
-class Quantized(Document, frozen=True, kw_only=True):
-    """Bits per weight and weights per scale of a quantized network."""
-
-    bits: Literal[4, 8]
-    group_size: Literal[32, 64, 128]
-
-
-class QuantizedNetworks(Document, frozen=True, kw_only=True):
-    """Which networks of a model are quantized, and how."""
-
-    experts: Quantized | None
-    text_encoder: Quantized | None
-
-
-class Conversion(Material, frozen=True, kw_only=True, tag_field="stage", tag="convert"):
-    """A converted model: the content of its source files, and how they are converted."""
-
-    source: Annotated[dict[str, Hash], Meta(title="checkpoint files")]
-    variant: Annotated[Text, Meta(title="variant")]
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="dtype")]
-    quantization: Annotated[QuantizedNetworks | None, Meta(title="quantization")]
-    defaults: Annotated[dict[str, Json] | UnsetType, Meta(title="defaults")] = UNSET
-
-
-class TextEmbedding(Material, frozen=True, kw_only=True, tag_field="stage", tag="encode-text"):
-    """The embeddings of a prompt and a negative prompt, by their token ids."""
-
-    prompt: Annotated[Tokens, Meta(title="prompt")]
-    negative: Annotated[Tokens, Meta(title="negative prompt")]
-    t5: Annotated[Hash, Meta(title="T5")]
-    tokenizer: Annotated[Hash, Meta(title="tokenizer")]
-    text_len: Annotated[Length, Meta(title="text length")]
-    dtype: Dtype
-
-
-class ImageEncoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="encode-image"):
-    """The conditioning of image-to-video, by the pixels after fitting.
-
-    `pixels` is None with a last image alone. The fields of a last image are absent without one.
-    """
-
-    pixels: Annotated[Hash | None, Meta(title="picture")]
-    clip_pixels: Annotated[Hash | None, Meta(title="picture for CLIP")]
-    vae: Annotated[Hash, Meta(title="VAE")]
-    clip: Annotated[Hash | None, Meta(title="CLIP")]
-    width: Annotated[Length, Meta(title="width")]
-    height: Annotated[Length, Meta(title="height")]
-    num_frames: Annotated[Length, Meta(title="frames")]
-    mode: Annotated[Literal["i2v", "ti2v"], Meta(title="mode")]
-    dtype: Dtype
-    last_pixels: Annotated[Hash | UnsetType, Meta(title="last picture")] = UNSET
-    last_clip_pixels: Annotated[Hash | UnsetType, Meta(title="last picture for CLIP")] = UNSET
-
-    def __post_init__(self) -> None:
-        if self.pixels is None and self.last_pixels is UNSET:
-            raise ValueError("an image entry is of a first or a last picture, or of both")
-
-
-class Noise(Document, frozen=True, kw_only=True):
-    """The start noise: drawn by an algorithm from a seed, or given as an array by its digest."""
-
-    algorithm: Text
-    shape: Annotated[list[Length], Meta(min_length=1, max_length=8)]
-    seed: Seed | UnsetType = UNSET
-    digest: Hash | UnsetType = UNSET
-    trim_first_frames: Count | UnsetType = UNSET
-
-
-class Solver(Document, frozen=True, kw_only=True):
-    """The solver of a step and its order."""
-
-    name: Text
-    order: Annotated[int, Meta(ge=1, le=9)]
-
-
-class StepCacheRule(Document, frozen=True, kw_only=True):
-    """The rule by which a step may reuse a velocity (`sampling.easy_cache.rule`)."""
-
-    method: Text
-    threshold: Fraction
-    warm_up: Count
-    since: Count
-
-
-class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"):
-    """One denoising step: the step before it or the noise, and everything that affects it.
-
-    `text` is the key of the text entry; at guidance 1 the key of its material without `negative`.
-    """
-
-    text: Annotated[Hash, Meta(title="text", extra={"same": "text"})]
-    image: Annotated[Hash | None, Meta(title="image", extra={"same": "image"})]
-    noise: Annotated[Noise | UnsetType, Meta(title="noise", extra={"same": "seed"})] = UNSET
-    parent: Annotated[Hash | UnsetType, Meta(title="step before")] = UNSET
-    expert: Annotated[Hash, Meta(title="transformer", extra={"same": "model"})]
-    loras: Annotated[list[tuple[Hash, Finite]], Meta(title="LoRAs")]
-    guide_scale: Annotated[Finite, Meta(title="guidance")]
-    timestep: Annotated[Finite, Meta(title="timestep", extra={"grid": True})]
-    sigma: Annotated[Fraction, Meta(title="noise level", extra={"grid": True})]
-    sigma_next: Annotated[Fraction, Meta(title="next noise level", extra={"grid": True})]
-    solver: Annotated[Solver, Meta(title="solver", extra={"grid": True})]
-    dtype: Dtype
-    step_cache: Annotated[StepCacheRule | UnsetType, Meta(title="step cache")] = UNSET
-
-    def __post_init__(self) -> None:
-        if (self.noise is UNSET) == (self.parent is UNSET):
-            raise ValueError("a step follows another step or the noise, exactly one of the two")
-
-
-class Tiles(Document, frozen=True, kw_only=True):
-    """Tiles of a spatial decode, in pixels."""
-
-    tile: Length
-    overlap: Length
-    margin: Count
-
-
-class Decoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="decode"):
-    """The frames of a step, decoded by a VAE."""
-
-    step: Annotated[Hash, Meta(title="step")]
-    vae: Annotated[Hash, Meta(title="VAE")]
-    tiling: Annotated[Tiles | None, Meta(title="tiling")]
-    trim_first_frames: Annotated[Count, Meta(title="trimmed frames")]
-    dtype: Dtype
-
-
-AnyMaterial = Conversion | TextEmbedding | ImageEncoding | Step | Decoding
 
 
 class Statistics(Document, frozen=True, kw_only=True):
@@ -191,6 +56,9 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     negative_prompt: Text | None = None
     image: Text | None = None
     last_image: Text | None = None
+    video: Text | None = None
+    mask: Text | None = None
+    references: list[Text] | None = None
     fit: Text | None = None
     checkpoint: Text | None = None
     from_model: Text | None = None
@@ -202,10 +70,16 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fps: Finite | None = None
 
     @property
-    def images(self) -> str:
-        """The names of the images: a.png, or a.png to b.png; the last one alone is "to b.png"."""
+    def files(self) -> str:
+        """The names of the files that were encoded: a.png, or a.png to b.png, or a.mp4 with mask
+        m.png and reference r.png; a last image alone is "to b.png".
+        """
         last = None if self.last_image is None else f"to {self.last_image}"
-        return " ".join(name for name in (self.image, last) if name is not None)
+        extras = [] if self.mask is None else [f"mask {self.mask}"]
+        extras += [f"reference {name}" for name in self.references or ()]
+        with_extras = "with " * (self.video is not None) + " and ".join(extras) if extras else None
+        names = (self.image, last, self.video, with_extras)
+        return " ".join(name for name in names if name is not None)
 
 
 ArrayName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}(/[a-z][a-z0-9_]{0,31})?$")]
@@ -225,6 +99,7 @@ class Record(Document, frozen=True, kw_only=True):
     seal: Hash
     step: Annotated[int, Meta(ge=0, lt=100_000)] | UnsetType = UNSET
     parent: Hash | UnsetType | None = UNSET
+    references: Count | UnsetType = UNSET  # of a context of VACE
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES or not isinstance(self.material, STAGES[self.stage].material):
@@ -308,7 +183,24 @@ STAGES = {
                 "latent": ArraySpec(axes="CFHW", required=False),
             },
             describe=lambda record: (
-                f"{record.made.images}, {record.material.width}x{record.material.height}"
+                f"{record.made.files}, {record.material.width}x{record.material.height}"
+            ),
+        ),
+        StageSpec(
+            name="encode-video",
+            material=VideoEncoding,
+            role="video",
+            gc_rank=3,
+            arrays={
+                "context": ArraySpec(axes="CFHW", required=False),
+                "latent": ArraySpec(axes="CFHW", required=False),
+                "mask": ArraySpec(axes="CFHW", required=False),
+                "condition": ArraySpec(axes="CFHW", required=False),
+                "clip": ArraySpec(axes="LD", required=False),
+            },
+            describe=lambda record: (
+                f"{record.made.files or record.material.mode}, "
+                f"{record.material.width}x{record.material.height}"
             ),
         ),
         StageSpec(
@@ -321,7 +213,7 @@ STAGES = {
                 "x0": ArraySpec(axes="CFHW", varies=True),
                 "solver/*": ArraySpec(axes="CFHW", required=False),
             },
-            inputs=("text", "image"),
+            inputs=("text", "image", "video"),
             describe=lambda record: f"guidance {record.material.guide_scale}",
         ),
         StageSpec(
@@ -361,7 +253,7 @@ def check_references(record: Record) -> str:
     """Return how a record contradicts its material, "" if it does not."""
     stage, material = STAGES[record.stage], record.material
     wrong = set(record.inputs) - set(stage.inputs)
-    needed = {role for role in stage.inputs if getattr(material, role) is not None}
+    needed = {role for role in stage.inputs if getattr(material, role) not in (None, UNSET)}
     if missing := needed - set(record.inputs):
         return f"inputs {sorted(missing)} are missing"
     for role in set(record.inputs) - wrong:
@@ -377,4 +269,9 @@ def check_references(record: Record) -> str:
             return "number and parent of the step are not those of the material"
     elif record.step is not UNSET or record.parent is not UNSET:
         return "only steps have a number and a parent"
+    count: int | UnsetType = UNSET
+    if isinstance(material, VideoEncoding) and material.mode == "vace":
+        count = len(material.references)
+    if record.references != count:
+        return "the number of references is not that of the material"
     return check_arrays(stage, set(record.digest))

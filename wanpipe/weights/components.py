@@ -93,11 +93,8 @@ def plan_components(checkpoint: Checkpoint, dtype: str) -> list[ComponentPlan]:
     plans = [
         _plan_component(checkpoint, "t5_encoder", T5(checkpoint.t5), umt5_rules.RULES, wanted),
         _plan_component(checkpoint, "vae", vae.Decoder(checkpoint.vae), decoder, "F32"),
+        _plan_component(checkpoint, "vae_encoder", vae.Encoder(checkpoint.vae), encoder, "F32"),
     ]
-    if checkpoint.variant.task != "t2v":
-        plans.append(
-            _plan_component(checkpoint, "vae_encoder", vae.Encoder(checkpoint.vae), encoder, "F32")
-        )
     if checkpoint.clip is not None:
         rules = clip_rules.rules(checkpoint.clip.layers)
         plans.append(_plan_component(checkpoint, "clip", CLIP(checkpoint.clip), rules, wanted))

@@ -1,6 +1,6 @@
 """Reads the weights of a converted model's file into a network."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,10 +93,12 @@ class Weights:
         return network
 
 
-def load_network(network: Network, path: Path, dtype: mx.Dtype, without: str = "") -> Network:
+def load_network(
+    network: Network, path: Path, dtype: mx.Dtype, without: Sequence[str] = ()
+) -> Network:
     """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
 
-    What is under `without`, a module's name, is not read, and empty afterwards. Raises
+    The lists of modules `without` are not read, and empty afterwards. Raises
     CheckpointError that lists missing, unexpected and wrong-shaped tensors.
     """
     weights = Weights(path, dtype)
@@ -115,6 +117,6 @@ def load_network(network: Network, path: Path, dtype: mx.Dtype, without: str = "
     complaints = "; ".join(f"{what}: {list_names(names)}" for what, names in lists if names)
     if complaints:
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
-    if without:
-        setattr(network, without, [])
+    for name in without:
+        setattr(network, name, [])
     return weights.fill(network)

@@ -29,9 +29,10 @@ PARTS_BY_PARAMETER = {
     "modulation": ("modulation",),
 }
 DIM_INPUTS = re.compile(
-    r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.0)"
+    r"(vace_)?blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.0)"
 )  # layers whose input has the width of the tokens
 BLOCK_NAME = re.compile(r"blocks\.(\d{1,6})(\..*)?")
+VACE_BLOCK_NAME = re.compile(r"vace_blocks\.\d{1,6}(?=\.|$)")
 
 
 @dataclass(kw_only=True)
@@ -120,7 +121,7 @@ class LoraFile:
         def kind(module: str) -> str:
             found = BLOCK_NAME.fullmatch(module)
             if found is None:
-                return module
+                return VACE_BLOCK_NAME.sub("vace_blocks", module)
             return found[2].lstrip(".") if found[2] else "modulation"
 
         return dict(Counter(map(kind, self.modules)))
@@ -134,6 +135,11 @@ class LoraFile:
 def is_image_branch(module: str) -> bool:
     """Whether only Wan2.1 I2V has a module."""
     return re.fullmatch(lora_rules.IMAGE_BRANCH, module) is not None
+
+
+def is_vace(module: str) -> bool:
+    """Whether only VACE has a module."""
+    return re.fullmatch(lora_rules.VACE, module) is not None
 
 
 class KeyParts(NamedTuple):
@@ -155,7 +161,7 @@ def read_lora(path: Path) -> LoraFile:
     that gives a tensor twice.
     """
     with open_tensors(path) as file:
-        weights, factors = split_scales(file, "")
+        weights, factors = split_scales(file, "", file.tensors)
         tensors, metadata = {key: file.tensors[key] for key in weights}, file.metadata
     first = LoraFile(path=path, tensors=tensors, factors=factors)
     second = LoraFile(path=path, tensors=tensors, factors=factors)

@@ -18,10 +18,13 @@ from wanpipe.weights.lora import (
     LoraFile,
     as_tensors,
     is_image_branch,
+    is_vace,
     model_of,
 )
 
 NO_IMAGE_BRANCH = "of an image branch that this model lacks"
+IMAGE_BRANCH = "the image branch of Wan2.1 image-to-video"
+NO_VACE = "of VACE blocks that this model lacks"
 OTHER_INPUT_CHANNELS = "for another number of input channels"
 ALPHA_ALONE = "that scale nothing"
 QUERY_WEIGHT = "blocks.{}.self_attn.q.weight"  # gives the width and the number of layers
@@ -87,11 +90,12 @@ def match_lora(lora: LoraFile, shapes: Mapping[str, Shape]) -> LoraMatch:
                 factors={key: lora.factors[key] for key in keys.values() if key in lora.factors},
             )
             changed.add(module)
-    if not deltas and lora.modules and all(map(is_image_branch, lora.modules)):
-        raise CheckpointError(
-            f"{lora.path} changes only the image branch of Wan2.1 image-to-video "
-            f"({list_names(lora.modules)}), which this model lacks; use a LoRA for this model"
-        )
+    for belongs, what in ((is_image_branch, IMAGE_BRANCH), (is_vace, "VACE blocks")):
+        if not deltas and lora.modules and all(map(belongs, lora.modules)):
+            raise CheckpointError(
+                f"{lora.path} changes only {what} ({list_names(lora.modules)}), which this model "
+                "lacks; use a LoRA for this model"
+            )
     if not deltas:
         raise CheckpointError(
             f"{lora.path} changes no layer of this model (keys: {list_names(lora.tensors)}); use a "
@@ -126,6 +130,8 @@ def _reason_to_ignore(
 ) -> str:
     """Return why a delta does not apply, or "". Raises CheckpointError for other shapes."""
     if target is None or rule is None or target not in shapes:
+        if is_vace(module):
+            return NO_VACE
         return NO_IMAGE_BRANCH if is_image_branch(module) else UNKNOWN
     for part in set(keys) - {"alpha", "up"}:
         shape = lora.shape(module, part)

@@ -26,7 +26,7 @@ class Model:
         if name not in self.config.components:
             raise CheckpointError(
                 f"{self.directory} ({self.config.variant}) has no {name}; it has "
-                f"{', '.join(self.config.components)}"
+                f"{', '.join(self.config.components)}; convert the checkpoint again with --force"
             )
         return self.config.components[name]
 

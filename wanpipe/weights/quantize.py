@@ -19,8 +19,8 @@ BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
 # of the DiT and of umT5; embeddings, norms, modulation and head stay as they are
 MATRICES = re.compile(
-    r"blocks\.\d+\."
-    r"(?P<kind>(self_attn|cross_attn|attn)\.(q|k|v|o|k_img|v_img)|ffn\.(gate|fc1|fc2))\.weight"
+    r"(vace_)?blocks\.\d+\.(?P<kind>(self_attn|cross_attn|attn)\.(q|k|v|o|k_img|v_img)"
+    r"|ffn\.(gate|fc1|fc2)|(before|after)_proj)\.weight"
 )
 WEIGHT, SCALES, BIASES = "weight", "scales", "biases"  # last words of MLX's three tensors
 

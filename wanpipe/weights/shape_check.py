@@ -32,8 +32,11 @@ def check_shapes(name: str, path: Path, config: Any) -> None:
         if (found := leading_axes(tensors, tensor, len(shape))) != shape
     ]
     layers = getattr(config, "layers", 0) - (name == "clip")  # its last block is never used
-    if (count := count_blocks(tensors)) != max(0, layers):
+    if (count := count_blocks(tensors, "blocks.")) != max(0, layers):
         wrong.append(f"{count} blocks instead of {layers}")
+    vace = getattr(config, "vace_count", 0)
+    if (count := count_blocks(tensors, "vace_blocks.")) != vace:
+        wrong.append(f"{count} VACE blocks instead of {vace}")
     if wrong:
         raise CheckpointError(
             f"{path} does not fit the dimensions in config.json: {list_names(wrong)}; convert the "
@@ -47,20 +50,22 @@ def leading_axes(tensors: Mapping[str, TensorInfo], name: str, count: int) -> tu
     return shape[:count] if count else shape
 
 
-def count_blocks(tensors: Mapping[str, TensorInfo]) -> int:
-    """Count the blocks whose tensors are called blocks.0.*, blocks.1.* and so on."""
-    return len({name.split(".", 2)[1] for name in tensors if name.startswith("blocks.")})
+def count_blocks(tensors: Mapping[str, TensorInfo], prefix: str) -> int:
+    """Count the blocks whose tensors are called <prefix>0.*, <prefix>1.* and so on."""
+    return len({name.split(".", 2)[1] for name in tensors if name.startswith(prefix)})
 
 
 def expected_dit(config: DiTConfig) -> Shapes:
     """Some shapes of a transformer."""
     c, token = config, prod(config.patch)
+    vace = () if c.vace_in_dim is UNSET else (c.dim, token * c.vace_in_dim)
     return {
         "patch_embedding.weight": (c.dim, token * c.in_dim),
         "text_embedding.fc1.weight": (c.dim, c.text_dim),
         "time_embedding.fc1.weight": (c.dim, c.freq_dim),
         "blocks.0.ffn.fc1.bias": (c.ffn_dim,),
         "head.linear.weight": (token * c.out_dim, c.dim),
+        "vace_patch_embedding.weight": vace,
         "img_emb.fc1.bias": () if c.clip_dim is None else (c.clip_dim,),
         "img_emb.pos_embedding": () if c.clip_positions is UNSET else (c.clip_positions,),
     }

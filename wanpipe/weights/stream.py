@@ -3,14 +3,15 @@
 Holds no weights itself: a block lives as long as somebody uses it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic
 
 import mlx.core as mx
-import mlx.nn as nn
 
+from wanpipe.models.dit import Block, DiT
 from wanpipe.weights.load import Network, Weights, load_network, with_quantized
 from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
@@ -18,38 +19,51 @@ from wanpipe.weights.merge import merge
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedBlocks(Generic[Network]):
-    """The blocks of the file `path`, each in a network that `make` gives, with LoRAs added.
+    """Blocks of the file `path`, in the order of `makers`, with LoRAs added.
 
-    Asking for a block waits until it is read, and begins to read the one after it. Raises
-    CheckpointError for a file that lacks a tensor.
+    `makers` has what makes an empty block, by the block's name in the file. Asking for a block
+    waits until it is read, and begins to read the one after it. Raises CheckpointError for a file
+    that lacks a tensor.
     """
 
     path: Path
-    count: int
-    make: Callable[[], Network]
+    makers: Mapping[str, Callable[[], Network]]
     dtype: mx.Dtype
     loras: Sequence[tuple[LoraMatch, float]] = ()
 
     def __iter__(self) -> Iterator[Network]:
         weights = Weights(self.path, self.dtype)
-        for index in range(self.count):
-            prefix = f"blocks.{index}."
-            block = with_quantized(self.make(), weights.stored, prefix)
+        following = [*[f"{name}." for name in self.makers][1:], None]
+        for (name, make), after in zip(self.makers.items(), following, strict=True):
+            prefix = f"{name}."
+            block = with_quantized(make(), weights.stored, prefix)
             merge(weights.fill(block, prefix), self.loras, prefix)
-            following = f"blocks.{index + 1}."
-            weights.begin([name for name in weights.stored if name.startswith(following)])
+            if after is not None:
+                weights.begin([stored for stored in weights.stored if stored.startswith(after)])
             yield block
 
 
+def numbered(make: Callable[[], Network], count: int) -> dict[str, Callable[[], Network]]:
+    """Return the makers of `count` equal blocks."""
+    return {f"blocks.{index}": make for index in range(count)}
+
+
 def load_streamed(
-    network: Network,
+    network: DiT,
     path: Path,
     dtype: mx.Dtype,
-    make: Callable[[], nn.Module],
+    make: Callable[[], Block],
     loras: Sequence[tuple[LoraMatch, float]] = (),
-) -> Network:
-    """Fill `network` as `load_network` does, but for its blocks, which become `StreamedBlocks`."""
-    count = len(network.blocks)
-    load_network(network, path, dtype, without="blocks")
-    network.blocks = StreamedBlocks(path=path, count=count, make=make, dtype=dtype, loras=loras)
+) -> DiT:
+    """Fill `network` as `load_network` does, but for its blocks, which become `StreamedBlocks`.
+
+    `make` gives an empty main block. A VACE block is read after its main block.
+    """
+    makers: dict[str, Callable[[], Block]] = {}
+    for name in network.config.block_names:
+        row, _, number = name.partition(".")
+        makers[name] = make if row == "blocks" else partial(network.vace_block, int(number))
+    lists = ("blocks", "vace_blocks") if network.config.vace_count else ("blocks",)
+    load_network(network, path, dtype, without=lists)
+    network.blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype, loras=loras)
     return network

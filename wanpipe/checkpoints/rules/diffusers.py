@@ -1,5 +1,5 @@
-"""Names that diffusers gives the tensors of Wan (transformer_wan.py, autoencoder_kl_wan.py), and
-the official ones: data, no code but the expansion of blocks.
+"""Names that diffusers gives the tensors of Wan (transformer_wan.py, transformer_wan_vace.py,
+autoencoder_kl_wan.py), and the official ones: data, no code but the expansion of blocks.
 """
 
 from wanpipe.checkpoints.rename import RenameRule
@@ -9,6 +9,8 @@ DIT: tuple[RenameRule, ...] = (
     RenameRule("patch_embedding.{leaf}", "patch_embedding.{leaf}"),
     RenameRule("scale_shift_table", "head.modulation"),
     RenameRule("blocks.{i}.scale_shift_table", "blocks.{i}.modulation"),
+    RenameRule("vace_blocks.{i}.scale_shift_table", "vace_blocks.{i}.modulation"),
+    RenameRule("vace_patch_embedding.{leaf}", "vace_patch_embedding.{leaf}"),
     RenameRule("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"),
     *(
         RenameRule(f"{rule.pattern}.{{leaf}}", f"{rule.target}.{{leaf}}")
@@ -106,6 +108,8 @@ CONFIG: dict[str, str | None] = {
     "patch_size": "patch_size",
     "cross_attn_norm": "cross_attn_norm",
     "eps": "eps",
+    "vace_layers": "vace_layers",
+    "vace_in_channels": "vace_in_dim",
     "wanpipe": "wanpipe",
     "_class_name": None,
     "_diffusers_version": None,
@@ -117,5 +121,8 @@ CONFIG: dict[str, str | None] = {
     "rope_max_seq_len": None,
     "pos_embed_seq_len": None,
 }
-# the one value that the official code has
-FIXED = {"_class_name": "WanTransformer3DModel", "qk_norm": "rms_norm_across_heads"}
+# the values that the official code has
+FIXED = {
+    "_class_name": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
+    "qk_norm": ("rms_norm_across_heads",),
+}

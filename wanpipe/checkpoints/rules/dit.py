@@ -1,12 +1,15 @@
-"""Official names of the DiT's tensors (wan/modules/model.py) and ours: data, no code.
+"""Official names of the DiT's tensors (wan/modules/model.py, vace_model.py) and ours: data, no
+code but the repetition of a block's rules for VACE.
 
 Biases of layers that multiply in the compute dtype have it too: a float32 bias would make their
 results float32.
 """
 
+from dataclasses import replace
+
 from wanpipe.checkpoints.rename import RenameRule
 
-RULES: tuple[RenameRule, ...] = (
+_RULES: tuple[RenameRule, ...] = (
     RenameRule("patch_embedding.weight", "patch_embedding.weight", "patch", keep_float32=True),
     RenameRule("patch_embedding.bias", "patch_embedding.bias", keep_float32=True),
     RenameRule("text_embedding.0.{leaf}", "text_embedding.fc1.{leaf}"),
@@ -63,4 +66,19 @@ RULES: tuple[RenameRule, ...] = (
     # the official head computes in float32
     RenameRule("head.modulation", "head.modulation", "flatten", keep_float32=True),
     RenameRule("head.head.{leaf}", "head.linear.{leaf}", keep_float32=True),
+)
+# a VACE block is a block with one or two layers more
+RULES: tuple[RenameRule, ...] = (
+    *_RULES,
+    RenameRule(
+        "vace_patch_embedding.weight", "vace_patch_embedding.weight", "patch", keep_float32=True
+    ),
+    RenameRule("vace_patch_embedding.bias", "vace_patch_embedding.bias", keep_float32=True),
+    *(
+        replace(rule, pattern=f"vace_{rule.pattern}", target=f"vace_{rule.target}")
+        for rule in _RULES
+        if rule.pattern.startswith("blocks.")
+    ),
+    RenameRule("vace_blocks.{i}.before_proj.{leaf}", "vace_blocks.{i}.before_proj.{leaf}"),
+    RenameRule("vace_blocks.{i}.after_proj.{leaf}", "vace_blocks.{i}.after_proj.{leaf}"),
 )

@@ -1,8 +1,13 @@
-"""The down and up path of the Wan2.2 VAE: stages whose shortcuts average or duplicate values.
+"""The down and up paths of both VAEs: the layers between full size and the latent's.
 
-Blocks come from `vae_blocks`; `vae` adds the other layers of the encoder and the decoder.
-Source: wan/modules/vae2_2.py, `Encoder3d`, `Decoder3d`, `AvgDown3D` and `DupUp3D`.
+Wan2.1 has a sequence of residual blocks and resampling layers, Wan2.2 stages whose shortcuts
+average or duplicate values. Blocks come from `vae_blocks`; `vae` adds the other layers of the
+encoder and the decoder. Source: wan/modules/vae.py, `Encoder3d` and `Decoder3d`, and
+wan/modules/vae2_2.py, also `AvgDown3D` and `DupUp3D`.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +15,33 @@ import mlx.nn as nn
 from wanpipe.models.causal_conv import CausalCache
 from wanpipe.models.config import DIM_MULT, TEMPORAL_DOWNSAMPLE
 from wanpipe.models.vae_blocks import Downsample, ResidualBlock, Upsample
+
+
+def down_path_21(base: int) -> list[nn.Module]:
+    """Return the layers from `base` channels at full size to 4 * `base` at an eighth."""
+    layers: list[nn.Module] = []
+    inputs = base
+    for level, factor in enumerate(DIM_MULT):
+        outputs = base * factor
+        layers += [ResidualBlock(inputs, outputs), ResidualBlock(outputs, outputs)]
+        inputs = outputs
+        if level < len(TEMPORAL_DOWNSAMPLE):
+            layers.append(Downsample(inputs, TEMPORAL_DOWNSAMPLE[level]))
+    return layers
+
+
+def up_path_21(base: int) -> list[nn.Module]:
+    """Return the layers from 4 * `base` channels at an eighth to `base` at full size."""
+    layers: list[nn.Module] = []
+    inputs = base * DIM_MULT[-1]
+    for level in reversed(range(len(DIM_MULT))):
+        outputs = base * DIM_MULT[level]
+        layers += [ResidualBlock(width, outputs) for width in (inputs, outputs, outputs)]
+        inputs = outputs
+        if level > 0:
+            layers.append(Upsample(outputs, outputs // 2, TEMPORAL_DOWNSAMPLE[level - 1]))
+            inputs = outputs // 2
+    return layers
 
 
 def avg_down(x: mx.array, outputs: int, factor_t: int, factor_s: int) -> mx.array:
@@ -84,7 +116,7 @@ class UpStage(nn.Module):
         return y
 
 
-def down_path(base: int) -> list[nn.Module]:
+def down_path_22(base: int) -> list[nn.Module]:
     """Return the stages from `base` channels at full size to 4 * `base` at an eighth."""
     widths = [base, *(base * factor for factor in DIM_MULT)]
     return [
@@ -93,10 +125,15 @@ def down_path(base: int) -> list[nn.Module]:
     ]
 
 
-def up_path(base: int) -> list[nn.Module]:
+def up_path_22(base: int) -> list[nn.Module]:
     """Return the stages from 4 * `base` channels at an eighth to `base` at full size."""
     widths = [base * factor for factor in (*DIM_MULT, DIM_MULT[-1])]
     return [
         UpStage(widths[level + 1], widths[level], level > 0, (False, *TEMPORAL_DOWNSAMPLE)[level])
         for level in reversed(range(len(DIM_MULT)))
     ]
+
+
+Path = Callable[[int], list[Any]]  # of the base width
+DOWN: dict[str, Path] = {"2.1": down_path_21, "2.2": down_path_22}
+UP: dict[str, Path] = {"2.1": up_path_21, "2.2": up_path_22}

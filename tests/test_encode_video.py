@@ -1,0 +1,375 @@
+"""encode-video: what VACE, video-to-video and continuation get from videos, masks and images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_show import show
+from tests.workshop import SMALL, Models, Place
+from wanpipe.media.latent_rgb import linear_frames
+from wanpipe.media.resize import resize_crop
+
+SIDES, FRAMES, STEPS = SMALL[:4], SMALL[4:6], SMALL[6:]
+SIDE, COUNT = 32, 9  # pixels of the frames of clip, and how many it has
+GRAY, WHITE = 127, 255
+NINE = (*SIDES, "--num-frames", 9)
+
+
+def pictures(seed: int, count: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    """Random frames (T, Y, X, 3) uint8."""
+    shape = (count, height, width, 3)
+    return np.random.Generator(np.random.Philox(seed)).integers(0, 256, shape, np.uint8)
+
+
+def save(folder: Path, frames: np.ndarray) -> Path:
+    """Write frames as a folder of PNG files."""
+    folder.mkdir()
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+    return folder
+
+
+def masks(anew: np.ndarray) -> np.ndarray:
+    """Frames of a mask, white where `anew` (T, Y, X)."""
+    return np.repeat(anew[..., None] * np.uint8(WHITE), 3, axis=-1)
+
+
+def with_mask(root: Path, frames: np.ndarray, anew: np.ndarray) -> tuple[object, ...]:
+    """The options that give frames, and a mask of what is made `anew`."""
+    return ("--video", save(root / "v", frames), "--mask", save(root / "m", masks(anew)))
+
+
+def furnished(family: str, models: Models, root: Path) -> Place:
+    """A folder with a clip of nine frames, images, and a model."""
+    save(root / "clip", pictures(1, COUNT))
+    Image.fromarray(pictures(2, 1)[0]).save(root / "first.png")
+    Image.fromarray(pictures(3, 1)[0]).save(root / "last.png")
+    Image.fromarray(pictures(4, 1, 48, 80)[0]).save(root / "wide.png")
+    half = np.zeros((SIDE, SIDE), dtype=bool)
+    half[:, SIDE // 2 :] = True
+    Image.fromarray(masks(half[None])[0]).save(root / "right.png")
+    return Place(root, models(family))
+
+
+@pytest.fixture
+def vace(models: Models, tmp_path: Path) -> Place:
+    return furnished("wan21-vace", models, tmp_path)
+
+
+@pytest.fixture
+def t2v(models: Models, tmp_path: Path) -> Place:
+    return furnished("wan21-t2v", models, tmp_path)
+
+
+@pytest.fixture
+def ti2v(models: Models, tmp_path: Path) -> Place:
+    return furnished("wan22-ti2v-5b", models, tmp_path)
+
+
+@pytest.fixture
+def i2v(models: Models, tmp_path: Path) -> Place:
+    return furnished("wan22-i2v-a14b", models, tmp_path)
+
+
+def encode(place: Place, *words: object) -> Path:
+    return place.made("encode-video", "--model", place.model, *words)
+
+
+def denoise(place: Place, video: Path, *words: object) -> Path:
+    sources = ("--from", place.text(), "--from", video)
+    return place.made("denoise", "--model", place.model, *sources, *words)
+
+
+def test_key_frames_are_a_gray_video_whose_mask_keeps_them(vace: Place) -> None:
+    frames = np.full((COUNT, SIDE, SIDE, 3), GRAY, dtype=np.uint8)
+    frames[0], frames[-1] = pictures(2, 1)[0], pictures(3, 1)[0]
+    anew = np.ones((COUNT, SIDE, SIDE), dtype=bool)
+    anew[[0, -1]] = False
+    by_hand = (
+        "--video",
+        save(vace.root / "v", frames),
+        "--mask",
+        save(vace.root / "m", masks(anew)),
+    )
+    images = ("--keyframe", 0, "first.png", "--keyframe", -1, "last.png")
+    assert encode(vace, *NINE, *images) == encode(vace, *NINE, *by_hand)
+
+
+def test_outpainting_adds_gray_edges_that_are_made(vace: Place) -> None:
+    frames = np.full((5, SIDE + 16, SIDE + 48, 3), GRAY, dtype=np.uint8)
+    frames[:, 16:, 16 : 16 + SIDE] = pictures(1, COUNT)[:5]
+    anew = np.ones(frames.shape[:3], dtype=bool)
+    anew[:, 16:, 16 : 16 + SIDE] = False
+    by_hand = (
+        "--video",
+        save(vace.root / "v", frames),
+        "--mask",
+        save(vace.root / "m", masks(anew)),
+    )
+    outpaint = encode(vace, *FRAMES, "--video", "clip", "--outpaint", "16,16,32,0")
+    assert outpaint == encode(vace, *FRAMES, *by_hand)
+    material = vace.entry(outpaint).material
+    assert (material.width, material.height) == (SIDE + 48, SIDE + 16)
+
+
+def test_extending_keeps_the_last_frames_and_makes_the_rest(vace: Place) -> None:
+    frames = np.full((COUNT, SIDE, SIDE, 3), GRAY, dtype=np.uint8)
+    frames[:5] = pictures(1, COUNT)[-5:]
+    anew = np.arange(COUNT)[:, None, None] >= np.full((1, SIDE, SIDE), 5)
+    by_hand = (
+        "--video",
+        save(vace.root / "v", frames),
+        "--mask",
+        save(vace.root / "m", masks(anew)),
+    )
+    extended = vace.entry(encode(vace, *NINE, "--video", "clip", "--extend", 5))
+    same = vace.entry(encode(vace, *NINE, *by_hand))
+    assert np.array_equal(extended.read("context"), same.read("context"))
+    assert (extended.material.known_frames, same.material.known_frames) == (5, 0)
+
+
+def test_a_still_mask_holds_for_every_frame(vace: Place) -> None:
+    half = np.array(Image.open(vace.root / "right.png"))
+    masked = save(vace.root / "m", np.repeat(half[None], COUNT, axis=0))
+    words = (*NINE, "--video", "clip", "--mask")
+    assert encode(vace, *words, "right.png") == encode(vace, *words, masked)
+
+
+def test_a_mask_that_is_all_white_is_none(vace: Place) -> None:
+    Image.new("RGB", (SIDE, SIDE), "white").save(vace.root / "white.png")
+    words = (*NINE, "--video", "clip")
+    assert encode(vace, *words, "--mask", "white.png") == encode(vace, *words)
+
+
+def test_references_come_before_the_video_and_are_not_decoded(
+    vace: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*NINE, "--reference", "first.png", "--reference", "wide.png")
+    video = encode(vace, *words)
+    entry = vace.entry(video)
+    assert entry.shape("context") == (96, 5, 4, 4)
+    assert entry.record.references == 2
+    other = vace.entry(encode(vace, *NINE, "--reference", "wide.png"))
+    assert np.array_equal(entry.read("context")[:, 1:], other.read("context"))
+    step = denoise(vace, video, *STEPS)
+    assert vace.entry(step).shape("latent") == (16, 5, 4, 4)
+    frames = vace.entry(vace.made("decode", "--from", step))
+    assert frames.shape("frames") == (9, SIDE, SIDE, 3)
+    drawn = []
+    monkeypatch.setattr(
+        "stages.preview.linear_frames", lambda x: drawn.append(x.shape) or linear_frames(x)
+    )
+    vace.made("preview", step)
+    assert drawn == [(16, 3, 4, 4)]
+
+
+def test_vace_makes_a_video_from_a_prompt_alone(vace: Place) -> None:
+    alone = vace.film()
+    stages = [event["stage"] for event in alone.events if event["event"] == "computed"]
+    assert stages[:2] == ["encode-text", "encode-video"]
+    context = vace.entry(next((vace.cache / "encode-video").iterdir())).read("context")
+    assert (context[32:] == 1).all()
+    assert np.array_equal(context[:16], context[16:32])
+
+
+def test_a_video_is_fitted_as_the_official_resize_does(vace: Place) -> None:
+    large = save(vace.root / "large", pictures(5, 5, 45, 70))
+    fitted = np.stack([resize_crop(frame, SIDE, SIDE) for frame in pictures(5, 5, 45, 70)])
+    small = save(vace.root / "small", fitted)
+    words = (*SIDES, *FRAMES, "--video")
+    assert encode(vace, *words, large) == encode(vace, *words, small)
+
+
+def test_a_short_video_gives_as_many_frames_as_it_has(vace: Place) -> None:
+    entry = vace.entry(encode(vace, *SIDES, "--video", "clip"))
+    assert entry.material.num_frames == COUNT
+    step = vace.entry(denoise(vace, entry.path, *STEPS))
+    assert step.shape("latent")[1] == 3
+
+
+def test_a_part_of_the_steps_changes_a_video(t2v: Place) -> None:
+    video = encode(t2v, *NINE, "--video", "clip")
+    latent = t2v.entry(video).read("latent")
+    last = denoise(t2v, video, "--steps", 10, "--strength", 0.3)
+    steps = t2v.chain(last)
+    assert [step.step for step in steps] == [0, 1, 2]
+    whole = t2v.chain(denoise(t2v, video, "--steps", 10, "--strength", 1))
+    assert [step.material.sigma for step in steps] == [step.material.sigma for step in whole[-3:]]
+    distances = [np.abs(chain[-1].read("latent") - latent).mean() for chain in (steps, whole)]
+    assert distances[0] < distances[1]
+
+
+def test_only_the_first_step_of_a_changed_video_names_it(t2v: Place) -> None:
+    video = encode(t2v, *NINE, "--video", "clip")
+    first, *others = t2v.chain(denoise(t2v, video, *STEPS))
+    assert first.material.video == Path(video).name
+    assert not any(step.material.video for step in others)
+    assert "video" not in others[0].inputs
+
+
+def test_what_a_mask_keeps_is_the_video_itself(t2v: Place) -> None:
+    video = encode(t2v, *NINE, "--video", "clip", "--mask", "right.png")
+    entry = t2v.entry(video)
+    mask, latent = entry.read("mask"), entry.read("latent")
+    assert mask.shape == (1, 3, 4, 4)
+    assert np.array_equal(mask[0, :, :, 0], np.zeros((3, 4)))
+    assert np.array_equal(mask[0, :, :, 3], np.ones((3, 4)))
+    steps = t2v.chain(denoise(t2v, video, *STEPS, "--strength", 1))
+    kept = np.broadcast_to(mask == 0, latent.shape)
+    for step in steps:
+        assert np.abs(step.read("x0") - latent)[kept].max() <= 1e-5
+        assert step.material.video == entry.key
+    assert np.abs(steps[-1].read("latent") - latent)[kept].max() <= 1e-5
+    assert np.abs(steps[-1].read("latent") - latent)[~kept].max() > 0.1
+
+
+def test_i2v_gets_the_first_frames_as_it_gets_an_image(i2v: Place) -> None:
+    image = i2v.made("encode-image", "--model", i2v.model, *NINE, "--image", "first.png")
+    save(i2v.root / "one", pictures(2, 1))
+    one = encode(i2v, *NINE, "--video", "one", "--extend", 1)
+    condition = i2v.entry(one).read("condition")
+    assert np.array_equal(condition, i2v.entry(image).read("condition"))
+    five = i2v.entry(encode(i2v, *NINE, "--video", "clip", "--extend", 5)).read("condition")
+    assert np.array_equal(five[:4, :, 0, 0], [[1, 1, 0]] * 4)
+
+
+def test_ti2v_keeps_the_first_frames_at_every_step(ti2v: Place) -> None:
+    video = encode(ti2v, *SIDES, "--num-frames", 13, "--video", "clip", "--extend", 5)
+    known = ti2v.entry(video).read("latent")
+    assert known.shape == (48, 2, 2, 2)
+    for step in ti2v.chain(denoise(ti2v, video, "--num-frames", 13, *STEPS)):
+        latent = step.read("latent")
+        assert np.array_equal(latent[:, :2], known)
+        assert not np.array_equal(latent[:, 2:4], known)
+
+
+def test_wan21_i2v_gives_clip_the_first_of_the_frames(models: Models, tmp_path: Path) -> None:
+    place = furnished("wan21-i2v", models, tmp_path)
+    Image.fromarray(pictures(1, COUNT)[-5]).save(tmp_path / "start.png")
+    image = place.made("encode-image", "--model", place.model, *NINE, "--image", "start.png")
+    video = encode(place, *NINE, "--video", "clip", "--extend", 5)
+    tokens = [place.entry(entry).read("clip") for entry in (image, video)]
+    assert np.array_equal(*tokens)
+
+
+def test_a_continued_video_is_joined_without_the_common_frames(i2v: Place) -> None:
+    video = encode(i2v, *NINE, "--video", "clip", "--extend", 5)
+    step = denoise(i2v, video, *STEPS)
+    frames = i2v.entry(i2v.made("decode", "--from", step)).read("frames")
+    i2v.do("decode", "--from", step, "--after", "clip", "--output", "joined.png")
+    paths = sorted((i2v.root / "joined.png").iterdir())
+    joined = np.stack([np.array(Image.open(path)) for path in paths])
+    assert np.array_equal(joined, np.concatenate([pictures(1, COUNT), frames[5:]]))
+
+
+def test_a_run_from_a_video_is_resumed_and_branched(vace: Place) -> None:
+    video = encode(vace, *NINE, "--video", "clip", "--mask", "right.png")
+    whole = denoise(vace, video, *STEPS)
+    half = denoise(vace, video, *STEPS, "--seed", 1, "--stop-at", 2)
+    resumed = vace.made("denoise", "--from", half)
+    assert [step.material.video for step in vace.chain(resumed)] == [video.name] * 4
+    branch = vace.chain(vace.made("denoise", "--from", half, "--context-scale", 0.5))
+    assert [step.material.context_scale for step in branch] == [1, 1, 0.5, 0.5]
+    assert whole != resumed
+
+
+def test_a_changed_video_is_exported_with_what_its_run_is_resumed_with(t2v: Place) -> None:
+    video = encode(t2v, *NINE, "--video", "clip")
+    half = denoise(t2v, video, *STEPS, "--stop-at", 2)
+    t2v.do("cache", "export", half, "half.zip")
+    copy = Place(t2v.root / "copy", t2v.model)
+    copy.root.mkdir()
+    copy.do("cache", "import", "../half.zip")
+    last = copy.made("denoise", "--model", copy.model, "--from", half.name)
+    assert last.name == t2v.made("denoise", "--from", half).name
+
+
+def test_an_entry_of_a_video_is_shown_exported_and_kept(vace: Place) -> None:
+    words = ("--video", "clip", "--mask", "right.png", "--reference", "wide.png")
+    video = encode(vace, *NINE, *words)
+    step = denoise(vace, video, *STEPS)
+    name = "clip with mask right.png and reference wide.png"
+    assert show(vace, step)["from video"] == f"encode-video/{video.name}: {name}"
+    vace.do("decode", "--from", step, "--output", "film.mp4")
+    film = show(vace, "film.mp4")
+    assert [film[name] for name in ("video", "mask", "references")] == [
+        "clip",
+        "right.png",
+        ["wide.png"],
+    ]
+    vace.do("cache", "export", step, "run.zip")
+    copy = Place(vace.root / "copy", vace.model)
+    copy.root.mkdir()
+    copy.do("cache", "import", "../run.zip")
+    assert (copy.cache / "encode-video" / video.name).is_dir()
+
+
+REFUSALS = {
+    "wan21-vace": [
+        (("--mask", "right.png"), "--mask is about a video, but none is given"),
+        (("--extend", 5), "--extend is about a video"),
+        (("--outpaint", "8,8,8,8"), "--outpaint is about a video"),
+        (("--video", "clip", "--keyframe", 0, "first.png"), "exclude each other"),
+        (("--video", "clip", "--extend", 5, "--mask", "right.png"), "exclude each other"),
+        (("--video", "clip", "--extend", 4), "extend must be 4n+1"),
+        (("--video", "clip", "--extend", 13), "must be less than the 9 frames"),
+        (("--video", "clip", "--outpaint", "0,0,0,0"), "outpaint must be pixels to add"),
+        (("--keyframe", 9, "first.png"), "a key frame must be 0 to 8"),
+        (("--keyframe", 8, "first.png", "--keyframe", -1, "last.png"), "different numbers"),
+        (("--video", "clip", "--video-fit", "whole"), "excludes --num-frames"),
+        (("--video", "gone.mp4"), "gone.mp4"),
+        (("--reference", "gone.png"), "no image at"),
+    ],
+    "wan21-t2v": [
+        ((), "needs a video"),
+        (("--reference", "first.png"), "cannot use --reference; use a VACE model"),
+        (("--keyframe", 0, "first.png"), "cannot use --keyframe; use a VACE model"),
+        (("--video", "clip", "--outpaint", "8,8,8,8"), "cannot use --outpaint; use a VACE"),
+        (("--video", "clip", "--extend", 5), "use an I2V, TI2V or VACE model"),
+    ],
+    "wan22-i2v-a14b": [(("--video", "clip"), "can only continue a video")],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "says"),
+    [(family, *row) for family, rows in REFUSALS.items() for row in rows],
+)
+def test_what_a_model_cannot_use_is_refused(
+    family: str, words: tuple[object, ...], says: str, models: Models, tmp_path: Path
+) -> None:
+    place = furnished(family, models, tmp_path)
+    place.refuse("encode-video", "--model", place.model, *NINE, *words, code=2, says=says)
+    run = ("run", "--model", place.model, "--prompt", "cat", *NINE, *words)
+    if words:
+        place.refuse(*run, code=2, says=says)
+
+
+def test_a_longer_video_than_there_is_is_refused(vace: Place) -> None:
+    words = ("encode-video", "--model", vace.model, *SIDES, "--video", "clip", "--num-frames", 13)
+    vace.refuse(*words, code=2, says="has 9 frames at 16 per second, fewer than --num-frames 13")
+
+
+def test_entries_of_other_kinds_of_models_are_refused(
+    models: Models, t2v: Place, tmp_path: Path
+) -> None:
+    vace = Place(tmp_path, models("wan21-vace"))
+    changed = encode(t2v, *NINE, "--video", "clip")
+    context = encode(vace, *NINE, "--video", "clip")
+    text = t2v.text()
+    words = ("denoise", "--from", text, "--from")
+    says = "cannot use a video that was encoded as the context of VACE"
+    t2v.refuse(*words, context, "--model", t2v.model, code=2, says=says)
+    says = "cannot use a video that was encoded to be changed"
+    vace.refuse(*words, changed, "--model", vace.model, code=2, says=says)
+    vace.refuse(*words[:3], "--model", vace.model, code=2, says="needs a context")
+    both = (*words, context, "--model", vace.model, "--strength", 0.5)
+    vace.refuse(*both, code=2, says="no video to change is given")
+    scaled = (*words, changed, "--model", t2v.model, "--context-scale", 0.5)
+    t2v.refuse(*scaled, code=2, says="has no context")
+    beyond = (*words, changed, "--model", t2v.model, "--strength", 0)
+    t2v.refuse(*beyond, code=2, says="strength must be above 0 and at most 1")
+    little = (*words, changed, "--model", t2v.model, "--strength", 0.1, "--steps", 4)
+    t2v.refuse(*little, code=2, says="is less than one step; use 0.25 or more")
