@@ -261,7 +261,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", default=["t2v", "small", "pair"])
     parser.add_argument("--start", type=Path, help="Shipped checkpoints to start from.")
     parser.add_argument("--clips", type=int, default=32768, help="Clips of the training set.")
-    parser.add_argument("--few", type=int, default=40960, help="Clips for I2V, VACE and the LoRA.")
+    parser.add_argument("--few", type=int, default=16384, help="Clips for I2V, VACE and the LoRA.")
     parser.add_argument(
         "--pool-seconds", type=float, default=90, help="Time to encode them for I2V or VACE."
     )

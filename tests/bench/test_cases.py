@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bench.train_demo import cases, judge, world
+from bench.train_demo import cases, judge
+from wanpipe.demo import world
 
 
 @pytest.mark.parametrize("task", cases.CASES)
