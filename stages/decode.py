@@ -28,7 +28,7 @@ from wanpipe.weights.model import Model, find_model
 class Params:
     """Where and how to write the video. Without `output`, only the entry is made.
 
-    `after` is the video that it continues; the output has both, without their common frames. `fps`
+    `after` is the video that it continues; the output has both, with one fade between them. `fps`
     None means the model's. `memory` is a limit in bytes; None means what the device recommends.
     """
 

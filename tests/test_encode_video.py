@@ -254,14 +254,16 @@ def test_wan21_i2v_gives_clip_the_first_of_the_frames(models: Models, tmp_path: 
     assert np.array_equal(*tokens)
 
 
-def test_a_continued_video_is_joined_without_the_common_frames(i2v: Place) -> None:
+def test_a_continued_video_fades_in_where_both_show_the_same(i2v: Place) -> None:
     video = encode(i2v, *NINE, "--video", "clip", "--extend", 5)
     step = denoise(i2v, video, *STEPS)
     frames = i2v.entry(i2v.made("decode", "--from", step)).read("frames")
     i2v.do("decode", "--from", step, "--after", "clip", "--output", "joined.png")
     paths = sorted((i2v.root / "joined.png").iterdir())
     joined = np.stack([np.array(Image.open(path)) for path in paths])
-    assert np.array_equal(joined, np.concatenate([pictures(1, COUNT), frames[5:]]))
+    clip, share = pictures(1, COUNT), np.arange(1, 6).reshape(-1, 1, 1, 1) / 6
+    common = np.rint((1 - share) * clip[-5:] + share * frames[:5])
+    assert np.array_equal(joined, np.concatenate([clip[:-5], common, frames[5:]]))
 
 
 def test_a_run_from_a_video_is_resumed_and_branched(vace: Place) -> None:

@@ -24,7 +24,7 @@ class Judged:
     ends: tuple[float, ...] = ()  # PSNR of every known frame
     overlap: float | None = None
     joint: tuple[float, float] | None = None  # across the joint, and the largest elsewhere
-    seam: tuple[float, float] | None = None  # the same where the given frames replace the first
+    seam: tuple[float, float] | None = None  # the same where the given frames fade into the made
 
 
 def judge_video(frames: np.ndarray, case: Case) -> Judged:
@@ -32,7 +32,9 @@ def judge_video(frames: np.ndarray, case: Case) -> Judged:
     whole = np.array([i for i, m in enumerate(case.mask) if not m.any()], int)
     known = judge.away(case.mask) & (case.mask.max((1, 2)) > 0)[:, None, None]
     partly = (case.mask == 0) & (case.mask.max((1, 2)) > 0)[:, None, None]
-    joined = np.concatenate([case.target[: case.extend], frames[case.extend :]])
+    share = np.arange(1, case.extend + 1).reshape(-1, 1, 1, 1) / (case.extend + 1)
+    faded = np.rint((1 - share) * case.target[: case.extend] + share * frames[: case.extend])
+    joined = np.concatenate([faded.astype(np.uint8), frames[case.extend :]])
     everywhere = np.ones(frames[:1].shape[:3], bool)
     return Judged(
         words=judge.score(frames, case.scene),

@@ -364,8 +364,8 @@ video = group(
         "--after",
         type=PATH,
         metavar="FILE",
-        help="Join the video to this one, which it continues (--extend), without their common "
-        "frames.",
+        help="Join the video to this one, which it continues (--extend); their common frames fade "
+        "into each other.",
     ),
 )
 

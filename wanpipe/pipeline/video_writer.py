@@ -1,6 +1,7 @@
 """Writes the video of an entry of frames: while they are decoded, or from the cache."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -44,9 +45,14 @@ class Before:
     def join(
         self, slices: Iterable["np.ndarray"], fps: float, report: Report
     ) -> Iterator["np.ndarray"]:
-        """Yield the frames of this video, at the size and rate of the other one, then the frames of
-        the other one (T, Y, X, 3) without the common ones.
+        """Yield the frames of this video, at the size and rate of the other one, then those of the
+        other one (T, Y, X, 3).
+
+        The common frames fade from this video to the other: both show the same, but the other one
+        went through the VAE, and a sudden loss of detail would be seen.
         """
+        import numpy as np
+
         from wanpipe.media.resize import resize_crop
         from wanpipe.media.video_index import choose_last
         from wanpipe.media.video_reader import probe, read_frames
@@ -55,14 +61,19 @@ class Before:
         first = next(slices)
         index = probe(self.path, report, fps=fps)
         indices = choose_last(index, fps, index.frames + int(index.ends[-1] * fps))
+        fading: deque[np.ndarray] = deque()  # the last frames of this video
         for frame in read_frames(self.path, indices.tolist(), report):
-            yield resize_crop(frame, *first.shape[1:3])[None]
-        left = self.common
+            fading.append(resize_crop(frame, *first.shape[1:3]))
+            if len(fading) > self.common:
+                yield fading.popleft()[None]
+        count = len(fading)
         for frames in itertools.chain([first], slices):
-            dropped = min(left, len(frames))
-            left -= dropped
-            if len(frames) > dropped:
-                yield frames[dropped:]
+            for frame in frames:
+                if fading:
+                    share = (count + 1 - len(fading)) / (count + 1)  # of the other video
+                    mixed = (1 - share) * fading.popleft() + share * frame
+                    frame = np.rint(mixed).astype(np.uint8)
+                yield frame[None]
 
     def lineage(self) -> dict[str, str]:
         """Name the video in the lineage of the joined one."""
