@@ -332,6 +332,7 @@ REFUSALS = {
         (("--video", "clip", "--extend", 5), "use an I2V, TI2V or VACE model"),
     ],
     "wan22-i2v-a14b": [(("--video", "clip"), "can only continue a video")],
+    "wan21-flf2v": [(("--video", "clip", "--extend", 5), "so it cannot use a video; use an I2V")],
 }
 
 
@@ -352,6 +353,11 @@ def test_what_a_model_cannot_use_is_refused(
 def test_a_longer_video_than_there_is_is_refused(vace: Place) -> None:
     words = ("encode-video", "--model", vace.model, *SIDES, "--video", "clip", "--num-frames", 13)
     vace.refuse(*words, code=2, says="has 9 frames at 16 per second, fewer than --num-frames 13")
+
+
+def test_a_video_is_not_thinned_for_a_model_with_other_sides(ti2v: Place) -> None:
+    words = ("encode-video", "--model", ti2v.model, "--video", "clip", "--video-fit", "whole")
+    ti2v.refuse(*words, code=2, says="gives sides that are multiples of 16; leave it out")
 
 
 def test_entries_of_other_kinds_of_models_are_refused(

@@ -10,6 +10,7 @@ from wanpipe.errors import UsageError
 Triple = tuple[int, int, int]
 MAX_FRAMES, MAX_SIDE = 10_001, 16_384  # frames, and pixels per side: more is a typing error
 MAX_AREA = 2**24  # pixels of a frame: 4096x4096
+WHOLE_MULTIPLE = 16  # of the sides that VACE's thinning of a whole video gives
 TILE, OVERLAP = 256, 64  # pixels: side and overlap of the tiles of a tiled decode
 
 

@@ -114,6 +114,16 @@ def choose_mode(config: ModelConfig, params: Params) -> Mode:
             f"{config.variant} cannot continue a video; use an I2V, TI2V or VACE model, or leave "
             "--extend out to change the video"
         )
+    if config.last_image == "required":
+        raise UsageError(
+            f"{config.variant} needs a first and a last image, so it cannot use a video; use an "
+            "I2V, TI2V or VACE model"
+        )
+    if params.video_fit == "whole" and config.side_multiple > geometry.WHOLE_MULTIPLE:
+        raise UsageError(
+            f"{config.variant} cannot use --video-fit whole, which gives sides that are multiples "
+            f"of {geometry.WHOLE_MULTIPLE}; leave it out"
+        )
     if params.extend is None and config.task == "i2v":
         raise UsageError(
             f"{config.variant} can only continue a video; give --extend K, or use a T2V model to "
