@@ -148,7 +148,8 @@ def write_clip(model: Model, clip: Clip, recipe: Recipe, draft: Draft, store: St
     from wanpipe.pipeline.image_encoder import encoder
 
     network, context = encoder(model, recipe.material.dtype, store), recipe.material.mode == "vace"
-    with store.report.task("encode-video", clip.chunks * (2 if context else 1)) as task:
+    pieces = 2 * clip.chunks + len(clip.references) if context else clip.chunks
+    with store.report.task("encode-video", pieces) as task:
         if context:
             encoded = video_encoder.encode_context(network, clip, task.advance)
         else:

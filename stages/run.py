@@ -216,7 +216,7 @@ def read_image(asked: dict[str, Any]) -> encode_image.Params | None:
 def read_video(asked: dict[str, Any]) -> encode_video.Params | None:
     """Return the options of encode-video; None if none of them is given."""
     own = ("video", "mask", "references", "keyframes", "outpaint", "extend")
-    if not any(asked[name] for name in own):
+    if not any(asked[name] for name in own) and asked["video_fit"] == "first":
         return None
     names = (*own, "video_fit", "exif", "width", "height", "memory")
     return encode_video.Params(**{name: asked[name] for name in names})

@@ -114,7 +114,15 @@ def test_quiet_prints_only_paths(studio: Place) -> None:
         assert result.paths == ["film.mp4"]
 
 
-def test_progress_is_plain_lines_without_a_terminal(studio: Place) -> None:
+def test_a_task_of_less_than_a_second_prints_no_progress(studio: Place) -> None:
+    result = inside(*words(studio, "--seed", 1), cwd=studio.root)
+    assert "0:00 left" not in result.stderr
+
+
+def test_progress_is_plain_lines_without_a_terminal(
+    studio: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wanpipe.cli.progress.PLAIN_INTERVAL", 0.0)
     result = inside(*words(studio, "--seed", 1), cwd=studio.root)
     lines = result.stderr.splitlines()
     assert any(line.startswith("denoise 4/4  ") and line.endswith("0:00 left") for line in lines)

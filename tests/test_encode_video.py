@@ -137,6 +137,15 @@ def test_a_still_mask_holds_for_every_frame(vace: Place) -> None:
     assert encode(vace, *words, "right.png") == encode(vace, *words, masked)
 
 
+def test_a_mask_of_another_size_is_scaled_before_edges_are_added(vace: Place) -> None:
+    large = np.array(Image.open(vace.root / "right.png")).repeat(2, axis=0).repeat(2, axis=1)
+    Image.fromarray(large).save(vace.root / "large.png")
+    words = (*NINE, "--video", "clip", "--outpaint", "0,0,32,0", "--mask")
+    masks = [vace.entry(encode(vace, *words, name)) for name in ("right.png", "large.png")]
+    anew = [entry.read("context")[32:].mean(axis=(0, 1, 2)) for entry in masks]
+    assert np.abs(anew[0] - anew[1]).max() < 0.1
+
+
 def test_a_mask_that_is_all_white_is_none(vace: Place) -> None:
     Image.new("RGB", (SIDE, SIDE), "white").save(vace.root / "white.png")
     words = (*NINE, "--video", "clip")
@@ -147,7 +156,11 @@ def test_references_come_before_the_video_and_are_not_decoded(
     vace: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (*NINE, "--reference", "first.png", "--reference", "wide.png")
-    video = encode(vace, *words)
+    done = vace.do("encode-video", "--model", vace.model, *words)
+    progress = [event for event in done.events if event["event"] == "progress"]
+    assert [event["done"] for event in progress] == list(range(1, 9))
+    assert {event["total"] for event in progress} == {8}
+    video = vace.root / done.paths[-1]
     entry = vace.entry(video)
     assert entry.shape("context") == (96, 5, 4, 4)
     assert entry.record.references == 2
@@ -183,7 +196,9 @@ def test_a_video_is_fitted_as_the_official_resize_does(vace: Place) -> None:
 
 
 def test_a_short_video_gives_as_many_frames_as_it_has(vace: Place) -> None:
-    entry = vace.entry(encode(vace, *SIDES, "--video", "clip"))
+    done = vace.do("encode-video", "--model", vace.model, *SIDES, "--video", "clip")
+    assert "clip has 9 frames at 16 per second, so 9 frames are made instead of 81" in done.stderr
+    entry = vace.entry(next((vace.cache / "encode-video").iterdir()))
     assert entry.material.num_frames == COUNT
     step = vace.entry(denoise(vace, entry.path, *STEPS))
     assert step.shape("latent")[1] == 3
@@ -266,6 +281,20 @@ def test_a_continued_video_fades_in_where_both_show_the_same(i2v: Place) -> None
     assert np.array_equal(joined, np.concatenate([clip[:-5], common, frames[5:]]))
 
 
+def test_a_video_trimmed_beyond_the_common_frames_is_not_joined(i2v: Place) -> None:
+    video = encode(i2v, *NINE, "--video", "clip", "--extend", 5)
+    for trim, common in ((1, 1), (2, None)):
+        step = denoise(
+            i2v, video, *STEPS, "--trim-first-frames", trim, "--num-frames", 9 - 4 * trim
+        )
+        words = ("decode", "--from", step, "--after", "clip", "--output", f"{trim}.png")
+        if common is None:
+            i2v.refuse(*words, code=2, says="are trimmed; leave it out")
+        else:
+            i2v.do(*words)
+            assert len(list((i2v.root / f"{trim}.png").iterdir())) == COUNT + 5 - common
+
+
 def test_a_run_from_a_video_is_resumed_and_branched(vace: Place) -> None:
     video = encode(vace, *NINE, "--video", "clip", "--mask", "right.png")
     whole = denoise(vace, video, *STEPS)
@@ -306,78 +335,3 @@ def test_an_entry_of_a_video_is_shown_exported_and_kept(vace: Place) -> None:
     copy.root.mkdir()
     copy.do("cache", "import", "../run.zip")
     assert (copy.cache / "encode-video" / video.name).is_dir()
-
-
-REFUSALS = {
-    "wan21-vace": [
-        (("--mask", "right.png"), "--mask is about a video, but none is given"),
-        (("--extend", 5), "--extend is about a video"),
-        (("--outpaint", "8,8,8,8"), "--outpaint is about a video"),
-        (("--video", "clip", "--keyframe", 0, "first.png"), "exclude each other"),
-        (("--video", "clip", "--extend", 5, "--mask", "right.png"), "exclude each other"),
-        (("--video", "clip", "--extend", 4), "extend must be 4n+1"),
-        (("--video", "clip", "--extend", 13), "must be less than the 9 frames"),
-        (("--video", "clip", "--outpaint", "0,0,0,0"), "outpaint must be pixels to add"),
-        (("--keyframe", 9, "first.png"), "a key frame must be 0 to 8"),
-        (("--keyframe", 8, "first.png", "--keyframe", -1, "last.png"), "different numbers"),
-        (("--video", "clip", "--video-fit", "whole"), "excludes --num-frames"),
-        (("--video", "gone.mp4"), "gone.mp4"),
-        (("--reference", "gone.png"), "no image at"),
-    ],
-    "wan21-t2v": [
-        ((), "needs a video"),
-        (("--reference", "first.png"), "cannot use --reference; use a VACE model"),
-        (("--keyframe", 0, "first.png"), "cannot use --keyframe; use a VACE model"),
-        (("--video", "clip", "--outpaint", "8,8,8,8"), "cannot use --outpaint; use a VACE"),
-        (("--video", "clip", "--extend", 5), "use an I2V, TI2V or VACE model"),
-    ],
-    "wan22-i2v-a14b": [(("--video", "clip"), "can only continue a video")],
-    "wan21-flf2v": [(("--video", "clip", "--extend", 5), "so it cannot use a video; use an I2V")],
-}
-
-
-@pytest.mark.parametrize(
-    ("family", "words", "says"),
-    [(family, *row) for family, rows in REFUSALS.items() for row in rows],
-)
-def test_what_a_model_cannot_use_is_refused(
-    family: str, words: tuple[object, ...], says: str, models: Models, tmp_path: Path
-) -> None:
-    place = furnished(family, models, tmp_path)
-    place.refuse("encode-video", "--model", place.model, *NINE, *words, code=2, says=says)
-    run = ("run", "--model", place.model, "--prompt", "cat", *NINE, *words)
-    if words:
-        place.refuse(*run, code=2, says=says)
-
-
-def test_a_longer_video_than_there_is_is_refused(vace: Place) -> None:
-    words = ("encode-video", "--model", vace.model, *SIDES, "--video", "clip", "--num-frames", 13)
-    vace.refuse(*words, code=2, says="has 9 frames at 16 per second, fewer than --num-frames 13")
-
-
-def test_a_video_is_not_thinned_for_a_model_with_other_sides(ti2v: Place) -> None:
-    words = ("encode-video", "--model", ti2v.model, "--video", "clip", "--video-fit", "whole")
-    ti2v.refuse(*words, code=2, says="gives sides that are multiples of 16; leave it out")
-
-
-def test_entries_of_other_kinds_of_models_are_refused(
-    models: Models, t2v: Place, tmp_path: Path
-) -> None:
-    vace = Place(tmp_path, models("wan21-vace"))
-    changed = encode(t2v, *NINE, "--video", "clip")
-    context = encode(vace, *NINE, "--video", "clip")
-    text = t2v.text()
-    words = ("denoise", "--from", text, "--from")
-    says = "cannot use a video that was encoded as the context of VACE"
-    t2v.refuse(*words, context, "--model", t2v.model, code=2, says=says)
-    says = "cannot use a video that was encoded to be changed"
-    vace.refuse(*words, changed, "--model", vace.model, code=2, says=says)
-    vace.refuse(*words[:3], "--model", vace.model, code=2, says="needs a context")
-    both = (*words, context, "--model", vace.model, "--strength", 0.5)
-    vace.refuse(*both, code=2, says="no video to change is given")
-    scaled = (*words, changed, "--model", t2v.model, "--context-scale", 0.5)
-    t2v.refuse(*scaled, code=2, says="has no context")
-    beyond = (*words, changed, "--model", t2v.model, "--strength", 0)
-    t2v.refuse(*beyond, code=2, says="strength must be above 0 and at most 1")
-    little = (*words, changed, "--model", t2v.model, "--strength", 0.1, "--steps", 4)
-    t2v.refuse(*little, code=2, says="is less than one step; use 0.25 or more")

@@ -41,7 +41,7 @@ class JsonReport(Report):
 
 
 class PlainReport(Report):
-    """Prints plain lines, with at most one progress line a second and always the last."""
+    """Prints plain lines, with at most one progress line a second, and none for a short task."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
@@ -61,7 +61,10 @@ class PlainReport(Report):
 
     def progress(self, task: Task, elapsed: float, left: float) -> None:
         now = time.monotonic()
-        if task.done < task.total and now - self.last < PLAIN_INTERVAL:
+        ended = task.done >= task.total
+        # what takes less than a line's interval in all gets none
+        since = task.started if ended else max(task.started, self.last)
+        if now - since < PLAIN_INTERVAL:
             return
         self.last = now
         rate, eta = elapsed / task.done, format_duration(left)

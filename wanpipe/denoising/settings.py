@@ -12,7 +12,7 @@ from msgspec import UNSET, structs
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.models.config import ModelConfig
-from wanpipe.pipeline.inputs import Inputs
+from wanpipe.pipeline.inputs import MODES, Inputs
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 from wanpipe.sampling import SOLVERS
 from wanpipe.sampling.easy_cache import MIN_STEPS
@@ -58,6 +58,18 @@ class Params:
     lora_high: tuple[tuple[Path, float], ...] = ()
     lora_low: tuple[tuple[Path, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for a number out of range, before a long video is read."""
+        strength, scale = self.strength, self.context_scale
+        if strength is not None and not 0 < strength <= 1:
+            raise UsageError(
+                f"strength must be above 0 and at most 1, got {strength:g}; use 0.5 to 0.9"
+            )
+        if scale is not None and not 0 <= scale <= MAX_CONTEXT_SCALE:
+            raise UsageError(
+                f"context-scale must be 0 to {MAX_CONTEXT_SCALE}, got {scale:g}; use 0.5 to 1"
+            )
+
 
 def schedule_of(settings: Settings) -> Schedule:
     """Return the timesteps and sigmas of a run. Raises UsageError for invalid steps or shift."""
@@ -86,7 +98,7 @@ def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
     if params.step_cache is not None:
         settings = structs.replace(settings, step_cache=float(params.step_cache) or None)
     if params.context_scale is not None:
-        check_context_scale(model.config, params.context_scale)
+        check_has_context(model.config)
         settings = structs.replace(settings, context_scale=params.context_scale)
     if settings.scheduler not in SOLVERS:
         raise UsageError(f"scheduler must be {', '.join(SOLVERS)}, got {settings.scheduler}")
@@ -160,14 +172,15 @@ def video_settings(
     """
     mode = None if video is None else video.material.mode
     strength = asked.get("strength")
+    if strength is not None and "v2v" not in MODES[config.task]:
+        raise UsageError(
+            "strength is for text-to-video models, which change a video, but "
+            f"{config.variant} is none; leave it out"
+        )
     if strength is not None and mode != "v2v":
         raise UsageError(
             "strength is how much of a video is changed, but no video to change is given; make an "
             "entry of one with `wanpipe encode-video --video FILE`, or leave --strength out"
-        )
-    if strength is not None and not 0 < strength <= 1:
-        raise UsageError(
-            f"strength must be above 0 and at most 1, got {strength:g}; use 0.5 to 0.9"
         )
     if mode == "v2v":
         return {"strength": STRENGTH}
@@ -180,15 +193,11 @@ def video_settings(
     )
 
 
-def check_context_scale(config: ModelConfig, scale: float) -> None:
-    """Raise UsageError for a model without a context, or an invalid scale."""
+def check_has_context(config: ModelConfig) -> None:
+    """Raise UsageError for a model without a context."""
     if config.task != "vace":
         raise UsageError(
             f"context-scale is for VACE, but {config.variant} has no context; leave it out"
-        )
-    if not 0 <= scale <= MAX_CONTEXT_SCALE:
-        raise UsageError(
-            f"context-scale must be 0 to {MAX_CONTEXT_SCALE}, got {scale:g}; use 0.5 to 1"
         )
 
 

@@ -1,6 +1,6 @@
 """Reads videos that are not ours: a video, a folder of frames or a still image, as RGB frames.
 
-Frames are (Y, X, 3) uint8, one in memory at a time. Films are turned as their rotation tag says,
+Frames are (Y, X, 3) uint8, one in memory at a time. Videos are turned as their rotation tag says,
 and pixels that are not square are made so, as players show them. Images are taken as stored.
 """
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wanpipe.errors import UsageError
-from wanpipe.models import geometry
 from wanpipe.models.config import ModelConfig
 from wanpipe.pipeline.video_inputs import (
     Clip,
     FirstFrames,
     Params,
+    asked_canvas,
     choose_canvas,
     count_frames,
 )
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Change = Callable[[np.ndarray], np.ndarray]
 GRAY, WHITE = 127, 255  # of what is made anew: in the video, as VACE's tools paint it, and the mask
+MASK_ASPECT = 1.05  # by which a mask's may differ: 832x480 is meant for a video of 1920x1080
 
 
 def read_clip(config: ModelConfig, params: Params, report: Report) -> Clip:
@@ -89,16 +90,18 @@ def first_part(config: ModelConfig, params: Params, video: Path, report: Report)
     indices = choose_first(index, fps, count)
     shown = indices
     if params.mask is not None:
-        shown = choose_first(probe(params.mask, report, fps=fps, seconds=count / fps), fps, count)
+        masks = probe(params.mask, report, fps=fps, seconds=count / fps)
+        check_aspect(params.mask, masks, index)
+        shown = choose_first(masks, fps, count)
         if len(shown) == 1:  # a still image
             shown = np.repeat(shown, len(indices))
-    count = enough_frames(params, video, min(len(indices), len(shown)), count, fps)
+    count = enough_frames(params, min(len(indices), len(shown)), count, fps, report)
     left, top, right, bottom = params.outpaint or (0, 0, 0, 0)
     size = choose_canvas(config, params, index.width + left + right, index.height + top + bottom)
     frames = read_fitted(video, indices[:count], size, report, padder(params.outpaint, GRAY))
     mask = None
     if params.mask is not None:
-        pad = padder(params.outpaint, WHITE)
+        pad = padder(params.outpaint, WHITE, (index.width, index.height))
         mask = read_fitted(params.mask, shown[:count], size, report, pad)[..., 0]
     elif params.outpaint is not None:
         black = np.zeros((index.height, index.width, 3), dtype=np.uint8)
@@ -107,20 +110,35 @@ def first_part(config: ModelConfig, params: Params, video: Path, report: Report)
     return Clip(width=size[0], height=size[1], num_frames=count, frames=frames, mask=mask)
 
 
-def enough_frames(params: Params, video: Path, found: int, wanted: int, fps: int) -> int:
-    """Return how many frames are taken of a video: those that are wanted, or fewer by default.
+def check_aspect(path: Path, mask: "VideoIndex", video: "VideoIndex") -> None:
+    """Raise UsageError for a mask that would be cropped to the aspect ratio of its video."""
+    ratio = mask.width * video.height / (mask.height * video.width)
+    if not 1 / MASK_ASPECT <= ratio <= MASK_ASPECT:
+        raise UsageError(
+            f"a mask must have the aspect ratio of its video, {video.width}x{video.height}, but "
+            f"{path} has {mask.width}x{mask.height}; crop it, or draw it on a frame of the video"
+        )
+
+
+def enough_frames(params: Params, found: int, wanted: int, fps: int, report: Report) -> int:
+    """Return how many frames are taken of a video: those that are wanted, or fewer by default,
+    with a remark.
 
     Raises UsageError for a video with fewer frames than --num-frames.
     """
     if found >= wanted:
         return wanted
     most = (found - 1) // 4 * 4 + 1
+    has = (
+        f"{params.video}{' with its mask' if params.mask else ''} has {found} frames at {fps} per "
+        "second"
+    )
     if params.num_frames is not None:
         raise UsageError(
-            f"{video}{' with its mask' if params.mask else ''} has {found} frames at {fps} per "
-            f"second, fewer than --num-frames {wanted}; use at most {most}, or --extend to "
-            "continue the video"
+            f"{has}, fewer than --num-frames {wanted}; use at most {most}, or --extend to continue "
+            "the video"
         )
+    report.remark(f"{has}, so {most} frames are made instead of {wanted}")
     return most
 
 
@@ -178,8 +196,7 @@ def key_frames(config: ModelConfig, params: Params, report: Report) -> Clip:
     if len(set(numbers)) < len(numbers):
         raise UsageError(f"key frames must have different numbers, got {numbers}; leave one out")
     if not images:
-        size = params.width or defaults.width, params.height or defaults.height
-        geometry.check_size(*size, config.side_multiple)
+        size = asked_canvas(config, params) or (defaults.width, defaults.height)
         return Clip(width=size[0], height=size[1], num_frames=count)
     rows, columns = images[0][1].shape[:2]
     size = choose_canvas(config, params, columns, rows)
@@ -252,12 +269,20 @@ def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize_crop(frame, size[1], size[0])
 
 
-def padder(edges: tuple[int, int, int, int] | None, value: int) -> Change:
-    """Return the function that adds edges (left, top, right, bottom) of one value to a frame."""
-    left, top, right, bottom = edges or (0, 0, 0, 0)
+def padder(
+    edges: tuple[int, int, int, int] | None, value: int, size: tuple[int, int] | None = None
+) -> Change:
+    """Return the function that adds edges (left, top, right, bottom) of one value to a frame.
+
+    The edges are pixels of a frame of `size` (width, height), to which the frame is first fitted.
+    """
+    if edges is None:
+        return lambda frame: frame
+    left, top, right, bottom = edges
     widths = ((top, bottom), (left, right), (0, 0))
 
     def pad(frame: np.ndarray) -> np.ndarray:
+        frame = frame if size is None else fit_frame(frame, size)
         padded: np.ndarray = np.pad(frame, widths, constant_values=value)
         return padded
 

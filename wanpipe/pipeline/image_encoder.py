@@ -25,8 +25,8 @@ def condition(model: Model, ends: Ends, num_frames: int, dtype: str, store: Stor
     The first ones are (K, Y, X, 3) in [-1, 1], K = 4n+1, the last one is (1, Y, X, 3); one of them
     may be None. The mask channels are 1 for the latent frames of the first ones, and for the last
     one only the channel of its last frame is. The latent is that of the images, with gray frames
-    in place of all others. Source: wan/image2video.py,
-    WanI2V.generate; wan/first_last_frame2video.py, WanFLF2V.generate.
+    in place of all others.
+    Source: wan/image2video.py, WanI2V.generate; wan/first_last_frame2video.py, WanFLF2V.generate.
     """
     first, last = ends
     latent = encoder(model, dtype, store).encode(padded_video(ends, num_frames))

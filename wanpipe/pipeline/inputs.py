@@ -186,8 +186,8 @@ def check_takes_image(config: ModelConfig) -> None:
     """Raise UsageError for a model that takes no image."""
     if config.task == "t2v":
         raise UsageError(
-            f"{config.variant} makes videos from text alone, so it takes no image; use an I2V, "
-            "TI2V or VACE model"
+            f"{config.variant} is a text-to-video model, so it takes no image; use an I2V, TI2V "
+            "or VACE model"
         )
     if config.task == "vace":
         raise UsageError(

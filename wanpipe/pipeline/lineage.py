@@ -133,15 +133,24 @@ class Source:
 
     @property
     def known_frames(self) -> int:
-        """Frames of the video that the step continues. Raises UsageError if it continues none."""
+        """Frames that the step has in common with the video that it continues.
+
+        Raises UsageError if it continues none, or if more than these frames are trimmed.
+        """
         video = self.video
         if video is None or not video.material.known_frames:
             raise UsageError(
                 f"--after joins a video to the one that it continues, but step {self.key[:8]} "
                 "continues none; leave it out"
             )
-        known: int = video.material.known_frames
-        return known - 4 * self.trim
+        known, trimmed = video.material.known_frames, 4 * self.trim
+        if trimmed > known:
+            raise UsageError(
+                f"--after joins two videos at their {known} common frames, but {trimmed} frames "
+                f"of step {self.key[:8]} are trimmed; leave it out"
+            )
+        common: int = known - trimmed
+        return common
 
     def lineage(self) -> dict[str, Any]:
         """Describe how the step was made."""

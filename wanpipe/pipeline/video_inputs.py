@@ -96,8 +96,12 @@ class FirstFrames:
 
 
 def choose_mode(config: ModelConfig, params: Params) -> Mode:
-    """Return what the model makes of the inputs. Raises UsageError for one that it cannot use."""
+    """Return what the model makes of the inputs.
+
+    Raises UsageError for one that it cannot use, or for an invalid canvas.
+    """
     check_combination(params)
+    asked_canvas(config, params)  # before a long video is read
     if config.task == "vace":
         return "vace"
     for option, given in (
@@ -140,6 +144,8 @@ def check_combination(params: Params) -> None:
     given = [option for option, value in needing.items() if value is not None]
     if params.video is None and given:
         raise UsageError(f"{given[0]} is about a video, but none is given; add --video")
+    if params.video is None and params.video_fit == "whole":
+        raise UsageError("--video-fit is about a video, but none is given; add --video")
     if params.keyframes and params.video is not None:
         raise UsageError(
             "--keyframe and --video exclude each other, because all but the key frames is made; "
@@ -188,13 +194,22 @@ def count_frames(config: ModelConfig, params: Params) -> int:
     return count
 
 
-def choose_canvas(config: ModelConfig, params: Params, width: int, height: int) -> tuple[int, int]:
-    """Return the canvas that was asked for, or one for a video of this size."""
-    defaults, multiple = config.defaults, config.side_multiple
+def asked_canvas(config: ModelConfig, params: Params) -> tuple[int, int] | None:
+    """Return the canvas (width, height) that was asked for, in pixels, if one was.
+
+    Raises UsageError for an invalid one.
+    """
     if params.width is None and params.height is None:
-        area = defaults.width * defaults.height
-        return geometry.video_canvas(width, height, area, multiple)
-    width = defaults.width if params.width is None else params.width
-    height = defaults.height if params.height is None else params.height
-    geometry.check_size(width, height, multiple)
+        return None
+    width = config.defaults.width if params.width is None else params.width
+    height = config.defaults.height if params.height is None else params.height
+    geometry.check_size(width, height, config.side_multiple)
     return width, height
+
+
+def choose_canvas(config: ModelConfig, params: Params, width: int, height: int) -> tuple[int, int]:
+    """Return the canvas that was asked for, or one for a video of this size, in pixels."""
+    area = config.defaults.width * config.defaults.height
+    return asked_canvas(config, params) or geometry.video_canvas(
+        width, height, area, config.side_multiple
+    )
