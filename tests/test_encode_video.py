@@ -279,6 +279,16 @@ def test_a_continued_video_is_joined_without_the_common_frames(i2v: Place) -> No
     assert np.array_equal(joined, np.concatenate([pictures(1, COUNT), frames[5:]]))
 
 
+def test_an_output_never_replaces_an_input(i2v: Place) -> None:
+    step = denoise(i2v, encode(i2v, *NINE, "--video", "clip", "--extend", 5), *STEPS)
+    i2v.do("decode", "--from", step, "--output", "made.png")
+    says = "would replace the input of the same name"
+    same = ("--after", "made.png", "--output", "made.png")
+    i2v.refuse("decode", "--from", step, *same, code=2, says=says)
+    run = ("run", "--prompt", "cat", "--model", i2v.model, *NINE, *STEPS, "--extend", 5)
+    i2v.refuse(*run, "--video", "made.png", "--output", "made.png", code=2, says=says)
+
+
 def test_a_video_trimmed_beyond_the_common_frames_is_not_joined(i2v: Place) -> None:
     video = encode(i2v, *NINE, "--video", "clip", "--extend", 5)
     for trim, common in ((1, 1), (2, None)):
