@@ -224,6 +224,13 @@ def test_only_the_first_step_of_a_changed_video_names_it(t2v: Place) -> None:
     assert "video" not in others[0].inputs
 
 
+def test_a_changed_video_does_not_reset_the_step_cache(t2v: Place) -> None:
+    video = encode(t2v, *NINE, "--video", "clip")
+    words = ("--steps", 16, "--guide-scale", 1, "--step-cache", 0.05, "--stop-at", 3)
+    steps = t2v.chain(denoise(t2v, video, *words))
+    assert [step.material.step_cache.since for step in steps] == [0, 1, 2]
+
+
 def test_what_a_mask_keeps_is_the_video_itself(t2v: Place) -> None:
     video = encode(t2v, *NINE, "--video", "clip", "--mask", "right.png")
     entry = t2v.entry(video)
