@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.train_demo import judge
+from bench.train_demo.verdict import NAMES
 from stages import convert, decode, denoise, encode_image, encode_text
 from wanpipe import demo
 from wanpipe.demo import world
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from wanpipe.models.vae import Decoder, Encoder
 
-NAMES = ("color", "shape", "motion", "speed", "background", "all")
 SEED = 100  # seed of the first prompt's video; later prompts count up
 TILES = ((48, 16), (64, 16), (64, 32), (72, 48), (80, 64))  # size and overlap in pixels
 FIRST = 500  # seed of the first prompt's image and VAE clip

@@ -2,7 +2,7 @@
 
     make picture
 
-Writes docs/images/: terminal sessions as SVG, a contact sheet and a preview of drafts as PNG.
+Writes docs/images/: terminal sessions as SVG; contact sheets and a preview of drafts as PNG.
 Runs every command that a picture shows, in a new folder.
 """
 
@@ -26,6 +26,7 @@ from wanpipe import demo
 from wanpipe.app import main as wanpipe
 from wanpipe.cli import session
 from wanpipe.cli.progress import BarReport
+from wanpipe.demo.examples import EXAMPLES
 from wanpipe.runtime.report import Task
 
 TARGET = Path(__file__).parent / "images"
@@ -34,6 +35,7 @@ CIRCLE = "a red circle moves right on a white background"
 STAR = "a yellow star spins quickly on a black background"
 WIDTH = 88  # characters
 COLORS = 128  # in the palette of a PNG
+README = ("last-image", "continue", "reference", "control")  # examples in one picture
 # rich's frame, without the font that it would load from outside
 FRAME = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace(
     "Fira Code", "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono"
@@ -142,6 +144,23 @@ def drafts() -> None:
     shrink(next(Path("demo").glob("*.png")), "contact-sheet")
 
 
+def examples() -> None:
+    """Draw the contact sheet of every example with inputs, and some of them as one picture."""
+    screen, sheets = Screen(), {}
+    for what in (name for name in EXAMPLES if name != "text"):
+        screen.type(f"wanpipe demo --what {what} --output-dir {what}", quiet=True)
+        [sheets[what]] = Path(what).glob("*.png")
+        shrink(sheets[what], what)
+    chosen = [Image.open(sheets[what]) for what in README]
+    width, height = chosen[0].width, max(sheet.height for sheet in chosen)
+    rows = -(-len(chosen) // 2)
+    page = Image.new("RGB", (2 * width, rows * height), chosen[0].getpixel((0, 0)))
+    for index, sheet in enumerate(chosen):
+        page.paste(sheet, (index % 2 * width, index // 2 * height))
+    page.save("examples.png")
+    shrink(Path("examples.png"), "examples")
+
+
 def shrink(source: Path, name: str) -> None:
     """Write a PNG with a palette."""
     with Image.open(source) as picture:
@@ -157,6 +176,7 @@ def main() -> None:
         interrupted()
         branched()
         drafts()
+        examples()
     for path in sorted(TARGET.iterdir()):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -31,6 +31,7 @@ class Case:
     reference: np.ndarray | None = None  # (Y, X, 3) uint8
     extend: int = 0  # known frames at the start
     outline: bool = False  # the source is an outline film
+    decoded: bool = False  # the film given is one that the VAE decoded, as the demo's own are
     film: bool = True  # a source is given; without one the pixels are 0 in -1 to 1
 
 
@@ -73,11 +74,11 @@ def known(*frames: int) -> Callable[[int], Case]:
     return prepare
 
 
-def extended(count: int) -> Callable[[int], Case]:
+def extended(count: int, decoded: bool = False) -> Callable[[int], Case]:
     """Give the first `count` frames."""
 
     def prepare(number: int) -> Case:
-        return replace(known(*range(count))(number), extend=count)
+        return replace(known(*range(count))(number), extend=count, decoded=decoded)
 
     return prepare
 
@@ -106,6 +107,7 @@ def later(count: int) -> Callable[[int], Case]:
             source=shown,
             mask=mask,
             extend=count,
+            decoded=True,
         )
 
     return prepare
@@ -245,6 +247,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "i2v-last": known(16),
     "i2v-extend5": extended(5),
     "i2v-extend9": extended(9),
+    "i2v-decoded5": extended(5, decoded=True),
     "i2v-later5": later(5),
     "vace-text": plain,
     "vace-moving-box": moving_box,
@@ -252,6 +255,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "vace-background": background_box,
     "vace-extend5": extended(5),
     "vace-extend9": extended(9),
+    "vace-decoded5": extended(5, decoded=True),
     "vace-later5": later(5),
     "vace-first": known(0),
     "vace-last": known(16),

@@ -23,11 +23,11 @@ from bench.train_demo import judge
 from bench.train_demo.data import NEGATIVE, encode
 from bench.train_demo.sampler import Settings, sample
 from bench.train_demo.vae_net import Vae, restored
+from bench.train_demo.verdict import NAMES
 from bench.train_demo.wan_net import T5, Dit, DitConfig
 from wanpipe.demo import world
 
 MODULE = "vace_module.safetensors"  # the file of the VACE weights
-NAMES = ("color", "shape", "motion", "speed", "background", "all")
 
 
 @dataclass(frozen=True, kw_only=True)

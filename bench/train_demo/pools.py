@@ -17,9 +17,9 @@ from bench.train_demo.vae_net import Vae
 
 BATCH = 64
 # parts of the training set; a number of frames at the start, and whether the last one is known
-GIVEN = (((1, False), 26), ((1, True), 30), ((0, True), 20), ((5, False), 13), ((9, False), 11))
+GIVEN = (((1, False), 20), ((1, True), 34), ((0, True), 26), ((5, False), 11), ((9, False), 9))
 SHARES = {
-    **{"inpaint": 26, "extend": 12, "keyframes": 34, "outpaint": 10, "control": 13, "text": 5},
+    **{"inpaint": 20, "extend": 10, "keyframes": 46, "outpaint": 9, "control": 11, "text": 4},
     **{"reference": 60, "swap": 25, "styled": 15},
 }
 # parts of the captions: all words, no shape or color (twice), no color, no shape

@@ -111,9 +111,9 @@ class Studio:
             if name == "image":
                 self.sets[name] = image_pool(material, count, seconds)
             elif name == "plain":
-                self.sets[name] = vace_pool(material, PLAIN, count, 0.6 * seconds)
+                self.sets[name] = vace_pool(material, PLAIN, count, 0.65 * seconds)
             else:
-                self.sets[name] = vace_pool(material, PICTURED, count, 0.4 * seconds)
+                self.sets[name] = vace_pool(material, PICTURED, count, 0.35 * seconds)
         return self.sets[name]
 
     @torch.no_grad()
@@ -159,7 +159,8 @@ class Studio:
         firm = replace(tune, muon=a.muon / 2, adam=1e-3)
         if (span := SPANS.get(name.rstrip("+"))) is not None:
             rates = firm if name.startswith("i2v") else tune
-            return Plan(**common, rates=rates, low=span[0], high=span[1])
+            first = a.first if name.endswith("+") else 0.0
+            return Plan(**common, rates=rates, low=span[0], high=span[1], first=first)
         if name.startswith("vace"):
             rates = replace(firm, muon=a.muon * 0.75, ema=0.999)
             return Plan(**common, rates=rates, first=a.first if name.endswith("+") else 0.0)
@@ -188,7 +189,7 @@ class Studio:
         if name.startswith("vace"):
             for key, p in dit.named_parameters():
                 p.requires_grad_(key.startswith("vace_"))
-            sets = [self.set_of("plain"), self.set_of("pictured")]
+            sets = [self.set_of("plain"), self.set_of("plain"), self.set_of("pictured")]
         else:
             sets = [self.set_of("image") if name.startswith("i2v") else self.data]
         train(self.t5, dit, sets, self.plan(name, seconds))
@@ -260,7 +261,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", default=["t2v", "small", "pair"])
     parser.add_argument("--start", type=Path, help="Shipped checkpoints to start from.")
     parser.add_argument("--clips", type=int, default=32768, help="Clips of the training set.")
-    parser.add_argument("--few", type=int, default=40960, help="Clips for I2V, VACE and the LoRA.")
+    parser.add_argument("--few", type=int, default=16384, help="Clips for I2V, VACE and the LoRA.")
     parser.add_argument(
         "--pool-seconds", type=float, default=90, help="Time to encode them for I2V or VACE."
     )

@@ -75,3 +75,44 @@ def test_an_open_part_of_the_prompt_is_not_scored() -> None:
     scene = world.Scene(shape="square", color="cyan", motion="still")
     scores = judge.score(world.render(scene), scene)
     assert (scores["speed"], scores["background"], scores["all"]) == (None, None, True)
+
+
+def test_pixels_near_a_mask_in_any_frame_of_their_latent_are_not_away_from_it() -> None:
+    mask = np.zeros((17, 96, 96), np.uint8)
+    mask[6, 40:50, 40:50] = 1
+    known = judge.away(mask)
+    assert known[0].all()
+    assert known[1:5].all()
+    assert known[9:].all()
+    for frame in known[5:9]:
+        assert not frame[32:58, 32:58].any()
+        assert frame[:32].all()
+        assert frame[:, 58:].all()
+
+
+def test_the_psnr_of_kept_pixels_ignores_the_others() -> None:
+    given = np.full((2, 8, 8, 3), 100, np.uint8)
+    frames = given.copy()
+    known = np.ones((2, 8, 8), bool)
+    frames[:, :, 0], known[:, :, 0] = 255, False
+    frames[:, 0, 1] = 110
+    expected = 10 * np.log10(255**2 / (100 * 2 / known.sum()))
+    assert judge.kept_psnr(frames, given, known) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_film_overlaps_itself_but_not_one_that_moves_elsewhere() -> None:
+    left, right = (
+        world.render(world.Scene(shape="star", color="red", motion=m, speed="fast"))
+        for m in ("left", "right")
+    )
+    assert judge.overlap(left, left) == 1
+    assert judge.overlap(left, right) < 0.5
+
+
+def test_the_joint_of_a_steady_film_is_no_larger_than_its_other_steps() -> None:
+    steady = world.render(world.Scene(shape="star", color="red", motion="left", speed="fast"))
+    across, elsewhere = judge.joint(steady, 5)
+    assert across <= 1.1 * elsewhere
+    jumping = np.concatenate([steady[:5], steady[9:]])
+    across, elsewhere = judge.joint(jumping, 5)
+    assert across > 1.5 * elsewhere

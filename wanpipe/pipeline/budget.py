@@ -207,6 +207,8 @@ class Expert:
         blocks = self.kv_cache + self.blocks
         if streamed:  # of the text only the keys and values of the block that runs
             blocks = -(-self.kv_cache // self.block_count) + self._three_blocks
+            if self.context_channels:  # on an H100 a hint stays while the next block is read
+                blocks += self.row
         chosen = ((STREAMED, streamed), (SEQUENTIAL, sequential))
         words = [word for word, wanted in chosen if wanted]
         plan = ExpertPlan(
