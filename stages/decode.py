@@ -13,7 +13,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.media.video import check_rate, check_writable, video_format
+from wanpipe.media.video import check_keeps, check_rate, check_writable, video_format
 from wanpipe.pipeline.budget import choose_plan
 from wanpipe.pipeline.frames import Decoding
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
@@ -52,6 +52,8 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     if params.output is not None:
         check_rate(kind, source.rate(params.fps))
     before = Before.of(source, params.after)
+    if params.output is not None and params.after is not None:
+        check_keeps(params.output, [params.after])
     if inputs.frames is not None:
         return plan_video(source, inputs.frames, params, before, store)
     assert model is not None, "only frames can do without a model"

@@ -15,7 +15,7 @@ from stages import convert, decode, denoise, encode_image, encode_text, encode_v
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
-from wanpipe.media.video import check_writable
+from wanpipe.media.video import check_keeps, check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
@@ -76,6 +76,7 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     videos, decodings = [], []
     for index, (step, made_by) in enumerate(zip(steps.entries, steps.runs, strict=True)):
         output = video_path(params, step, index if len(steps.entries) > 1 else None)
+        check_keeps(output, input_files(params))
         decoding = replace(params.decode, output=output)
         sources = Inputs(step=step, run=made_by, video=inputs.video)
         decodings.append(decode.plan(model, sources, decoding, store))
@@ -93,6 +94,16 @@ def run(model: Model, params: Params, store: Store) -> list[Path]:
     for one in planned.plans:
         one.make()
     return list(planned.videos)
+
+
+def input_files(params: Params) -> list[Path]:
+    """Return the images and videos that a video is made from."""
+    image, video = params.image, params.video
+    found = [] if image is None else [image.image, image.last_image]
+    if video is not None:
+        found += [video.video, video.mask, *video.references]
+        found += [path for _, path in video.keyframes]
+    return [path for path in found if path is not None]
 
 
 def video_path(params: Params, step: Entry, index: int | None) -> Path:

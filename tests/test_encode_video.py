@@ -224,6 +224,13 @@ def test_only_the_first_step_of_a_changed_video_names_it(t2v: Place) -> None:
     assert "video" not in others[0].inputs
 
 
+def test_a_changed_video_does_not_reset_the_step_cache(t2v: Place) -> None:
+    video = encode(t2v, *NINE, "--video", "clip")
+    words = ("--steps", 16, "--guide-scale", 1, "--step-cache", 0.05, "--stop-at", 3)
+    steps = t2v.chain(denoise(t2v, video, *words))
+    assert [step.material.step_cache.since for step in steps] == [0, 1, 2]
+
+
 def test_what_a_mask_keeps_is_the_video_itself(t2v: Place) -> None:
     video = encode(t2v, *NINE, "--video", "clip", "--mask", "right.png")
     entry = t2v.entry(video)
@@ -279,6 +286,16 @@ def test_a_continued_video_fades_in_where_both_show_the_same(i2v: Place) -> None
     clip, share = pictures(1, COUNT), np.arange(1, 6).reshape(-1, 1, 1, 1) / 6
     common = np.rint((1 - share) * clip[-5:] + share * frames[:5])
     assert np.array_equal(joined, np.concatenate([clip[:-5], common, frames[5:]]))
+
+
+def test_an_output_never_replaces_an_input(i2v: Place) -> None:
+    step = denoise(i2v, encode(i2v, *NINE, "--video", "clip", "--extend", 5), *STEPS)
+    i2v.do("decode", "--from", step, "--output", "made.png")
+    says = "would replace the input of the same name"
+    same = ("--after", "made.png", "--output", "made.png")
+    i2v.refuse("decode", "--from", step, *same, code=2, says=says)
+    run = ("run", "--prompt", "cat", "--model", i2v.model, *NINE, *STEPS, "--extend", 5)
+    i2v.refuse(*run, "--video", "made.png", "--output", "made.png", code=2, says=says)
 
 
 def test_a_video_trimmed_beyond_the_common_frames_is_not_joined(i2v: Place) -> None:

@@ -136,6 +136,9 @@ def steps_since_reset(material: Step, before: Step | None) -> int:
     """
     if before is None or isinstance(before.step_cache, UnsetType):
         return 0
-    if any(getattr(material, name) != getattr(before, name) for name in CONDITIONS):
-        return 0
+    for name in CONDITIONS:
+        if name == "video" and material.video is UNSET:
+            continue  # that of the step before only began a changed video
+        if getattr(material, name) != getattr(before, name):
+            return 0
     return before.step_cache.since + 1

@@ -88,6 +88,15 @@ def check_writable(path: Path) -> None:
         output.check_writable(path)
 
 
+def check_keeps(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise UsageError for a video at `path` that would replace an input that it is made from."""
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(
+                f"output {path} would replace the input of the same name; give another --output"
+            )
+
+
 def write_video(
     path: str | Path,
     slices: Iterable["np.ndarray"],
