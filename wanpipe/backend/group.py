@@ -45,6 +45,11 @@ class Group:
             x = mx.zeros(shape)
         return self.gather(x)[0]
 
+    @property
+    def splits(self) -> bool:
+        """Whether MLX can split this group: NCCL's, but not ring's."""
+        return self.size > 1 and is_cuda()
+
     def split(self, color: int) -> "Group":
         """Return the group of the ranks that give the same color."""
         return self if self.mlx_group is None else Group(self.mlx_group.split(color))

@@ -11,9 +11,11 @@ from msgspec import UNSET
 
 from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.backend.group import ALONE, Group
+from wanpipe.backend.token_share import TokenShare, share_of
 from wanpipe.denoising.chain import PlannedStep, texts_at
 from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.denoising.orders import Step
+from wanpipe.denoising.ways import Way, choose_way
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
@@ -25,11 +27,6 @@ from wanpipe.weights.model import Model
 from wanpipe.weights.stream import load_streamed
 
 Loras = Mapping[str, Sequence[tuple[LoraMatch, float]]]  # of each expert, with their strengths
-
-
-def passes_apart(devices: int, passes: int) -> bool:
-    """Return whether each device computes one of the two guidance passes."""
-    return devices == 2 and passes == 2
 
 
 class Denoiser:
@@ -55,6 +52,7 @@ class Denoiser:
         self.name = ""
         self.network: DiT | None = None
         self.conditions: dict[str, Condition] = {}
+        self.shares: dict[Way, TokenShare] = {}
 
     def expert(self, name: str) -> DiT:
         """Return the expert `name`. If it is not loaded, load it in place of the other expert."""
@@ -101,6 +99,15 @@ class Denoiser:
             return {}
         return {"context": self.conditioning.context, "context_scale": order.context_scale}
 
+    def share(self, way: Way) -> TokenShare:
+        """Return this device's share of the tokens, which is made once."""
+        if way not in self.shares:
+            part = self.group
+            if way.apart == 2:
+                part = ALONE if way.shares == 1 else part.split(way.part(part.rank))
+            self.shares[way] = share_of(part)
+        return self.shares[way]
+
     def order(self, latent: mx.array, step: PlannedStep) -> Step:
         """Return what the velocity of a latent depends on at a step."""
         scale = step.recipe.material.context_scale
@@ -120,8 +127,9 @@ class Denoiser:
         """
         network, guide_scale, group = self.expert(order.expert), order.guide_scale, self.group
         texts, plan = texts_at(guide_scale), self.plans[order.expert]
-        apart = passes_apart(group.size, len(texts))
-        mine = (texts[group.rank],) if apart else texts
+        way = choose_way(group.size, len(texts), group.splits)
+        mine = (texts[way.part(group.rank)],) if way.apart == 2 else texts
+        share = self.share(way)
         conditions = [self.condition(network, text) for text in mine]
         turns = [[condition] for condition in conditions] if plan.sequential_cfg else [conditions]
         with memory_limit(plan.limit):
@@ -130,10 +138,10 @@ class Denoiser:
             velocities = [
                 one
                 for turn in turns
-                for one in network(latent, order.timesteps, turn, y, **context)
+                for one in network(latent, order.timesteps, turn, y, share=share, **context)
             ]
-            if apart:
-                velocities = list(group.gather(velocities[0]))
+            if way.apart == 2:
+                velocities = list(group.gather(velocities[0])[:: way.shares])
             negative = None if guide_scale == 1.0 else velocities[1]
             velocity = apply_guidance(velocities[0], negative, guide_scale)
             mx.eval(velocity)

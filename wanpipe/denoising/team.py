@@ -222,9 +222,7 @@ def join_launched() -> "tuple[int, tuple[str, int]] | None":
     return None
 
 
-def gather(
-    team: Team, server: Any, size: int, token: str, check: Callable[[], None]
-) -> None:
+def gather(team: Team, server: Any, size: int, token: str, check: Callable[[], None]) -> None:
     """Wait for all ranks, and compare what they are. Raises DeviceError if one differs."""
     found = link.accept(server, range(1, size), token, team.lost, check)
     mine = identity()
@@ -242,4 +240,3 @@ def joined(team: Team) -> Team:
     team.group = groups.join()
     interrupt.leave_at_once()
     return team
-

@@ -89,6 +89,8 @@ class Link:
                         break
                     if "beat" not in message:
                         self.messages.put(message)
+        except ConnectionResetError:
+            reason = "it ended"
         except OSError as error:
             reason = f"the connection is lost ({error.strerror})"
         except ValueError:
@@ -100,7 +102,9 @@ class Link:
         while not self.closed.wait(BEAT_SECONDS):
             now = time.monotonic()
             if now - before > 2 * BEAT_SECONDS:
-                self.heard = now  # this process itself stood still, as MLX does while it starts NCCL
+                self.heard = (
+                    now  # this process itself stood still, as MLX does while it starts NCCL
+                )
             before, silent = now, now - self.heard
             if silent > SILENCE_SECONDS:
                 self._end(f"it gave no sign of life for {silent:.0f} s")
