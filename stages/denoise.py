@@ -45,7 +45,7 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
     request = resolve_request(model, inputs, params, store)
     trajectories = [plan_trajectory(request, start, store) for start in starts(request, params)]
     todo = [step for step, _ in in_order(request, trajectories)]
-    plans = plan_experts(request, todo, store)
+    plans = plan_experts(request, todo, store, params.devices)
     loras = match_loras(model, request.settings, request.lora_files, plans, store)
     units = Counter(step.expert for step in todo)
     reused = [

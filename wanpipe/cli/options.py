@@ -339,7 +339,7 @@ memory = click.option(
 )
 devices = click.option(
     "--devices",
-    type=click.IntRange(1, 64),
+    type=int,
     metavar="N",
     help="Compute each step on N devices of this host together.",
 )

@@ -32,8 +32,8 @@ Loras = Mapping[str, Sequence[tuple[LoraMatch, float]]]  # of each expert, with 
 class Denoiser:
     """Computes guided velocities under one conditioning.
 
-    `plans` has the memory plan of each expert, and `loras` has its LoRAs. Every rank of `group` has a
-    denoiser, and all compute each velocity together.
+    `plans` has the memory plan of each expert, and `loras` has its LoRAs. Every rank of `group` has
+    a denoiser, and all compute each velocity together.
     """
 
     def __init__(

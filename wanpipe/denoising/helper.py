@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +21,7 @@ from wanpipe.denoising.orders import Begin, Step, identity
 from wanpipe.errors import CheckpointError, WanpipeError
 from wanpipe.runtime import link
 from wanpipe.runtime.documents import convert, first_line
-from wanpipe.runtime.link import Link, Message
+from wanpipe.runtime.link import Link
 from wanpipe.store import Store
 from wanpipe.weights.model import open_model
 

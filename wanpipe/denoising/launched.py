@@ -28,3 +28,16 @@ def check_devices(devices: int | None) -> None:
         from wanpipe.denoising.team import check_count
 
         check_count(devices)
+
+
+def group_of(devices: int | None) -> tuple[int, int | None]:
+    """Return how many devices compute a step, and the least memory that one of them recommends.
+
+    None stands for what this device recommends.
+    """
+    if devices is not None or "MLX_RANK" not in os.environ:
+        return devices or 1, None
+    from wanpipe.denoising.team import joined_team
+
+    team = joined_team()
+    return team.size, team.memory

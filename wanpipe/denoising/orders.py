@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from wanpipe.backend.device import is_cuda, is_metal
+from wanpipe.backend.device import is_cuda, is_metal, recommended_memory
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.runtime.documents import Count, Document, Finite, Hash, Text
 from wanpipe.runtime.version import version
@@ -39,11 +39,12 @@ class Step(Document, frozen=True, kw_only=True):
 
 
 def identity() -> dict[str, Any]:
-    """Return what all ranks must have in common, and the name of this host."""
+    """Return what all ranks must have in common, and this one's memory and host."""
     return {
         "wanpipe": version(),
         "mlx": mx.__version__,  # type: ignore[attr-defined]  # missing in MLX's type stubs
         "kind": "CUDA" if is_cuda() else "Metal" if is_metal() else "CPU",
+        "memory": recommended_memory(),
         "host": socket.gethostname(),
     }
 

@@ -44,6 +44,7 @@ class Team:
     hosts: dict[int, str] = field(default_factory=dict)
     processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     busy: Callable[[], bool] = lambda: False
+    memory: int | None = None  # bytes: the least that a rank recommends
     working: bool = False
     failure: DeviceError | None = None
     failed: threading.Event = field(default_factory=threading.Event)
@@ -130,6 +131,11 @@ class _Process:
     """The team of this process, which MLX can start once."""
 
     team = Team()
+
+
+def joined_team() -> Team:
+    """Return the team of this process, one device if it has joined none."""
+    return _Process.team
 
 
 def team_of(devices: int | None) -> Team:
@@ -228,6 +234,7 @@ def gather(team: Team, server: Any, size: int, token: str, check: Callable[[], N
     mine = identity()
     for rank, (one, hello) in found.items():
         team.links[rank], team.hosts[rank] = one, str(hello.get("host", ""))
+    team.memory = min(mine["memory"], *(int(hello["memory"]) for _, hello in found.values()))
     for rank, (_, hello) in found.items():
         if text := differences(mine, hello):
             raise DeviceError(f"all ranks must be alike, rank {rank} has {text}; install the same")
