@@ -15,6 +15,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.denoising.expert_plans import plan_experts
+from wanpipe.denoising.launched import check_devices, serves_another
 from wanpipe.denoising.loras import match_loras
 from wanpipe.denoising.request import resolve_request
 from wanpipe.denoising.sampler import Sampler, in_order
@@ -40,10 +41,11 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
     A step in the inputs continues its run, or starts a branch if a setting differs. Raises
     UsageError for invalid settings, and for entries that do not fit the model.
     """
+    check_devices(params.devices)
     request = resolve_request(model, inputs, params, store)
     trajectories = [plan_trajectory(request, start, store) for start in starts(request, params)]
     todo = [step for step, _ in in_order(request, trajectories)]
-    plans = plan_experts(request, todo, store)
+    plans = plan_experts(request, todo, store, params.devices)
     loras = match_loras(model, request.settings, request.lora_files, plans, store)
     units = Counter(step.expert for step in todo)
     reused = [
@@ -55,7 +57,7 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
             report_reused(entry, store)
         for trajectory in trajectories:
             store.save_run(trajectory.run)
-        Sampler(request, plans, loras, store).run(trajectories)
+        Sampler(request, plans, loras, store, params.devices).run(trajectories)
         return [one.end.published() for one in trajectories]
 
     return DenoisePlan(
@@ -84,6 +86,7 @@ def run(model: Model, inputs: Inputs, params: Params, store: Store) -> list[Entr
 @options.sampling
 @options.loras
 @options.memory
+@options.devices
 @options.stop_at
 @stage_options
 def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
@@ -94,6 +97,8 @@ def command(session: Session, model: str | None, references: tuple[str, ...], **
     step becomes an entry. After an interruption, the same command resumes at the last finished
     step.
     """
+    if serves_another():
+        return
     inputs = resolve_inputs(references, ("text", "image", "video", "step"), session.store)
     found = find_model(model, inputs.entries, session.store, inputs.run)
     session.carry_out(plan(found, inputs, Params(**asked), session.store))

@@ -14,6 +14,7 @@ import click
 from stages import convert, decode, denoise, encode_image, encode_text, encode_video
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
+from wanpipe.denoising.launched import serves_another
 from wanpipe.errors import UsageError
 from wanpipe.media.video import check_keeps, check_writable
 from wanpipe.pipeline.inputs import Inputs
@@ -156,6 +157,7 @@ def plan_model(
 @options.sampling
 @options.loras
 @options.memory
+@options.devices
 @options.video
 @stage_options
 def command(session: Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
@@ -163,6 +165,8 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
 
     Computes only what is not in the cache. Without --output, the video is named after the prompt.
     """
+    if serves_another():
+        return
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
     params = read(asked)
@@ -202,7 +206,8 @@ def read(asked: dict[str, Any]) -> Params:
     negative = options.read_negative(asked["negative_prompt"], asked["no_negative_prompt"])
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
     sampling |= some("scheduler", "timesteps", "step_cache", "seeds", "noise")
-    sampling |= some("lora", "lora_high", "lora_low", "memory", "strength", "context_scale")
+    sampling |= some("lora", "lora_high", "lora_low", "memory", "devices")
+    sampling |= some("strength", "context_scale")
     # else the canvas of the image or video
     sides = some("width", "height") if image is None and video is None else {}
     return Params(

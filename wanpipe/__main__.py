@@ -22,7 +22,11 @@ def main() -> None:
     interrupt.install(as_json=wants_json(sys.argv[1:]))
     from wanpipe import app
 
-    app.main()
+    try:
+        app.main()
+    except SystemExit as end:
+        interrupt.finish(end.code)
+        raise
 
 
 if __name__ == "__main__":

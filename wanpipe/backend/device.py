@@ -105,8 +105,10 @@ def describe() -> str:
     return str(mx.device_info().get("device_name", "gpu"))
 
 
-def provenance() -> dict[str, Any]:
-    """Return versions, device, and peak bytes since the last call, as recorded in every entry."""
+def provenance(devices: int = 1) -> dict[str, Any]:
+    """Return versions, device, how many there are if not one, and the peak bytes of this one since
+    the last call, as recorded in every entry.
+    """
     from wanpipe.runtime.version import version
 
     peak = mx.get_peak_memory()
@@ -115,6 +117,7 @@ def provenance() -> dict[str, Any]:
         "wanpipe": version(),
         "mlx": mx.__version__,  # type: ignore[attr-defined]  # missing in MLX's type stubs
         "device": describe(),
+        **({"devices": devices} if devices > 1 else {}),
         "peak_bytes": peak,
         **({"bits_by": numerics()} if is_cuda() else {}),
     }

@@ -97,8 +97,12 @@ def forecast(fields: dict[str, Any]) -> str:
     line = f"{fields['stage']} with {fields['component']}: "
     line += f"{count(fields['units'], 'step')}, " if fields["stage"] == "denoise" else ""
     line += f"at most {format_si(fields['peak_bytes'], 'B')} of memory"
+    place = "this device"
+    if "devices" in fields:
+        place = f"{fields['devices']} of these devices"
+        line += f" on each of {fields['devices']} devices ({fields['way']})"
     if fields["seconds"] is None:
-        return f"{line}; no time estimate until this stage has run on this device"
+        return f"{line}; no time estimate until this stage has run on {place}"
     return (
         f"{line}, about {format_duration(max(1, fields['seconds']))} (estimated from recent runs)"
     )

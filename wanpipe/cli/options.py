@@ -337,6 +337,12 @@ memory = click.option(
     metavar="SIZE",
     help="Limit memory use, e.g. 12GB.  [default: what the device recommends]",
 )
+devices = click.option(
+    "--devices",
+    type=int,
+    metavar="N",
+    help="Compute each step on N devices of this host together.",
+)
 stop_at = click.option(
     "--stop-at", type=int, metavar="K", help="Stop after step K. The run can be resumed later."
 )

@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
+from msgspec import UNSET
 
 from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
+from wanpipe.backend.group import ALONE, Group
+from wanpipe.backend.token_share import TokenShare, share_of
 from wanpipe.denoising.chain import PlannedStep, texts_at
 from wanpipe.denoising.conditioning import Conditioning
+from wanpipe.denoising.orders import Step
+from wanpipe.denoising.ways import Way, choose_way
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
@@ -27,7 +32,8 @@ Loras = Mapping[str, Sequence[tuple[LoraMatch, float]]]  # of each expert, with 
 class Denoiser:
     """Computes guided velocities under one conditioning.
 
-    `plans` has the memory plan of each expert, and `loras` has its LoRAs.
+    `plans` has the memory plan of each expert, and `loras` has its LoRAs. Every rank of `group` has
+    a denoiser, and all compute each velocity together.
     """
 
     def __init__(
@@ -37,14 +43,16 @@ class Denoiser:
         plans: Mapping[str, ExpertPlan],
         loras: Loras,
         store: Store,
+        group: Group = ALONE,
     ) -> None:
         self.model, self.conditioning = model, conditioning
         self.plans, self.loras = plans, loras
-        self.store = store
+        self.store, self.group = store, group
         self.dtype = mlx_dtype(compute_dtype(model.config.dtype))
         self.name = ""
         self.network: DiT | None = None
         self.conditions: dict[str, Condition] = {}
+        self.shares: dict[Way, TokenShare] = {}
 
     def expert(self, name: str) -> DiT:
         """Return the expert `name`. If it is not loaded, load it in place of the other expert."""
@@ -85,28 +93,55 @@ class Denoiser:
             self.conditions[text] = network.condition(rows, self.conditioning.clip)
         return self.conditions[text]
 
-    def context(self, step: PlannedStep) -> dict[str, Any]:
+    def context(self, order: Step) -> dict[str, Any]:
         """Return what VACE takes beside the latent: its context, and the scale of a step."""
         if self.conditioning.context is None:
             return {}
+        return {"context": self.conditioning.context, "context_scale": order.context_scale}
+
+    def share(self, way: Way) -> TokenShare:
+        """Return this device's share of the tokens, which is made once."""
+        if way not in self.shares:
+            part = self.group
+            if way.apart == 2:
+                part = ALONE if way.shares == 1 else part.split(way.part(part.rank))
+            self.shares[way] = share_of(part)
+        return self.shares[way]
+
+    def order(self, latent: mx.array, step: PlannedStep) -> Step:
+        """Return what the velocity of a latent depends on at a step."""
         scale = step.recipe.material.context_scale
-        return {"context": self.conditioning.context, "context_scale": scale}
+        return Step(
+            expert=step.expert,
+            timesteps=tuple(self.conditioning.timesteps(step.timestep, latent.shape[1])),
+            guide_scale=step.guide_scale,
+            context_scale=None if scale is UNSET else scale,
+            shape=latent.shape,
+        )
 
-    def velocity(self, latent: mx.array, step: PlannedStep) -> mx.array:
-        """Predict the velocity of `latent` (C, F, H, W) at a step, float32.
+    def guided(self, latent: mx.array | None, order: Step) -> mx.array:
+        """Predict the velocity of rank 0's latent (C, F, H, W), float32, together with the other
+        ranks.
 
-        At guidance 1 the negative prompt is skipped.
+        At guidance 1 the negative prompt is skipped. All ranks return the same.
         """
-        network, guide_scale = self.expert(step.expert), step.guide_scale
-        times = self.conditioning.timesteps(step.timestep, latent.shape[1])
-        conditions = [self.condition(network, text) for text in texts_at(guide_scale)]
-        plan = self.plans[step.expert]
+        network, guide_scale, group = self.expert(order.expert), order.guide_scale, self.group
+        texts, plan = texts_at(guide_scale), self.plans[order.expert]
+        way = choose_way(group.size, len(texts), group.splits)
+        mine = (texts[way.part(group.rank)],) if way.apart == 2 else texts
+        share = self.share(way)
+        conditions = [self.condition(network, text) for text in mine]
         turns = [[condition] for condition in conditions] if plan.sequential_cfg else [conditions]
         with memory_limit(plan.limit):
-            y, context = self.conditioning.condition, self.context(step)
+            latent = group.from_first(latent, order.shape)
+            y, context = self.conditioning.condition, self.context(order)
             velocities = [
-                one for turn in turns for one in network(latent, times, turn, y, **context)
+                one
+                for turn in turns
+                for one in network(latent, order.timesteps, turn, y, share=share, **context)
             ]
+            if way.apart == 2:
+                velocities = list(group.gather(velocities[0])[:: way.shares])
             negative = None if guide_scale == 1.0 else velocities[1]
             velocity = apply_guidance(velocities[0], negative, guide_scale)
             mx.eval(velocity)

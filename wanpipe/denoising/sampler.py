@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from wanpipe.denoising.denoiser import Denoiser
+    from wanpipe.denoising.orders import Begin
+    from wanpipe.denoising.team import Team
     from wanpipe.weights.lora_match import LoraMatch
 
     State = dict[str, mx.array]
@@ -32,6 +34,7 @@ class Sampler:
     plans: Mapping[str, ExpertPlan]
     loras: "Mapping[str, Sequence[tuple[LoraMatch, float]]]"
     store: Store
+    devices: int | None = None
     state: "tuple[str, State] | None" = None  # after the step of this key
     ran: list[bool] = field(default_factory=list)  # for each step with a step cache
 
@@ -43,7 +46,17 @@ class Sampler:
 
         conditioning = read_conditioning(self.request)
         model = self.request.model
-        return Denoiser(model, conditioning, self.plans, self.loras, self.store)
+        if self.team.size > 1:
+            self.team.begin(*opening(self.request, self.plans, conditioning, self.store))
+        group = self.team.group
+        return Denoiser(model, conditioning, self.plans, self.loras, self.store, group)
+
+    @cached_property
+    def team(self) -> "Team":
+        """The devices, which start when the first step needs them."""
+        from wanpipe.denoising.team import team_of
+
+        return team_of(self.devices)
 
     def run(self, trajectories: Sequence[Trajectory]) -> None:
         """Take every missing step: by expert, then by trajectory."""
@@ -51,7 +64,12 @@ class Sampler:
         if not todo:
             return
         store = self.store
-        with Publisher(store) as publisher, store.report.task("denoise", len(todo)) as task:
+        self.team.busy = lambda: publisher.pending
+        with (
+            self.team.at_work(),
+            Publisher(store) as publisher,
+            store.report.task("denoise", len(todo)) as task,
+        ):
             following = [*(trajectory for _, trajectory in todo[1:]), None]
             for (step, trajectory), after in zip(todo, following, strict=True):
                 publisher.get_or_create(step.recipe, self.filler(step, trajectory, publisher))
@@ -86,7 +104,7 @@ class Sampler:
                 if not ran:
                     event = step.recipe.event()
                     self.store.report.event("skipped", component=step.expert, **event)
-            return provenance() | noted
+            return provenance(self.team.size) | noted
 
         return fill
 
@@ -98,7 +116,7 @@ class Sampler:
         velocity = easy_cache.reuse(latent, rule, state) if rule else None
         ran = velocity is None
         if velocity is None:
-            velocity = self.denoiser.velocity(latent, step)
+            velocity = self.velocity(latent, step)
         sigma = self.request.schedule.sigmas[step.recipe.number]
         velocity = conditioning.in_velocity(velocity, latent, sigma)
         before = {name: array for name, array in state.items() if name != "latent"}
@@ -109,6 +127,16 @@ class Sampler:
             computed = velocity if ran else None
             after = after | easy_cache.update_state(latent, computed, moved, rule, state)
         return {"latent": moved, "x0": x0} | {f"solver/{name}": a for name, a in after.items()}, ran
+
+    def velocity(self, latent: "mx.array", step: PlannedStep) -> "mx.array":
+        """Have all devices compute the velocity of a latent. Raises DeviceError if one is lost."""
+        order = self.denoiser.order(latent, step)
+        try:
+            self.team.step(order)
+            return self.denoiser.guided(latent, order)
+        except RuntimeError as error:  # of MLX, which has no type for a lost connection
+            self.team.explain(error)
+            raise
 
     def state_before(
         self, step: PlannedStep, trajectory: Trajectory, publisher: Publisher
@@ -130,6 +158,27 @@ class Sampler:
             arrays = {name: mx.array(entry.read(name)) for name in entry.names}
             self.state = (entry.key, solver_state(arrays))
         return self.state[1]
+
+
+def opening(
+    request: Request, plans: Mapping[str, ExpertPlan], conditioning: Any, store: Store
+) -> "tuple[Begin, dict[str, mx.array]]":
+    """Return what the other devices must know of a request, and the arrays that they need."""
+    from wanpipe.denoising.orders import Begin
+
+    names = ("prompt", "negative", "condition", "clip", "context")
+    arrays = {name: getattr(conditioning, name) for name in names}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    order = Begin(
+        model=str(request.model.directory.resolve()),
+        cache=str(store.root.resolve()),
+        experts={name: request.model.hash(name) for name in plans},
+        settings=request.settings,
+        lora_files=request.lora_files,
+        plans=dict(plans),
+        arrays={name: array.shape for name, array in arrays.items()},
+    )
+    return order, arrays
 
 
 def solver_state(arrays: "State") -> "State":

@@ -36,6 +36,8 @@ class Params:
     before the shift. `step_cache` is the change up to which a velocity is reused (0: never).
     `strength` is the part of the steps that change a video, and `context_scale` the weight of
     VACE's context. `memory` is in bytes; None means what the device recommends.
+    `devices` is how many devices of this host compute each step; None means those of the group that
+    mlx.launch has started, or one.
     """
 
     width: int | None = None
@@ -51,6 +53,7 @@ class Params:
     noise: Path | None = None
     stop_at: int | None = None
     memory: int | None = None
+    devices: int | None = None
     trim_first_frames: int | None = None
     strength: float | None = None
     context_scale: float | None = None

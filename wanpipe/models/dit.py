@@ -5,15 +5,24 @@ wan/modules/vace_model.py, `VaceWanModel`.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from msgspec import UNSET
 
+from wanpipe.backend.token_share import WHOLE, TokenShare
 from wanpipe.models import rope
 from wanpipe.models.config import DiTConfig
-from wanpipe.models.dit_blocks import Block, Condition, ContextStreams, Stream, VaceBlock
+from wanpipe.models.dit_blocks import (
+    Block,
+    Condition,
+    ContextStreams,
+    Join,
+    Stream,
+    VaceBlock,
+)
 from wanpipe.models.execution import BoundedEval, Evaluate, Prefetch, defer_eval, run_blocks
 from wanpipe.models.layers import (
     MLP,
@@ -124,34 +133,43 @@ class DiT(nn.Module):
         context: mx.array | None = None,
         context_scale: float = 1.0,
         lazy: bool = False,
+        share: TokenShare = WHOLE,
     ) -> list[mx.array]:
         """Predict the velocity (out_dim, F, H, W), float32, of latent x under each condition.
 
         x is (C, F, H, W); `y` are channels appended to it. Pass one timestep, or one per latent
         frame. All conditions run through a block before the next block. `lazy` leaves all
         evaluation to the caller. VACE needs its `context` (vace_in_dim, F, H, W), whose frames are
-        those of x, references included; its hints are added times `context_scale`.
+        those of x, references included; its hints are added times `context_scale`. Devices that
+        `share` the tokens call this together, and all return the whole velocities.
         """
         time, modulation = self.embed_time(timesteps)
         counts = grid(x.shape[1:], self.config.patch)
         assert len(timesteps) in (1, counts[0]), (len(timesteps), counts)
         tokens = self.embed_video(x, y).reshape(len(timesteps), -1, self.config.dim)
         table = rope.tables(counts, self.config.dim // self.config.heads)
+        join = partial(share.join, shape=tokens.shape[:2])
+        if share.group.size > 1:
+            rows = (part.reshape(*tokens.shape[:2], *part.shape[1:]) for part in table)
+            cos, sin = (share.cut(part).flatten(0, 1) for part in rows)
+            table = cos, sin
+        tokens = share.cut(tokens)
         streams = [Stream(tokens) for _ in conditions]
-        vace = self._begin_vace(context, tokens, context_scale)
+        vace = self._begin_vace(context, tokens, context_scale, share)
         depth = eval_depth(tokens.size // self.config.dim, self.config.dim)
         evaluate = defer_eval if lazy else BoundedEval(depth)
         del tokens  # the streams drop it with their first change
-        self._run_blocks(streams, conditions, vace, (modulation, table), evaluate)
+        self._run_blocks(streams, conditions, vace, (modulation, table, join), evaluate)
         velocities = []
         for stream in streams:
             values = self.head(stream, time)
+            values = join(values.reshape(-1, values.shape[-1]))  # (L, P)
             velocities.append(from_patches(values, counts, self.config.patch))
             evaluate(velocities[-1])
         return velocities
 
     def _begin_vace(
-        self, context: mx.array | None, tokens: mx.array, scale: float
+        self, context: mx.array | None, tokens: mx.array, scale: float, share: TokenShare
     ) -> ContextStreams | None:
         """Embed the context of VACE; other networks take none."""
         assert (context is None) == (self.config.vace_in_dim is UNSET), self.config.vace_in_dim
@@ -159,23 +177,23 @@ class DiT(nn.Module):
             return None
         assert context.shape[0] == self.config.vace_in_dim, context.shape
         patches = to_patches(context.astype(mx.float32), self.config.patch)
-        embedded = self.vace_patch_embedding(patches).reshape(tokens.shape)
+        embedded = self.vace_patch_embedding(patches).reshape(len(tokens), -1, self.config.dim)
         gate = mx.full((len(tokens), 1, self.config.dim), scale, mx.float32)
-        return ContextStreams(context=embedded, video=tokens, scale=gate)
+        return ContextStreams(context=share.cut(embedded), video=tokens, scale=gate)
 
     def _run_blocks(
         self,
         streams: Sequence[Stream],
         conditions: Sequence[Condition],
         vace: ContextStreams | None,
-        modulation: tuple[mx.array, rope.Tables],
+        modulation: tuple[mx.array, rope.Tables, Join],
         evaluate: Evaluate,
     ) -> None:
         """Run identical streams through all blocks, each with its condition.
 
-        `modulation` is the projected time and the tables of RoPE.
+        `modulation` is the projected time, the tables of RoPE, and what joins shared tokens.
         """
-        time, table = modulation
+        time, table, join = modulation
         shared: list[mx.array] = []
 
         def attend_self(
@@ -183,9 +201,9 @@ class DiT(nn.Module):
         ) -> mx.array:
             # the streams are identical until the first cross-attention: compute that part once
             if not first:
-                return block.attend_self(rows[number], time, table, evaluate, prefetch)
+                return block.attend_self(rows[number], time, table, evaluate, prefetch, join)
             if number == 0:
-                y = block.attend_self(rows[0], time, table, evaluate, prefetch)
+                y = block.attend_self(rows[0], time, table, evaluate, prefetch, join)
                 shared.extend([y] * len(rows))
                 for stream in rows:
                     stream.x = rows[0].x

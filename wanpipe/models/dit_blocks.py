@@ -4,6 +4,7 @@ Source: wan/modules/model.py, `WanAttentionBlock`, and wan/modules/vace_model.py
 `VaceWanAttentionBlock`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,13 @@ from wanpipe.models.tuning import ffn_chunk
 KV = tuple[mx.array, ...]
 # queries, keys and values (1, N, L, D / N) of the video tokens
 QKV = tuple[mx.array, mx.array, mx.array]
+# rows (L, D) of all tokens from those that this device computes
+Join = Callable[[mx.array], mx.array]
+
+
+def keep_rows(rows: mx.array) -> mx.array:
+    """Return the rows of all tokens where one device computes them all."""
+    return rows
 
 
 @dataclass
@@ -59,13 +67,17 @@ class SelfAttention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, config.eps)
         self.norm_k = nn.RMSNorm(dim, config.eps)
 
-    def qkv(self, x: mx.array, table: rope.Tables, evaluate: Evaluate) -> QKV:
-        """Compute queries, keys and values (1, N, L, D / N) of tokens x."""
+    def qkv(self, x: mx.array, table: rope.Tables, evaluate: Evaluate, join: Join) -> QKV:
+        """Compute the queries (1, N, l, D / N) of tokens x, and the keys and values of all tokens,
+        (1, N, L, D / N), which `join` gathers if devices share them.
+        """
+        # gathers run behind what follows: keys behind the values, values behind the queries
+        k = join(self._norm_rotate(self.k(x), self.norm_k, table))
+        v = join(self.v(x).reshape(-1, x.shape[-1]))
+        k, v = (split_heads(pad_keys(rows), self.heads) for rows in (k, v))
+        evaluate(k, v)
         q = split_heads(self._norm_rotate(self.q(x), self.norm_q, table), self.heads)
         evaluate(q)
-        k = split_heads(pad_keys(self._norm_rotate(self.k(x), self.norm_k, table)), self.heads)
-        v = split_heads(pad_keys(self.v(x).reshape(-1, x.shape[-1])), self.heads)
-        evaluate(k, v)
         return q, k, v
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, evaluate: Evaluate) -> mx.array:
@@ -175,12 +187,13 @@ class Block(nn.Module):
         table: rope.Tables,
         kv: KV,
         evaluate: Evaluate = defer_eval,
+        join: Join = keep_rows,
     ) -> None:
         """Run the block on `stream`, modulated by `time` (G, 6, D).
 
         The output of the feed-forward layer stays pending; the next norm adds it.
         """
-        y = [self.attend_self(stream, time, table, evaluate)]
+        y = [self.attend_self(stream, time, table, evaluate, join=join)]
         self.attend_text(stream, y, time, kv, evaluate)
 
     def attend_self(
@@ -190,6 +203,7 @@ class Block(nn.Module):
         table: rope.Tables,
         evaluate: Evaluate,
         prefetch: Prefetch = lambda: None,
+        join: Join = keep_rows,
     ) -> mx.array:
         """Run self-attention, and return the input of cross-attention (G, L / G, D).
 
@@ -198,7 +212,7 @@ class Block(nn.Module):
         shift, scale, gate = mx.split(self.modulation[:3] + time[:, :3], 3, 1)
         y = stream.add_norm(shift, scale, plus_one=True, **self.norm_options)
         evaluate(stream.x, y)
-        qkv = self.self_attn.qkv(y, table, evaluate)
+        qkv = self.self_attn.qkv(y, table, evaluate, join)
         del y  # here and below: the name would keep the array in memory
         stream.parts, stream.gate = [self.self_attn(*qkv, evaluate)], gate
         del qkv

@@ -37,6 +37,8 @@ class MemoryPlan:
 
     `largest` is the size of the largest array. `strategy` says how the plan saves memory; it is
     empty for the fastest plan. `host` is the part of `peak` that is the host's, on unified memory.
+    `peak` is that of each of `devices`, and `flops` is of all together; `way` says how they divide
+    a step.
     """
 
     peak: int
@@ -44,6 +46,8 @@ class MemoryPlan:
     largest: int
     strategy: str = ""
     host: int = 0
+    devices: int = 1
+    way: str = ""
 
     @property
     def limit(self) -> int:
@@ -79,7 +83,8 @@ class Expert:
     `bytes` is the size of its file. `stored` and `computed` are the bytes of a number in its matrix
     products. `texts` has the tokens of the prompt and, with guidance, of the negative prompt.
     `latent` is (F, H, W), with the frames of VACE's references. `arrays` is the most that a step's
-    entry has: with UniPC latent, x0 and two of the solver; the step cache adds two.
+    entry has: with UniPC latent, x0 and two of the solver; the step cache adds two. `shares` is how
+    many devices share the tokens; plans are those of one of them.
     """
 
     config: DiTConfig
@@ -89,6 +94,7 @@ class Expert:
     texts: tuple[int, ...]
     latent: Triple
     arrays: int = 4
+    shares: int = 1
 
     @property
     def passes(self) -> int:
@@ -99,6 +105,11 @@ class Expert:
     def tokens(self) -> int:
         """Tokens of the latent, L."""
         return prod(self.latent) // prod(self.config.patch)
+
+    @property
+    def own(self) -> int:
+        """Tokens that one device computes, l."""
+        return -(-self.tokens // self.shares)
 
     @property
     def stem(self) -> int:
@@ -143,17 +154,23 @@ class Expert:
     @property
     def stream(self) -> int:
         """The residual stream of one pass."""
-        return self.tokens * self.config.dim * FULL
+        return self.own * self.config.dim * FULL
 
     @property
     def hidden(self) -> int:
         """The widest array of a block: one chunk of the feed-forward layer's hidden values."""
-        return tuning.ffn_chunk(self.tokens) * self.config.ffn_dim * self.computed
+        return tuning.ffn_chunk(self.own) * self.config.ffn_dim * self.computed
 
     @property
     def row(self) -> int:
-        """One array (L, D), as matrix products take it."""
-        return self.tokens * self.config.dim * self.computed
+        """One array (l, D), as matrix products take it."""
+        return self.own * self.config.dim * self.computed
+
+    @property
+    def gathered(self) -> int:
+        """Keys and values of all tokens, if devices share them: as gathered, and as padded."""
+        whole = self.tokens * self.config.dim * self.computed
+        return 4 * whole if self.shares > 1 else 0
 
     @property
     def work(self) -> int:
@@ -161,12 +178,14 @@ class Expert:
 
         The counts were fitted to an H100. Other devices free memory no later.
         """
-        return (6 + 3 * tuning.eval_depth(self.tokens, self.config.dim)) * self.row
+        waiting = tuning.eval_depth(self.own, self.config.dim)
+        return (6 + 3 * waiting) * self.row + self.gathered
 
     @property
     def tables(self) -> int:
-        """Cosines and sines of RoPE."""
-        return self.tokens * self.config.dim // self.config.heads // 2 * 3 * FULL
+        """Cosines and sines of RoPE; where devices share tokens, of all and of a device's own."""
+        rows = self.tokens + (self.own if self.shares > 1 else 0)
+        return rows * self.config.dim // self.config.heads // 2 * 3 * FULL
 
     @property
     def host_arrays(self) -> int:
@@ -336,15 +355,23 @@ def _with_host(plan: Kind, host: int) -> Kind:
     return replace(plan, peak=plan.peak + host, host=host) if is_unified() else plan
 
 
-def choose_plan(component: str, plans: Sequence[Kind], memory: int | None, report: Report) -> Kind:
+def choose_plan(
+    component: str,
+    plans: Sequence[Kind],
+    memory: int | None,
+    report: Report,
+    recommended: int | None = None,
+) -> Kind:
     """Return the first plan that fits in `memory` bytes; report it unless it is the fastest.
 
-    None means the working set that the device recommends. If no plan fits, raises UsageError for a
-    given `memory`; otherwise reports that and returns the smallest plan.
+    None means the working set that the device recommends, or `recommended` bytes. If no plan fits,
+    raises UsageError for a given `memory`; otherwise reports that and returns the smallest plan.
     """
     from wanpipe.backend.device import recommended_memory
 
-    allowed = recommended_memory() if memory is None else memory
+    if recommended is None:
+        recommended = recommended_memory()
+    allowed = recommended if memory is None else memory
     fitting = [plan for plan in plans if plan.peak <= allowed]
     plan = fitting[0] if fitting else min(plans, key=lambda plan: plan.peak)
     if not fitting:

@@ -110,19 +110,23 @@ class DryRun:
 
     def forecast(self, work: Work) -> None:
         """Report the memory, the arithmetic and, if it is known, the time of some work."""
-        flops, speed = work.plan.flops * work.units, self.speed(work.stage)
+        plan = work.plan
+        flops, speed = plan.flops * work.units, self.speed(work.stage, plan.devices)
         self.store.report.event(
             "forecast",
             stage=work.stage,
             component=work.component,
             units=work.units,
-            peak_bytes=work.plan.peak,
+            peak_bytes=plan.peak,
             flops=flops,
             seconds=round(flops / speed, 1) if speed else None,
+            **({"devices": plan.devices, "way": plan.way} if plan.devices > 1 else {}),
         )
 
-    def speed(self, stage: str) -> float | None:
-        """Operations per second of the latest entries of a stage from this device, if any."""
+    def speed(self, stage: str, devices: int = 1) -> float | None:
+        """Operations per second of the latest entries of a stage from as many devices like this
+        one, if any.
+        """
         from wanpipe.backend.device import describe
 
         device, speeds = describe(), []
@@ -132,6 +136,7 @@ class DryRun:
                 made = read_record(self.store.root / row.id).made
             except StoreError:
                 continue  # damaged, or removed meanwhile: its speed does not count
-            if made.device == device and made.flops and made.seconds:
+            like = made.device == device and made.devices == devices
+            if like and made.flops and made.seconds:
                 speeds.append(made.flops / made.seconds)
         return median(speeds) if speeds else None

@@ -9,8 +9,11 @@ import atexit
 import os
 import select
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from wanpipe.runtime.text import error_line
@@ -18,6 +21,7 @@ from wanpipe.runtime.text import error_line
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 DEBOUNCE_SECONDS = 0.25  # terminals and wrappers may send one Ctrl-C as two signals
 SECOND_SIGNAL = "interrupted twice; ended at once, what was not on the disk yet is lost"
+INTERRUPTED = "interrupted; run the same command again to resume, finished steps are kept"
 STDOUT, STDERR = 1, 2
 PIPE_BYTES = 1 << 16  # capacity of a pipe
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
@@ -36,6 +40,9 @@ class _Flag:
 
     number = 0
     raised = False
+    error: Exception | None = None  # of another thread: see `abort`
+    leaves_at_once = False
+    as_json = False
     wakeup = -1  # the end of a pipe that the running handlers write to
     terminals: tuple[int, ...] = ()  # those of stdout and stderr that were terminals
 
@@ -45,7 +52,7 @@ def install(as_json: bool = False) -> None:
 
     Call it on the main thread. `as_json` is the form of the line that a second signal prints.
     """
-    _Flag.number, _Flag.raised = 0, False
+    _Flag.number, _Flag.raised, _Flag.error, _Flag.as_json = 0, False, None, as_json
     _Flag.terminals = tuple(filter(os.isatty, (STDOUT, STDERR)))
     # Python's own handlers wait for the main thread, which may be in C code for minutes: a second
     # signal reaches the thread at the other end of this pipe
@@ -68,11 +75,47 @@ def check() -> None:
 
     Call it where work can stop: outside of thread locks, between pieces of a second or less.
     """
-    if not _Flag.number or _Flag.raised:
+    if not (_Flag.number or _Flag.error) or _Flag.raised:
         return
     if threading.current_thread() is threading.main_thread():
         _Flag.raised = True  # cleanup must not be interrupted
+        if _Flag.error is not None and not _Flag.number:
+            raise _Flag.error
         raise Interrupted(_Flag.number)
+
+
+def abort(error: Exception, seconds: float, busy: Callable[[], bool]) -> None:
+    """Have `check` raise an error that another thread found, as if a signal came.
+
+    If the main thread is in C code that does not return within `seconds`, the process prints the
+    error and ends, once nothing is `busy` any more or after as long again. Call it on any thread,
+    which it holds up.
+    """
+    _Flag.error, _Flag.leaves_at_once = error, True
+    deadline = time.monotonic() + seconds
+    while not _Flag.raised:
+        now = time.monotonic()
+        if now > deadline + seconds or (now > deadline and not busy()):
+            line = INTERRUPTED if _Flag.number else str(error)
+            try:
+                _print_error(error_line(line, _Flag.as_json))
+            finally:
+                os._exit(128 + _Flag.number if _Flag.number else 1)
+        time.sleep(0.05)
+
+
+def leave_at_once() -> None:
+    """Have `finish` skip the interpreter's own end: a GPU may wait for another one for ever."""
+    _Flag.leaves_at_once = True
+
+
+def finish(code: object) -> None:
+    """End the process at once if something asked for it."""
+    if _Flag.leaves_at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def _set_flag(number: int, frame: FrameType | None) -> None:

@@ -48,6 +48,11 @@ class Publisher:
                 if failure is not error:  # two failures: the context raises one, this is the other
                     self.store.report.remark(str(failure))
 
+    @property
+    def pending(self) -> bool:
+        """Whether an entry is not on disk yet."""
+        return any(not job.done() for job in list(self.worker.jobs))
+
     def get_or_create(self, recipe: Recipe, fill: Fill) -> None:
         """Reuse the entry of `recipe`, or compute it with `fill` and queue it for publication."""
         self.collect(keep=QUEUE_LIMIT)

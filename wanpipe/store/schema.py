@@ -48,6 +48,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     wanpipe: Text = ""
     mlx: Text = ""
     device: Text = ""
+    devices: Count = 1
     peak_bytes: Count = 0
     flops: Finite | None = None
     network_ran: bool | None = None

@@ -1,0 +1,92 @@
+"""A rank of a group that rank 0 leads: computes its part of every velocity until it is told to end.
+
+It publishes nothing and prints nothing. Its errors go to rank 0, which reports them. Only rank 0
+hears Ctrl-C; when rank 0 ends, so does this process.
+"""
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import mlx.core as mx
+
+from wanpipe.backend import group as groups
+from wanpipe.backend.group import Group
+from wanpipe.denoising.conditioning import Conditioning
+from wanpipe.denoising.denoiser import Denoiser
+from wanpipe.denoising.loras import match_loras
+from wanpipe.denoising.orders import Begin, Step, identity
+from wanpipe.errors import CheckpointError, WanpipeError
+from wanpipe.runtime import link
+from wanpipe.runtime.documents import convert, first_line
+from wanpipe.runtime.link import Link
+from wanpipe.store import Store
+from wanpipe.weights.model import open_model
+
+
+def serve(rank: int, address: tuple[str, int], token: str) -> None:
+    """Work for rank 0 until it ends. Ends this process if rank 0 is lost."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # not by an exception: this process may be in C code that waits for rank 0
+    leader = link.connect(address, lambda reason: os._exit(0))
+    leader.send({"rank": rank, "token": token, **identity()})
+    try:
+        work(leader)
+    except (WanpipeError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        leader.send({"error": first_line(error)})
+        # rank 0 closes the connection once it has read this, and that ends this process
+        threading.Event().wait(link.SILENCE_SECONDS)
+        os._exit(1)
+    os._exit(0)  # without waiting for a GPU that may wait for another
+
+
+def work(leader: Link) -> None:
+    """Carry out orders until there are no more."""
+    assert leader.receive()["do"] == "join"
+    group = groups.join()
+    denoiser: Denoiser | None = None
+    while True:
+        message = leader.receive()
+        what = message.pop("do")
+        if what == "quit":
+            return
+        if what == "rest":
+            denoiser = None
+            mx.clear_cache()
+        elif what == "begin":
+            denoiser = begin(convert(message, Begin), group, leader)
+        else:
+            assert what == "step" and denoiser is not None, message
+            denoiser.guided(None, convert(message, Step))
+
+
+def begin(order: Begin, group: Group, leader: Link) -> Denoiser:
+    """Open the model and receive the arrays. Raises CheckpointError for another model."""
+    model, store = open_model(order.model), Store(order.cache, read_only=True)
+    for name, digest in order.experts.items():
+        if model.hash(name) != digest:
+            raise CheckpointError(
+                f"{order.model} must be the same model on every machine, {name} has another "
+                "content hash; copy it there"
+            )
+    loras = match_loras(model, order.settings, order.lora_files, order.plans, store)
+    leader.send({"ready": True})
+    arrays: dict[str, Any] = {}
+    for name, shape in order.arrays.items():
+        arrays[name] = group.from_first(None, shape)
+        mx.eval(arrays[name])
+    return Denoiser(model, Conditioning(**arrays), order.plans, loras, store, group)
+
+
+def main() -> None:
+    """Serve the rank 0 that started this process on the same host."""
+    rank, port = map(int, sys.argv[1:])
+    serve(rank, ("127.0.0.1", port), os.environ["WANPIPE_TOKEN"])
+
+
+if __name__ == "__main__":
+    main()

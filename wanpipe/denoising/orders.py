@@ -1,0 +1,60 @@
+"""What rank 0 tells the other ranks of a group, and what they compare before they work."""
+
+import socket
+from typing import Any
+
+import mlx.core as mx
+
+from wanpipe.backend.device import is_cuda, is_metal, recommended_memory
+from wanpipe.pipeline.budget import ExpertPlan
+from wanpipe.runtime.documents import Count, Document, Finite, Hash, Text
+from wanpipe.runtime.version import version
+from wanpipe.store import Settings
+
+Shape = tuple[Count, ...]
+
+
+class Begin(Document, frozen=True, kw_only=True):
+    """A request: its model and the hashes of its experts, its LoRAs, and the shapes of the arrays
+    that it is conditioned on, which follow in this order.
+    """
+
+    model: Text
+    cache: Text
+    experts: dict[str, Hash]
+    settings: Settings
+    lora_files: dict[Hash, Text]
+    plans: dict[str, ExpertPlan]
+    arrays: dict[str, Shape]
+
+
+class Step(Document, frozen=True, kw_only=True):
+    """What a velocity depends on, beside the latent (C, F, H, W) of this shape."""
+
+    expert: str
+    timesteps: tuple[Finite, ...]
+    guide_scale: Finite
+    context_scale: Finite | None
+    shape: Shape
+
+
+def identity() -> dict[str, Any]:
+    """Return what all ranks must have in common, and this one's memory and host."""
+    return {
+        "wanpipe": version(),
+        "mlx": mx.__version__,  # type: ignore[attr-defined]  # missing in MLX's type stubs
+        "kind": "CUDA" if is_cuda() else "Metal" if is_metal() else "CPU",
+        "memory": recommended_memory(),
+        "host": socket.gethostname(),
+    }
+
+
+def differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
+    """Say in what another rank differs from this one; "" if in nothing that matters."""
+    names = {"wanpipe": "wanpipe", "mlx": "MLX", "kind": "a device of kind"}
+    found = [
+        f"{words} {other.get(name)} and rank 0 {mine[name]}"
+        for name, words in names.items()
+        if other.get(name) != mine[name]
+    ]
+    return ", ".join(found)

@@ -1,0 +1,249 @@
+"""Rank 0's side of a group of devices: starts the other ranks, tells them what to do, and reports
+what goes wrong with one.
+
+Rank 0 alone plans, publishes, prints and takes the step. The others compute velocities only (see
+`wanpipe.denoising.helper`), so they need the model, but no cache.
+"""
+
+import atexit
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from wanpipe.backend import group as groups
+from wanpipe.backend.device import is_gpu, is_metal
+from wanpipe.backend.group import ALONE, Group
+from wanpipe.denoising.orders import Begin, Step, differences, identity
+from wanpipe.errors import UsageError
+from wanpipe.runtime import interrupt, link
+from wanpipe.runtime.documents import to_builtins
+from wanpipe.runtime.link import DeviceError, Link
+
+GRACE_SECONDS = 4.0  # in which the main thread itself reports the loss of a rank
+READY_SECONDS = 120.0  # in which a rank opens the model
+HELPER = "wanpipe.denoising.helper"
+RESUME = "finished steps are kept, run the same command again"
+
+
+@dataclass
+class Team:
+    """The ranks of a group, as rank 0 sees them; alone, it has no links."""
+
+    group: Group = ALONE
+    links: dict[int, Link] = field(default_factory=dict)
+    hosts: dict[int, str] = field(default_factory=dict)
+    processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    busy: Callable[[], bool] = lambda: False
+    memory: int | None = None  # bytes: the least that a rank recommends
+    working: bool = False
+    failure: DeviceError | None = None
+    failed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def size(self) -> int:
+        """How many devices there are."""
+        return 1 + len(self.links)
+
+    def lost(self, rank: int, reason: str) -> None:
+        """Note that a rank is lost. While the team works, that ends the command."""
+        host = self.hosts.get(rank, "")
+        place = f" on {host}" if host and rank not in self.processes else ""
+        text = f"device {rank + 1} of {self.size}{place} is lost: {reason}; {RESUME}"
+        self.failure = self.failure or DeviceError(text)
+        self.failed.set()
+        if self.working:
+            interrupt.abort(self.failure, GRACE_SECONDS, lambda: self.busy())
+
+    def tell(self, what: str, order: Any) -> None:
+        """Send an order to all other ranks."""
+        if self.failure is not None:
+            raise self.failure
+        for one in self.links.values():
+            one.send({"do": what, **(to_builtins(order) or {})})
+
+    def begin(self, order: Begin, arrays: Mapping[str, mx.array]) -> None:
+        """Give the other ranks a model and the arrays that it is conditioned on.
+
+        Raises DeviceError if one of them cannot use the model.
+        """
+        self.tell("begin", order)
+        for rank, one in self.links.items():
+            try:
+                one.receive(READY_SECONDS)
+            except DeviceError as error:
+                raise self.failure or DeviceError(f"device {rank + 1}: {error}") from error
+        for name in order.arrays:
+            mx.eval(self.group.from_first(arrays[name], arrays[name].shape))
+
+    def step(self, order: Step) -> None:
+        """Have the other ranks take part in a step."""
+        self.tell("step", order)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Watch over the other ranks while they compute, and let them drop their networks after."""
+        if not self.links:
+            yield
+            return
+        self.working = True
+        try:
+            yield
+        except BaseException:
+            self.working = False
+            raise
+        if self.failure is None:
+            self.tell("rest", None)
+        self.working = False
+
+    def explain(self, error: Exception) -> None:
+        """Raise the loss of a rank in place of the error that it caused in MLX, if there is one."""
+        if self.links and self.failed.wait(2 * GRACE_SECONDS):
+            interrupt.check()
+            assert self.failure is not None
+            raise self.failure from error
+
+    def end(self) -> None:
+        """End all other ranks."""
+        self.working = False
+        for one in self.links.values():
+            with suppress(DeviceError):
+                one.send({"do": "quit"})
+            one.close()
+        for process in self.processes.values():
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class _Process:
+    """The team of this process, which MLX can start once."""
+
+    team = Team()
+
+
+def joined_team() -> Team:
+    """Return the team of this process, one device if it has joined none."""
+    return _Process.team
+
+
+def team_of(devices: int | None) -> Team:
+    """Return the team of this process, which is started if it has fewer devices than asked for."""
+    team = _Process.team
+    if devices is None or devices == team.size:
+        return team
+    check_count(devices)
+    assert team.size == 1, "checked"
+    return start(devices)
+
+
+def check_count(devices: int) -> None:
+    """Raise UsageError for a number of devices that this host or this process cannot have."""
+    here, team = groups.local_devices(), _Process.team
+    if devices < 1:
+        raise UsageError(f"devices must be at least 1, got {devices}; leave it out for one")
+    if team.size > 1 and devices != team.size:
+        raise UsageError(
+            f"devices must be those of the group, {team.size}, got {devices}; leave --devices out"
+        )
+    if here is not None and devices > max(here, team.size):
+        remedy = "use mlx.launch for several Macs" if is_metal() else f"use {here} or fewer"
+        raise UsageError(f"devices must be GPUs of this host, {here}, got {devices}; {remedy}")
+
+
+def start(size: int) -> Team:
+    """Start the other ranks on this host, one device each, and wait for them.
+
+    Raises DeviceError if one of them does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="wanpipe-") as name:
+        folder, token = Path(name), secrets.token_hex(16)
+        environments = groups.local_environments(size, folder)
+        server = link.listen(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        team = Team()
+        _Process.team = team
+        atexit.register(team.end)
+        try:
+            for rank in range(1, size):
+                with (folder / f"{rank}.log").open("wb") as log:
+                    team.processes[rank] = subprocess.Popen(
+                        [sys.executable, "-m", HELPER, str(rank), str(port)],
+                        env={**os.environ, **environments[rank], "WANPIPE_TOKEN": token},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=log,
+                        start_new_session=True,  # Ctrl-C on the terminal is rank 0's
+                    )
+            own = {name: environments[0][name] for name in environments[0]}
+            if is_gpu():
+                own.pop("CUDA_VISIBLE_DEVICES", None)  # CUDA has started: its first card is this
+            gather(team, server, size, token, lambda: check_processes(team, folder))
+            with groups.environment(own):
+                return joined(team)
+        except BaseException:
+            team.end()
+            raise
+        finally:
+            server.close()
+
+
+def check_processes(team: Team, folder: Path) -> None:
+    """Raise DeviceError if a rank ended while it started, with the last line that it printed."""
+    for rank, process in team.processes.items():
+        if process.poll() is not None:
+            lines = (folder / f"{rank}.log").read_text("utf-8", "replace").split("\n")
+            said = next((line.strip() for line in reversed(lines) if line.strip()), "no word")
+            raise DeviceError(f"rank {rank} ended as it started: {said}; check its device")
+
+
+def join_launched() -> "tuple[int, tuple[str, int]] | None":
+    """Join the group of `mlx.launch`, if there is one, as rank 0.
+
+    Another rank gets its number and the address of rank 0 instead.
+    """
+    found = groups.launched(os.environ)
+    if found is None or _Process.team.size > 1:
+        return None
+    rank, size, address = found
+    if rank:
+        return rank, address
+    server, team = link.listen(address), Team()
+    _Process.team = team
+    atexit.register(team.end)
+    with server:
+        gather(team, server, size, "", lambda: None)
+    joined(team)
+    return None
+
+
+def gather(team: Team, server: Any, size: int, token: str, check: Callable[[], None]) -> None:
+    """Wait for all ranks, and compare what they are. Raises DeviceError if one differs."""
+    found = link.accept(server, range(1, size), token, team.lost, check)
+    mine = identity()
+    for rank, (one, hello) in found.items():
+        team.links[rank], team.hosts[rank] = one, str(hello.get("host", ""))
+    team.memory = min(mine["memory"], *(int(hello["memory"]) for _, hello in found.values()))
+    for rank, (_, hello) in found.items():
+        if text := differences(mine, hello):
+            raise DeviceError(f"all ranks must be alike, rank {rank} has {text}; install the same")
+    for one in team.links.values():
+        one.send({"do": "join"})
+
+
+def joined(team: Team) -> Team:
+    """Join MLX's group, whose ranks are all there."""
+    team.group = groups.join()
+    interrupt.leave_at_once()
+    return team
