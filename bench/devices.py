@@ -1,0 +1,82 @@
+"""Times the denoising steps of one video on one device and on several, and compares every bit.
+
+    python -m bench.devices 1.3b --devices 2 [--steps 6] [--guide-scale 1] [--small]
+
+Writes a model of random weights as bench.run does. Then denoises with `wanpipe denoise`, each
+number of devices in its own cache, and prints the median time of a step, without the first two.
+"""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+
+from bench.dit import small
+from bench.run import PROMPT, computed, timed, write_model
+from bench.sizes import DITS, VAE_21
+from bench.weights import Rows, parser
+from wanpipe.models.config import VAEConfig
+from wanpipe.store.entry import Entry, read_entry
+
+WARM_UP = 2  # steps that are not timed
+
+
+def chain(last: Path) -> list[Entry]:
+    """Return the entries of all steps, the first one first."""
+    steps = [read_entry(last)]
+    while steps[0].parent:
+        steps.insert(0, read_entry(last.parent / steps[0].parent))
+    return steps
+
+
+def main() -> None:
+    """Write the model, denoise on one device and on several, and print how they compare."""
+    options = parser(__doc__)
+    options.add_argument("model", nargs="?", default="1.3b", choices=["1.3b", "14b"])
+    options.add_argument("--devices", type=int, nargs="+", default=[2])
+    options.add_argument("--steps", type=int, default=6)
+    options.add_argument("--guide-scale", type=float, default=5.0)
+    args = options.parse_args()
+    dit, vae = DITS[args.model][0], VAE_21
+    words: list[str | Path] = ["--width", "832", "--height", "480"]
+    if args.small:
+        dit, vae = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
+        words = ["--width", "64", "--height", "64", "--num-frames", "5"]
+    words += ["--steps", str(args.steps), "--guide-scale", str(args.guide_scale), "--seed", "1"]
+    rows = Rows(args.json)
+    rows.print_machine()
+    mx.random.seed(0)
+    with tempfile.TemporaryDirectory() as where:
+        model = Path(where) / "model"
+        model.mkdir()
+        write_model(model, dit, vae)
+        mx.clear_cache()
+        alone: list[Entry] = []
+        seconds: dict[int, float] = {}
+        for count in (1, *args.devices):
+            cache = Path(where) / f"cache-{count}"
+            text = timed(["encode-text", "--model", model, "--prompt", PROMPT], cache)[1]
+            denoise = ["denoise", "--model", model, "--from", text, *words]
+            more: list[str | Path] = ["--devices", str(count)] if count > 1 else []
+            events, last, wall = timed([*denoise, *more], cache)
+            steps = chain(Path(last))
+            alone = alone or steps
+            pairs = zip(steps, alone, strict=True)
+            same = all(np.array_equal(a.read("latent"), b.read("latent")) for a, b in pairs)
+            seconds[count] = statistics.median(computed(events, "denoise")[WARM_UP:])
+            rows.print(
+                f"{args.model}, {count} devices, guidance {args.guide_scale:g}",
+                seconds=seconds[count],
+                speedup=seconds[1] / seconds[count],
+                same_keys=[one.key for one in steps] == [one.key for one in alone],
+                same_bits=same,
+                peak_gb=max(one.made.peak_bytes for one in steps) / 1e9,
+                wall=wall,
+            )
+
+
+if __name__ == "__main__":
+    main()
