@@ -1,9 +1,10 @@
 """Times the denoising steps of one video on one device and on several, and compares every bit.
 
-    python -m bench.devices 1.3b --devices 2 [--steps 6] [--guide-scale 1] [--small]
+    python -m bench.devices 1.3b --devices 2 [--steps 6] [--guide-scale 1] [--memory 4.5GB]
 
 Writes a model of random weights as bench.run does. Then denoises with `wanpipe denoise`, each
-number of devices in its own cache, and prints the median time of a step, without the first two.
+number of devices in its own cache, and prints the median time of a step, without the first two,
+and how the devices divide it. `expected_gb` is the plan's peak of each device.
 """
 
 import statistics
@@ -39,9 +40,12 @@ def main() -> None:
     options.add_argument("--devices", type=int, nargs="+", default=[2])
     options.add_argument("--steps", type=int, default=6)
     options.add_argument("--guide-scale", type=float, default=5.0)
+    options.add_argument("--memory", help="As for wanpipe, where several devices compute.")
+    options.add_argument("--hd", action="store_true", help="1280x720 instead of 832x480.")
     args = options.parse_args()
     dit, vae = DITS[args.model][0], VAE_21
-    words: list[str | Path] = ["--width", "832", "--height", "480"]
+    size = ("1280", "720") if args.hd else ("832", "480")
+    words: list[str | Path] = ["--width", size[0], "--height", size[1]]
     if args.small:
         dit, vae = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
         words = ["--width", "64", "--height", "64", "--num-frames", "5"]
@@ -60,8 +64,12 @@ def main() -> None:
             cache = Path(where) / f"cache-{count}"
             text = timed(["encode-text", "--model", model, "--prompt", PROMPT], cache)[1]
             denoise = ["denoise", "--model", model, "--from", text, *words]
-            more: list[str | Path] = ["--devices", str(count)] if count > 1 else []
-            events, last, wall = timed([*denoise, *more], cache)
+            if count > 1:
+                denoise += ["--devices", str(count)]
+                denoise += ["--memory", args.memory] if args.memory else []
+            planned = timed([*denoise, "--dry-run"], cache)[0]
+            [plan] = [one.fields for one in planned if one.fields["event"] == "forecast"]
+            events, last, wall = timed(denoise, cache)
             steps = chain(Path(last))
             alone = alone or steps
             pairs = zip(steps, alone, strict=True)
@@ -69,11 +77,13 @@ def main() -> None:
             seconds[count] = statistics.median(computed(events, "denoise")[WARM_UP:])
             rows.print(
                 f"{args.model}, {count} devices, guidance {args.guide_scale:g}",
+                way=plan.get("way", ""),
                 seconds=seconds[count],
                 speedup=seconds[1] / seconds[count],
                 same_keys=[one.key for one in steps] == [one.key for one in alone],
                 same_bits=same,
                 peak_gb=max(one.made.peak_bytes for one in steps) / 1e9,
+                expected_gb=plan["peak_bytes"] / 1e9,
                 wall=wall,
             )
 

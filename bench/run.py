@@ -1,6 +1,6 @@
-"""Shows where the time of a whole `wanpipe run` goes, with a 1.3B of random weights.
+"""Shows where the time of a whole `wanpipe run` goes, with random weights.
 
-    python -m bench.run [--small] [--steps 50] [--rounds 2] [--output video.mp4]
+    python -m bench.run [--model 14b] [--steps 50] [--rounds 2] [--devices 2] [--output video.mp4]
 
 Writes a model directory with a T5 of two small layers and the demo's tokenizer, since bench/text.py
 measures the text encoder. Then runs the command as a process and records when its events arrive.
@@ -25,7 +25,7 @@ import mlx.nn as nn
 import xxhash
 
 from bench.dit import small
-from bench.sizes import T2V_1_3B, VAE_21
+from bench.sizes import DITS, VAE_21
 from bench.weights import Random, Rows, parser
 from wanpipe import demo
 from wanpipe.checkpoints.rename import RenameRule
@@ -219,17 +219,21 @@ def run_stages(words: list[str | Path], model: Path, steps: int, cache: Path, ro
 def main() -> None:
     """Write the model. In each round, run it, print the shares, and run it again from the cache."""
     options = parser(__doc__)
+    options.add_argument("--model", default="1.3b", choices=["1.3b", "14b"])
     options.add_argument("--steps", type=int, default=50, help="Denoising steps.")
+    options.add_argument("--devices", type=int, default=1, help="Devices that denoise.")
     options.add_argument("--rounds", type=int, default=2, help="Runs with an empty cache.")
     options.add_argument("--output", default="frames.png", help="A video, frames, or `none`.")
     options.add_argument("--folder", type=Path, help="Directory for all files.")
     args = options.parse_args()
-    dit, decoder, steps = T2V_1_3B, VAE_21, args.steps
-    words: list[str | Path] = []
+    dit, decoder, steps = DITS[args.model][0], VAE_21, args.steps
+    words: list[str | Path] = ["--width", "832", "--height", "480", "--num-frames", "81"]
     if args.small:
         dit, decoder = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
         words, steps = ["--width", "64", "--height", "64", "--num-frames", "5"], min(steps, 4)
     words += ["--steps", str(steps)]
+    if args.devices > 1:
+        words += ["--devices", str(args.devices)]
     mx.random.seed(0)
     rows = Rows(args.json)
     rows.print_machine()

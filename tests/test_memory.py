@@ -111,3 +111,22 @@ def test_a_run_says_once_how_it_keeps_within_memory(tmp_path: Path) -> None:
     film = place.film("--memory", peak - 1)
     [line] = [event["text"] for event in film.events if event["event"] == "memory"]
     assert "model: its two guidance passes run one after the other, because" in line
+
+
+def test_devices_share_the_tokens_where_passes_apart_need_too_much(place: Place) -> None:
+    size = ("--width", 128, "--height", 128, "--devices", 2)
+    apart = forecasts(place, *size)["model"]
+    assert apart["way"] == "each computes one guidance pass"
+    less = (*size, "--memory", int(apart["peak_bytes"]) - 1)
+    shared = forecasts(place, *less)["model"]
+    assert shared["way"] == "they share the tokens"
+    assert shared["peak_bytes"] < apart["peak_bytes"]
+    told = [event["text"] for event in place.film(*less).events if event["event"] == "memory"]
+    assert "model: its devices share the tokens, because the fastest plan needs" in told[0]
+
+
+def test_time_on_several_devices_is_told_at_best(studio: Place) -> None:
+    one, two = (forecasts(studio, "--seed", 8, "--devices", n)["model"] for n in (1, 2))
+    assert "at_best" not in one
+    assert two["at_best"] is True
+    assert two["seconds"] == pytest.approx(one["seconds"] / 2, abs=0.1)

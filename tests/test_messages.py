@@ -81,6 +81,21 @@ def missing(entry: dict[str, Any], *differences: dict[str, str], **more: Any) ->
         (
             "forecast",
             {
+                "stage": "denoise",
+                "component": "model",
+                "units": 4,
+                "peak_bytes": 2 * 10**9,
+                "seconds": 60.0,
+                "devices": 2,
+                "way": "they share the tokens",
+                "at_best": True,
+            },
+            "denoise with model: 4 steps, at most 2 GB of memory on each of 2 devices (they share "
+            "the tokens), 1:00 at best (estimated from recent runs on one device)",
+        ),
+        (
+            "forecast",
+            {
                 "stage": "decode",
                 "component": "vae",
                 "units": 1,

@@ -31,12 +31,12 @@ class Group:
         self.rank = 0 if mlx_group is None else mlx_group.rank()
         self.size = 1 if mlx_group is None else mlx_group.size()
 
-    def gather(self, x: mx.array, stream: "mx.Stream | None" = None) -> mx.array:
+    def gather(self, x: mx.array) -> mx.array:
         """Return the arrays x of all ranks, (size, *shape), as they are."""
         if self.mlx_group is None:
             return x[None]
         flat = mx.contiguous(x).reshape(1, -1)
-        rows = mx.distributed.all_gather(flat, group=self.mlx_group, stream=stream)
+        rows = mx.distributed.all_gather(flat, group=self.mlx_group)
         return rows.reshape(self.size, *x.shape)  # (size, *shape)
 
     def from_first(self, x: "mx.array | None", shape: Sequence[int]) -> mx.array:
@@ -45,13 +45,8 @@ class Group:
             x = mx.zeros(shape)
         return self.gather(x)[0]
 
-    @property
-    def splits(self) -> bool:
-        """Whether MLX can split this group: NCCL's, but not ring's."""
-        return self.size > 1 and is_cuda()
-
     def split(self, color: int) -> "Group":
-        """Return the group of the ranks that give the same color."""
+        """Return the group of the ranks that give the same color. Ring cannot do that."""
         return self if self.mlx_group is None else Group(self.mlx_group.split(color))
 
 

@@ -103,9 +103,10 @@ def forecast(fields: dict[str, Any]) -> str:
         line += f" on each of {fields['devices']} devices ({fields['way']})"
     if fields["seconds"] is None:
         return f"{line}; no time estimate until this stage has run on {place}"
-    return (
-        f"{line}, about {format_duration(max(1, fields['seconds']))} (estimated from recent runs)"
-    )
+    time = format_duration(max(1, fields["seconds"]))
+    if fields.get("at_best"):
+        return f"{line}, {time} at best (estimated from recent runs on one device)"
+    return f"{line}, about {time} (estimated from recent runs)"
 
 
 def collected(fields: dict[str, Any]) -> str:

@@ -11,11 +11,11 @@ from msgspec import UNSET
 
 from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.backend.group import ALONE, Group
-from wanpipe.backend.token_share import TokenShare, share_of
+from wanpipe.backend.token_share import TokenShare
+from wanpipe.backend.ways import Way
 from wanpipe.denoising.chain import PlannedStep, texts_at
 from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.denoising.orders import Step
-from wanpipe.denoising.ways import Way, choose_way
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
@@ -105,7 +105,7 @@ class Denoiser:
             part = self.group
             if way.apart == 2:
                 part = ALONE if way.shares == 1 else part.split(way.part(part.rank))
-            self.shares[way] = share_of(part)
+            self.shares[way] = TokenShare(part)
         return self.shares[way]
 
     def order(self, latent: mx.array, step: PlannedStep) -> Step:
@@ -127,7 +127,7 @@ class Denoiser:
         """
         network, guide_scale, group = self.expert(order.expert), order.guide_scale, self.group
         texts, plan = texts_at(guide_scale), self.plans[order.expert]
-        way = choose_way(group.size, len(texts), group.splits)
+        way = plan.way
         mine = (texts[way.part(group.rank)],) if way.apart == 2 else texts
         share = self.share(way)
         conditions = [self.condition(network, text) for text in mine]

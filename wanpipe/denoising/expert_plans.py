@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from wanpipe.backend.ways import Way, possible_ways
 from wanpipe.denoising.chain import PlannedStep, texts_at
 from wanpipe.denoising.request import Request
-from wanpipe.denoising.ways import Way, choose_way
 from wanpipe.pipeline.budget import ITEMSIZE, Expert, ExpertPlan, choose_plan
 from wanpipe.store import Store
 
@@ -26,21 +26,22 @@ def plan_experts(
     for step in steps:
         if step.expert not in plans:
             whole = size_expert(request, step)
-            way = choose_way(size, whole.passes, splits=is_cuda())
-            possible = [
-                replace(plan, flops=whole.flops, devices=size, way=way.words)
-                for plan in part_of(whole, way).plans()
-            ]
+            ways = possible_ways(size, whole.passes, splits=is_cuda())
+            possible = [plan for way in ways for plan in plans_of(whole, way)]
+            # reading blocks from disk is slower than any way to divide the work
+            possible.sort(key=lambda plan: plan.streamed)
             plans[step.expert] = choose_plan(
                 step.expert, possible, request.memory, store.report, recommended
             )
     return plans
 
 
-def part_of(expert: Expert, way: Way) -> Expert:
-    """Return what one device computes of an expert's step: the longer text, if passes are apart."""
+def plans_of(expert: Expert, way: Way) -> list[ExpertPlan]:
+    """Return the plans of one device where several divide an expert's steps, the fastest first."""
+    # with passes apart, that of the device with the longer text
     texts = (max(expert.texts),) if way.apart == 2 else expert.texts
-    return replace(expert, texts=texts, shares=way.shares)
+    part = replace(expert, texts=texts, shares=way.shares)
+    return [replace(plan, flops=expert.flops, way=way) for plan in part.plans()]
 
 
 def size_expert(request: Request, step: PlannedStep) -> Expert:

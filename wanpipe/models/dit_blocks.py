@@ -71,7 +71,6 @@ class SelfAttention(nn.Module):
         """Compute the queries (1, N, l, D / N) of tokens x, and the keys and values of all tokens,
         (1, N, L, D / N), which `join` gathers if devices share them.
         """
-        # gathers run behind what follows: keys behind the values, values behind the queries
         k = join(self._norm_rotate(self.k(x), self.norm_k, table))
         v = join(self.v(x).reshape(-1, x.shape[-1]))
         k, v = (split_heads(pad_keys(rows), self.heads) for rows in (k, v))

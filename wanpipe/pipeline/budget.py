@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from msgspec import UNSET
 
+from wanpipe.backend.ways import ALONE, Way
 from wanpipe.errors import UsageError
 from wanpipe.models import tuning
 from wanpipe.models.config import DiTConfig, T5Config, VAEConfig, context_channels
@@ -37,8 +38,7 @@ class MemoryPlan:
 
     `largest` is the size of the largest array. `strategy` says how the plan saves memory; it is
     empty for the fastest plan. `host` is the part of `peak` that is the host's, on unified memory.
-    `peak` is that of each of `devices`, and `flops` is of all together; `way` says how they divide
-    a step.
+    `way` says how several devices divide the work; `peak` is that of each, `flops` is of all.
     """
 
     peak: int
@@ -46,8 +46,7 @@ class MemoryPlan:
     largest: int
     strategy: str = ""
     host: int = 0
-    devices: int = 1
-    way: str = ""
+    way: Way = ALONE
 
     @property
     def limit(self) -> int:
@@ -383,9 +382,11 @@ def choose_plan(
             )
         line = f"{least}, more than the {format_si(allowed, 'B')} that this device recommends"
         report.event("memory", component=component, text=line)
-    elif plan.strategy:
+    elif plan is not plans[0]:
+        divided = "" if plan.way == plans[0].way else "its devices share the tokens"
+        chosen = " and ".join(filter(None, (divided, plan.strategy)))
         fastest, limit = format_si(plans[0].peak, "B"), format_si(allowed, "B")
         because = f"because the fastest plan needs {fastest} (limit: {limit})"
-        text = f"{component}: {plan.strategy}, {because}"
+        text = f"{component}: {chosen}, {because}"
         report.event("memory", component=component, text=text)
     return plan

@@ -111,7 +111,10 @@ class DryRun:
     def forecast(self, work: Work) -> None:
         """Report the memory, the arithmetic and, if it is known, the time of some work."""
         plan = work.plan
-        flops, speed = plan.flops * work.units, self.speed(work.stage, plan.devices)
+        flops, devices = plan.flops * work.units, plan.way.devices
+        speed, alone = self.speed(work.stage, devices), None
+        if speed is None and devices > 1 and (alone := self.speed(work.stage)):
+            speed = alone * devices  # at best: what devices exchange takes time as well
         self.store.report.event(
             "forecast",
             stage=work.stage,
@@ -120,7 +123,8 @@ class DryRun:
             peak_bytes=plan.peak,
             flops=flops,
             seconds=round(flops / speed, 1) if speed else None,
-            **({"devices": plan.devices, "way": plan.way} if plan.devices > 1 else {}),
+            **({"devices": devices, "way": plan.way.words} if devices > 1 else {}),
+            **({"at_best": True} if alone else {}),
         )
 
     def speed(self, stage: str, devices: int = 1) -> float | None:

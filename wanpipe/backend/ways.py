@@ -1,4 +1,4 @@
-"""How the devices of a group divide a step: by guidance passes, by tokens, or by both."""
+"""The ways to divide a step among the devices of a group: by guidance passes, by tokens, or both."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,13 @@ class Way:
     share the tokens.
     """
 
-    apart: int
-    shares: int
+    apart: int = 1
+    shares: int = 1
+
+    @property
+    def devices(self) -> int:
+        """How many devices compute a step."""
+        return self.apart * self.shares
 
     def part(self, rank: int) -> int:
         """Return the part of the group that a rank belongs to, and the pass that it computes."""
@@ -27,12 +32,17 @@ class Way:
         return "they share the tokens"
 
 
-def choose_way(devices: int, passes: int, splits: bool) -> Way:
-    """Choose how devices divide the passes of a step.
+ALONE = Way()
 
-    Two guidance passes need nothing of each other, so they are computed apart where they can be.
-    `splits` says whether a group can be divided, which more than two devices need for that.
+
+def possible_ways(devices: int, passes: int, splits: bool) -> list[Way]:
+    """Return the ways in which devices can divide the passes of a step, the fastest first.
+
+    Two guidance passes need nothing of each other but the velocity, so apart is faster. With shared
+    tokens each device takes less memory. `splits` says whether a group can be divided, which more
+    than two devices need for passes apart.
     """
+    ways = [Way(shares=devices)]
     if passes == 2 and devices % 2 == 0 and (devices == 2 or splits):
-        return Way(apart=2, shares=devices // 2)
-    return Way(apart=1, shares=devices)
+        ways.insert(0, Way(apart=2, shares=devices // 2))
+    return ways

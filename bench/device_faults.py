@@ -1,0 +1,133 @@
+"""Ends a run on two devices in every way, and checks that it goes on to the bits of one device.
+
+    python -m bench.device_faults [--steps 12] [--small]
+
+Writes a 1.3B of random weights as bench.run does, and denoises on one device. Then runs the same
+steps on two, and in turn kills the other process, kills the first, interrupts it, and stops the
+other one. Prints how long the command took to end, what it said, how many processes are left, and
+how many steps it kept. Needs /proc.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mlx.core as mx
+
+from bench.devices import chain
+from bench.dit import small
+from bench.run import PROMPT, timed, write_model
+from bench.sizes import DITS, VAE_21
+from bench.weights import Rows, parser
+from wanpipe.models.config import VAEConfig
+
+OTHER, FIRST = "other", "first"
+FAULTS = (
+    ("kill the other", OTHER, signal.SIGKILL),
+    ("kill the first", FIRST, signal.SIGKILL),
+    ("terminate", FIRST, signal.SIGTERM),
+    ("Ctrl-C", FIRST, signal.SIGINT),
+    ("stop the other", OTHER, signal.SIGSTOP),
+)
+LONGEST = 40.0  # seconds to wait for the end
+
+
+def state(number: int) -> str:
+    """Return the state of a process as /proc has it; Z, as for a zombie, if there is none."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def children(number: int) -> list[int]:
+    """Return the processes that a process has started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == number:
+            found.append(int(folder.name))
+    return found
+
+
+def end(words: list[str], whom: str, number: signal.Signals, rows: Rows, name: str) -> None:
+    """Start a command, send one of its processes a signal after a step, and print how it ends."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        event = json.loads(line) if line.startswith("{") else {}
+        if event.get("event") == "computed" and event.get("stage") == "denoise":
+            break
+    others = children(process.pid)
+    time.sleep(0.2)  # in the middle of a step
+    started = time.perf_counter()
+    os.kill(others[0] if whom == OTHER else process.pid, number)
+    try:
+        _, err = process.communicate(timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        err = "hangs"
+    took = time.perf_counter() - started
+    while any(state(one) != "Z" for one in others) and time.perf_counter() - started < LONGEST:
+        time.sleep(0.05)
+    left = [one for one in others if state(one) != "Z"]
+    gone = time.perf_counter() - started
+    for one in left:
+        os.kill(one, signal.SIGKILL)
+    lines = [line for line in err.splitlines() if line.strip()]
+    said = lines[-1] if lines else ""
+    said = json.loads(said).get("text", said) if said.startswith("{") else said
+    rows.print(
+        name, code=process.returncode, seconds=took, all_gone=gone, left=len(left), said=said
+    )
+
+
+def main() -> None:
+    """Write the model, denoise on one device, then end runs on two."""
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=12)
+    args = options.parse_args()
+    dit, vae = DITS["1.3b"][0], VAE_21
+    words: list[str | Path] = ["--width", "832", "--height", "480"]
+    if args.small:
+        dit, vae = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
+        words = ["--width", "128", "--height", "128", "--num-frames", "9"]
+    rows = Rows(args.json)
+    rows.print_machine()
+    mx.random.seed(0)
+    with tempfile.TemporaryDirectory() as where:
+        model, caches = Path(where) / "model", [Path(where) / name for name in ("one", "two")]
+        model.mkdir()
+        write_model(model, dit, vae)
+        mx.clear_cache()
+        text = [
+            timed(["encode-text", "--model", model, "--prompt", PROMPT], one)[1] for one in caches
+        ]
+        words = ["--model", model, *words, "--steps", str(args.steps), "--seed", "1"]
+        alone = chain(Path(timed(["denoise", "--from", text[0], *words], caches[0])[1]))
+        several: list[str | Path] = ["denoise", "--from", text[1], *words, "--devices", "2"]
+        command = [sys.executable, "-m", "wanpipe", *map(str, several), "--events", "json"]
+        for name, whom, number in FAULTS:
+            end([*command, "--cache", str(caches[1])], whom, number, rows, name)
+        kept = len(list((caches[1] / "denoise").iterdir()))
+        steps = chain(Path(timed(several, caches[1])[1]))
+        rows.print(
+            "the same command again",
+            kept=kept,
+            steps=len(steps),
+            same_keys=[one.key for one in steps] == [one.key for one in alone],
+            same_bits=[one.record.digest for one in steps] == [one.record.digest for one in alone],
+        )
+
+
+if __name__ == "__main__":
+    main()
