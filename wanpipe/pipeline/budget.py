@@ -6,7 +6,7 @@ interpreter, libraries and an allocator's freed memory do not count.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
 
@@ -293,7 +293,7 @@ def decode_plans(
 
     def plan_of(size: Triple, at_once: int, strategy: str, tiles: int = 0) -> DecodePlan:
         cost = vae_cost.cost(config, "decoder", size, computed, at_once, stacks)
-        vae = asdict(_vae_plan(cost, strategy, tiles or 1))
+        vae = vars(_vae_plan(cost, strategy, tiles or 1))
         plan = DecodePlan(**vae, at_once=at_once, tiled=tiles > 0)
         return _with_host(
             plan, latents + (max(summed, whole_video + written) if tiles else written)
