@@ -114,14 +114,13 @@ def test_a_run_says_once_how_it_keeps_within_memory(tmp_path: Path) -> None:
 
 
 def test_devices_share_the_tokens_where_passes_apart_need_too_much(place: Place) -> None:
-    size = ("--width", 128, "--height", 128, "--devices", 2)
-    apart = forecasts(place, *size)["model"]
-    assert apart["way"] == "each computes one guidance pass"
-    less = (*size, "--memory", int(apart["peak_bytes"]) - 1)
-    shared = forecasts(place, *less)["model"]
-    assert shared["way"] == "they share the tokens"
-    assert shared["peak_bytes"] < apart["peak_bytes"]
-    told = [event["text"] for event in place.film(*less).events if event["event"] == "memory"]
+    words = ("denoise", "--model", place.model, "--from", place.text(), *SMALL)
+    words = (*words, "--width", 128, "--height", 128, "--devices", 2)
+    plan, less = place.do(*words, "--dry-run"), forecast_of(place, *words) - 1
+    [apart] = [event["way"] for event in plan.events if event["event"] == "forecast"]
+    assert apart == "each computes one guidance pass"
+    assert forecast_of(place, *words, "--memory", less) < less
+    told = [event["text"] for event in place.do(*words, "--memory", less).events if "text" in event]
     assert "model: its devices share the tokens, because the fastest plan needs" in told[0]
 
 
