@@ -1,5 +1,6 @@
 """Publishing behind the computation: the same entries, in order, and no failure unheard."""
 
+import sys
 import threading
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests.store.builders import RecordingReport, arrays, fill, recipe
 from wanpipe.errors import WanpipeError
 from wanpipe.store import Draft, Publisher, Store
 from wanpipe.store import store as module
-from wanpipe.store.publish import QUEUE_LIMIT
+from wanpipe.store.publish import QUEUE_LIMIT, SWITCH_SECONDS
 
 COUNT = 5
 
@@ -133,3 +134,12 @@ def test_an_interruption_keeps_every_finished_step(
     assert [store.has("denoise", recipe(number).key) for number in range(4)] == [True] * 3 + [False]
     assert store.report.count("computed") == 3
     assert not list((tmp_path / ".tmp").iterdir())
+
+
+def test_the_computing_thread_gets_the_interpreter_soon_while_entries_are_published(
+    tmp_path: Path,
+) -> None:
+    before = sys.getswitchinterval()
+    with Publisher(Store(tmp_path)):
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+    assert sys.getswitchinterval() == pytest.approx(before)

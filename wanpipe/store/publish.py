@@ -4,6 +4,7 @@ A failure of that thread is raised in the caller, and what was queued behind it 
 must not be published without the step before it.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from wanpipe.store.store import Store
 
 QUEUE_LIMIT = 3  # entries that may wait for the disk
+# Python's default is 5 ms. The computing thread wakes hundreds of times in a step to queue work for
+# the device, and the device would idle while this thread keeps the interpreter that long.
+SWITCH_SECONDS = 0.0002
 Fill = Callable[[Draft], dict[str, Any]]
 
 
@@ -34,8 +38,10 @@ class Publisher:
         self.store = store
         self.worker: Worker[Entry | None] = Worker("publish")
         self.failed = False
+        self.interval = sys.getswitchinterval()
 
     def __enter__(self) -> "Publisher":
+        sys.setswitchinterval(SWITCH_SECONDS)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -47,6 +53,8 @@ class Publisher:
                     raise
                 if failure is not error:  # two failures: the context raises one, this is the other
                     self.store.report.remark(str(failure))
+            finally:
+                sys.setswitchinterval(self.interval)
 
     @property
     def pending(self) -> bool:
