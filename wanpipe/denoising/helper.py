@@ -32,7 +32,7 @@ def serve(rank: int, address: tuple[str, int], token: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # not by an exception: this process may be in C code that waits for rank 0
-    leader = link.connect(address, lambda reason: os._exit(0))
+    leader = link.connect(address, lambda error: os._exit(0))
     leader.send({"rank": rank, "token": token, **identity()})
     try:
         work(leader)
@@ -47,7 +47,7 @@ def serve(rank: int, address: tuple[str, int], token: str) -> None:
 def work(leader: Link) -> None:
     """Carry out orders until there are no more."""
     assert leader.receive()["do"] == "join"
-    group = groups.join()
+    group = groups.join(quiet=True)
     denoiser: Denoiser | None = None
     while True:
         message = leader.receive()
@@ -73,6 +73,7 @@ def begin(order: Begin, group: Group, leader: Link) -> Denoiser:
                 f"{order.model} must be the same model on every machine, {name} has another "
                 "content hash; copy it there"
             )
+        model.checked(name, store)
     loras = match_loras(model, order.settings, order.lora_files, order.plans, store)
     leader.send({"ready": True})
     arrays: dict[str, Any] = {}

@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from wanpipe.runtime.text import error_line
@@ -25,6 +25,14 @@ INTERRUPTED = "interrupted; run the same command again to resume, finished steps
 STDOUT, STDERR = 1, 2
 PIPE_BYTES = 1 << 16  # capacity of a pipe
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+
+
+# prints its second argument unless its stdin is closed within the seconds of its first
+WATCHER = """
+import os, select, sys
+if not select.select([0], [], [], float(sys.argv[1]))[0]:
+    os.write(2, sys.argv[2].encode())
+"""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -102,6 +110,29 @@ def abort(error: Exception, seconds: float, busy: Callable[[], bool]) -> None:
             finally:
                 os._exit(128 + _Flag.number if _Flag.number else 1)
         time.sleep(0.05)
+
+
+@contextmanager
+def time_limit(seconds: float, message: str = "") -> Iterator[None]:
+    """Print a message and end the process with 1 if the block takes longer, even in C code that
+    lets no other thread run.
+    """
+    import faulthandler  # its thread needs no Python, but it can print only a traceback
+    import subprocess
+
+    watcher = None
+    if message:
+        line = f"{error_line(message, _Flag.as_json)}\n"
+        words = [sys.executable, "-I", "-c", WATCHER, str(seconds), line]
+        watcher = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        faulthandler.dump_traceback_later(seconds + 1, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if watcher is not None:
+                watcher.communicate()  # closes its stdin
 
 
 def leave_at_once() -> None:
