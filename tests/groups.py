@@ -1,12 +1,13 @@
-"""Starts commands on several devices: processes with MLX's ring on this host. Watches how they end."""
+"""Starts commands on several devices, processes with MLX's ring, and watches how they end."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ def close(ours: Sequence[Entry], theirs: Sequence[Entry]) -> bool:
     return True
 
 
-def begin(place: Place, *arguments: object) -> "subprocess.Popen[str]":
-    """Start a command."""
-    words = [sys.executable, "-m", "wanpipe", *map(str, arguments), "--events", "json"]
+def begin(place: Place, *arguments: object, first: str = "") -> "subprocess.Popen[str]":
+    """Start a command; `first` is Python that runs before it."""
+    code = f"{first}\nfrom wanpipe.__main__ import main; main()"
+    words = [sys.executable, "-c", code, *map(str, arguments), "--events", "json"]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, cwd=place.root, stdout=pipe, stderr=pipe, text=True)
 
@@ -90,6 +92,11 @@ def children(process: "subprocess.Popen[str]") -> list[int]:
     return found
 
 
+def environment(number: int) -> list[str]:
+    """The environment that a process was started with."""
+    return Path(f"/proc/{number}/environ").read_bytes().decode(errors="replace").split("\0")
+
+
 def alive(number: int) -> bool:
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -114,6 +121,31 @@ def told(process: "subprocess.Popen[str]") -> tuple[int, str]:
     last = json.loads(lines[-1])
     assert last["event"] == "error", last
     return process.returncode, last["text"]
+
+
+@contextmanager
+def mlx_launch(place: Place, *arguments: object) -> "Iterator[subprocess.Popen[str]]":
+    """The real mlx.launch with two ranks, in a process group of their own as on a terminal."""
+    code = "from mlx._distributed_utils.launch import main; main()"
+    port = str(free_ports(1)[0])
+    program = [sys.executable, "-c", code, "-n", "2", "-p", port, "--backend", "ring", "--"]
+    words = [sys.executable, "-m", "wanpipe", *map(str, arguments), "--events", "json"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*program, *words],
+        cwd=place.root,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @contextmanager

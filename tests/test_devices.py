@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.commands import wanpipe
 from tests.conftest import DATA
 from tests.groups import alone, close, last_step, launched, run_of, same, together
-from tests.workshop import SMALL, Models, Place
+from tests.workshop import SMALL, Models, Place, inside
 from wanpipe.backend.device import is_gpu
 
 pytestmark = pytest.mark.skipif(is_gpu(), reason="several processes on one GPU are no test of it")
@@ -18,7 +19,6 @@ pytestmark = pytest.mark.skipif(is_gpu(), reason="several processes on one GPU a
 EVEN = ("--width", 128, "--height", 96, "--num-frames", 9, "--guide-scale", 2)
 IMAGE = ("--image", "image.png", "--fit", "cover")
 STYLE = "a_lightning_down_up_alpha.safetensors"
-STREAMED = "1MB"  # of memory, too little for all blocks of a tiny model at once
 
 
 @pytest.fixture
@@ -86,13 +86,17 @@ def test_devices_stream_the_blocks_of_a_quantized_model(
 ) -> None:
     words = ("--from-model", place.model, "--quantize", "--group-size", 32, "--output-dir", "small")
     small = Place(place.root, place.made("convert", *words))
-    options = ("--guide-scale", 2, "--memory", STREAMED)
-    result = wanpipe(*run_of(small, "--devices", devices, *options), cwd=small.root)
+    chosen = ("--from", small.text(), *SMALL, "--guide-scale", 2, "--devices", devices)
+    command = ("denoise", "--model", small.model, *chosen)
+    refused = inside(*command, "--memory", "1kB", cwd=small.root)
+    least = re.search(r"model needs (\d+) kB", refused.stderr)
+    assert least, refused.stderr
+    result = wanpipe(*command, "--memory", f"{int(least[1]) + 1}kB", cwd=small.root)
     assert result.code == 0, result.stderr
     [line] = [event["text"] for event in result.events if event["event"] == "memory"]
     assert line.startswith("model: its blocks are read from disk at every step"), line
-    steps, whole = small.chain(last_step(result.events)), Place(another.root, small.model)
-    assert close(steps, alone(whole, "--guide-scale", 2))
+    whole = alone(Place(another.root, small.model), "--guide-scale", 2)
+    assert close(small.chain(result.paths[-1]), whole)
 
 
 def test_a_run_goes_on_with_another_number_of_devices(place: Place, another: Place) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from wanpipe.runtime.text import error_line
@@ -125,7 +126,7 @@ def time_limit(seconds: float, message: str = "") -> Iterator[None]:
         line = f"{error_line(message, _Flag.as_json)}\n"
         words = [sys.executable, "-I", "-c", WATCHER, str(seconds), line]
         watcher = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         faulthandler.dump_traceback_later(seconds + 1, exit=True, file=nowhere)
         try:
             yield
