@@ -39,15 +39,15 @@ STYLE = "a_lightning_down_up_alpha.safetensors"
 # a rank on another machine: what lies in one folder on rank 0's lies in another one here
 ELSEWHERE = """
 from msgspec import structs
-from wanpipe.denoising import helper
-begin = helper.begin
+from wanpipe.denoising import worker
+begin = worker.begin
 def there(path):
     return path.replace({here!r}, {there!r})
 def elsewhere(order, *more):
     files = {{key: there(path) for key, path in order.lora_files.items()}}
     cache, model = order.cache + "-absent", there(order.model)
     return begin(structs.replace(order, cache=cache, model=model, lora_files=files), *more)
-helper.begin = elsewhere
+worker.begin = elsewhere
 """
 
 

@@ -1,8 +1,11 @@
-"""Rank 0's side of a group of devices: starts the other ranks, tells them what to do, and reports
-what goes wrong with one.
+"""Rank 0's side of a group of devices: starts the other ranks, sends them orders, and reports when
+one is lost.
 
-Rank 0 alone plans, publishes, prints and takes the step. The others compute velocities only (see
-`wanpipe.denoising.helper`), so they need the model, but no cache.
+Rank 0 alone plans, publishes, prints and takes the step. The others only compute their part of each
+velocity (see `wanpipe.denoising.worker`), so they need the model, but no cache.
+
+The start, with --devices or under mlx.launch: every other rank connects to rank 0 and says what it
+is. Once all are there and alike, rank 0 has them join MLX's group, which waits for all its ranks.
 """
 
 import atexit
@@ -32,27 +35,33 @@ from wanpipe.runtime.link import DeviceError, Link, ReportedError
 
 GRACE_SECONDS = 4.0  # in which the main thread itself reports the loss of a rank
 READY_SECONDS = 1800.0  # in which a rank reads the model to check it; it gives signs of life
-HELPER = "wanpipe.denoising.helper"
+WORKER = "wanpipe.denoising.worker"
 RESUME = "finished steps are kept, run the same command again"
 
 
 @dataclass
 class Team:
-    """The ranks of a group, as rank 0 sees them; alone, it has no links."""
+    """The ranks of a group, as rank 0 sees them. Alone, it is a team of one.
+
+    `links` and `hosts` are by rank. `processes` are those that `start` has started; mlx.launch has
+    its own.
+    """
 
     size: int = 1
     group: Group = ALONE
     links: dict[int, Link] = field(default_factory=dict)
     hosts: dict[int, str] = field(default_factory=dict)
     processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    busy: Callable[[], bool] = lambda: False
     memory: int | None = None  # bytes: the least that a rank recommends
-    working: bool = False
-    failure: DeviceError | None = None
+    working: bool = False  # a loss now ends the command
+    busy: Callable[[], bool] = lambda: False  # whether steps are being published, which must finish
+    failure: DeviceError | None = None  # the first loss
     failed: threading.Event = field(default_factory=threading.Event)
 
     def lost(self, rank: int, error: DeviceError) -> None:
-        """Note that a rank is lost. While the team works, that ends the command."""
+        """Note that a rank is lost. While the team works, that ends the command. Called on the thread
+        of a link.
+        """
         if rank in self.processes:
             self.processes[rank].kill()  # it may stand still
         host = self.hosts.get(rank, "")
@@ -70,10 +79,14 @@ class Team:
             raise self.failure
 
     def tell(self, what: str, order: Any) -> None:
-        """Send an order to all other ranks."""
+        """Send an order to all other ranks. Raises DeviceError if one of them is lost."""
         self.check()
         for one in self.links.values():
-            one.send({"do": what, **(to_builtins(order) or {})})
+            try:
+                one.send({"do": what, **(to_builtins(order) or {})})
+            except DeviceError as error:
+                self.explain(error)
+                raise
 
     def begin(self, order: Begin, arrays: Mapping[str, mx.array]) -> None:
         """Give the other ranks a model and the arrays that it is conditioned on.
@@ -110,7 +123,10 @@ class Team:
         self.working = False
 
     def explain(self, error: Exception) -> None:
-        """Raise the loss of a rank in place of the error that it caused in MLX, if there is one."""
+        """Raise the loss of a rank in place of an error that it caused, if one is lost.
+
+        The error comes first, so wait for the news of the loss.
+        """
         if self.links and self.failed.wait(2 * GRACE_SECONDS):
             interrupt.check()
             assert self.failure is not None
@@ -183,7 +199,7 @@ def start(size: int) -> Team:
             for rank in range(1, size):
                 with (folder / f"{rank}.log").open("wb") as log:
                     team.processes[rank] = subprocess.Popen(
-                        [sys.executable, "-m", HELPER, str(rank), str(port)],
+                        [sys.executable, "-m", WORKER, str(rank), str(port)],
                         env={**os.environ, **environments[rank], "WANPIPE_TOKEN": token},
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
-"""A connection between two processes of a group: messages, and news of the other's end.
+"""A TCP connection from rank 0 to another rank: carries orders, and notices when a rank is lost.
 
-MLX's groups carry the arrays. They have no word for a process that ends: NCCL waits for it without
-an end. So rank 0 has one of these connections to each other rank. Messages are lines of JSON.
+MLX's groups carry the arrays, but report no rank that ends: with NCCL the others wait for ever. So
+each end of a link sends a sign of life every few seconds. Messages are lines of JSON.
 """
 
 import json
