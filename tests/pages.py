@@ -258,7 +258,8 @@ main()
 """,
     "mlx.distributed_config": """#!/bin/sh
 while [ "$1" != --output ]; do shift; done
-echo '[{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}, {"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]' >"$2"
+here='{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}'
+echo "[$here, $here]" >"$2"
 """,
     **dict.fromkeys(("pip", "pip3", "uv", "brew", "git", "open", "nvidia-smi", "scp"), NOTHING),
 }

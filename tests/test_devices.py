@@ -109,6 +109,8 @@ def test_a_run_goes_on_with_another_number_of_devices(place: Place, another: Pla
     steps = place.chain(result.paths[-1])
     assert same(steps, whole)
     assert [step.made.devices for step in steps] == [1, 2, 2, 1]
+    shown = inside("show", steps[1].path, cwd=place.root)
+    assert " on 2 × cpu " in " ".join(shown.paths)
 
 
 def test_every_rank_of_mlx_launch_runs_the_same_command(place: Place, another: Place) -> None:

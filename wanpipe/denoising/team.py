@@ -59,8 +59,8 @@ class Team:
     failed: threading.Event = field(default_factory=threading.Event)
 
     def lost(self, rank: int, error: DeviceError) -> None:
-        """Note that a rank is lost. While the team works, that ends the command. Called on the thread
-        of a link.
+        """Note that a rank is lost. While the team works, that ends the command. Links call this on
+        their threads.
         """
         if rank in self.processes:
             self.processes[rank].kill()  # it may stand still
