@@ -75,6 +75,7 @@ class Team:
 
     def check(self) -> None:
         """Raise DeviceError if a rank is lost."""
+        interrupt.check()
         if self.failure is not None:
             raise self.failure
 

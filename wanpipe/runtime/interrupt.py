@@ -88,7 +88,7 @@ def check() -> None:
         return
     if threading.current_thread() is threading.main_thread():
         _Flag.raised = True  # cleanup must not be interrupted
-        if _Flag.error is not None and not _Flag.number:
+        if _Flag.error is not None:
             raise _Flag.error
         raise Interrupted(_Flag.number)
 
@@ -98,18 +98,20 @@ def abort(error: Exception, seconds: float, busy: Callable[[], bool]) -> None:
 
     If the main thread is in C code that does not return within `seconds`, the process prints the
     error and ends, once nothing is `busy` any more or after as long again. Call it on any thread,
-    which it holds up.
+    which it holds up. What came first is told: mlx.launch sends a signal when a rank is lost.
     """
-    _Flag.error, _Flag.leaves_at_once = error, True
+    _Flag.leaves_at_once = True
+    if not _Flag.number:
+        _Flag.error = error
     deadline = time.monotonic() + seconds
     while not _Flag.raised:
         now = time.monotonic()
         if now > deadline + seconds or (now > deadline and not busy()):
-            line = INTERRUPTED if _Flag.number else str(error)
+            line = INTERRUPTED if _Flag.error is None else str(error)
             try:
                 _print_error(error_line(line, _Flag.as_json))
             finally:
-                os._exit(128 + _Flag.number if _Flag.number else 1)
+                os._exit(128 + _Flag.number if _Flag.error is None else 1)
         time.sleep(0.05)
 
 
