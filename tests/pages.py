@@ -251,5 +251,15 @@ esac
 """,
     "python": '#!/bin/sh\nexec "@PYTHON@" "$@"\n',
     "caffeinate": '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n',
-    **dict.fromkeys(("pip", "pip3", "uv", "brew", "git", "open", "nvidia-smi"), NOTHING),
+    # the real one, and a hostfile whose two Macs are this machine
+    "mlx.launch": """#!@PYTHON@
+from mlx._distributed_utils.launch import main
+main()
+""",
+    "mlx.distributed_config": """#!/bin/sh
+while [ "$1" != --output ]; do shift; done
+here='{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}'
+echo "[$here, $here]" >"$2"
+""",
+    **dict.fromkeys(("pip", "pip3", "uv", "brew", "git", "open", "nvidia-smi", "scp"), NOTHING),
 }

@@ -6,7 +6,6 @@ used, because every backend has it.
 
 import json
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from wanpipe.backend.device import is_cuda, is_gpu, is_metal
-from wanpipe.runtime import link
+from wanpipe.runtime import interrupt, link
 from wanpipe.runtime.link import DeviceError
 
 # mlx.launch uses ports upward from its own; rank 0 listens for the other ranks this far above
 PORTS_ABOVE = 512
-INIT_SECONDS = 60
+INIT_SECONDS = 20.0  # in which MLX starts a group whose ranks are all there
 Address = tuple[str, int]
 
 
@@ -147,16 +146,20 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def join() -> Group:
+def join(*, quiet: bool = False) -> Group:
     """Join the group that the environment names. Every rank is there already.
 
-    Raises DeviceError if MLX cannot start it.
+    Ends the process if MLX waits too long for another rank, without a word if `quiet`. Raises
+    DeviceError if MLX cannot start the group.
     """
-    # MLX waits inside C code that lets no other thread run, so only a signal can end it
-    signal.setitimer(signal.ITIMER_REAL, INIT_SECONDS)
-    try:
-        return Group(mx.distributed.init(strict=True))
-    except RuntimeError as error:
-        raise DeviceError(f"MLX cannot start a group of devices ({error}); see its log") from error
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    late = (
+        f"MLX must start a group of devices within {INIT_SECONDS:g} s, and did not; a rank ended, "
+        "or a firewall closes its ports; run the same command again"
+    )
+    with interrupt.time_limit(INIT_SECONDS, "" if quiet else late):
+        try:
+            return Group(mx.distributed.init(strict=True))
+        except RuntimeError as error:
+            raise DeviceError(
+                f"MLX cannot start a group of devices ({error}); see its log"
+            ) from error

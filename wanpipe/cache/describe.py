@@ -71,9 +71,10 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
         text = ", ".join(f"{key} {value:.4g}" for key, value in to_builtins(numbers).items())
         yield f"array {name}", f"{entry.shape(name)}, {text}"
     yield "on disk", format_si(disk_usage(entry.path), "B")
+    place = f"{made.devices} × {made.device}" if made.devices > 1 else made.device
     yield (
         "made",
-        f"{made.time} in {format_duration(made.seconds)} ({made.seconds} s) on {made.device}",
+        f"{made.time} in {format_duration(made.seconds)} ({made.seconds} s) on {place}",
     )
     versions = f"wanpipe {made.wanpipe}, mlx {made.mlx}"
     yield "made with", f"{versions}, peak {format_si(made.peak_bytes, 'B')}"

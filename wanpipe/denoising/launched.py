@@ -1,4 +1,4 @@
-"""What the commands ask before they load MLX: is this process a rank of a group, and which?"""
+"""What the commands ask about groups of devices without loading MLX, unless there is a group."""
 
 import os
 
@@ -16,7 +16,7 @@ def serves_another() -> bool:
     leader = join_launched()
     if leader is None:
         return False
-    from wanpipe.denoising.helper import serve
+    from wanpipe.denoising.worker import serve
 
     serve(*leader, token="")
     return True

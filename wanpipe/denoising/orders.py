@@ -1,6 +1,7 @@
 """What rank 0 tells the other ranks of a group, and what they compare before they work."""
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +10,8 @@ from wanpipe.backend.device import is_cuda, is_metal, recommended_memory
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.runtime.documents import Count, Document, Finite, Hash, Text
 from wanpipe.runtime.version import version
-from wanpipe.store import Settings
+from wanpipe.store import Settings, key_of
+from wanpipe.store.keys import hash_file
 
 Shape = tuple[Count, ...]
 
@@ -38,15 +40,34 @@ class Step(Document, frozen=True, kw_only=True):
     shape: Shape
 
 
+class Identity(Document, frozen=True, kw_only=True):
+    """What all ranks must have in common, and the memory that one recommends, and its host."""
+
+    wanpipe: Text
+    code: Hash
+    mlx: Text
+    kind: Text
+    memory: Count
+    host: Text
+
+
 def identity() -> dict[str, Any]:
-    """Return what all ranks must have in common, and this one's memory and host."""
+    """Return the identity of this rank."""
     return {
         "wanpipe": version(),
+        "code": code_hash(),
         "mlx": mx.__version__,  # type: ignore[attr-defined]  # missing in MLX's type stubs
         "kind": "CUDA" if is_cuda() else "Metal" if is_metal() else "CPU",
         "memory": recommended_memory(),
         "host": socket.gethostname(),
     }
+
+
+def code_hash() -> str:
+    """Return the content hash of wanpipe's modules: a version may have been changed by hand."""
+    top = Path(__file__).parents[1]
+    files = sorted(top.rglob("*.py"))
+    return key_of([[file.relative_to(top).as_posix(), hash_file(file)] for file in files])
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
@@ -57,4 +78,6 @@ def differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
         for name, words in names.items()
         if other.get(name) != mine[name]
     ]
+    if other.get("wanpipe") == mine["wanpipe"] and other.get("code") != mine["code"]:
+        found.insert(0, f"other code of wanpipe {mine['wanpipe']}")
     return ", ".join(found)

@@ -163,9 +163,14 @@ class Sampler:
 def opening(
     request: Request, plans: Mapping[str, ExpertPlan], conditioning: Any, store: Store
 ) -> "tuple[Begin, dict[str, mx.array]]":
-    """Return what the other devices must know of a request, and the arrays that they need."""
+    """Return what the other devices must know of a request, and the arrays that they need.
+
+    Checks the files of the experts first: devices of this host then know their content hashes.
+    """
     from wanpipe.denoising.orders import Begin
 
+    for name in plans:
+        request.model.checked(name, store)
     names = ("prompt", "negative", "condition", "clip", "context")
     arrays = {name: getattr(conditioning, name) for name in names}
     arrays = {name: array for name, array in arrays.items() if array is not None}

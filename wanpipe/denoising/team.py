@@ -1,13 +1,17 @@
-"""Rank 0's side of a group of devices: starts the other ranks, tells them what to do, and reports
-what goes wrong with one.
+"""Rank 0's side of a group of devices: starts the other ranks, sends them orders, and reports when
+one is lost.
 
-Rank 0 alone plans, publishes, prints and takes the step. The others compute velocities only (see
-`wanpipe.denoising.helper`), so they need the model, but no cache.
+Rank 0 alone plans, publishes, prints and takes the step. The others only compute their part of each
+velocity (see `wanpipe.denoising.worker`), so they need the model, but no cache.
+
+The start, with --devices or under mlx.launch: every other rank connects to rank 0 and says what it
+is. Once all are there and alike, rank 0 has them join MLX's group, which waits for all its ranks.
 """
 
 import atexit
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,53 +27,67 @@ import mlx.core as mx
 from wanpipe.backend import group as groups
 from wanpipe.backend.device import is_gpu, is_metal
 from wanpipe.backend.group import ALONE, Group
-from wanpipe.denoising.orders import Begin, Step, differences, identity
+from wanpipe.denoising.orders import Begin, Identity, Step, differences, identity
 from wanpipe.errors import UsageError
 from wanpipe.runtime import interrupt, link
-from wanpipe.runtime.documents import to_builtins
-from wanpipe.runtime.link import DeviceError, Link
+from wanpipe.runtime.documents import DocumentError, convert, to_builtins
+from wanpipe.runtime.link import DeviceError, Link, ReportedError
 
 GRACE_SECONDS = 4.0  # in which the main thread itself reports the loss of a rank
-READY_SECONDS = 120.0  # in which a rank opens the model
-HELPER = "wanpipe.denoising.helper"
+READY_SECONDS = 1800.0  # in which a rank reads the model to check it; it gives signs of life
+WORKER = "wanpipe.denoising.worker"
 RESUME = "finished steps are kept, run the same command again"
 
 
 @dataclass
 class Team:
-    """The ranks of a group, as rank 0 sees them; alone, it has no links."""
+    """The ranks of a group, as rank 0 sees them. Alone, it is a team of one.
 
+    `links` and `hosts` are by rank. `processes` are those that `start` has started; mlx.launch has
+    its own.
+    """
+
+    size: int = 1
     group: Group = ALONE
     links: dict[int, Link] = field(default_factory=dict)
     hosts: dict[int, str] = field(default_factory=dict)
     processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    busy: Callable[[], bool] = lambda: False
     memory: int | None = None  # bytes: the least that a rank recommends
-    working: bool = False
-    failure: DeviceError | None = None
+    working: bool = False  # a loss now ends the command
+    busy: Callable[[], bool] = lambda: False  # whether steps are being published, which must finish
+    failure: DeviceError | None = None  # the first loss
     failed: threading.Event = field(default_factory=threading.Event)
 
-    @property
-    def size(self) -> int:
-        """How many devices there are."""
-        return 1 + len(self.links)
-
-    def lost(self, rank: int, reason: str) -> None:
-        """Note that a rank is lost. While the team works, that ends the command."""
+    def lost(self, rank: int, error: DeviceError) -> None:
+        """Note that a rank is lost. While the team works, that ends the command. Links call this on
+        their threads.
+        """
+        if rank in self.processes:
+            self.processes[rank].kill()  # it may stand still
         host = self.hosts.get(rank, "")
         place = f" on {host}" if host and rank not in self.processes else ""
-        text = f"device {rank + 1} of {self.size}{place} is lost: {reason}; {RESUME}"
-        self.failure = self.failure or DeviceError(text)
+        text = f"device {rank + 1} of {self.size}{place}"
+        said = f": {error}" if isinstance(error, ReportedError) else f" is lost: {error}; {RESUME}"
+        self.failure = self.failure or DeviceError(text + said)
         self.failed.set()
         if self.working:
             interrupt.abort(self.failure, GRACE_SECONDS, lambda: self.busy())
 
-    def tell(self, what: str, order: Any) -> None:
-        """Send an order to all other ranks."""
+    def check(self) -> None:
+        """Raise DeviceError if a rank is lost."""
+        interrupt.check()
         if self.failure is not None:
             raise self.failure
+
+    def tell(self, what: str, order: Any) -> None:
+        """Send an order to all other ranks. Raises DeviceError if one of them is lost."""
+        self.check()
         for one in self.links.values():
-            one.send({"do": what, **(to_builtins(order) or {})})
+            try:
+                one.send({"do": what, **(to_builtins(order) or {})})
+            except DeviceError as error:
+                self.explain(error)
+                raise
 
     def begin(self, order: Begin, arrays: Mapping[str, mx.array]) -> None:
         """Give the other ranks a model and the arrays that it is conditioned on.
@@ -106,7 +124,10 @@ class Team:
         self.working = False
 
     def explain(self, error: Exception) -> None:
-        """Raise the loss of a rank in place of the error that it caused in MLX, if there is one."""
+        """Raise the loss of a rank in place of an error that it caused, if one is lost.
+
+        The error comes first, so wait for the news of the loss.
+        """
         if self.links and self.failed.wait(2 * GRACE_SECONDS):
             interrupt.check()
             assert self.failure is not None
@@ -172,14 +193,14 @@ def start(size: int) -> Team:
         environments = groups.local_environments(size, folder)
         server = link.listen(("127.0.0.1", 0))
         port = server.getsockname()[1]
-        team = Team()
+        team = Team(size)
         _Process.team = team
         atexit.register(team.end)
         try:
             for rank in range(1, size):
                 with (folder / f"{rank}.log").open("wb") as log:
                     team.processes[rank] = subprocess.Popen(
-                        [sys.executable, "-m", HELPER, str(rank), str(port)],
+                        [sys.executable, "-m", WORKER, str(rank), str(port)],
                         env={**os.environ, **environments[rank], "WANPIPE_TOKEN": token},
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
@@ -189,11 +210,12 @@ def start(size: int) -> Team:
             own = {name: environments[0][name] for name in environments[0]}
             if is_gpu():
                 own.pop("CUDA_VISIBLE_DEVICES", None)  # CUDA has started: its first card is this
-            gather(team, server, size, token, lambda: check_processes(team, folder))
+            gather(team, server, token, lambda: check_processes(team, folder))
             with groups.environment(own):
                 return joined(team)
         except BaseException:
             team.end()
+            _Process.team = Team()
             raise
         finally:
             server.close()
@@ -219,25 +241,31 @@ def join_launched() -> "tuple[int, tuple[str, int]] | None":
     rank, size, address = found
     if rank:
         return rank, address
-    server, team = link.listen(address), Team()
+    server, team = link.listen(address), Team(size)
     _Process.team = team
     atexit.register(team.end)
     with server:
-        gather(team, server, size, "", lambda: None)
+        gather(team, server, "", team.check)
     joined(team)
     return None
 
 
-def gather(team: Team, server: Any, size: int, token: str, check: Callable[[], None]) -> None:
+def gather(team: Team, server: socket.socket, token: str, check: Callable[[], None]) -> None:
     """Wait for all ranks, and compare what they are. Raises DeviceError if one differs."""
-    found = link.accept(server, range(1, size), token, team.lost, check)
+    found = link.accept(server, range(1, team.size), token, team.lost, check)
     mine = identity()
-    for rank, (one, hello) in found.items():
-        team.links[rank], team.hosts[rank] = one, str(hello.get("host", ""))
-    team.memory = min(mine["memory"], *(int(hello["memory"]) for _, hello in found.values()))
+    team.memory = mine["memory"]
+    team.links = {rank: one for rank, (one, _) in found.items()}
     for rank, (_, hello) in found.items():
         if text := differences(mine, hello):
             raise DeviceError(f"all ranks must be alike, rank {rank} has {text}; install the same")
+        other = {name: value for name, value in hello.items() if name in mine}
+        try:
+            theirs = convert(other, Identity)
+        except DocumentError as error:
+            raise DeviceError(f"rank {rank} is not wanpipe ({error}); start it again") from error
+        team.hosts[rank], team.memory = theirs.host, min(team.memory, theirs.memory)
+    team.check()
     for one in team.links.values():
         one.send({"do": "join"})
 

@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from wanpipe.runtime.text import error_line
@@ -25,6 +26,14 @@ INTERRUPTED = "interrupted; run the same command again to resume, finished steps
 STDOUT, STDERR = 1, 2
 PIPE_BYTES = 1 << 16  # capacity of a pipe
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+
+
+# prints its second argument unless its stdin is closed within the seconds of its first
+WATCHER = """
+import os, select, sys
+if not select.select([0], [], [], float(sys.argv[1]))[0]:
+    os.write(2, sys.argv[2].encode())
+"""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -79,7 +88,7 @@ def check() -> None:
         return
     if threading.current_thread() is threading.main_thread():
         _Flag.raised = True  # cleanup must not be interrupted
-        if _Flag.error is not None and not _Flag.number:
+        if _Flag.error is not None:
             raise _Flag.error
         raise Interrupted(_Flag.number)
 
@@ -89,19 +98,44 @@ def abort(error: Exception, seconds: float, busy: Callable[[], bool]) -> None:
 
     If the main thread is in C code that does not return within `seconds`, the process prints the
     error and ends, once nothing is `busy` any more or after as long again. Call it on any thread,
-    which it holds up.
+    which it holds up. What came first is told: mlx.launch sends a signal when a rank is lost.
     """
-    _Flag.error, _Flag.leaves_at_once = error, True
+    _Flag.leaves_at_once = True
+    if not _Flag.number:
+        _Flag.error = error
     deadline = time.monotonic() + seconds
     while not _Flag.raised:
         now = time.monotonic()
         if now > deadline + seconds or (now > deadline and not busy()):
-            line = INTERRUPTED if _Flag.number else str(error)
+            line = INTERRUPTED if _Flag.error is None else str(error)
             try:
                 _print_error(error_line(line, _Flag.as_json))
             finally:
-                os._exit(128 + _Flag.number if _Flag.number else 1)
+                os._exit(128 + _Flag.number if _Flag.error is None else 1)
         time.sleep(0.05)
+
+
+@contextmanager
+def time_limit(seconds: float, message: str = "") -> Iterator[None]:
+    """Print a message and end the process with 1 if the block takes longer, even in C code that
+    lets no other thread run.
+    """
+    import faulthandler  # its thread needs no Python, but it can print only a traceback
+    import subprocess
+
+    watcher = None
+    if message:
+        line = f"{error_line(message, _Flag.as_json)}\n"
+        words = [sys.executable, "-I", "-c", WATCHER, str(seconds), line]
+        watcher = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        faulthandler.dump_traceback_later(seconds + 1, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if watcher is not None:
+                watcher.communicate()  # closes its stdin
 
 
 def leave_at_once() -> None:

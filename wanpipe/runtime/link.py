@@ -1,7 +1,7 @@
-"""A connection between two processes of a group: messages, and news of the other's end.
+"""A TCP connection from rank 0 to another rank: carries orders, and notices when a rank is lost.
 
-MLX's groups carry the arrays. They have no word for a process that ends: NCCL waits for it without
-an end. So rank 0 has one of these connections to each other rank. Messages are lines of JSON.
+MLX's groups carry the arrays, but report no rank that ends: with NCCL the others wait for ever. So
+each end of a link sends a sign of life every few seconds. Messages are lines of JSON.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from wanpipe.errors import WanpipeError
 from wanpipe.runtime import interrupt
+from wanpipe.runtime.documents import decode
 from wanpipe.runtime.text import printable
 
 BEAT_SECONDS = 2.0  # between two signs of life
@@ -29,12 +30,16 @@ class DeviceError(WanpipeError):
     """A process of a group that is missing, differs or ended."""
 
 
+class ReportedError(DeviceError):
+    """An error that another process of the group had, in its own words."""
+
+
 class Link:
-    """One end of a connection. A thread reads it; `ended` is called once with the reason if the
-    other process ends, sends an error, or is silent for too long.
+    """One end of a connection. A thread reads it; `ended` is called once, on a thread of the
+    connection, if the other process ends, sends an error, or is silent for too long.
     """
 
-    def __init__(self, connection: socket.socket, ended: Callable[[str], None]) -> None:
+    def __init__(self, connection: socket.socket, ended: Callable[[DeviceError], None]) -> None:
         self.connection, self.ended = connection, ended
         self.messages: queue.Queue[Message] = queue.Queue()
         self.sending, self.ending = threading.Lock(), threading.Lock()
@@ -78,23 +83,23 @@ class Link:
                 continue  # the other end was quicker
 
     def _read(self) -> None:
-        reason = "it ended"
+        reason = DeviceError("it ended")
         try:
             with self.connection.makefile("rb") as lines:
                 while line := lines.readline(MAX_LINE):
                     self.heard = time.monotonic()
-                    message = json.loads(line)
+                    message = decode(line, Message)
                     if "error" in message:
-                        reason = printable(str(message["error"])[:MAX_TEXT])
+                        reason = ReportedError(printable(str(message["error"])[:MAX_TEXT]))
                         break
                     if "beat" not in message:
                         self.messages.put(message)
         except ConnectionResetError:
-            reason = "it ended"
+            pass  # it ended before it read everything
         except OSError as error:
-            reason = f"the connection is lost ({error.strerror})"
+            reason = DeviceError(f"the connection is lost ({error.strerror})")
         except ValueError:
-            reason = "it sent what is no message"
+            reason = DeviceError("it sent what is no message")
         self._end(reason)
 
     def _beat(self) -> None:
@@ -102,12 +107,10 @@ class Link:
         while not self.closed.wait(BEAT_SECONDS):
             now = time.monotonic()
             if now - before > 2 * BEAT_SECONDS:
-                self.heard = (
-                    now  # this process itself stood still, as MLX does while it starts NCCL
-                )
+                self.heard = now  # this process itself stood still, as while MLX starts a group
             before, silent = now, now - self.heard
             if silent > SILENCE_SECONDS:
-                self._end(f"it gave no sign of life for {silent:.0f} s")
+                self._end(DeviceError(f"it gave no sign of life for {silent:.0f} s"))
                 return
             # without waiting: a large message is a sign of life itself
             if self.sending.acquire(blocking=False):
@@ -118,7 +121,7 @@ class Link:
                 finally:
                     self.sending.release()
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: DeviceError) -> None:
         with self.ending:
             if self.closed.is_set():
                 return
@@ -126,7 +129,7 @@ class Link:
         self.ended(reason)
 
 
-def connect(address: tuple[str, int], ended: Callable[[str], None]) -> Link:
+def connect(address: tuple[str, int], ended: Callable[[DeviceError], None]) -> Link:
     """Connect to rank 0, which may start later. Raises DeviceError if it does not."""
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -157,7 +160,7 @@ def accept(
     server: socket.socket,
     ranks: Sequence[int],
     token: str,
-    lost: Callable[[int, str], None],
+    lost: Callable[[int, DeviceError], None],
     check: Callable[[], None],
 ) -> dict[int, tuple[Link, Message]]:
     """Wait for every rank, and return its link and the first message it sent.
@@ -188,7 +191,7 @@ def accept(
         except DeviceError:
             hello = {}
         rank = hello.get("rank")
-        if hello.get("token") == token and rank in missing:
+        if hello.get("token") == token and isinstance(rank, int) and rank in missing:
             known.rank = rank
             found[rank] = (link, hello)
         else:
@@ -199,11 +202,11 @@ def accept(
 class _Known:
     """Tells which rank is lost, once it is known who connected."""
 
-    def __init__(self, lost: Callable[[int, str], None]) -> None:
+    def __init__(self, lost: Callable[[int, DeviceError], None]) -> None:
         self.lost = lost
         self.rank: int | None = None
 
-    def ended(self, reason: str) -> None:
+    def ended(self, reason: DeviceError) -> None:
         """Report the end of a rank."""
         if self.rank is not None:
             self.lost(self.rank, reason)

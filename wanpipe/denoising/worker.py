@@ -1,7 +1,7 @@
-"""A rank of a group that rank 0 leads: computes its part of every velocity until it is told to end.
+"""Any rank but rank 0: computes its part of every velocity, as rank 0 orders, until rank 0 ends.
 
 It publishes nothing and prints nothing. Its errors go to rank 0, which reports them. Only rank 0
-hears Ctrl-C; when rank 0 ends, so does this process.
+listens to Ctrl-C.
 """
 
 import os
@@ -27,12 +27,15 @@ from wanpipe.weights.model import open_model
 
 
 def serve(rank: int, address: tuple[str, int], token: str) -> None:
-    """Work for rank 0 until it ends. Ends this process if rank 0 is lost."""
+    """Connect to rank 0 at `address` and work for it, then end this process.
+
+    Raises DeviceError if rank 0 does not answer. `token` shows that rank 0 started this process.
+    """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # not by an exception: this process may be in C code that waits for rank 0
-    leader = link.connect(address, lambda reason: os._exit(0))
+    leader = link.connect(address, lambda error: os._exit(0))
     leader.send({"rank": rank, "token": token, **identity()})
     try:
         work(leader)
@@ -45,9 +48,10 @@ def serve(rank: int, address: tuple[str, int], token: str) -> None:
 
 
 def work(leader: Link) -> None:
-    """Carry out orders until there are no more."""
-    assert leader.receive()["do"] == "join"
-    group = groups.join()
+    """Join the group, and carry out orders until the order to quit."""
+    if leader.receive()["do"] == "quit":  # the ranks differ
+        return
+    group = groups.join(quiet=True)
     denoiser: Denoiser | None = None
     while True:
         message = leader.receive()
@@ -65,7 +69,9 @@ def work(leader: Link) -> None:
 
 
 def begin(order: Begin, group: Group, leader: Link) -> Denoiser:
-    """Open the model and receive the arrays. Raises CheckpointError for another model."""
+    """Check the model and the LoRAs, and receive the arrays. Raises CheckpointError for files that
+    are missing, damaged, or not those of rank 0.
+    """
     model, store = open_model(order.model), Store(order.cache, read_only=True)
     for name, digest in order.experts.items():
         if model.hash(name) != digest:
@@ -73,6 +79,7 @@ def begin(order: Begin, group: Group, leader: Link) -> Denoiser:
                 f"{order.model} must be the same model on every machine, {name} has another "
                 "content hash; copy it there"
             )
+        model.checked(name, store)
     loras = match_loras(model, order.settings, order.lora_files, order.plans, store)
     leader.send({"ready": True})
     arrays: dict[str, Any] = {}
