@@ -1,4 +1,4 @@
-"""The ways to divide a step among the devices of a group: by guidance passes, by tokens, or both."""
+"""The ways to divide a step among devices: by guidance passes, by tokens, or by both."""
 
 from dataclasses import dataclass
 
