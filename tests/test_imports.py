@@ -19,6 +19,7 @@ FLOORS = (
     "wanpipe.checkpoints",
     "wanpipe.models",
     "wanpipe.backend",
+    "wanpipe.remote",
     "wanpipe.cache",
     "wanpipe.store",
     "wanpipe.media",

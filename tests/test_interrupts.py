@@ -175,7 +175,7 @@ late = Late()
 
 def test_a_wait_for_another_thread_ends_at_a_signal() -> None:
     done = python(f"""
-from wanpipe.store.worker import Worker
+from wanpipe.runtime.worker import Worker
 interrupt.install()
 release = threading.Event()
 hit(after=0.2)
@@ -195,7 +195,7 @@ except Interrupted as error:
 
 def test_a_signal_is_told_before_the_failure_that_it_caused() -> None:
     done = python("""
-from wanpipe.store.worker import Worker
+from wanpipe.runtime.worker import Worker
 interrupt.install()
 
 def fail():

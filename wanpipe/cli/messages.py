@@ -11,6 +11,8 @@ def describe(kind: str, fields: dict[str, Any]) -> str:
     """Return an event as one line, or an empty text for an event that only programs need."""
     if kind == "reused":
         return reused(fields)
+    if kind == "pulled":
+        return f"{subject(fields)}: pulled from the remote"
     if kind == "computed" and fields.get("stage") != "denoise":  # its progress is shown already
         return f"{subject(fields)}: computed in {fields['seconds']:.1f} s"
     if kind == "planned":

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,20 @@ cache_option = click.option(
     show_default=True,
     help="Use the cache in DIR.",
 )
+remote_option = click.option(
+    "--remote",
+    metavar="URL",
+    envvar="WANPIPE_REMOTE",
+    show_envvar=True,
+    help="Also look up entries at URL, and push new ones: s3://, gs://, az://, https:// (read "
+    "only) or file://.",
+)
+push_option = click.option(
+    "--push",
+    type=click.Choice(["all", "steps", "none"]),
+    help="Push every entry and model, or all but models, or none to --remote. By default, steps "
+    "within a run and models are not pushed.",
+)
 # each command has its own: click would name the one of `cli` by the context that comes first
 help_option = click.help_option("-h", "--help")
 output_options = group(
@@ -76,6 +91,8 @@ output_options = group(
 )
 common_options = group(
     cache_option,
+    remote_option,
+    push_option,
     click.option(
         "--dry-run", is_flag=True, help="Print what would be computed, and compute nothing."
     ),
@@ -91,6 +108,8 @@ def stage_options(function: Command) -> Command:
     @functools.wraps(function)
     def wrapper(
         cache: Path,
+        remote: str | None,
+        push: str | None,
         dry_run: bool,
         force: bool,
         name: str | None,
@@ -102,7 +121,8 @@ def stage_options(function: Command) -> Command:
             check_name(name)
         report = make_report(events, quiet)
         store = Store(cache, report, force=force, read_only=dry_run)
-        function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
+        with with_remote(store, remote, "none" if dry_run else push):
+            function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
 
     return common_options(wrapper)
 
@@ -111,8 +131,20 @@ def read_only_options(function: Command) -> Command:
     """Add the options of commands that compute no entry. The command gets a `session` instead."""
 
     @functools.wraps(function)
-    def wrapper(cache: Path, events: str | None, quiet: bool, **rest: Any) -> None:
-        session = Session(store=Store(cache, make_report(events, quiet)))
-        function(session=session, **rest)
+    def wrapper(
+        cache: Path, remote: str | None, events: str | None, quiet: bool, **rest: Any
+    ) -> None:
+        store = Store(cache, make_report(events, quiet))
+        with with_remote(store, remote, "none"):
+            function(session=Session(store=store), **rest)
 
-    return group(cache_option, output_options)(wrapper)
+    return group(cache_option, remote_option, output_options)(wrapper)
+
+
+def with_remote(store: Store, url: str | None, push: str | None) -> AbstractContextManager[None]:
+    """Give a store the remote at a URL for the time of a command."""
+    if url is None:
+        return nullcontext()
+    from wanpipe.remote.tier import opened
+
+    return opened(url, push, store)

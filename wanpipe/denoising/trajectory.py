@@ -37,6 +37,8 @@ def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
     run = name_run(request, start, [step.recipe.key for step in planned])
     wanted = tuple(planned[: request.stop - request.first])
     last, steps = request.step, wanted
+    if store.remote is not None:
+        store.remote.expect("denoise", [step.recipe.key for step in wanted])
     for index in reversed(range(len(wanted))):
         recipe = wanted[index].recipe
         if not store.must_compute(recipe) and (found := store.find(recipe.stage, recipe.key)):

@@ -12,8 +12,8 @@ from wanpipe.models import geometry
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan
 from wanpipe.pipeline.video_writer import VideoWriter
+from wanpipe.runtime.worker import Worker
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
-from wanpipe.store.worker import Worker
 from wanpipe.weights.model import Model
 
 if TYPE_CHECKING:

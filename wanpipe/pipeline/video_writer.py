@@ -15,10 +15,10 @@ from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline.budget import WAITING_SLICES
 from wanpipe.pipeline.lineage import Source
 from wanpipe.runtime.report import Report
+from wanpipe.runtime.worker import POLL_SECONDS, Worker
 from wanpipe.store import Entry, Store
 from wanpipe.store.keys import hash_file, key_of
 from wanpipe.store.runs import Video
-from wanpipe.store.worker import POLL_SECONDS, Worker
 
 if TYPE_CHECKING:
     import numpy as np

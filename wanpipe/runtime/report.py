@@ -33,7 +33,7 @@ class Report:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Report an event: `computed`, `reused`, `skipped`, `loaded`, `damaged`,
-        `planned`, `forecast`, `memory`, `written`.
+        `planned`, `forecast`, `memory`, `written`, `pulled`.
         """
 
     def remark(self, text: str) -> None:

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from wanpipe.errors import WanpipeError
+from wanpipe.runtime.worker import Worker
 from wanpipe.store.draft import Draft
 from wanpipe.store.entry import Entry
 from wanpipe.store.recipe import Recipe
-from wanpipe.store.worker import Worker
 
 if TYPE_CHECKING:
     from wanpipe.store.store import Store

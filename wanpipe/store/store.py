@@ -34,6 +34,7 @@ from wanpipe.store.keys import is_key, is_prefix
 from wanpipe.store.locks import Locks
 from wanpipe.store.recipe import Recipe, build_record
 from wanpipe.store.refs import Refs, check_name
+from wanpipe.store.remote import Remote
 from wanpipe.store.runs import MODELS, ModelReference, Records, Run, Runs, Video
 from wanpipe.store.schema import STAGES
 from wanpipe.store.scratch import Scratch, crosses_disks, remove_links
@@ -56,6 +57,7 @@ class Store:
         self.report = report or Report()
         self.force = force
         self.read_only = read_only  # for planning: no record, hash or time of use is kept
+        self.remote: Remote | None = None  # of the command that runs
         index_file = IndexFile(self.root, writes=not read_only)
         self.hash_cache = HashCache(index_file)
         self.index = Index(self.root, index_file)
@@ -71,8 +73,16 @@ class Store:
         return self.root / stage / key
 
     def has(self, stage: str, key: str) -> bool:
-        """Return whether an entry exists, damaged or not: enough for planning."""
-        return self.path(stage, key).is_dir()
+        """Return whether an entry exists, damaged or not, here or in the remote: enough for
+        planning.
+        """
+        here = self.path(stage, key).is_dir()
+        return here or (self.remote is not None and self.remote.has(stage, key))
+
+    def is_here(self, stage: str, key: str) -> bool:
+        """Return whether an entry exists in the cache, copied from the remote if need be."""
+        here = self.path(stage, key).is_dir()
+        return here or (self.remote is not None and self.remote.pull(self, stage, key))
 
     def must_compute(self, recipe: Recipe) -> bool:
         """Return whether `get_or_create` would compute this entry."""
@@ -83,7 +93,7 @@ class Store:
         damaged one is quarantined, then counts as missing.
         """
         path = self.path(stage, key)
-        if not path.is_dir():
+        if not self.is_here(stage, key):
             return None
         if not self.read_only:
             with suppress(OSError):  # in a read-only cache nothing is removed by age either
@@ -223,6 +233,8 @@ class Store:
             self.install(draft.path, target)
         entry = read_entry(target)
         self.index.add(target, entry.record)
+        if self.remote is not None:
+            self.remote.published(self, entry)
         return entry
 
     def install(self, path: Path, target: Path) -> None:
@@ -272,6 +284,8 @@ class Store:
         path = self.locate(reference)
         try:
             if path.parent.name in STAGES:
+                if path.parent.parent == self.root:
+                    self.is_here(path.parent.name, path.name)
                 return Store(path.parent.parent, self.report).open_checked(path)
             reason = f"it does not lie in a folder of {', '.join(STAGES)}"
         except DamageError as error:
@@ -329,6 +343,8 @@ class Store:
         if run := self.find_run(reference):
             return self.runs.last(run)
         found = list(self.with_prefix(reference))
+        if not found and self.remote is not None:
+            found = [self.root / name for name in self.remote.complete(Path(reference).name)]
         if len(found) > 1:
             listed = ", ".join(f"{child.parent.name}/{child.name[:12]}" for child in found[:4])
             raise UsageError(f"{reference} means {len(found)} entries ({listed}); give more digits")

@@ -161,8 +161,7 @@ def current_directory(directory: str, store: Store) -> Path:
     path = Path(directory)
     if (path / "config.json").is_file() or not is_key(path.name):
         return path
-    moved = store.path("convert", path.name)
-    return moved if moved.is_dir() else path
+    return store.path("convert", path.name) if store.is_here("convert", path.name) else path
 
 
 def locate_model(reference: str, store: Store) -> Path:
@@ -170,7 +169,10 @@ def locate_model(reference: str, store: Store) -> Path:
     if Path(reference).is_dir():
         return Path(reference)
     try:
-        return store.locate(reference)
+        path = store.locate(reference)
+        if path.parent == store.root / "convert":
+            store.is_here("convert", path.name)
+        return path
     except StoreError as error:
         raise CheckpointError(
             f"no model {reference}: neither a directory nor an entry of {store.root}; "

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from wanpipe.store.worker import Worker
+from wanpipe.runtime.worker import Worker
 
 
 def test_jobs_are_done_in_order_in_one_other_thread() -> None:

@@ -1,0 +1,1 @@
+"""The remote tier: a cache in an object store, which machines share."""

@@ -1,0 +1,209 @@
+"""Objects under one URL: reads, conditional writes and listings, with errors of one line.
+
+Every object store that obstore knows behaves the same here. Credentials are those that obstore
+finds: environment, profiles, roles of the machine. Nothing here reads or repeats them.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from wanpipe.errors import StoreError, UsageError
+from wanpipe.runtime import interrupt
+from wanpipe.runtime.documents import first_line
+
+SCHEMES = ("s3", "gs", "az", "https", "http", "file")
+READ_ONLY = ("https", "http")
+PARALLEL = 16  # requests at once
+RETRIES = 4  # of a request that fails on the way, with growing pauses
+RETRY_SECONDS = 30  # after which a request is given up
+PART_BYTES = 1 << 26  # of a large file, read or sent at once
+QUERY = re.compile(r"\?\S*")  # may hold a signature
+One = TypeVar("One")
+Other = TypeVar("Other")
+
+
+class RemoteError(StoreError):
+    """A remote that cannot be reached, or refuses."""
+
+
+class Bucket:
+    """The objects under a URL. Paths are relative to it."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.store = url, open_url(url)
+        self.read_only = urlsplit(url).scheme in READ_ONLY
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn the errors of obstore into RemoteError. A missing object stays FileNotFoundError."""
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        try:
+            yield
+        except (FileNotFoundError, AlreadyExistsError):
+            raise
+        except (BaseError, OSError) as error:
+            reason = QUERY.sub("?…", first_line(error))
+            raise RemoteError(
+                f"{self.url} cannot be used ({reason}); check it and try again"
+            ) from error
+
+    def size(self, path: str) -> int | None:
+        """Return the bytes of an object, None if there is none."""
+        import obstore
+
+        with self.errors():
+            try:
+                return int(obstore.head(self.store, path)["size"])
+            except FileNotFoundError:
+                return None
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Return an object of at most `limit` bytes, None if there is none. Raises RemoteError."""
+        import obstore
+
+        with self.errors():
+            try:
+                found = obstore.get(self.store, path)
+            except FileNotFoundError:
+                return None
+            if found.meta["size"] > limit:
+                raise RemoteError(
+                    f"{self.url}/{path} must have at most {limit} bytes, got {found.meta['size']}; "
+                    "remove it"
+                )
+            return found.bytes().to_bytes()
+
+    def download(self, path: str, file: Path, size: int) -> None:
+        """Read an object of `size` bytes into a file, part by part, from where the file ends.
+
+        Raises RemoteError, also for an object that is missing.
+        """
+        import obstore
+
+        have = file.stat().st_size if file.exists() else 0
+        with file.open("ab") as target:
+            for start in range(min(have, size), size, PART_BYTES):
+                interrupt.check()
+                length = min(PART_BYTES, size - start)
+                with self.errors():
+                    try:
+                        part = obstore.get_range(self.store, path, start=start, length=length)
+                    except FileNotFoundError as error:
+                        raise RemoteError(f"{self.url}/{path} is missing; push it again") from error
+                if len(part) != length:
+                    raise RemoteError(f"{self.url}/{path} must have {size} bytes; push it again")
+                target.write(part.to_bytes())
+
+    def put(self, path: str, data: "bytes | Path", *, replace: bool = False) -> bool:
+        """Write an object. Without `replace` one that exists stays, and False is returned.
+
+        A file larger than a part is sent in parts, which replace what exists.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        parts = isinstance(data, Path) and data.stat().st_size > PART_BYTES
+        with self.errors():
+            try:
+                mode: Literal["overwrite", "create"] = "create"
+                if parts or replace:
+                    mode = "overwrite"
+                obstore.put(
+                    self.store, path, data, use_multipart=parts, chunk_size=PART_BYTES, mode=mode
+                )
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Return the names right below a prefix that have objects below them."""
+        import obstore
+
+        with self.errors():
+            found = obstore.list_with_delimiter(self.store, prefix or None)
+        return [name.rpartition("/")[2] for name in found["common_prefixes"]]
+
+    def objects(self, prefix: str) -> list[tuple[str, int, datetime]]:
+        """Return path, bytes and time of every object below a prefix."""
+        import obstore
+
+        with self.errors():
+            rows = [row for rows in obstore.list(self.store, prefix) for row in rows]
+        return [(row["path"], row["size"], row["last_modified"]) for row in rows]
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete objects. One that is gone already is no error."""
+        import obstore
+
+        with self.errors():
+            for start in range(0, len(paths), 1000):
+                try:
+                    obstore.delete(self.store, list(paths[start : start + 1000]))
+                except FileNotFoundError:
+                    continue
+
+
+def each(work: Callable[[One], Other], items: Sequence[One]) -> list[Other]:
+    """Do requests at the same time, and return their results in order. Raises Interrupted."""
+    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="remote") as pool:
+        jobs = [pool.submit(work, item) for item in items]
+        try:
+            results = []
+            for job in jobs:
+                interrupt.check()
+                results.append(job.result())
+            return results
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def open_url(url: str) -> Any:
+    """Open an object store. Raises UsageError for a URL that cannot be one, without repeating it
+    where it may hold a secret.
+    """
+    parts = urlsplit(url)
+    schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    if parts.scheme not in SCHEMES:
+        raise UsageError(
+            f"--remote must be a URL with one of {schemes}, got {url.partition('?')[0]}"
+        )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            f"--remote must not hold a password or a query ({parts.scheme}://…); give credentials "
+            "in the environment or a profile"
+        )
+    try:
+        import obstore.store
+        from obstore.exceptions import BaseError
+    except ImportError as error:
+        raise UsageError(
+            "--remote needs obstore, which is not installed; run `pip install 'wanpipe[remote]'`"
+        ) from error
+    retry = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
+    try:
+        if parts.scheme == "file":
+            return obstore.store.from_url(url, mkdir=True)
+        options: dict[str, Any] = {"retry_config": retry}
+        if parts.scheme == "http":
+            options["client_options"] = {"allow_http": True}
+        return obstore.store.from_url(url, **options)
+    except (BaseError, OSError, ValueError) as error:
+        reason = QUERY.sub("?…", first_line(error))
+        raise UsageError(
+            f"--remote {url} cannot be opened ({reason}); see “A shared cache”"
+        ) from error
+
+
+def has_disk(path: Path, size: int) -> bool:
+    """Return whether the disk of a folder has room for so many bytes."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize > size

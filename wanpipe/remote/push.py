@@ -1,0 +1,73 @@
+"""Copies an entry from a cache to the remote: whole or absent there too, and the first one stays.
+
+Every object is written only where none exists, the entry's document last. So of two machines that
+push the same key, one writes each object. If what the other has written differs, its entry is left
+to it.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from msgspec import structs
+
+from wanpipe.cache.archive import check_link
+from wanpipe.cache.validate import files_of
+from wanpipe.remote.bucket import Bucket, RemoteError, each
+from wanpipe.remote.pull import STEPS
+from wanpipe.runtime.documents import encode
+from wanpipe.store.arrays import METADATA
+from wanpipe.store.entry import Entry
+from wanpipe.store.runs import RUNS, Run
+
+STALE_SECONDS = 600.0  # after which objects without an entry's document belong to no running push
+
+
+class BusyError(RemoteError):
+    """Another machine is pushing the same entry, with other bits."""
+
+
+def push(bucket: Bucket, entry: Entry) -> bool:
+    """Copy an entry; return False if it is there already. Raises RemoteError."""
+    prefix = f"{entry.stage}/{entry.key}"
+    if bucket.size(f"{prefix}/{METADATA}") is not None:
+        return False
+    documents = files_of(entry)
+    files = [*(path for path in documents if path != entry.path / METADATA)]
+    files += [entry.path / name for name in entry.files]
+    for path in (*documents, *files):
+        check_link(path, entry)
+
+    def send(path: Path) -> str | None:
+        name = f"{prefix}/{path.relative_to(entry.path).as_posix()}"
+        return None if bucket.put(name, path) or same(bucket, name, path) else name
+
+    if others := [name for name in each(send, files) if name is not None]:
+        if bucket.size(f"{prefix}/{METADATA}") is not None:
+            return False
+        if not is_stale(bucket, prefix):
+            raise BusyError(f"{prefix} is being pushed by another machine, with other bits")
+        bucket.delete(others)
+        for path in files:
+            bucket.put(f"{prefix}/{path.relative_to(entry.path).as_posix()}", path)
+    return bucket.put(f"{prefix}/{METADATA}", entry.path / METADATA)
+
+
+def same(bucket: Bucket, name: str, path: Path) -> bool:
+    """Return whether an object has the bytes of a file."""
+    data = path.read_bytes()
+    return bucket.size(name) == len(data) and bucket.read(name, len(data)) == data
+
+
+def is_stale(bucket: Bucket, prefix: str) -> bool:
+    """Return whether nothing was written below a prefix for a while."""
+    times = [time for _, _, time in bucket.objects(prefix)]
+    return not times or (datetime.now(UTC) - max(times)).total_seconds() > STALE_SECONDS
+
+
+def push_run(bucket: Bucket, run: Run, step: str) -> None:
+    """Copy the record of a run, and note that a step belongs to it.
+
+    The paths of videos stay here: they mean nothing elsewhere.
+    """
+    bucket.put(f"{RUNS}/{run.key}.json", encode(structs.replace(run, videos=[])), replace=True)
+    bucket.put(f"{STEPS}/{step}", run.key.encode(), replace=True)

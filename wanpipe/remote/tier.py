@@ -1,0 +1,191 @@
+"""The remote tier of a store: looks up what the cache lacks, and pushes behind the computation.
+
+A remote that fails never ends a run. It is reported once and left out from then on; `wanpipe cache
+push` sends the rest later.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from wanpipe.cache.validate import InvalidEntryError
+from wanpipe.errors import StoreError
+from wanpipe.remote.bucket import Bucket, RemoteError, each
+from wanpipe.remote.pull import pull
+from wanpipe.remote.push import push, push_run
+from wanpipe.runtime.report import Report
+from wanpipe.runtime.worker import Worker
+from wanpipe.store.arrays import METADATA, DamageError
+from wanpipe.store.entry import Entry
+from wanpipe.store.keys import is_prefix
+from wanpipe.store.schema import ROLES, STAGES
+from wanpipe.store.store import Store
+
+ALL, STEPS, NONE = "all", "steps", "none"
+RESULTS = "results"  # texts, images, videos, frames, and the last step of each run
+POLICIES = (ALL, STEPS, NONE)
+LOOK_AGAIN_SECONDS = 600.0  # until a key that was missing is looked up again
+
+
+class Tier:
+    """The remote at a URL, and what of a store is pushed to it."""
+
+    def __init__(self, url: str, policy: str, report: Report) -> None:
+        self.bucket, self.policy, self.report = Bucket(url), policy, report
+        self.worker: Worker[None] = Worker("push")
+        self.there: dict[str, bool] = {}  # by stage/key
+        self.looked: dict[str, float] = {}
+        self.waiting: dict[str, Entry] = {}  # the last step of each run, until it has a successor
+        self.failure: StoreError | None = None
+        self.failing = threading.Lock()
+
+    def has(self, stage: str, key: str) -> bool:
+        """Return whether the remote has an entry."""
+        self.expect(stage, [key])
+        return self.there.get(f"{stage}/{key}", False)
+
+    def expect(self, stage: str, keys: Sequence[str]) -> None:
+        """Look up many keys at once, but those that are known."""
+        now = time.monotonic()
+        names = [f"{stage}/{key}" for key in keys]
+        names = [
+            name
+            for name in names
+            if not self.there.get(name)
+            and now - self.looked.get(name, -LOOK_AGAIN_SECONDS) >= LOOK_AGAIN_SECONDS
+        ]
+        if self.failure is not None or not names:
+            return
+        try:
+            sizes = each(lambda name: self.bucket.size(f"{name}/{METADATA}"), names)
+        except RemoteError as error:
+            self.fail(error)
+            return
+        for name, size in zip(names, sizes, strict=True):
+            self.there[name], self.looked[name] = size is not None, now
+
+    def pull(self, store: Store, stage: str, key: str) -> bool:
+        """Copy an entry into the store. One that is not sound is reported and not taken."""
+        if not self.has(stage, key):
+            return False
+        try:
+            found = pull(self.bucket, store, stage, key)
+        except (InvalidEntryError, DamageError) as error:
+            self.report.remark(
+                f"{self.bucket.url} has an unsound {stage}/{key[:8]}, ignored ({error})"
+            )
+            found = False
+        except RemoteError as error:
+            self.fail(error)
+            return False
+        self.there[f"{stage}/{key}"] = found
+        if found:
+            self.report.event("pulled", stage=stage, key=key, path=str(store.path(stage, key)))
+        return found
+
+    def complete(self, prefix: str) -> list[str]:
+        """Return stage/key of every entry whose key starts with a prefix."""
+        if self.failure is not None or not is_prefix(prefix):
+            return []
+        try:
+            found = each(self.bucket.folders, list(STAGES))
+        except RemoteError as error:
+            self.fail(error)
+            return []
+        return [
+            f"{stage}/{name}"
+            for stage, names in zip(STAGES, found, strict=True)
+            for name in names
+            if name.startswith(prefix) and self.has(stage, name)
+        ]
+
+    def published(self, store: Store, entry: Entry) -> None:
+        """Queue an entry, if the policy says so."""
+        unwanted = self.policy == NONE or (entry.stage == "convert" and self.policy != ALL)
+        if unwanted or self.bucket.read_only:
+            return
+        if entry.stage == "denoise" and self.policy == RESULTS:
+            self.waiting.pop(entry.parent or "", None)
+            self.waiting[entry.key] = entry
+            return
+        self.flush(store)
+        self.queue(store, entry)
+
+    def flush(self, store: Store) -> None:
+        """Queue the last steps."""
+        while self.waiting:
+            self.queue(store, self.waiting.pop(next(iter(self.waiting))))
+
+    def queue(self, store: Store, entry: Entry) -> None:
+        """Push an entry and what it was made from, in the background."""
+        self.worker.submit(partial(self.send, store, entry))
+
+    def send(self, store: Store, entry: Entry) -> None:
+        """Push an entry after its inputs, unless the remote has failed."""
+        if self.failure is not None:
+            return
+        try:
+            send(self.bucket, store, entry, self.there)
+        except StoreError as error:
+            self.fail(error)
+
+    def fail(self, error: StoreError) -> None:
+        """Report that the remote failed, once; it is left out from now on."""
+        with self.failing:
+            first, self.failure = self.failure is None, self.failure or error
+        if first:
+            self.report.remark(
+                f"{error}; going on without it, `wanpipe cache push` sends what is missing"
+            )
+
+    def close(self, store: Store) -> None:
+        """Wait until everything is pushed."""
+        self.flush(store)
+        pending = len(self.worker.jobs)
+        with self.report.task("push", pending) as task:
+            for _ in self.worker.results(0):
+                task.advance()
+
+
+def send(bucket: Bucket, store: Store, entry: Entry, there: dict[str, bool]) -> int:
+    """Push an entry, before it what it was made from, and the record of its run.
+
+    `there` remembers what the remote has. Returns how many entries were pushed. Raises RemoteError.
+    """
+    count, run = 0, None
+    if there.get(f"{entry.stage}/{entry.key}"):
+        return 0
+    inputs = dict(entry.inputs)
+    if entry.stage == "denoise":
+        run = store.runs.latest(entry.key)
+        inputs |= run.inputs if run else {}
+    for role, key in inputs.items():
+        if not there.get(f"{ROLES[role]}/{key}"):
+            source = store.peek(ROLES[role], key)
+            if source is not None:
+                count += send(bucket, store, source, there)
+    if run is not None:
+        push_run(bucket, run, entry.key)
+    count += push(bucket, entry)
+    there[f"{entry.stage}/{entry.key}"] = True
+    return count
+
+
+@contextmanager
+def opened(url: str, policy: str | None, store: Store) -> Iterator[None]:
+    """Give a store the remote at a URL for the time of a command. Raises UsageError for a URL that
+    cannot be one.
+    """
+    tier = Tier(url, policy or RESULTS, store.report)
+    store.remote = tier
+    with tier.worker:
+        try:
+            yield
+            tier.close(store)
+        except BaseException:
+            tier.failure = tier.failure or RemoteError("the command ended")  # push no more
+            raise
+        finally:
+            store.remote = None
