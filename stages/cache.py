@@ -9,7 +9,7 @@ Python users call the functions of `wanpipe.cache`, one module per subcommand.
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,11 +18,14 @@ from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.options import Age, Size
 from wanpipe.cli.printing import print_json, print_lines, print_path
-from wanpipe.cli.session import Session, help_option, read_only_options
+from wanpipe.cli.session import Session, help_option, read_only_options, whole_options
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime.disk import store_errors
 from wanpipe.store import Store
 from wanpipe.store.schema import STAGES
+
+if TYPE_CHECKING:
+    from wanpipe.cache.remote.tier import Tier
 
 entries_argument = click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
 
@@ -49,13 +52,16 @@ def command() -> None:
 @click.option("--newer-than", type=Age(), metavar="AGE", help="List entries newer than AGE.")
 @click.option("--steps", is_flag=True, help="Print one row per step instead of one per run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-@read_only_options
-def ls(session: Session, as_json: bool, **conditions: Any) -> None:
+@whole_options
+def ls(session: Session, remote: str | None, as_json: bool, **conditions: Any) -> None:
     """List runs and other entries, the newest last.
 
     The columns are key, stage, description, size, age and names. A run has the key of its last
-    step.
+    step. With --remote, prints stage and key of every entry of the remote.
     """
+    if remote is not None:
+        list_remote_entries(session, remote, as_json, conditions)
+        return
     gc.disable()  # collecting 100,000 small objects without cycles takes a third of the time
     click.get_current_context().call_on_close(gc.enable)
     rows = list_entries(session.store, Filter(**conditions))
@@ -63,6 +69,25 @@ def ls(session: Session, as_json: bool, **conditions: Any) -> None:
         print_json(*(row.to_json() for row in rows))
     else:
         print_lines(entry_table(rows).splitlines())
+
+
+def list_remote_entries(
+    session: Session, remote: str, as_json: bool, conditions: dict[str, Any]
+) -> None:
+    """Print stage and key of every entry of a remote, and whether the cache has it."""
+    from wanpipe.cache.remote.bucket import Bucket
+    from wanpipe.cache.remote.whole import list_remote
+
+    stage = conditions.pop("stage")
+    if any(conditions.values()):
+        raise UsageError("--remote lists stages and keys only; leave out all options but --stage")
+    names = list_remote(Bucket(remote), [stage] if stage else list(STAGES))
+    if as_json:
+        pairs = (name.split("/") for name in names)
+        here = session.store.path
+        print_json(*({"stage": s, "key": k, "here": here(s, k).is_dir()} for s, k in pairs))
+    else:
+        print_lines(names)
 
 
 @command.command("du")
@@ -79,8 +104,8 @@ def du(session: Session, as_json: bool) -> None:
 
 @command.command("verify")
 @click.option("--repair", is_flag=True, help="Quarantine damaged entries, and exit with 0.")
-@read_only_options
-def verify(session: Session, repair: bool) -> None:
+@whole_options
+def verify(session: Session, remote: str | None, repair: bool) -> None:
     """Check every entry against its digests.
 
     Prints the path of each damaged entry. Without --repair, exits with 1 if an entry is damaged.
@@ -88,6 +113,9 @@ def verify(session: Session, repair: bool) -> None:
     from wanpipe.cache.verify import find_damaged
 
     store, count = session.store, 0
+    if remote is not None:
+        verify_remote(store, remote, repair)
+        return
     for path, error in find_damaged(store):
         count += 1
         print_path(path)
@@ -101,6 +129,22 @@ def verify(session: Session, repair: bool) -> None:
     if count and not repair:
         found = "1 entry is" if count == 1 else f"{count} entries are"
         raise StoreError(f"{found} damaged; repair with `wanpipe cache verify --repair`")
+
+
+def verify_remote(store: Store, remote: str, repair: bool) -> None:
+    """Read every entry of a remote; print each that no cache would take."""
+    from wanpipe.cache.remote.bucket import Bucket
+    from wanpipe.cache.remote.whole import find_unsound
+
+    if repair:
+        raise UsageError("--repair is for the cache; delete unsound entries in the bucket itself")
+    found = 0
+    for name, error in find_unsound(Bucket(remote), store):
+        found += 1
+        print_lines([name])
+        store.report.remark(str(error))
+    if found:
+        raise StoreError(f"unsound entries in {remote}: {found}; delete them there and push again")
 
 
 @command.command("gc")
@@ -122,9 +166,10 @@ def verify(session: Session, repair: bool) -> None:
     "--models", is_flag=True, help="Allow gc to delete converted models, after everything else."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
-@read_only_options
+@whole_options
 def gc_command(
     session: Session,
+    remote: str | None,
     max_size: int | None,
     older_than: float | None,
     keep_steps: str | None,
@@ -138,7 +183,18 @@ def gc_command(
     then images and texts that no remaining step needs. Within each kind, the least recently used go
     first. Keeps entries that are named, pinned or in use. You can resume from any step that
     remains.
+
+    With --remote, deletes entries that were pushed longer than AGE ago, and leftovers of pushes
+    that never ended.
     """
+    if remote is not None:
+        if max_size is not None or keep_steps is not None:
+            raise UsageError("--remote takes --older-than and --models only; leave the others out")
+        from wanpipe.cache.remote import whole
+        from wanpipe.cache.remote.bucket import Bucket
+
+        print_lines(whole.collect(Bucket(remote), session.store, older_than, models, dry_run))
+        return
     from wanpipe.cache.collect import collect
     from wanpipe.cache.gc import Limits, parse_keep_steps
 
@@ -214,6 +270,47 @@ def import_(session: Session, file: Path) -> None:
 
     for path in archive.import_(file, session.store):
         print_path(path)
+
+
+@command.command("push")
+@click.argument("references", nargs=-1, metavar="[ENTRY]...")
+@click.option(
+    "--push",
+    "policy",
+    type=click.Choice(["all", "steps"]),
+    help="Without ENTRY: push steps within runs too, or also models.",
+)
+@read_only_options
+def push(session: Session, references: tuple[str, ...], policy: str | None) -> None:
+    """Push entries that the remote lacks, and print their paths.
+
+    Without ENTRY, pushes texts, images, videos, frames and the last step of each run.
+    """
+    from wanpipe.cache.remote.whole import push_missing
+
+    for path in push_missing(tier_of(session), session.store, references, policy):
+        print_path(path)
+
+
+@command.command("pull")
+@entries_argument
+@read_only_options
+def pull(session: Session, references: tuple[str, ...]) -> None:
+    """Pull entries from the remote, with what they were made from."""
+    from wanpipe.cache.remote.whole import pull_with_inputs
+
+    for path in pull_with_inputs(tier_of(session), session.store, references):
+        print_path(path)
+
+
+def tier_of(session: Session) -> "Tier":
+    """Return the remote of a session. Raises UsageError if it has none."""
+    from wanpipe.cache.remote.tier import Tier
+
+    if session.store.remote is None:
+        raise UsageError("no remote is given; use --remote URL or set WANPIPE_REMOTE")
+    assert isinstance(session.store.remote, Tier)
+    return session.store.remote
 
 
 @command.command("explain", context_settings={"ignore_unknown_options": True})

@@ -19,7 +19,6 @@ FLOORS = (
     "wanpipe.checkpoints",
     "wanpipe.models",
     "wanpipe.backend",
-    "wanpipe.remote",
     "wanpipe.cache",
     "wanpipe.store",
     "wanpipe.media",

@@ -1,6 +1,7 @@
 """The options of every command, and the `Session` that a command gets instead of them."""
 
 import functools
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import click
 from wanpipe.cli.options import Command, group
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
+from wanpipe.errors import UsageError
 from wanpipe.store import Store
 from wanpipe.store.refs import check_name
 
@@ -141,10 +143,35 @@ def read_only_options(function: Command) -> Command:
     return group(cache_option, remote_option, output_options)(wrapper)
 
 
+def whole_options(function: Command) -> Command:
+    """Add the options of commands that work on the cache, or on the remote instead. The command
+    gets a `session`, and the `remote` as a URL or None.
+    """
+
+    @functools.wraps(function)
+    def wrapper(
+        cache: Path, remote: str | None, events: str | None, quiet: bool, **rest: Any
+    ) -> None:
+        url = os.environ.get("WANPIPE_REMOTE") if remote == "" else remote
+        if remote == "" and not url:
+            raise UsageError("--remote without a URL needs WANPIPE_REMOTE; give a URL")
+        session = Session(store=Store(cache, make_report(events, quiet)))
+        function(session=session, remote=url, **rest)
+
+    instead = click.option(
+        "--remote",
+        metavar="[URL]",
+        is_flag=False,
+        flag_value="",
+        help="Work on the remote at URL instead, by default the one in WANPIPE_REMOTE.",
+    )
+    return group(cache_option, instead, output_options)(wrapper)
+
+
 def with_remote(store: Store, url: str | None, push: str | None) -> AbstractContextManager[None]:
     """Give a store the remote at a URL for the time of a command."""
     if url is None:
         return nullcontext()
-    from wanpipe.remote.tier import opened
+    from wanpipe.cache.remote.tier import opened
 
     return opened(url, push, store)

@@ -1,12 +1,9 @@
-"""What a store asks of the remote tier, if it has one. `wanpipe.remote.tier` is the tier."""
+"""What a store asks of the remote tier, if it has one. `wanpipe.cache.remote.tier` is one."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from wanpipe.store.entry import Entry
-
-if TYPE_CHECKING:
-    from wanpipe.store.store import Store
 
 
 class Remote(Protocol):
@@ -18,11 +15,11 @@ class Remote(Protocol):
     def expect(self, stage: str, keys: Sequence[str]) -> None:
         """Look up many keys at once, so that `has` answers for them without a request each."""
 
-    def pull(self, store: "Store", stage: str, key: str) -> bool:
-        """Copy an entry into the store, checked. Return whether the store has it now."""
+    def pull(self, stage: str, key: str) -> bool:
+        """Copy an entry into the cache, checked. Return whether the cache has it now."""
 
     def complete(self, prefix: str) -> list[str]:
         """Return stage/key of every entry whose key starts with a prefix."""
 
-    def published(self, store: "Store", entry: Entry) -> None:
-        """Take note of an entry that the store has published. Does not wait."""
+    def published(self, entry: Entry) -> None:
+        """Take note of an entry that was published in the cache. Does not wait."""

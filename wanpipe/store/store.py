@@ -82,7 +82,7 @@ class Store:
     def is_here(self, stage: str, key: str) -> bool:
         """Return whether an entry exists in the cache, copied from the remote if need be."""
         here = self.path(stage, key).is_dir()
-        return here or (self.remote is not None and self.remote.pull(self, stage, key))
+        return here or (self.remote is not None and self.remote.pull(stage, key))
 
     def must_compute(self, recipe: Recipe) -> bool:
         """Return whether `get_or_create` would compute this entry."""
@@ -234,7 +234,7 @@ class Store:
         entry = read_entry(target)
         self.index.add(target, entry.record)
         if self.remote is not None:
-            self.remote.published(self, entry)
+            self.remote.published(entry)
         return entry
 
     def install(self, path: Path, target: Path) -> None:

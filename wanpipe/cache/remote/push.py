@@ -11,9 +11,9 @@ from pathlib import Path
 from msgspec import structs
 
 from wanpipe.cache.archive import check_link
+from wanpipe.cache.remote.bucket import Bucket, RemoteError, each
+from wanpipe.cache.remote.pull import STEPS
 from wanpipe.cache.validate import files_of
-from wanpipe.remote.bucket import Bucket, RemoteError, each
-from wanpipe.remote.pull import STEPS
 from wanpipe.runtime.documents import encode
 from wanpipe.store.arrays import METADATA
 from wanpipe.store.entry import Entry

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from wanpipe.cache.remote.bucket import Bucket, RemoteError, each
+from wanpipe.cache.remote.pull import pull
+from wanpipe.cache.remote.push import push, push_run
 from wanpipe.cache.validate import InvalidEntryError
 from wanpipe.errors import StoreError
-from wanpipe.remote.bucket import Bucket, RemoteError, each
-from wanpipe.remote.pull import pull
-from wanpipe.remote.push import push, push_run
-from wanpipe.runtime.report import Report
 from wanpipe.runtime.worker import Worker
 from wanpipe.store.arrays import METADATA, DamageError
 from wanpipe.store.entry import Entry
@@ -32,8 +31,9 @@ LOOK_AGAIN_SECONDS = 600.0  # until a key that was missing is looked up again
 class Tier:
     """The remote at a URL, and what of a store is pushed to it."""
 
-    def __init__(self, url: str, policy: str, report: Report) -> None:
-        self.bucket, self.policy, self.report = Bucket(url), policy, report
+    def __init__(self, url: str, policy: str, store: Store) -> None:
+        self.bucket, self.policy = Bucket(url), policy
+        self.store, self.report = store, store.report
         self.worker: Worker[None] = Worker("push")
         self.there: dict[str, bool] = {}  # by stage/key
         self.looked: dict[str, float] = {}
@@ -66,12 +66,12 @@ class Tier:
         for name, size in zip(names, sizes, strict=True):
             self.there[name], self.looked[name] = size is not None, now
 
-    def pull(self, store: Store, stage: str, key: str) -> bool:
-        """Copy an entry into the store. One that is not sound is reported and not taken."""
+    def pull(self, stage: str, key: str) -> bool:
+        """Copy an entry into the cache. One that is not sound is reported and not taken."""
         if not self.has(stage, key):
             return False
         try:
-            found = pull(self.bucket, store, stage, key)
+            found = pull(self.bucket, self.store, stage, key)
         except (InvalidEntryError, DamageError) as error:
             self.report.remark(
                 f"{self.bucket.url} has an unsound {stage}/{key[:8]}, ignored ({error})"
@@ -82,7 +82,7 @@ class Tier:
             return False
         self.there[f"{stage}/{key}"] = found
         if found:
-            self.report.event("pulled", stage=stage, key=key, path=str(store.path(stage, key)))
+            self.report.event("pulled", stage=stage, key=key, path=str(self.store.path(stage, key)))
         return found
 
     def complete(self, prefix: str) -> list[str]:
@@ -101,7 +101,7 @@ class Tier:
             if name.startswith(prefix) and self.has(stage, name)
         ]
 
-    def published(self, store: Store, entry: Entry) -> None:
+    def published(self, entry: Entry) -> None:
         """Queue an entry, if the policy says so."""
         unwanted = self.policy == NONE or (entry.stage == "convert" and self.policy != ALL)
         if unwanted or self.bucket.read_only:
@@ -110,24 +110,24 @@ class Tier:
             self.waiting.pop(entry.parent or "", None)
             self.waiting[entry.key] = entry
             return
-        self.flush(store)
-        self.queue(store, entry)
+        self.flush()
+        self.queue(entry)
 
-    def flush(self, store: Store) -> None:
+    def flush(self) -> None:
         """Queue the last steps."""
         while self.waiting:
-            self.queue(store, self.waiting.pop(next(iter(self.waiting))))
+            self.queue(self.waiting.pop(next(iter(self.waiting))))
 
-    def queue(self, store: Store, entry: Entry) -> None:
+    def queue(self, entry: Entry) -> None:
         """Push an entry and what it was made from, in the background."""
-        self.worker.submit(partial(self.send, store, entry))
+        self.worker.submit(partial(self.send, entry))
 
-    def send(self, store: Store, entry: Entry) -> None:
+    def send(self, entry: Entry) -> None:
         """Push an entry after its inputs, unless the remote has failed."""
         if self.failure is not None:
             return
         try:
-            send(self.bucket, store, entry, self.there)
+            send(self.bucket, self.store, entry, self.there)
         except StoreError as error:
             self.fail(error)
 
@@ -140,9 +140,14 @@ class Tier:
                 f"{error}; going on without it, `wanpipe cache push` sends what is missing"
             )
 
-    def close(self, store: Store) -> None:
+    def check(self) -> None:
+        """Raise the error with which the remote failed, if it did."""
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
         """Wait until everything is pushed."""
-        self.flush(store)
+        self.flush()
         pending = len(self.worker.jobs)
         with self.report.task("push", pending) as task:
             for _ in self.worker.results(0):
@@ -178,12 +183,12 @@ def opened(url: str, policy: str | None, store: Store) -> Iterator[None]:
     """Give a store the remote at a URL for the time of a command. Raises UsageError for a URL that
     cannot be one.
     """
-    tier = Tier(url, policy or RESULTS, store.report)
+    tier = Tier(url, policy or RESULTS, store)
     store.remote = tier
     with tier.worker:
         try:
             yield
-            tier.close(store)
+            tier.close()
         except BaseException:
             tier.failure = tier.failure or RemoteError("the command ended")  # push no more
             raise

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from msgspec import structs
 
+from wanpipe.cache.remote.bucket import Bucket, RemoteError, each, has_disk
 from wanpipe.cache.validate import InvalidEntryError, check_array, files_of, validate
 from wanpipe.errors import StoreError
-from wanpipe.remote.bucket import Bucket, RemoteError, each, has_disk
 from wanpipe.runtime.disk import fsync_tree, make_directory, store_errors
 from wanpipe.runtime.documents import MAX_BYTES, DocumentError, convert, decode
+from wanpipe.runtime.report import Report
+from wanpipe.runtime.units import format_si
 from wanpipe.store.arrays import METADATA, DamageError, damage_errors, read_metadata
 from wanpipe.store.entry import Entry, read_entry, read_group
 from wanpipe.store.keys import hash_file, is_key
@@ -97,37 +99,49 @@ def parents(name: str) -> Iterator[str]:
 
 
 def pull_files(bucket: Bucket, store: Store, stage: str, key: str, document: bytes) -> None:
-    """Copy a converted model, file by file. What is there of it is kept if this is interrupted.
-
-    Raises DamageError if a file does not have its content hash.
-    """
-    prefix, target = f"{stage}/{key}", store.path(stage, key)
+    """Copy a converted model, file by file. What is there of it is kept if this is interrupted."""
+    target = store.path(stage, key)
     with store.locks.hold(stage, key, target.is_dir):
         if target.is_dir():
             return
         path = store.scratch.folder(stage) / f"pull-{stage}-{key}" / stage / key
-        record_of(path, document)
-        entry = read_entry(path)
-        sizes = {name: bucket.size(f"{prefix}/{name}") for name in entry.files}
-        if missing := [name for name, size in sizes.items() if size is None]:
-            raise InvalidEntryError(f"{prefix} has no {missing[0]}")
-        total = sum(size or 0 for size in sizes.values())
-        if not has_disk(path, total):
-            raise StoreError(
-                f"{prefix} has {total} bytes, more than are free on the disk of {store.root}; free "
-                "some or use --cache"
-            )
-        with store.report.task("pull", len(sizes)) as task:
-            for name, digest in entry.files.items():
-                bucket.download(f"{prefix}/{name}", path / name, sizes[name] or 0)
-                if hash_file(path / name) != digest:
-                    (path / name).unlink()
-                    raise DamageError(f"{prefix}/{name} does not have its content hash")
-                task.advance()
+        for _ in check_files(bucket, path, document, store.report):
+            pass
         fsync_tree(path)
         store.install(path, target)
         for folder in (path.parent, path.parent.parent):
             folder.rmdir()
+
+
+def check_files(
+    bucket: Bucket, path: Path, document: bytes, report: Report | None = None
+) -> Iterator[Path]:
+    """Copy the plain files of an entry to stage/key `path`, and yield each, checked.
+
+    Raises InvalidEntryError or DamageError, StoreError if the disk has no room.
+    """
+    prefix = f"{path.parent.name}/{path.name}"
+    record_of(path, document)
+    entry = read_entry(path)
+    if entry.names or entry.stage != path.parent.name:
+        raise InvalidEntryError(f"{prefix} is of another stage, or has arrays")
+    sizes = {name: bucket.size(f"{prefix}/{name}") for name in entry.files}
+    if missing := [name for name, size in sizes.items() if size is None]:
+        raise InvalidEntryError(f"{prefix} has no {missing[0]}")
+    total = sum(size or 0 for size in sizes.values())
+    if not has_disk(path, total):
+        raise StoreError(
+            f"{prefix} has {format_si(total, 'B')}, more than the disk of {path} has free; free "
+            "some or use --cache"
+        )
+    with (report or Report()).task("pull", len(sizes)) as task:
+        for name, digest in entry.files.items():
+            bucket.download(f"{prefix}/{name}", path / name, sizes[name] or 0)
+            if hash_file(path / name) != digest:
+                (path / name).unlink()
+                raise DamageError(f"{prefix}/{name} does not have its content hash")
+            yield path / name
+            task.advance()
 
 
 def pull_run_of(bucket: Bucket, store: Store, step: str) -> None:
