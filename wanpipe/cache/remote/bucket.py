@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+from wanpipe.cache.validate import InvalidEntryError
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime import interrupt
 from wanpipe.runtime.documents import first_line
@@ -66,7 +67,9 @@ class Bucket:
                 return None
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """Return an object of at most `limit` bytes, None if there is none. Raises RemoteError."""
+        """Return an object of at most `limit` bytes, None if there is none.
+
+        Raises InvalidEntryError for a larger one."""
         import obstore
 
         with self.errors():
@@ -75,16 +78,15 @@ class Bucket:
             except FileNotFoundError:
                 return None
             if found.meta["size"] > limit:
-                raise RemoteError(
-                    f"{self.url}/{path} must have at most {limit} bytes, got {found.meta['size']}; "
-                    "remove it"
+                raise InvalidEntryError(
+                    f"{path} must have at most {limit} bytes, got {found.meta['size']}"
                 )
             return found.bytes().to_bytes()
 
     def download(self, path: str, file: Path, size: int) -> None:
         """Read an object of `size` bytes into a file, part by part, from where the file ends.
 
-        Raises RemoteError, also for an object that is missing.
+        Raises InvalidEntryError if it is missing or shorter.
         """
         import obstore
 
@@ -97,9 +99,9 @@ class Bucket:
                     try:
                         part = obstore.get_range(self.store, path, start=start, length=length)
                     except FileNotFoundError as error:
-                        raise RemoteError(f"{self.url}/{path} is missing; push it again") from error
+                        raise InvalidEntryError(f"{path} is missing") from error
                 if len(part) != length:
-                    raise RemoteError(f"{self.url}/{path} must have {size} bytes; push it again")
+                    raise InvalidEntryError(f"{path} must have {size} bytes")
                 target.write(part.to_bytes())
 
     def put(self, path: str, data: "bytes | Path", *, replace: bool = False) -> bool:

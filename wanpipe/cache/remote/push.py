@@ -37,19 +37,31 @@ def push(bucket: Bucket, entry: Entry) -> bool:
     for path in (*documents, *files):
         check_link(path, entry)
 
+    made: list[str] = []
+
     def send(path: Path) -> str | None:
         name = f"{prefix}/{path.relative_to(entry.path).as_posix()}"
-        return None if bucket.put(name, path) or same(bucket, name, path) else name
+        if bucket.put(name, path):
+            made.append(name)
+            return None
+        return None if same(bucket, name, path) else name
 
     if others := [name for name in each(send, files) if name is not None]:
-        if bucket.size(f"{prefix}/{METADATA}") is not None:
-            return False
-        if not is_stale(bucket, prefix):
-            raise BusyError(f"{prefix} is being pushed by another machine, with other bits")
-        bucket.delete(others)
-        for path in files:
-            bucket.put(f"{prefix}/{path.relative_to(entry.path).as_posix()}", path)
-    return bucket.put(f"{prefix}/{METADATA}", entry.path / METADATA)
+        if is_stale(bucket, prefix, others) and bucket.size(f"{prefix}/{METADATA}") is None:
+            bucket.delete(others)
+            others = [name for name in each(send, files) if name is not None]
+        if others:
+            bucket.delete(made)  # the other machine can finish then
+            if bucket.size(f"{prefix}/{METADATA}") is not None:
+                return False
+            raise BusyError(
+                f"{others[0]} has other bits, another machine pushes it; try again later"
+            )
+    if bucket.put(f"{prefix}/{METADATA}", entry.path / METADATA):
+        return True
+    if bucket.size(f"{prefix}/{METADATA}") is None:
+        raise RemoteError(f"{bucket.url} refuses {prefix}/{METADATA}; try again")
+    return False
 
 
 def same(bucket: Bucket, name: str, path: Path) -> bool:
@@ -58,9 +70,9 @@ def same(bucket: Bucket, name: str, path: Path) -> bool:
     return bucket.size(name) == len(data) and bucket.read(name, len(data)) == data
 
 
-def is_stale(bucket: Bucket, prefix: str) -> bool:
-    """Return whether nothing was written below a prefix for a while."""
-    times = [time for _, _, time in bucket.objects(prefix)]
+def is_stale(bucket: Bucket, prefix: str, names: list[str]) -> bool:
+    """Return whether none of these objects below a prefix was written lately."""
+    times = [time for path, _, time in bucket.objects(prefix) if path in names]
     return not times or (datetime.now(UTC) - max(times)).total_seconds() > STALE_SECONDS
 
 

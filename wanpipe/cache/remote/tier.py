@@ -154,14 +154,15 @@ class Tier:
                 task.advance()
 
 
-def send(bucket: Bucket, store: Store, entry: Entry, there: dict[str, bool]) -> int:
+def send(bucket: Bucket, store: Store, entry: Entry, there: dict[str, bool]) -> list[Entry]:
     """Push an entry, before it what it was made from, and the record of its run.
 
-    `there` remembers what the remote has. Returns how many entries were pushed. Raises RemoteError.
+    `there` remembers what the remote has. Returns the entries that were pushed. Raises RemoteError.
     """
-    count, run = 0, None
+    sent: list[Entry] = []
+    run = None
     if there.get(f"{entry.stage}/{entry.key}"):
-        return 0
+        return sent
     inputs = dict(entry.inputs)
     if entry.stage == "denoise":
         run = store.runs.latest(entry.key)
@@ -170,12 +171,13 @@ def send(bucket: Bucket, store: Store, entry: Entry, there: dict[str, bool]) -> 
         if not there.get(f"{ROLES[role]}/{key}"):
             source = store.peek(ROLES[role], key)
             if source is not None:
-                count += send(bucket, store, source, there)
+                sent += send(bucket, store, source, there)
     if run is not None:
         push_run(bucket, run, entry.key)
-    count += push(bucket, entry)
+    if push(bucket, entry):
+        sent.append(entry)
     there[f"{entry.stage}/{entry.key}"] = True
-    return count
+    return sent
 
 
 @contextmanager

@@ -46,8 +46,8 @@ def push_missing(
     with store.report.task("push", len(entries)) as task:
         for path in entries:
             entry = store.peek(path.parent.name, path.name)
-            if entry is not None and send(tier.bucket, store, entry, tier.there):
-                yield path
+            if entry is not None:
+                yield from (one.path for one in send(tier.bucket, store, entry, tier.there))
             task.advance()
 
 
