@@ -13,9 +13,12 @@ SUPPLIED = packages_distributions()  # names that can be imported, and who suppl
 
 
 def declared() -> set[str]:
-    """Distributions that a user's installation brings, in the spelling of their metadata."""
+    """Distributions that a user's installation brings, with those of the extra `remote`, in the
+    spelling of their metadata.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {normal(re.split(r"[^\w.-]", line)[0]) for line in project["dependencies"]}
+    lines = [*project["dependencies"], *project["optional-dependencies"]["remote"]]
+    return {normal(re.split(r"[^\w.-]", line)[0]) for line in lines}
 
 
 def normal(name: str) -> str:

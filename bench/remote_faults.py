@@ -1,0 +1,35 @@
+"""Pushes to an S3 server over a connection that fails, and kills pushes, at random.
+
+    python -m bench.remote_faults [--faults 200] [--kills 50] [--seed 1]
+
+After each push, every entry that the remote shows must be whole. In the end one push sends the
+rest, and another cache must get the same bytes. The tests do the same a few times
+(tests/cache/remote/test_faults.py).
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from tests.buckets import s3
+from tests.cache.remote.faults import faulty_pushes, killed_pushes
+
+
+def main() -> None:
+    """Push, and print how many faults and kills left nothing partial."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    for name, work in (("faults", faulty_pushes), ("kills", killed_pushes)):
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder, s3() as endpoint:
+            count = work(endpoint, Path(folder), getattr(args, name), args.seed)
+        took = time.monotonic() - started
+        print(f"{count} {name} in {took:.0f} s: no part of an entry seen, none lost", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Pushes through a connection that fails, and pushes that are killed: an entry is whole or absent.
+
+`python -m bench.remote_faults` does it two hundred times.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.buckets import s3
+from tests.cache.remote.faults import faulty_pushes, killed_pushes
+
+pytestmark = pytest.mark.slow
+
+
+def test_no_fault_of_a_connection_leaves_a_part_of_an_entry(tmp_path: Path) -> None:
+    with s3() as endpoint:
+        assert faulty_pushes(endpoint, tmp_path, faults=24, seed=3) >= 24
+
+
+def test_no_kill_leaves_a_part_of_an_entry(tmp_path: Path) -> None:
+    with s3() as endpoint:
+        assert killed_pushes(endpoint, tmp_path, kills=6, seed=4) == 6
