@@ -61,12 +61,12 @@ class Proxy:
         self.left, self.rate, self.faults = 0, 0.3, 0
         proxy = self
 
-        class Handler(socketserver.BaseRequestHandler):
+        class Connection(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 proxy.serve(self.request)
 
         socketserver.ThreadingTCPServer.allow_reuse_address = True
-        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connection)
         self.server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()

@@ -1,3 +1,5 @@
+"""The remote tier."""
+
 import pytest
 
 pytest.register_assert_rewrite("tests.cache.remote.faults")

@@ -22,7 +22,10 @@ from wanpipe.runtime.documents import MAX_BYTES
 from wanpipe.store import Store
 from wanpipe.store.schema import STAGES
 
-URL = "s3://films/faults"
+
+def url_of(folder: Path) -> str:
+    """The place in the bucket of what is tried in a folder: servers in one process share it."""
+    return f"s3://films/{folder.name}"
 
 
 @contextmanager
@@ -35,20 +38,20 @@ def reached_at(endpoint: str) -> Iterator[None]:
 def check_sound(endpoint: str, folder: Path) -> None:
     """Every entry that the remote shows is whole."""
     with reached_at(endpoint):
-        assert list(find_unsound(Bucket(URL), Store(folder / "checked"))) == []
+        assert list(find_unsound(Bucket(url_of(folder)), Store(folder / "checked"))) == []
 
 
 def check_complete(endpoint: str, store: Store, folder: Path) -> None:
     """One push over a sound connection sends the rest, and another cache gets the same bytes."""
     other = Store(folder / "other")
     with reached_at(endpoint):
-        with opened(URL, "none", store):
+        with opened(url_of(folder), "none", store):
             list(push_missing(store.remote, store, [], "steps"))  # type: ignore[arg-type]
-        bucket = Bucket(URL)
+        bucket = Bucket(url_of(folder))
         names = list_remote(bucket, list(STAGES))
         sealed = [name for name in names if bucket.read(f"{name}/zarr.json", MAX_BYTES)]
         assert sorted(sealed) == sorted(store.index.list_ids())
-        with opened(URL, "none", other):
+        with opened(url_of(folder), "none", other):
             assert all(other.find(*name.split("/")) for name in names)
     for name in names:
         mine, theirs = (cache.peek(*name.split("/")) for cache in (store, other))
@@ -66,7 +69,11 @@ def faulty_pushes(endpoint: str, folder: Path, faults: int, seed: int) -> int:
             proxy.left = 3
             chain(store, text(store, f"cat {number}"), 2, seed=number)
             # the fault is told in one line
-            with reached_at(proxy.endpoint), opened(URL, "none", store), suppress(StoreError):
+            with (
+                reached_at(proxy.endpoint),
+                opened(url_of(folder), "none", store),
+                suppress(StoreError),
+            ):
                 list(push_missing(store.remote, store, [], "steps"))  # type: ignore[arg-type]
             check_sound(endpoint, folder)
     finally:
@@ -79,7 +86,7 @@ def killed_pushes(endpoint: str, folder: Path, kills: int, seed: int) -> int:
     """Kill `wanpipe cache push` at random moments; return how many were still at work."""
     proxy, store = Proxy(endpoint, seed), Store(folder / "cache")
     chance, ended = random.Random(seed), 0
-    words = [sys.executable, "-m", "wanpipe", "cache", "push", "--push", "steps", "--remote", URL]
+    words = [sys.executable, "-m", "wanpipe", "cache", "push", "--push", "steps"]
     try:
         number = 0
         while ended < kills:
@@ -87,7 +94,7 @@ def killed_pushes(endpoint: str, folder: Path, kills: int, seed: int) -> int:
                 number += 1
                 store.get_or_create(recipe(number), fill(number))
             process = subprocess.Popen(
-                [*words, "--cache", str(store.root)],
+                [*words, "--cache", str(store.root), "--remote", url_of(folder)],
                 env={**os.environ, **environment(proxy.endpoint)},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
