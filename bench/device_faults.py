@@ -68,6 +68,8 @@ def end(words: list[str], whom: str, number: signal.Signals, rows: Rows, name: s
         if event.get("event") == "computed" and event.get("stage") == "denoise":
             break
     others = children(process.pid)
+    if not others:
+        raise SystemExit(f"{name}: the run is complete; give more --steps")
     time.sleep(0.2)  # in the middle of a step
     started = time.perf_counter()
     os.kill(others[0] if whom == OTHER else process.pid, number)
