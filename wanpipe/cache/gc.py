@@ -25,7 +25,7 @@ from wanpipe.store.locks import FOLDER as LOCKS
 from wanpipe.store.locks import is_unlocked
 from wanpipe.store.schema import INTERIOR_RANK, STAGES
 from wanpipe.store.scratch import FOLDER as SCRATCH
-from wanpipe.store.scratch import own_folders, remove_scratch, stale_drafts
+from wanpipe.store.scratch import PULL, own_folders, remove_scratch, stale_drafts
 from wanpipe.store.store import DAMAGED, Store
 
 ENTRY_NAME = re.compile(r"[a-z-]+-[0-9a-f]{32}")  # of conversions in .tmp/, and of locks
@@ -215,8 +215,8 @@ def open_scratch(store: Store, folder: Path, held: ExitStack) -> Path:
 
 
 def find_leftovers(store: Store, older_than: float) -> list[Path]:
-    """Return quarantined entries, drafts of dead processes, and unfinished conversions that no
-    process has resumed for `older_than` seconds.
+    """Return quarantined entries, drafts of dead processes, and unfinished conversions and
+    pulls that no process has resumed for `older_than` seconds.
     """
     folders = own_folders(store.root, DAMAGED)
     damaged = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
@@ -227,9 +227,9 @@ def find_leftovers(store: Store, older_than: float) -> list[Path]:
         *(
             path
             for path in sorted(paused)
-            if ENTRY_NAME.fullmatch(path.name)
+            if ENTRY_NAME.fullmatch(name := path.name.removeprefix(PULL))
             and time.time() - last_use(path) > older_than
-            and is_unlocked(store.root / LOCKS / path.name)
+            and is_unlocked(store.root / LOCKS / name)
         ),
     ]
 

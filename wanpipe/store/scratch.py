@@ -19,6 +19,7 @@ from wanpipe.store.locks import Locks, is_unlocked
 from wanpipe.store.schema import STAGES
 
 FOLDER = ".tmp"
+PULL = "pull-"  # and stage-key: a model that is being pulled from the remote
 
 
 class Scratch:

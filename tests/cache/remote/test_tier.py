@@ -28,6 +28,7 @@ from tests.store.builders import (
     tree,
 )
 from tests.workshop import PROMPT, SMALL, Place, inside
+from wanpipe.cache.gc import find_leftovers
 from wanpipe.cache.remote.bucket import Bucket
 from wanpipe.cache.remote.push import BusyError, push
 from wanpipe.cache.remote.tier import opened
@@ -151,6 +152,7 @@ def test_a_cut_pull_of_a_model_goes_on_where_it_ended(
     with pytest.raises(RuntimeError, match="cut"), opened(url, None, two):
         two.find("convert", model.name)
     assert not two.path("convert", model.name).exists()
+    assert [path.name for path in find_leftovers(two, 0)] == [f"pull-convert-{model.name}"]
     begun = read[:]
     read.clear()
     cuts.clear()

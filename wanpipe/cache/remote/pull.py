@@ -23,6 +23,7 @@ from wanpipe.store.entry import Entry, read_entry, read_group
 from wanpipe.store.keys import hash_file, is_key
 from wanpipe.store.runs import RUNS, Run, Runs
 from wanpipe.store.schema import STAGES, Record
+from wanpipe.store.scratch import PULL
 from wanpipe.store.store import Store
 
 STEPS = ".steps"  # for each pushed step an object with the key of its run
@@ -104,7 +105,7 @@ def pull_files(bucket: Bucket, store: Store, stage: str, key: str, document: byt
     with store.locks.hold(stage, key, target.is_dir):
         if target.is_dir():
             return
-        path = store.scratch.folder(stage) / f"pull-{stage}-{key}" / stage / key
+        path = store.scratch.folder(stage) / f"{PULL}{stage}-{key}" / stage / key
         for _ in check_files(bucket, path, document, store.report):
             pass
         fsync_tree(path)
