@@ -11,6 +11,7 @@ is. Once all are there and alike, rank 0 has them join MLX's group, which waits 
 import atexit
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from wanpipe.runtime.link import DeviceError, Link, ReportedError
 GRACE_SECONDS = 4.0  # in which the main thread itself reports the loss of a rank
 READY_SECONDS = 1800.0  # in which a rank reads the model to check it; it gives signs of life
 WORKER = "wanpipe.denoising.worker"
+NEWS_SECONDS = 1.0  # mlx.launch ends all ranks when one ends, which may come before the news of it
 RESUME = "finished steps are kept, run the same command again"
 
 
@@ -116,8 +118,11 @@ class Team:
         self.working = True
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self.working = False
+            if is_terminated(error) and not self.processes and self.failed.wait(NEWS_SECONDS):
+                assert self.failure is not None
+                raise self.failure from error
             raise
         if self.failure is None:
             self.tell("rest", None)
@@ -146,6 +151,11 @@ class Team:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def is_terminated(error: BaseException) -> bool:
+    """Return whether an error is that of SIGTERM."""
+    return isinstance(error, interrupt.Interrupted) and error.code == 128 + signal.SIGTERM
 
 
 class _Process:
