@@ -24,6 +24,7 @@ from bench.dit import small
 from bench.run import PROMPT, timed, write_model
 from bench.sizes import DITS, VAE_21
 from bench.weights import Rows, parser
+from tests.processes import alive, children
 from wanpipe.models.config import VAEConfig
 
 OTHER, FIRST = "other", "first"
@@ -35,27 +36,6 @@ FAULTS = (
     ("stop the other", OTHER, signal.SIGSTOP),
 )
 LONGEST = 40.0  # seconds to wait for the end
-
-
-def state(number: int) -> str:
-    """Return the state of a process as /proc has it; Z, as for a zombie, if there is none."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"
-
-
-def children(number: int) -> list[int]:
-    """Return the processes that a process has started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == number:
-            found.append(int(folder.name))
-    return found
 
 
 def end(words: list[str], whom: str, number: signal.Signals, rows: Rows, name: str) -> None:
@@ -79,9 +59,9 @@ def end(words: list[str], whom: str, number: signal.Signals, rows: Rows, name: s
         process.kill()
         err = "hangs"
     took = time.perf_counter() - started
-    while any(state(one) != "Z" for one in others) and time.perf_counter() - started < LONGEST:
+    while any(map(alive, others)) and time.perf_counter() - started < LONGEST:
         time.sleep(0.05)
-    left = [one for one in others if state(one) != "Z"]
+    left = [one for one in others if alive(one)]
     gone = time.perf_counter() - started
     for one in left:
         os.kill(one, signal.SIGKILL)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.commands import wanpipe
 from tests.conftest import relative_error
+from tests.processes import alive
 from tests.workshop import PROMPT, SMALL, Place
 from wanpipe.backend.group import free_ports
 from wanpipe.store import Entry
@@ -79,29 +80,9 @@ def after_steps(process: "subprocess.Popen[str]", count: int) -> None:
     raise AssertionError(f"it ended with {process.wait()}")
 
 
-def children(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that a process has started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == process.pid and fields[0] != "Z":
-            found.append(int(folder.name))
-    return found
-
-
 def environment(number: int) -> list[str]:
     """The environment that a process was started with."""
     return Path(f"/proc/{number}/environ").read_bytes().decode(errors="replace").split("\0")
-
-
-def alive(number: int) -> bool:
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def all_end(numbers: Sequence[int]) -> bool:

@@ -21,7 +21,6 @@ from tests.groups import (
     all_end,
     alone,
     begin,
-    children,
     environment,
     last_step,
     launched,
@@ -30,6 +29,7 @@ from tests.groups import (
     same,
     told,
 )
+from tests.processes import children
 from tests.workshop import Place
 from wanpipe.backend.device import is_gpu
 from wanpipe.denoising.orders import differences
@@ -65,7 +65,7 @@ def test_the_end_of_another_rank_is_told_and_the_same_command_goes_on(
     long = run_of(place, "--steps", 40, "--devices", 2)
     process = begin(place, *long)
     after_steps(process, 2)
-    (other,) = children(process)
+    (other,) = children(process.pid)
     os.kill(other, signal.SIGKILL)
     code, text = told(process)
     assert code == 1
@@ -84,7 +84,7 @@ def test_the_end_of_another_rank_is_told_and_the_same_command_goes_on(
 def test_all_ranks_end_with_the_first(number: signal.Signals, place: Place) -> None:
     process = begin(place, *run_of(place, "--steps", LONG, "--devices", 2))
     after_steps(process, 2)
-    others = children(process)
+    others = children(process.pid)
     assert len(others) == 1
     process.send_signal(number)
     if number == signal.SIGKILL:
@@ -116,7 +116,7 @@ def test_a_rank_that_stands_still_is_told_and_ended(place: Place) -> None:
     hurry = "from wanpipe.runtime import link; link.BEAT_SECONDS, link.SILENCE_SECONDS = 0.2, 1.5"
     process = begin(place, *run_of(place, "--steps", LONG, "--devices", 2), first=hurry)
     after_steps(process, 2)
-    others = children(process)
+    others = children(process.pid)
     os.kill(others[0], signal.SIGSTOP)
     code, text = told(process)
     assert code == 1
@@ -127,7 +127,7 @@ def test_a_rank_that_stands_still_is_told_and_ended(place: Place) -> None:
 def test_the_end_of_a_rank_ends_mlx_launch(place: Place) -> None:
     with mlx_launch(place, *run_of(place, "--steps", LONG)) as process:
         after_steps(process, 2)
-        ranks = children(process)
+        ranks = children(process.pid)
         [other] = [rank for rank in ranks if "MLX_RANK=1" in environment(rank)]
         os.kill(other, signal.SIGKILL)
         _, err = process.communicate(timeout=SOON)
@@ -140,7 +140,7 @@ def test_ctrl_c_ends_mlx_launch_and_the_same_command_goes_on(place: Place) -> No
     command = run_of(place, "--steps", 20)
     with mlx_launch(place, *command) as process:
         after_steps(process, 2)
-        ranks = children(process)
+        ranks = children(process.pid)
         assert len(ranks) == 2
         os.killpg(process.pid, signal.SIGINT)
         assert all_end(ranks)
