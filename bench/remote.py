@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.buckets import KEYS, environment
+from tests.buckets import create_bucket, environment
 from tests.store.builders import recipe
 from wanpipe.cache.remote.bucket import Bucket
 from wanpipe.cache.remote.tier import opened
@@ -36,22 +36,13 @@ PORT = 5077
 @contextmanager
 def server() -> Iterator[str]:
     """Start moto's S3 server, with a bucket."""
-    import boto3
-
     endpoint = f"http://127.0.0.1:{PORT}"
     words = [sys.executable, "-m", "moto.server", "-p", str(PORT)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(words, stdout=quiet, stderr=quiet)
     try:
-        client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
-            region_name=KEYS["AWS_REGION"],
-        )
         wait_for(PORT)
-        client.create_bucket(Bucket="films")
+        create_bucket(endpoint)
         os.environ |= environment(endpoint)
         yield "s3://films/bench"
     finally:
@@ -113,7 +104,7 @@ def main() -> None:
         data.write_bytes(np.random.default_rng(1).bytes(size))
         for place in (url, f"file://{folder}/share"):
             bucket = Bucket(place)
-            bucket.put("model", data)
+            bucket.upload("model", data)
             target = folder / "pulled"
             begun = time.perf_counter()
             bucket.download("model", target, size)

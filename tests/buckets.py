@@ -26,24 +26,29 @@ def environment(endpoint: str) -> dict[str, str]:
     return {**KEYS, "AWS_ENDPOINT_URL": endpoint}
 
 
+def create_bucket(endpoint: str) -> None:
+    """Make the bucket `films` on an S3 server."""
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        region_name=KEYS["AWS_REGION"],
+    )
+    client.create_bucket(Bucket="films")
+
+
 @contextmanager
 def s3() -> Iterator[str]:
     """An S3 server with the bucket `films`; gives its endpoint."""
-    import boto3
-
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
-            region_name=KEYS["AWS_REGION"],
-        )
-        client.create_bucket(Bucket="films")
+        create_bucket(endpoint)
         yield endpoint
     finally:
         server.stop()

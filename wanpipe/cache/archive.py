@@ -65,18 +65,22 @@ def closure(entries: Sequence[Entry], store: Store) -> list[Entry]:
                 )
             waiting.append(source)
         # a run may have inputs that not every step uses, but that it is resumed with
-        run = cache.runs.latest(entry.key) if entry.stage == "denoise" else None
+        run = run_of(entry, cache)
         others = (cache.peek(ROLES[role], key) for role, key in (run.inputs if run else {}).items())
         waiting += [other for other in others if other is not None]
     return sorted(found.values(), key=lambda entry: (entry.stage, entry.key))
+
+
+def run_of(entry: Entry, store: Store) -> Run | None:
+    """Return the latest run of a step; None if there is none, and for other entries."""
+    return store.runs.latest(entry.key) if entry.stage == "denoise" else None
 
 
 def runs_of(entries: Sequence[Entry], store: Store) -> list[Run]:
     """Return the latest run of each step among `entries`."""
     found: dict[str, Run] = {}
     for entry in entries:
-        cache = Store(entry.root, store.report)
-        run = cache.runs.latest(entry.key) if entry.stage == "denoise" else None
+        run = run_of(entry, Store(entry.root, store.report))
         if run is not None:  # paths of videos mean nothing elsewhere
             found[run.key] = structs.replace(run, videos=[])
     return sorted(found.values(), key=lambda run: run.key)

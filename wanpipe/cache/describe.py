@@ -23,7 +23,7 @@ def describe_run(run: Run, store: Store) -> Rows:
     """Describe a run: its settings, the steps that exist, and its videos."""
     yield "run", run.key
     yield from describe_settings(run)
-    existing = sum(store.has("denoise", key) for key in run.steps)
+    existing = sum(store.path("denoise", key).is_dir() for key in run.steps)
     yield "steps", f"{existing} of {len(run.steps)} in the cache"
     yield "last step", run.last
     for role, key in run.inputs.items():

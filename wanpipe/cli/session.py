@@ -68,10 +68,11 @@ cache_option = click.option(
     show_default=True,
     help="Use the cache in DIR.",
 )
+REMOTE = "WANPIPE_REMOTE"
 remote_option = click.option(
     "--remote",
     metavar="URL",
-    envvar="WANPIPE_REMOTE",
+    envvar=REMOTE,
     show_envvar=True,
     help="Also look up entries at URL, and push new ones: s3://, gs://, az://, https:// (read "
     "only) or file://.",
@@ -152,9 +153,9 @@ def whole_options(function: Command) -> Command:
     def wrapper(
         cache: Path, remote: str | None, events: str | None, quiet: bool, **rest: Any
     ) -> None:
-        url = os.environ.get("WANPIPE_REMOTE") if remote == "" else remote
+        url = os.environ.get(REMOTE) if remote == "" else remote
         if remote == "" and not url:
-            raise UsageError("--remote without a URL needs WANPIPE_REMOTE; give a URL")
+            raise UsageError(f"--remote without a URL needs {REMOTE}; give a URL")
         session = Session(store=Store(cache, make_report(events, quiet)))
         function(session=session, remote=url, **rest)
 

@@ -24,6 +24,7 @@ NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 # files that file managers add to every folder
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*", re.IGNORECASE)
+SPACE_MARGIN = 1 << 20  # bytes for small documents and the file system's own
 AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 on Linux; renamex_np on macOS has 2 for a swap too
 
 
@@ -162,3 +163,14 @@ def is_of(root: Path, filename: object) -> bool:
     # absolute, since a lock has the absolute path of a cache that was given as a relative one
     path, root = Path(str(filename or root)).absolute(), root.absolute()
     return path.is_relative_to(root) or root.is_relative_to(path)
+
+
+def check_free_space(target: Path, needed: int) -> None:
+    """Raise StoreError unless the file system of `target` has room for `needed` bytes."""
+    there = next(path for path in (target, *target.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed + SPACE_MARGIN > free:
+        raise StoreError(
+            f"{target} needs {needed + SPACE_MARGIN} bytes ({needed / 1e9:.1f} GB), its disk has "
+            f"{free} free; make room or choose another directory"
+        )

@@ -4,7 +4,6 @@ Memory holds one block of one tensor at a time, whatever the size of the model. 
 cache nor the command line.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +33,7 @@ from wanpipe.models.config import (
     read_model_config,
 )
 from wanpipe.models.variants import Defaults
-from wanpipe.runtime.disk import atomic_write
+from wanpipe.runtime.disk import atomic_write, check_free_space
 from wanpipe.runtime.documents import DocumentError, Hash, encode, load, to_builtins
 from wanpipe.weights.components import (
     ComponentPlan,
@@ -50,7 +49,6 @@ ALGORITHM = 1  # raised when the same checkpoint and options give other files
 TOKENIZER = "tokenizer.json"
 OnQuantized = Callable[[str, str, float], None]  # component, kind of layer, relative error
 OnWritten = Callable[[Path, str], None]  # a finished file, its content hash
-SPACE_MARGIN = 1 << 20  # bytes for config.json and the file system's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,17 +236,6 @@ def _write_model(
             f"{target} cannot be written: {error.strerror or error}; finished files are kept, "
             "so convert again when that is mended"
         ) from error
-
-
-def check_free_space(target: Path, needed: int) -> None:
-    """Raise StoreError unless the file system of `target` has room for `needed` bytes."""
-    there = next(path for path in (target, *target.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
-    if needed + SPACE_MARGIN > free:
-        raise StoreError(
-            f"{target} needs {needed + SPACE_MARGIN} bytes ({needed / 1e9:.1f} GB), its disk has "
-            f"{free} free; make room or choose another directory"
-        )
 
 
 def _read_finished(target: Path, key: str) -> ModelConfig | None:

@@ -4,7 +4,6 @@ import http.server
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +14,13 @@ from obstore.store import S3Store
 from zarr.storage import ObjectStore
 
 from stages import convert
-from tests.buckets import KEYS, environment, s3
+from tests.buckets import KEYS
 from tests.store.builders import (
     RecordingReport,
     arrays,
     chain,
     fill,
     forbidden,
-    frames,
     recipe,
     text,
     tree,
@@ -37,28 +35,6 @@ from wanpipe.demo import CHECKPOINTS
 from wanpipe.errors import UsageError
 from wanpipe.store import Entry, Store
 from wanpipe.store.schema import STAGES
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def url(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place of its own in the bucket."""
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
-    return f"s3://films/{tmp_path.name}"
-
-
-@pytest.fixture
-def other(place: Place, tmp_path: Path) -> Place:
-    """A second machine with the same model."""
-    root = tmp_path / "other"
-    root.mkdir()
-    return Place(root, place.model)
 
 
 def names(url: str) -> set[str]:
@@ -193,6 +169,11 @@ def test_https_is_read_only_and_needs_no_listing(
         assert film.computed() == []
         other.film("--remote", url, "--seed", 2)
         assert sorted(share.rglob("*")) == before
+        step = next((share / "denoise").iterdir()).name
+        third = Place(tmp_path / "third", place.model)
+        third.root.mkdir()
+        pulled = third.do("cache", "pull", step, "--remote", url)
+        assert [Path(path).name for path in pulled.paths] == [step]
         result = inside("cache", "push", "--remote", url, cwd=other.root)
         site.shutdown()
     assert result.code == 1
@@ -232,6 +213,46 @@ def test_what_a_killed_push_left_is_replaced_after_a_while(
     monkeypatch.setattr("wanpipe.cache.remote.push.STALE_SECONDS", -1.0)
     assert push(bucket, second)
     assert list(find_unsound(bucket, Store(tmp_path / "three"))) == []
+
+
+def test_a_large_array_is_written_only_where_none_is(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wanpipe.cache.remote.bucket.PART_BYTES", 100)  # less than any array has
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    first, second = (store.get_or_create(recipe(), fill(n)) for n, store in enumerate((one, two)))
+    bucket, name = Bucket(url), f"denoise/{first.key}/latent/c.0.0.0.0"
+    assert bucket.put(name, first.path / "latent" / "c.0.0.0.0")
+    with pytest.raises(BusyError):
+        push(bucket, second)
+    assert bucket.read(name, 1 << 20) == (first.path / "latent" / "c.0.0.0.0").read_bytes()
+
+
+def test_a_step_is_not_taken_with_the_run_of_another(tmp_path: Path, url: str) -> None:
+    store = Store(tmp_path / "one")
+    with opened(url, "steps", store):
+        words = text(store)
+        mine, other = (chain(store, words, 1, seed=seed)[-1] for seed in (1, 2))
+    bucket = Bucket(url)
+    run = bucket.read(f".steps/{other.key}", 32)
+    assert run is not None
+    bucket.put(f".steps/{mine.key}", run, replace=True)
+    report = RecordingReport()
+    two = Store(tmp_path / "two", report)
+    with opened(url, "none", two):
+        assert two.find("denoise", mine.key) is None
+        assert two.find("denoise", other.key) is not None
+    assert any("has no step" in remark for remark in report.remarks)
+
+
+def test_show_counts_the_steps_that_the_cache_has(place: Place, other: Place, url: str) -> None:
+    place.film("--remote", url, "--push", "steps")
+    run = place.run(next((place.cache / "denoise").iterdir())).key
+    last = Store(place.cache).runs.get(run).last
+    other.do("cache", "pull", last, "--remote", url)
+    shown = inside("show", run, "--remote", url, cwd=other.root)
+    assert shown.code == 0, shown.stderr
+    assert "1 of 4 in the cache" in " ".join(shown.paths)
 
 
 def damage(bucket: Bucket, name: str, how: str) -> None:
@@ -281,70 +302,6 @@ def test_a_remote_that_is_gone_is_told_once_and_ends_no_run(
     assert len(made) == 3
     [remark] = [one for one in report.remarks if "cannot be used" in one]
     assert "going on without it, `wanpipe cache push` sends what is missing" in remark
-
-
-def test_cache_push_sends_what_is_missing(place: Place, other: Place, url: str) -> None:
-    place.film()
-    missing = place.do("cache", "push", "--remote", url)
-    assert len(missing.paths) == 3
-    assert place.do("cache", "push", "--remote", url).paths == []
-    assert len(place.do("cache", "push", "--push", "steps", "--remote", url).paths) == 3
-    assert other.film("--remote", url).computed() == []
-
-
-def test_cache_pull_brings_what_an_entry_was_made_from(
-    place: Place, other: Place, url: str
-) -> None:
-    film = place.film("--remote", url)
-    frames_of = next(e["key"] for e in film.events if e.get("stage") == "decode" and "key" in e)
-    result = other.do("cache", "pull", frames_of[:8], "--remote", url)
-    assert [Path(path).name for path in result.paths] == [frames_of]
-    assert sorted(p.name for p in other.cache.iterdir() if p.name in STAGES) == [
-        "decode",
-        "denoise",
-        "encode-text",
-    ]
-    assert other.film().computed() == []
-
-
-def test_a_remote_is_listed_and_collected(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = Store(tmp_path / "cache")
-    with opened(url, None, store):
-        entry = text(store)
-        frames(store, chain(store, entry, 2)[-1])
-    monkeypatch.setenv("WANPIPE_REMOTE", url)
-    listed = inside("cache", "ls", "--remote", "--stage", "encode-text", cwd=tmp_path)
-    assert listed.paths == [f"encode-text/{entry.key}"]
-    Bucket(url).put(f"denoise/{'0' * 32}/x0/zarr.json", b"{}")  # of a push that never ended
-    monkeypatch.setattr("wanpipe.cache.remote.whole.STALE_SECONDS", -1.0)
-    gone = inside("cache", "gc", "--remote", "--dry-run", cwd=tmp_path)
-    assert gone.paths == [f"denoise/{'0' * 32}"]
-    everything = names(url)
-    assert len(everything) == 4
-    inside("cache", "gc", "--remote", cwd=tmp_path)
-    assert len(names(url)) == 3
-    monkeypatch.setattr("wanpipe.cache.remote.whole.time.time", lambda: 1e11)
-    gone = inside("cache", "gc", "--remote", "--older-than", "30d", cwd=tmp_path)
-    assert len(gone.paths) == 3
-    assert names(url) == set()
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("ftp://host/films", "--remote must be a URL with one of s3://"),
-        ("s3://user:hunter2@films/x", "--remote must not hold a password or a query (s3://…)"),
-        ("https://host/films?sig=hunter2", "--remote must not hold a password or a query"),
-        ("films", "--remote must be a URL"),
-    ],
-)
-def test_a_url_that_cannot_be_is_refused_without_its_secret(
-    url: str, says: str, place: Place
-) -> None:
-    place.refuse("cache", "push", "--remote", url, code=2, says=says)
-    assert "hunter2" not in inside("cache", "push", "--remote", url, cwd=place.root).stderr
 
 
 def test_no_credential_is_written_anywhere(place: Place, url: str) -> None:

@@ -4,7 +4,6 @@ Every object store that obstore knows behaves the same here. Credentials are tho
 finds: environment, profiles, roles of the machine. Nothing here reads or repeats them.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +42,9 @@ class Bucket:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn the errors of obstore into RemoteError. A missing object stays FileNotFoundError."""
+        """Turn the errors of obstore into RemoteError, but for those of an object that is missing,
+        or there already.
+        """
         from obstore.exceptions import AlreadyExistsError, BaseError
 
         try:
@@ -69,7 +70,8 @@ class Bucket:
     def read(self, path: str, limit: int) -> bytes | None:
         """Return an object of at most `limit` bytes, None if there is none.
 
-        Raises InvalidEntryError for a larger one."""
+        Raises InvalidEntryError for a larger one.
+        """
         import obstore
 
         with self.errors():
@@ -111,25 +113,24 @@ class Bucket:
         return data
 
     def put(self, path: str, data: "bytes | Path", *, replace: bool = False) -> bool:
-        """Write an object. Without `replace` one that exists stays, and False is returned.
-
-        A file larger than a part is sent in parts, which replace what exists.
-        """
+        """Write an object. Without `replace` one that exists stays, and False is returned."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        parts = isinstance(data, Path) and data.stat().st_size > PART_BYTES
+        mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
         with self.errors():
             try:
-                mode: Literal["overwrite", "create"] = "create"
-                if parts or replace:
-                    mode = "overwrite"
-                obstore.put(
-                    self.store, path, data, use_multipart=parts, chunk_size=PART_BYTES, mode=mode
-                )
+                obstore.put(self.store, path, data, use_multipart=False, mode=mode)
             except AlreadyExistsError:
                 return False
         return True
+
+    def upload(self, path: str, file: Path) -> None:
+        """Write a large file in parts. It replaces what exists: obstore has no condition here."""
+        import obstore
+
+        with self.errors():
+            obstore.put(self.store, path, file, use_multipart=True, chunk_size=PART_BYTES)
 
     def folders(self, prefix: str = "") -> list[str]:
         """Return the names right below a prefix that have objects below them."""
@@ -180,15 +181,13 @@ def open_url(url: str) -> Any:
     """
     parts = urlsplit(url)
     schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-    if parts.scheme not in SCHEMES:
-        raise UsageError(
-            f"--remote must be a URL with one of {schemes}, got {url.partition('?')[0]}"
-        )
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
             f"--remote must not hold a password or a query ({parts.scheme}://…); give credentials "
             "in the environment or a profile"
         )
+    if parts.scheme not in SCHEMES:
+        raise UsageError(f"--remote must be a URL with one of {schemes}, got {url}")
     try:
         import obstore.store
         from obstore.exceptions import BaseError
@@ -209,9 +208,3 @@ def open_url(url: str) -> Any:
         raise UsageError(
             f"--remote {url} cannot be opened ({reason}); see “A shared cache”"
         ) from error
-
-
-def has_disk(path: Path, size: int) -> bool:
-    """Return whether the disk of a folder has room for so many bytes."""
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize > size

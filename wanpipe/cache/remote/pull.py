@@ -6,18 +6,17 @@ is listed, and no more is read than they declare.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import structs
 
-from wanpipe.cache.remote.bucket import Bucket, RemoteError, each, has_disk
+from wanpipe.cache.archive import check_numbers
+from wanpipe.cache.remote.bucket import Bucket, each
 from wanpipe.cache.validate import InvalidEntryError, check_array, files_of, validate
 from wanpipe.errors import StoreError
-from wanpipe.runtime.disk import fsync_tree, make_directory, store_errors
-from wanpipe.runtime.documents import MAX_BYTES, DocumentError, convert, decode
+from wanpipe.runtime.disk import check_free_space, fsync_tree, make_directory, store_errors
+from wanpipe.runtime.documents import MAX_BYTES, convert
 from wanpipe.runtime.report import Report
-from wanpipe.runtime.units import format_si
 from wanpipe.store.arrays import METADATA, DamageError, damage_errors, read_metadata
 from wanpipe.store.entry import Entry, read_entry, read_group
 from wanpipe.store.keys import hash_file, is_key
@@ -37,21 +36,22 @@ def pull(bucket: Bucket, store: Store, stage: str, key: str) -> bool:
     Raises RemoteError if the remote cannot be read, InvalidEntryError or DamageError if what it has
     is no sound entry. Nothing is installed then.
     """
-    prefix = f"{stage}/{key}"
+    prefix, target = f"{stage}/{key}", store.path(stage, key)
     document = bucket.read(f"{prefix}/{METADATA}", MAX_BYTES)
     if document is None:
         return False
-    target = store.path(stage, key)
     with store_errors(store.root):
-        if STAGES[stage].exportable:
+        if not STAGES[stage].exportable:
+            pull_files(bucket, store, stage, key, document)
+        else:
             with store.scratch.open(store.scratch.folder(stage)) as scratch:
                 entry = fetch(bucket, scratch / prefix, document)
+                run = fetch_run(bucket, scratch, key) if stage == "denoise" else None
+                check_numbers([entry], [run] if run else [])
                 fsync_tree(entry.path)
                 store.install(entry.path, target)
-        else:
-            pull_files(bucket, store, stage, key, document)
-        if stage == "denoise":
-            pull_run_of(bucket, store, key)
+            if run is not None and not store.runs.path(run.key).exists():
+                store.runs.save(run)
     store.index.add(target, read_entry(target).record)
     return True
 
@@ -60,8 +60,8 @@ def fetch(bucket: Bucket, path: Path, document: bytes) -> Entry:
     """Copy an entry of arrays to stage/key `path`, and check it."""
     prefix = f"{path.parent.name}/{path.name}"
     record = record_of(path, document)
-    folders = {name for array in record.digest for name in (array, *parents(array))}
-    for name in sorted(folders):
+    groups = {name.rpartition("/")[0] for name in record.digest} - {""}  # solver/sample is in one
+    for name in sorted(groups | set(record.digest)):
         make_directory(path / name)
         data = bucket.read(f"{prefix}/{name}/{METADATA}", MAX_BYTES)
         if data is None:
@@ -90,13 +90,6 @@ def record_of(path: Path, document: bytes) -> Record:
     (path / METADATA).write_bytes(document)
     with damage_errors(path):
         return convert(read_group(path)[1], Record)
-
-
-def parents(name: str) -> Iterator[str]:
-    """Yield the groups that an array is in, without that of its entry."""
-    parent = name.rpartition("/")[0]
-    if parent:
-        yield parent
 
 
 def pull_files(bucket: Bucket, store: Store, stage: str, key: str, document: bytes) -> None:
@@ -129,12 +122,7 @@ def check_files(
     sizes = {name: bucket.size(f"{prefix}/{name}") for name in entry.files}
     if missing := [name for name, size in sizes.items() if size is None]:
         raise InvalidEntryError(f"{prefix} has no {missing[0]}")
-    total = sum(size or 0 for size in sizes.values())
-    if not has_disk(path, total):
-        raise StoreError(
-            f"{prefix} has {format_si(total, 'B')}, more than the disk of {path} has free; free "
-            "some or use --cache"
-        )
+    check_free_space(path, sum(size or 0 for size in sizes.values()))
     with (report or Report()).task("pull", len(sizes)) as task:
         for name, digest in entry.files.items():
             bucket.download(f"{prefix}/{name}", path / name, sizes[name] or 0)
@@ -145,37 +133,21 @@ def check_files(
             task.advance()
 
 
-def pull_run_of(bucket: Bucket, store: Store, step: str) -> None:
-    """Copy the record of the run that a step was pushed with, so that it can be continued."""
-    if store.runs.recorded(containing=step):
-        return
+def fetch_run(bucket: Bucket, folder: Path, step: str) -> Run | None:
+    """Return the run that a step was pushed with, so that it can be continued; None if there is
+    none. Raises InvalidEntryError for a record that is no such run.
+    """
     key = (bucket.read(f"{STEPS}/{step}", KEY_BYTES) or b"").decode("ascii", "replace")
-    if is_key(key):
-        pull_run(bucket, store, key)
-
-
-def pull_run(bucket: Bucket, store: Store, key: str) -> Run | None:
-    """Copy the record of a run; return it, None if there is none. Raises InvalidEntryError."""
-    data = bucket.read(f"{RUNS}/{key}.json", MAX_BYTES)
+    data = bucket.read(f"{RUNS}/{key}.json", MAX_BYTES) if is_key(key) else None
     if data is None:
         return None
-    with store.scratch.open(store.scratch.folder()) as scratch, invalid(f"{RUNS}/{key}.json"):
-        records = Runs(scratch)
-        make_directory(records.path(key).parent)
-        records.path(key).write_bytes(data)
-        decode(data, Run)
-        run = structs.replace(records.get(key), videos=[])
-    if not store.runs.path(key).exists():
-        store.runs.save(run)
-    return run
-
-
-@contextmanager
-def invalid(name: str) -> Iterator[None]:
-    """Turn errors of a document into InvalidEntryError."""
+    records = Runs(folder)
+    make_directory(records.path(key).parent)
+    records.path(key).write_bytes(data)
     try:
-        yield
-    except RemoteError:
-        raise
-    except (DocumentError, StoreError, ValueError) as error:
-        raise InvalidEntryError(f"{name} is no sound record") from error
+        run = records.get(key)
+    except StoreError as error:
+        raise InvalidEntryError(f"{RUNS}/{key}.json is no sound record") from error
+    if step not in run.steps:
+        raise InvalidEntryError(f"{RUNS}/{key}.json has no step {step[:8]}")
+    return structs.replace(run, videos=[])

@@ -2,7 +2,7 @@
 
 Every object is written only where none exists, the entry's document last. So of two machines that
 push the same key, one writes each object. If what the other has written differs, its entry is left
-to it.
+to it. Only the files of a model are written in any case: the same key stands for the same bytes.
 """
 
 from datetime import UTC, datetime
@@ -31,12 +31,12 @@ def push(bucket: Bucket, entry: Entry) -> bool:
     prefix = f"{entry.stage}/{entry.key}"
     if bucket.size(f"{prefix}/{METADATA}") is not None:
         return False
-    documents = files_of(entry)
-    files = [*(path for path in documents if path != entry.path / METADATA)]
-    files += [entry.path / name for name in entry.files]
-    for path in (*documents, *files):
+    document, large = entry.path / METADATA, [entry.path / name for name in entry.files]
+    files = [path for path in files_of(entry) if path != document]
+    for path in (document, *files, *large):
         check_link(path, entry)
-
+    for path in large:
+        bucket.upload(f"{prefix}/{path.name}", path)
     made: list[str] = []
 
     def send(path: Path) -> str | None:
@@ -57,7 +57,7 @@ def push(bucket: Bucket, entry: Entry) -> bool:
             raise BusyError(
                 f"{others[0]} has other bits, another machine pushes it; try again later"
             )
-    if bucket.put(f"{prefix}/{METADATA}", entry.path / METADATA):
+    if bucket.put(f"{prefix}/{METADATA}", document):
         return True
     if bucket.size(f"{prefix}/{METADATA}") is None:
         raise RemoteError(f"{bucket.url} refuses {prefix}/{METADATA}; try again")

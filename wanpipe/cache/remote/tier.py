@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from wanpipe.cache.archive import run_of
 from wanpipe.cache.remote.bucket import Bucket, RemoteError, each
 from wanpipe.cache.remote.pull import pull
 from wanpipe.cache.remote.push import push, push_run
@@ -18,13 +19,13 @@ from wanpipe.errors import StoreError
 from wanpipe.runtime.worker import Worker
 from wanpipe.store.arrays import METADATA, DamageError
 from wanpipe.store.entry import Entry
-from wanpipe.store.keys import is_prefix
+from wanpipe.store.keys import is_key, is_prefix
+from wanpipe.store.runs import Run
 from wanpipe.store.schema import ROLES, STAGES
 from wanpipe.store.store import Store
 
 ALL, STEPS, NONE = "all", "steps", "none"
 RESULTS = "results"  # texts, images, videos, frames, and the last step of each run
-POLICIES = (ALL, STEPS, NONE)
 LOOK_AGAIN_SECONDS = 600.0  # until a key that was missing is looked up again
 
 
@@ -35,8 +36,8 @@ class Tier:
         self.bucket, self.policy = Bucket(url), policy
         self.store, self.report = store, store.report
         self.worker: Worker[None] = Worker("push")
-        self.there: dict[str, bool] = {}  # by stage/key
-        self.looked: dict[str, float] = {}
+        self.there: set[str] = set()  # stage/key of what the remote has
+        self.missing: dict[str, float] = {}  # when the remote did not have a stage/key
         self.waiting: dict[str, Entry] = {}  # the last step of each run, until it has a successor
         self.failure: StoreError | None = None
         self.failing = threading.Lock()
@@ -44,7 +45,7 @@ class Tier:
     def has(self, stage: str, key: str) -> bool:
         """Return whether the remote has an entry."""
         self.expect(stage, [key])
-        return self.there.get(f"{stage}/{key}", False)
+        return f"{stage}/{key}" in self.there
 
     def expect(self, stage: str, keys: Sequence[str]) -> None:
         """Look up many keys at once, but those that are known."""
@@ -53,8 +54,8 @@ class Tier:
         names = [
             name
             for name in names
-            if not self.there.get(name)
-            and now - self.looked.get(name, -LOOK_AGAIN_SECONDS) >= LOOK_AGAIN_SECONDS
+            if name not in self.there
+            and now - self.missing.get(name, -LOOK_AGAIN_SECONDS) >= LOOK_AGAIN_SECONDS
         ]
         if self.failure is not None or not names:
             return
@@ -64,7 +65,10 @@ class Tier:
             self.fail(error)
             return
         for name, size in zip(names, sizes, strict=True):
-            self.there[name], self.looked[name] = size is not None, now
+            if size is None:
+                self.missing[name] = now
+            else:
+                self.there.add(name)
 
     def pull(self, stage: str, key: str) -> bool:
         """Copy an entry into the cache. One that is not sound is reported and not taken."""
@@ -80,8 +84,10 @@ class Tier:
         except RemoteError as error:
             self.fail(error)
             return False
-        self.there[f"{stage}/{key}"] = found
-        if found:
+        if not found:
+            self.there.discard(f"{stage}/{key}")
+            self.missing[f"{stage}/{key}"] = time.monotonic()
+        else:
             self.report.event("pulled", stage=stage, key=key, path=str(self.store.path(stage, key)))
         return found
 
@@ -89,6 +95,8 @@ class Tier:
         """Return stage/key of every entry whose key starts with a prefix."""
         if self.failure is not None or not is_prefix(prefix):
             return []
+        if is_key(prefix):  # a web server has no listing
+            return [f"{stage}/{prefix}" for stage in STAGES if self.has(stage, prefix)]
         try:
             found = each(self.bucket.folders, list(STAGES))
         except RemoteError as error:
@@ -154,21 +162,17 @@ class Tier:
                 task.advance()
 
 
-def send(bucket: Bucket, store: Store, entry: Entry, there: dict[str, bool]) -> list[Entry]:
+def send(bucket: Bucket, store: Store, entry: Entry, there: set[str]) -> list[Entry]:
     """Push an entry, before it what it was made from, and the record of its run.
 
     `there` remembers what the remote has. Returns the entries that were pushed. Raises RemoteError.
     """
     sent: list[Entry] = []
-    run = None
-    if there.get(f"{entry.stage}/{entry.key}"):
+    if f"{entry.stage}/{entry.key}" in there:
         return sent
-    inputs = dict(entry.inputs)
-    if entry.stage == "denoise":
-        run = store.runs.latest(entry.key)
-        inputs |= run.inputs if run else {}
-    for role, key in inputs.items():
-        if not there.get(f"{ROLES[role]}/{key}"):
+    run = run_of(entry, store)
+    for role, key in inputs_of(entry, run).items():
+        if f"{ROLES[role]}/{key}" not in there:
             source = store.peek(ROLES[role], key)
             if source is not None:
                 sent += send(bucket, store, source, there)
@@ -176,8 +180,15 @@ def send(bucket: Bucket, store: Store, entry: Entry, there: dict[str, bool]) -> 
         push_run(bucket, run, entry.key)
     if push(bucket, entry):
         sent.append(entry)
-    there[f"{entry.stage}/{entry.key}"] = True
+    there.add(f"{entry.stage}/{entry.key}")
     return sent
+
+
+def inputs_of(entry: Entry, run: Run | None) -> dict[str, str]:
+    """Return the keys of what an entry was made from, and what its run is continued with, by
+    role.
+    """
+    return {**entry.inputs, **(run.inputs if run else {})}
 
 
 @contextmanager

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wanpipe.cache.archive import run_of
 from wanpipe.cache.listing import Filter, list_entries
 from wanpipe.cache.remote.bucket import Bucket, RemoteError, each
 from wanpipe.cache.remote.pull import STEPS as STEP_RUNS
 from wanpipe.cache.remote.pull import check_files, fetch
 from wanpipe.cache.remote.push import STALE_SECONDS
-from wanpipe.cache.remote.tier import ALL, STEPS, Tier, send
+from wanpipe.cache.remote.tier import ALL, STEPS, Tier, inputs_of, send
 from wanpipe.cache.validate import InvalidEntryError
 from wanpipe.errors import StoreError
 from wanpipe.runtime.documents import MAX_BYTES
 from wanpipe.store.arrays import METADATA, DamageError
-from wanpipe.store.entry import Entry
 from wanpipe.store.keys import is_key
 from wanpipe.store.schema import ROLES, STAGES
 from wanpipe.store.store import Store
@@ -71,14 +71,9 @@ def pull_with_inputs(tier: Tier, store: Store, references: Sequence[str]) -> lis
             raise StoreError(
                 f"neither {store.root} nor {tier.bucket.url} has a sound {name}; make it again"
             )
-        waiting += [f"{ROLES[role]}/{source}" for role, source in inputs_of(entry, store).items()]
+        inputs = inputs_of(entry, run_of(entry, store))
+        waiting += [f"{ROLES[role]}/{source}" for role, source in inputs.items()]
     return found
-
-
-def inputs_of(entry: Entry, store: Store) -> dict[str, str]:
-    """Return the keys of what an entry was made from, and what its run is continued with."""
-    run = store.runs.latest(entry.key) if entry.stage == "denoise" else None
-    return {**entry.inputs, **(run.inputs if run else {})}
 
 
 def list_remote(bucket: Bucket, stages: Sequence[str]) -> list[str]:
@@ -146,13 +141,13 @@ def collect(
         limit = STALE_SECONDS if one.sealed is None else older_than
         if limit is not None and age > limit:
             gone[name] = one
-    for name, one in {} if dry_run else gone.items():
-        document = f"{name}/{METADATA}"
-        if one.sealed is not None:
-            bucket.delete([document])  # first: without it nobody reads the rest
-        bucket.delete([path for path in one.paths if path != document])
-        if name.startswith("denoise/"):
-            bucket.delete([f"{STEP_RUNS}/{name.partition('/')[2]}"])
+    if not dry_run:
+        for name, one in gone.items():
+            # the document first: without it nobody reads the rest
+            bucket.delete([f"{name}/{METADATA}"] if one.sealed is not None else [])
+            bucket.delete([path for path in one.paths if path != f"{name}/{METADATA}"])
+            if name.startswith("denoise/"):
+                bucket.delete([f"{STEP_RUNS}/{name.partition('/')[2]}"])
     store.report.event(
         "collected",
         dry_run=dry_run,
