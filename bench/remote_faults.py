@@ -15,6 +15,8 @@ from pathlib import Path
 from tests.buckets import s3
 from tests.cache.remote.faults import faulty_pushes, killed_pushes
 
+ROUND = 20
+
 
 def main() -> None:
     """Push, and print how many faults and kills left nothing partial."""
@@ -25,8 +27,12 @@ def main() -> None:
     args = parser.parse_args()
     for name, work in (("faults", faulty_pushes), ("kills", killed_pushes)):
         started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder, s3() as endpoint:
-            count = work(endpoint, Path(folder), getattr(args, name), args.seed)
+        count, wanted = 0, getattr(args, name)
+        with s3() as endpoint:
+            while count < wanted:  # in rounds: each checks everything that it has pushed so far
+                with tempfile.TemporaryDirectory() as folder:
+                    some = min(ROUND, wanted - count)
+                    count += work(endpoint, Path(folder), some, args.seed + count)
         took = time.monotonic() - started
         print(f"{count} {name} in {took:.0f} s: no part of an entry seen, none lost", flush=True)
 
