@@ -1,0 +1,1 @@
+"""Many videos at once: the sweep file, its graph of entries, and the cluster that makes it."""
