@@ -7,7 +7,7 @@ WANPIPE := $(BIN)/wanpipe
 # MLX's backend: Metal on macOS, CUDA with an NVIDIA driver, otherwise the CPU
 EXTRA := $(shell [ "$$(uname)" = Darwin ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo '[cuda13]' || echo '[cpu]'; })
 
-.PHONY: help demo picture docs test quick lint types unit format films clean
+.PHONY: help demo picture docs test quick lint types unit format package films clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -60,6 +60,12 @@ unit: .venv/ready
 format: .venv/ready  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+package: .venv/ready  ## build the wheel and the source distribution into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 # One video per seed, with one rule per stage. Each target is a file that contains an entry's path.
 #   make films MODEL=cache/convert/… PROMPT="a cat plays the piano" SEEDS="1 2 3" DENOISE="--steps 30"

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -21,16 +22,26 @@ OUTSIDE = {name: value for name, value in os.environ.items() if not name.startsw
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy, so that nothing is left in the tree."""
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution, and the wheel that was built from it alone. Both come
+    from a copy, so that nothing is left in the tree.
+    """
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("stages", "wanpipe"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist)]
-    subprocess.run([*pip, str(source)], check=True)
-    return next(dist.glob("*.whl"))
+    for name in ("stages", "tests", "wanpipe"):
+        ignored = shutil.ignore_patterns("__pycache__", "data")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, source / path.name)
+    build = [sys.executable, "-m", "build", "--outdir", str(dist), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    return dist
+
+
+@pytest.fixture(scope="session")
+def wheel(package: Path) -> Path:
+    """The wheel."""
+    return next(package.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +59,27 @@ def test_the_wheel_holds_two_packages_and_its_metadata(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     metadata = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     assert {name.split("/")[0] for name in names} == {"wanpipe", "stages", metadata}
+
+
+def test_the_source_distribution_holds_no_tests(package: Path) -> None:
+    with tarfile.open(next(package.glob("*.tar.gz"))) as archive:
+        names = archive.getnames()
+    inside = {name.partition("/")[2].split("/")[0] for name in names}
+    assert {"stages", "wanpipe", "README.md", "LICENSE", "CHANGELOG.md"} <= inside
+    assert "tests" not in inside
+
+
+def test_an_index_would_take_the_package(package: Path, wheel: Path) -> None:
+    files = [str(path) for path in package.iterdir()]
+    for command in (["twine", "check", "--strict", *files], ["check_wheel_contents", str(wheel)]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_type_checkers_read_the_types_of_both_packages(wheel: Path) -> None:
+    assert {"stages/py.typed", "wanpipe/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_wheel_holds_every_module(wheel: Path) -> None:

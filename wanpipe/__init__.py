@@ -13,6 +13,7 @@ EXPORTS = {
     "convert": ("stages.convert", "run"),
     "encode_text": ("stages.encode_text", "run"),
     "encode_image": ("stages.encode_image", "run"),
+    "encode_video": ("stages.encode_video", "run"),
     "denoise": ("stages.denoise", "run"),
     "decode": ("stages.decode", "run"),
     "Inputs": ("wanpipe.pipeline.inputs", "Inputs"),
