@@ -192,6 +192,10 @@ def format_value(
             f"{names.get(digest, format_brief(digest))} {strength}" for digest, strength in value
         ]
         return " + ".join(parts) or "none"
+    if name == "nag" and isinstance(value, dict):
+        return f"{value['scale']:g} (tau {value['tau']:g}, alpha {value['alpha']:g})"
+    if name == "step_noise" and isinstance(value, dict):
+        return f"seed {value['seed']}"
     if name == "step_cache" and isinstance(value, dict):
         return f"{value['threshold']:g} ({value['since']} steps after a reset)"
     return format_brief(value)

@@ -265,7 +265,27 @@ sampling = group(
         type=Numbers(),
         metavar="G|LOW,HIGH",
         help="Set the guidance scale, or one for each expert. At 1, the negative prompt is not "
-        "used.  [default: the model's]",
+        "used, unless --nag is given.  [default: the model's]",
+    ),
+    click.option(
+        "--nag",
+        type=float,
+        metavar="SCALE",
+        help="Apply the negative prompt within cross-attention, e.g. 11 (normalized attention "
+        "guidance). 1 turns it off.  [default: off]",
+    ),
+    click.option(
+        "--nag-tau",
+        type=float,
+        metavar="X",
+        help="Limit the guided attention to this many times the norm of that to the prompt.  "
+        "[default: 2.5]",
+    ),
+    click.option(
+        "--nag-alpha",
+        type=float,
+        metavar="X",
+        help="Set the part of the guided attention in the result.  [default: 0.25]",
     ),
     click.option(
         "--shift",
@@ -275,8 +295,9 @@ sampling = group(
     ),
     click.option(
         "--scheduler",
-        type=click.Choice(["unipc", "dpm++", "euler"]),
-        help="Choose the solver.  [default: unipc]",
+        type=click.Choice(["unipc", "dpm++", "euler", "lcm"]),
+        help="Choose the solver; lcm is for distilled models that add new noise at every step.  "
+        "[default: the model's, or else unipc]",
     ),
     click.option(
         "--timesteps",
