@@ -182,7 +182,9 @@ def settings_from_noise(model: Model, inputs: Inputs, asked: dict[str, Any]) -> 
     """Return the given settings, completed with those of the image or video, and the defaults."""
     defaults = to_builtins(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
-    values["scheduler"] = "unipc"
+    values.setdefault("scheduler", "unipc")
+    if "timesteps" not in asked and asked.keys() & {"steps", "shift"}:
+        values.pop("timesteps", None)  # of a distilled model
     given = inputs.image or inputs.video
     if given is not None:
         made = given.material
