@@ -1,5 +1,6 @@
 """The LCM sampler against what the code of distilled models computes, rewritten here in NumPy."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -57,7 +58,7 @@ def rectified_consistency(noise: np.ndarray, fresh: Sequence[np.ndarray]) -> lis
     """Sample as wan2pt1_t2v_rcm_infer.py does, in float64."""
     levels = np.sin(ANGLES) / (np.cos(ANGLES) + np.sin(ANGLES))
     x, latents = noise.astype(np.float64) * levels[0], []
-    for index, (now, after) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for index, (now, after) in enumerate(itertools.pairwise(levels)):
         x = (1 - after) * (x - now * velocity(x, 1000 * now)) + after * fresh[index]
         latents.append(x)
     return latents
