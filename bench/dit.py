@@ -208,7 +208,7 @@ def main() -> None:
     options.add_argument("--bits", type=int, choices=(4, 8), help=f"Quantize in groups of {GROUP}.")
     options.add_argument("--streamed", action="store_true", help="Read the blocks at every step.")
     options.add_argument("--sequential-cfg", action="store_true", help="Run one pass at a time.")
-    options.add_argument("--one-pass", action="store_true", help="Run the pass of the prompt alone.")
+    options.add_argument("--one-pass", action="store_true", help="Run the prompt alone.")
     options.add_argument("--nag", action="store_true", help="Guide attention, too.")
     options.add_argument("--unlimited", action="store_true", help="Set no memory limit for MLX.")
     options.add_argument("--layers", type=int, help="Number of blocks, if not all.")

@@ -137,13 +137,18 @@ VACE = {"vace_layers": (0, 2), "vace_in_dim": 96}
 @on_the_cpu
 @pytest.mark.parametrize("more", [{}, VACE], ids=["text", "vace"])
 @pytest.mark.parametrize("sequential", [False, True])
-def test_a_step_makes_what_its_plan_tells(more: dict[str, Any], sequential: bool) -> None:
+@pytest.mark.parametrize("nag", [False, True])
+def test_a_step_makes_what_its_plan_tells(
+    more: dict[str, Any], sequential: bool, nag: bool
+) -> None:
     sizes = {"dim": 64, "ffn_dim": 256, "heads": 2, "text_dim": 32, "text_len": 32}
     config = DiTConfig(**sizes, layers=3, in_dim=16, out_dim=16, **more)
     random = Random(DiT(config), dit_rules.RULES, dtype="F32")
     network = random.fill(DiT(config), mx.float32)
     texts = (20, 32)
     conditions = [network.condition(mx.random.normal((rows, 32))) for rows in texts]
+    if nag:
+        conditions[0].negative, conditions[0].nag = conditions[1].text, Nag(scale=11)
     latent = (5, 32, 48)
     x, context = (mx.random.normal((channels, *latent)) for channels in (16, 96))
     given = {"context": context} if more else {}
@@ -159,7 +164,7 @@ def test_a_step_makes_what_its_plan_tells(more: dict[str, Any], sequential: bool
     step()
     made = mx.get_peak_memory() - before
     sizes = {"bytes": random.bytes, "stored": 4, "computed": 4}
-    one = Expert(config=config, **sizes, texts=texts, latent=latent)
+    one = Expert(config=config, **sizes, texts=texts, latent=latent, nag=32 if nag else None)
     # on the CPU, where GELU is not one kernel, up to two hidden layers more
     way = next(way for way in one.plans() if way.sequential_cfg is sequential)
     planned = way.peak - way.host - one.stem - one.tables - one.kv_cache - one.blocks

@@ -181,9 +181,7 @@ class Expert:
         The counts were fitted to an H100. Other devices free memory no later.
         """
         waiting = tuning.eval_depth(self.own, self.config.dim)
-        # the attention to a negative prompt, and the guided one
-        guided = 0 if self.nag is None else 2
-        return (6 + 3 * waiting + guided) * self.row + self.gathered
+        return (6 + 3 * waiting) * self.row + self.gathered
 
     @property
     def tables(self) -> int:
