@@ -1,4 +1,4 @@
-"""Folders of FastWan: the class of its pipeline, its recipe, and the weights of sparse attention."""
+"""Folders of FastWan: the class of the pipeline, its recipe, the weights of sparse attention."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from wanpipe.runtime.documents import to_builtins
 DIT = "transformer/diffusion_pytorch_model.safetensors"
 RECIPE = {
     "steps": 3,
-    "guide_scale": [1.0, 1.0],
+    "guide_scale": (1.0, 1.0),
     "shift": 1.0,
     "scheduler": "lcm",
-    "timesteps": [1000.0, 757.0, 522.0],
+    "timesteps": (1000.0, 757.0, 522.0),
 }
 SIZE = ("--width", 32, "--height", 32, "--num-frames", 5)
 
