@@ -189,3 +189,4 @@ def test_show_and_the_video_tell_of_nag_and_lcm(place: Place) -> None:
     told = " ".join(shown.paths)
     assert "lcm" in told
     assert "9.0" in told and "alpha" in told
+    assert "guidance 1.0, NAG 9" in " ".join(inside("cache", "ls", cwd=place.root).paths)

@@ -177,6 +177,12 @@ class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"
             raise ValueError("a step follows another step or the noise, exactly one of the two")
 
     @property
+    def guidance(self) -> str:
+        """Guidance, and NAG if there is any, for people."""
+        scale = f"guidance {self.guide_scale}"
+        return scale if isinstance(self.nag, UnsetType) else f"{scale}, NAG {self.nag.scale:g}"
+
+    @property
     def uses_negative(self) -> bool:
         """Whether the step uses the negative prompt."""
         return self.guide_scale != 1.0 or self.nag is not UNSET

@@ -215,7 +215,7 @@ STAGES = {
                 "solver/*": ArraySpec(axes="CFHW", required=False),
             },
             inputs=("text", "image", "video"),
-            describe=lambda record: f"guidance {record.material.guide_scale}",
+            describe=lambda record: record.material.guidance,
         ),
         StageSpec(
             name="decode",
