@@ -167,9 +167,7 @@ class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"
     step_cache: Annotated[StepCacheRule | UnsetType, Meta(title="step cache")] = UNSET
     video: Annotated[Hash | UnsetType, Meta(title="video", extra={"same": "video"})] = UNSET
     context_scale: Annotated[Finite | UnsetType, Meta(title="context scale")] = UNSET
-    step_noise: Annotated[
-        StepNoise | UnsetType, Meta(title="noise of the step", extra={"grid": True})
-    ] = UNSET
+    step_noise: Annotated[StepNoise | UnsetType, Meta(title="noise of the step")] = UNSET
     nag: Annotated[Nag | UnsetType, Meta(title="NAG")] = UNSET
 
     def __post_init__(self) -> None:
