@@ -132,15 +132,13 @@ class CrossAttention(nn.Module):
         def text(tokens: mx.array) -> Pair:
             return rms_norm(self.k(tokens), self.norm_k), self.v(tokens)
 
-        image, negative = condition.image, condition.negative
-        return KV(
-            text=text(condition.text),
-            image=None
-            if image is None
-            else (rms_norm(self.k_img(image), self.norm_k_img), self.v_img(image)),
-            negative=None if negative is None else text(negative),
-            nag=condition.nag,
-        )
+        found = KV(text(condition.text), nag=condition.nag)
+        if condition.image is not None:
+            k = rms_norm(self.k_img(condition.image), self.norm_k_img)
+            found = found._replace(image=(k, self.v_img(condition.image)))
+        if condition.negative is not None:
+            found = found._replace(negative=text(condition.negative))
+        return found
 
     def __call__(self, x: mx.array, kv: KV, evaluate: Evaluate) -> mx.array:
         q = split_heads(rms_norm(self.q(x), self.norm_q), self.heads)
