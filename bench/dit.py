@@ -4,6 +4,7 @@
     python -m bench.dit 14b --bits 4 --streamed         quantized, blocks read at every step
     python -m bench.dit 1.3b --torch --compile          compare with diffusers
     python -m bench.dit 1.3b vace-1.3b                  VACE, and the same size without it
+    python -m bench.dit 1.3b --one-pass --nag           guidance 1, with NAG
     python -m bench.dit 1.3b --parts                    time the pieces of a block
 
 NAME is a key of DITS in bench/sizes.py; the default is `1.3b` and `14b`. A step runs both guidance
@@ -33,6 +34,7 @@ from wanpipe.models.config import DiTConfig, Quantization
 from wanpipe.models.dit import Block, DiT
 from wanpipe.models.geometry import Triple
 from wanpipe.pipeline.budget import ITEMSIZE, Expert
+from wanpipe.sampling.nag import Nag
 from wanpipe.weights.stream import load_streamed
 
 DEFAULT = ("1.3b", "14b")
@@ -63,17 +65,28 @@ def chosen_size(name: str, args: Namespace) -> tuple[DiTConfig, Triple]:
     return (config if args.layers is None else with_layers(config, args.layers)), latent
 
 
-def budgeted(config: DiTConfig, latent: Triple, size: int, quantized: bool) -> Expert:
+def budgeted(config: DiTConfig, latent: Triple, size: int, args: Namespace) -> Expert:
     """Return the expert that denoise plans for."""
     computed = ITEMSIZE[compute_dtype("bfloat16")]
-    stored = computed if quantized else ITEMSIZE["bfloat16"]
     return Expert(
-        config=config, bytes=size, stored=stored, computed=computed, texts=LENGTHS, latent=latent
+        config=config,
+        bytes=size,
+        stored=ITEMSIZE["bfloat16"] if args.bits is None else computed,
+        computed=computed,
+        texts=LENGTHS[:1] if args.one_pass else LENGTHS,
+        latent=latent,
+        nag=LENGTHS[1] if args.nag else None,
     )
 
 
-def stepper(network: DiT, latent: Triple, sequential: bool = False) -> Callable[[], None]:
-    """Return a function that runs one step: both passes together, or one after the other."""
+def stepper(
+    network: DiT,
+    latent: Triple,
+    sequential: bool = False,
+    one_pass: bool = False,
+    nag: Nag | None = None,
+) -> Callable[[], None]:
+    """Return a function that runs one step: both passes together, one after the other, or one."""
     config = network.config
     channels = 16 if config.in_dim == 36 else config.in_dim
     x = mx.random.normal((channels, *latent))
@@ -89,6 +102,10 @@ def stepper(network: DiT, latent: Triple, sequential: bool = False) -> Callable[
         text = mx.random.normal((length, config.text_dim))
         conditions.append(network.condition(text, clip))
     mx.eval(x, context, [condition.text for condition in conditions])
+    if nag is not None:
+        conditions[0].negative, conditions[0].nag = conditions[1].text, nag
+    if one_pass:
+        del conditions[1]
 
     batches = [[condition] for condition in conditions] if sequential else [conditions]
 
@@ -131,12 +148,13 @@ def bench(name: str, args: Namespace, rows: Rows) -> None:
     config, latent = chosen_size(name, args)
     spec = None if args.bits is None else Quantization(bits=args.bits, group_size=GROUP)
     random = Random(DiT(config), rules.RULES, spec)
-    expert = budgeted(config, latent, random.bytes, spec is not None)
+    expert = budgeted(config, latent, random.bytes, args)
     chosen = (args.streamed, args.sequential_cfg)
     need = next(way for way in expert.plans() if (way.streamed, way.sequential_cfg) == chosen)
     with tempfile.TemporaryDirectory() as folder:
         network = loaded(random, config, args, Path(folder), rows)
-        step = stepper(network, latent, args.sequential_cfg)
+        nag = Nag(scale=11) if args.nag else None
+        step = stepper(network, latent, args.sequential_cfg, args.one_pass, nag)
         with nullcontext() if args.unlimited else memory_limit(need.limit):
             timing = measure(step, args.repeats)
     limit = limits.step_seconds(expert)
@@ -145,6 +163,8 @@ def bench(name: str, args: Namespace, rows: Rows) -> None:
         bits=args.bits or 16,
         streamed=args.streamed,
         sequential_cfg=args.sequential_cfg,
+        one_pass=args.one_pass,
+        nag=args.nag,
         memory_limit=not args.unlimited,
         layers=config.layers,
         tokens=expert.tokens,
@@ -188,6 +208,8 @@ def main() -> None:
     options.add_argument("--bits", type=int, choices=(4, 8), help=f"Quantize in groups of {GROUP}.")
     options.add_argument("--streamed", action="store_true", help="Read the blocks at every step.")
     options.add_argument("--sequential-cfg", action="store_true", help="Run one pass at a time.")
+    options.add_argument("--one-pass", action="store_true", help="Run the prompt alone.")
+    options.add_argument("--nag", action="store_true", help="Guide attention, too.")
     options.add_argument("--unlimited", action="store_true", help="Set no memory limit for MLX.")
     options.add_argument("--layers", type=int, help="Number of blocks, if not all.")
     options.add_argument("--torch", action="store_true", help="Also time diffusers.")

@@ -16,9 +16,9 @@ import click
 from wanpipe.cache.listing import Filter, list_entries, usage
 from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
-from wanpipe.cli.options import Age, Size
 from wanpipe.cli.printing import print_json, print_lines, print_path
 from wanpipe.cli.session import Session, help_option, read_only_options, whole_options
+from wanpipe.cli.values import Age, Size
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime.disk import store_errors
 from wanpipe.store import Store

@@ -207,7 +207,7 @@ def read(asked: dict[str, Any]) -> Params:
     sampling = some("num_frames", "trim_first_frames", "steps", "guide_scale", "shift")
     sampling |= some("scheduler", "timesteps", "step_cache", "seeds", "noise")
     sampling |= some("lora", "lora_high", "lora_low", "memory", "devices")
-    sampling |= some("strength", "context_scale")
+    sampling |= some("strength", "context_scale", "nag", "nag_tau", "nag_alpha")
     # else the canvas of the image or video
     sides = some("width", "height") if image is None and video is None else {}
     return Params(

@@ -31,6 +31,9 @@ GRID = f"{START} --shift 1 --timesteps"
 CACHED = f"{START} --steps 10 --step-cache 0.05"
 LORA = f"{STEP} --lora style.safetensors 1"
 PAIR = f"{STEP} --guide-scale 3,4"
+LCM = f"{STEP} --scheduler lcm"
+ALONE = f"{STEP} --guide-scale 1"  # with one pass
+NAG = f"{ALONE} --nag 11"
 # from a step that no other row has, since a step is continued as the latest of its runs
 BRANCH = "denoise --model {model} --from"
 DECODE = "decode --model {model} --from {step}"
@@ -183,6 +186,15 @@ ROWS = [
     Row("step_cache", f"{START} --steps 10", "--step-cache 0.05"),
     Row("step_cache", CACHED, "0.05 => 0.04"),
     Row("step_cache sigma_next", CACHED, "--steps 10 => --steps 11"),
+    Row("solver step_noise", f"{GRID} 1000,750,500 --scheduler euler", "euler => lcm"),
+    Row("noise step_noise", LCM, "--seed 1"),
+    Row("parent step_noise", LCM, "--seed 1", step=1),
+    Row("nag", STEP, "--nag 11"),
+    Row("nag text", ALONE, "--nag 11"),
+    Row("nag", NAG, "--nag 5"),
+    Row("nag", NAG, "--nag-tau 3"),
+    Row("nag", NAG, "--nag-alpha 0.5"),
+    Row("text", NAG, "{text} => {other negative}"),
     Row("vae", DECODE, "{model} => {other vae}", apart=True),
     Row("step", DECODE, "{step} => {other step}"),
     Row("tiling", "decode --model {model} --from {wide step}", "--tiling spatial"),

@@ -23,6 +23,7 @@ CHECKPOINTS = {  # what a page may presume, and what it is here: of the demo, or
     "Wan2.1-FLF2V-14B-720P": "wan21-flf2v",
     "Wan2.2-TI2V-5B": "wan22-ti2v-5b",
     "Wan2.1-VACE-1.3B": "wan21-vace",
+    "FastWan2.1-T2V-1.3B-Diffusers": "t2v",
 }
 EXPERTS = ("high_noise_model.safetensors", "low_noise_model.safetensors")  # for Wan2.2-T2V-A14B
 SIDE, FRAMES, STEPS = 32, 9, 10  # of the videos that these checkpoints make by default

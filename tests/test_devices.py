@@ -47,6 +47,7 @@ def furnished(family: str, models: Models, tmp_path: Path) -> list[Place]:
         ("wan22-t2v-a14b", ()),
         ("wan21-i2v", IMAGE),  # its networks attend to the tokens of CLIP
         ("wan21-vace", ()),
+        ("wan21-t2v", ("--nag", 11)),
     ],
 )
 def test_two_devices_make_the_steps_of_one(
@@ -65,6 +66,7 @@ def test_two_devices_make_the_steps_of_one(
         (3, "wan21-t2v", ("--guide-scale", 2, "--lora", STYLE, 0.5)),
         (3, "wan21-t2v", EVEN),
         (2, "wan21-t2v", ("--guide-scale", 1)),
+        (3, "wan21-i2v", (*IMAGE, "--guide-scale", 1, "--nag", 11, "--scheduler", "lcm")),
         pytest.param(4, "wan21-t2v", EVEN, marks=pytest.mark.slow),
         (3, "wan21-i2v", (*IMAGE, "--guide-scale", 2)),
         (3, "wan22-t2v-a14b", EVEN),

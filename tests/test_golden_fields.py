@@ -248,7 +248,7 @@ def test_the_dtype_that_a_gpu_computes_in_is_in_the_key(
 # fields that came after 0.1.0, so no pinned material has them
 LATER = {
     "encode-image": {"last_pixels", "last_clip_pixels"},
-    "denoise": {"video", "context_scale"},
+    "denoise": {"video", "context_scale", "step_noise", "nag"},
     "decode": {"reference_frames"},
 }
 

@@ -64,6 +64,23 @@ def test_the_first_numbers_are_these() -> None:
     ]
 
 
+def test_the_streams_of_a_seed_are_pinned() -> None:
+    streams = {number: digest(draw(0, (16, 2, 4, 4), number)) for number in (0, 1, 2, 99)}
+    assert streams == {
+        0: DIGESTS[0][2],
+        1: "17e79466cfc8ebb17e3c8905b2fcc448",
+        2: "c8a891ae90cdf48f7016c35e40de36b0",
+        99: "9ee36b60b6c57dc4330f8fd2cb0b756b",
+    }
+
+
+def test_streams_of_a_seed_share_no_counter_of_philox() -> None:
+    """One key encrypts each counter to other words, so streams have none in common."""
+    states = [np.random.Philox(5).jumped(number).state["state"] for number in (0, 1, 2)]
+    assert len({state["key"].tobytes() for state in states}) == 1
+    assert [state["counter"].tolist() for state in states] == [[0, 0, n, 0] for n in range(3)]
+
+
 def test_a_longer_noise_begins_with_a_shorter_one() -> None:
     long = draw(5, (5000,))
     for count in (*range(300), 4321):

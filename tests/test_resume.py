@@ -16,7 +16,7 @@ from tests.workshop import SMALL, Place
 from wanpipe.store import Entry
 from wanpipe.store.entry import read_entry
 
-SOLVERS = ("unipc", "dpm++", "euler")
+SOLVERS = ("unipc", "dpm++", "euler", "lcm")
 GRIDS = {
     "steps": ("--steps", 5),
     "timesteps": ("--steps", 4, "--timesteps", "1000,750.5,500,250"),

@@ -199,6 +199,7 @@ def test_whatever_else_a_velocity_depends_on_resets(name: str) -> None:
     before = material("denoise", **fields, step_cache=rule)
     step = material("denoise", **fields | {"sigma": 0.5})
     given = {"guide_scale": 9.0, "context_scale": 0.5, "loras": [[HASH(4), 1.0]]}
+    given["nag"] = {"scale": 11.0}
     changed = given.get(name, HASH(5))
     assert steps_since_reset(step, before) == 7
     assert steps_since_reset(material("denoise", **fields | {name: changed}), before) == 0

@@ -154,7 +154,7 @@ def test_products_are_bfloat16_and_streams_float32(checkpoints: Path, topic: str
     prompt = condition(model, topic, "a")
     [out] = model(x, t, [prompt], y)
     assert prompt.text.dtype == mx.bfloat16
-    assert {x.dtype for kv in prompt.kv_cache.values() for x in kv} == {mx.bfloat16}
+    assert {x.dtype for kv in prompt.kv_cache.values() for x in kv.arrays} == {mx.bfloat16}
     time, modulation = model.embed_time(t)
     assert time.dtype == modulation.dtype == model.embed_video(x, y).dtype == mx.float32
     assert out.dtype == mx.float32

@@ -24,11 +24,13 @@ from wanpipe.errors import UsageError
 from wanpipe.models import rope, tiling, tuning, vae
 from wanpipe.models.config import DiTConfig, VAEConfig
 from wanpipe.models.dit import Block, DiT, Stream
+from wanpipe.models.dit_blocks import KV
 from wanpipe.models.geometry import Triple
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import Expert, MemoryPlan
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import format_si
+from wanpipe.sampling.nag import Nag
 from wanpipe.store.publish import QUEUE_LIMIT
 
 LONGEST = (512, 512)  # tokens of prompts
@@ -51,9 +53,10 @@ def live(one: Expert) -> int:
     width, images = config.dim // config.heads, 2 if config.clip_dim else 0
     with gpu() as tracer:
         block = Block(config)
+        negative = 0 if one.nag is None else 2
         kept = [
             mx.zeros((n, config.dim), mx.bfloat16)
-            for n in [130] * 2 + [config.clip_tokens] * images
+            for n in [130] * (2 + negative) + [config.clip_tokens] * images
         ]
         inputs = (mx.zeros((1, one.tokens, config.dim)), mx.zeros((1, 6, config.dim)))
 
@@ -61,7 +64,10 @@ def live(one: Expert) -> int:
             x: mx.array, time: mx.array, cos: mx.array, sin: mx.array, *kept: mx.array
         ) -> mx.array:
             stream = Stream(x)
-            block(stream, time, (cos, sin), kept)
+            pairs: list[Any] = [kept[at : at + 2] for at in range(0, len(kept), 2)]
+            other = pairs.pop(1) if negative else None
+            kv = KV(*pairs, negative=other, nag=Nag(scale=11))
+            block(stream, time, (cos, sin), kv)
             still = mx.zeros((1, 1, config.dim))
             stream.add_norm(still, still, plus_one=True, eps=1e-6, dtype=x.dtype)  # adds what waits
             return stream.x
@@ -71,9 +77,10 @@ def live(one: Expert) -> int:
     return graphs.memory(graph.operations, graph.outputs).peak
 
 
+@pytest.mark.parametrize("nag", [None, 130])
 @pytest.mark.parametrize("name", DITS)
-def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str) -> None:
-    one = expert(name)
+def test_work_of_a_block_is_what_its_graph_keeps_alive(name: str, nag: int | None) -> None:
+    one = dataclasses.replace(expert(name), nag=nag)
     # the graph's peak has the stream after the block in it, the budget every pass's stream; each
     # stretch that is begun ahead takes no more than the block does at its highest, and on CUDA keys
     # and values are copied to be followed by their means
@@ -116,6 +123,10 @@ def test_arithmetic_of_a_step_counts_every_product() -> None:
     assert one.flops == 2 * 2 * tokens * (linear + attention)
     config = structs.replace(one.config, vace_layers=(0,), vace_in_dim=96)
     vace = dataclasses.replace(one, config=config)
+    # in the one pass, attention to the three tokens of a negative prompt
+    nag = dataclasses.replace(one, nag=2)
+    assert nag.flops - one.flops == 2 * 2 * tokens * 2 * 6 * 3
+    assert nag.kv_cache == 2 * one.kv_cache
     # one block more, with a projection before it and one after it
     assert vace.flops == 3 * 2 * tokens * (linear + attention) + 2 * tokens * 2 * 36
 
@@ -126,13 +137,18 @@ VACE = {"vace_layers": (0, 2), "vace_in_dim": 96}
 @on_the_cpu
 @pytest.mark.parametrize("more", [{}, VACE], ids=["text", "vace"])
 @pytest.mark.parametrize("sequential", [False, True])
-def test_a_step_makes_what_its_plan_tells(more: dict[str, Any], sequential: bool) -> None:
+@pytest.mark.parametrize("nag", [False, True])
+def test_a_step_makes_what_its_plan_tells(
+    more: dict[str, Any], sequential: bool, nag: bool
+) -> None:
     sizes = {"dim": 64, "ffn_dim": 256, "heads": 2, "text_dim": 32, "text_len": 32}
     config = DiTConfig(**sizes, layers=3, in_dim=16, out_dim=16, **more)
     random = Random(DiT(config), dit_rules.RULES, dtype="F32")
     network = random.fill(DiT(config), mx.float32)
     texts = (20, 32)
     conditions = [network.condition(mx.random.normal((rows, 32))) for rows in texts]
+    if nag:
+        conditions[0].negative, conditions[0].nag = conditions[1].text, Nag(scale=11)
     latent = (5, 32, 48)
     x, context = (mx.random.normal((channels, *latent)) for channels in (16, 96))
     given = {"context": context} if more else {}
@@ -148,7 +164,7 @@ def test_a_step_makes_what_its_plan_tells(more: dict[str, Any], sequential: bool
     step()
     made = mx.get_peak_memory() - before
     sizes = {"bytes": random.bytes, "stored": 4, "computed": 4}
-    one = Expert(config=config, **sizes, texts=texts, latent=latent)
+    one = Expert(config=config, **sizes, texts=texts, latent=latent, nag=32 if nag else None)
     # on the CPU, where GELU is not one kernel, up to two hidden layers more
     way = next(way for way in one.plans() if way.sequential_cfg is sequential)
     planned = way.peak - way.host - one.stem - one.tables - one.kv_cache - one.blocks

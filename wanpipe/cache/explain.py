@@ -129,8 +129,8 @@ def differences(recipe: Recipe, record: Record, known: Known) -> list[Difference
     pair = (known.settings(record.key), known.planned)
     found: list[Difference] = []
     for name, meta in fields.items():
-        if fields_agree(name, recipe, record, wanted, existing):
-            continue
+        if name == "step_noise" or fields_agree(name, recipe, record, wanted, existing):
+            continue  # the noise of a step follows from seed and solver
         grid = bool(meta.extra and meta.extra.get("grid"))
         if name == "noise" and isinstance(existing.get(name), dict) and name in wanted:
             found += noise_differences(
@@ -192,6 +192,8 @@ def format_value(
             f"{names.get(digest, format_brief(digest))} {strength}" for digest, strength in value
         ]
         return " + ".join(parts) or "none"
+    if name == "nag" and isinstance(value, dict):
+        return f"{value['scale']:g} (tau {value['tau']:g}, alpha {value['alpha']:g})"
     if name == "step_cache" and isinstance(value, dict):
         return f"{value['threshold']:g} ({value['since']} steps after a reset)"
     return format_brief(value)

@@ -22,7 +22,7 @@ from wanpipe.checkpoints.dimensions import (
     read_t5,
     read_vae,
 )
-from wanpipe.checkpoints.folders import CheckpointFiles, find_files
+from wanpipe.checkpoints.folders import DMD_PIPELINE, CheckpointFiles, find_files
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import (
     EXPERTS,
@@ -33,7 +33,7 @@ from wanpipe.models.config import (
     condition_channels,
     context_channels,
 )
-from wanpipe.models.variants import VARIANTS, Defaults, Variant
+from wanpipe.models.variants import DMD, VARIANTS, Defaults, Variant
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
 
 # width of the 14B transformers; below it, T2V and VACE of Wan2.1 have the defaults of the 1.3B
@@ -42,6 +42,7 @@ Z_DIM_22 = 48  # channels of the Wan2.2 VAE
 HEAD_DIM = 128  # of every official transformer
 SIZE_NAME = re.compile(r"(?<![0-9])(480|720)p(?![a-z0-9])")
 MAX_LINKS = 40  # as the system follows
+SPARSE_GATE = ".to_gate_compress."  # in names of tensors of FastWan2.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Checkpoint:
     clip: CLIPConfig | None
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     configs: tuple[Path, ...] = ()
-    remark: str | None = None  # how an ambiguous variant was chosen
+    remark: str | None = None  # how an ambiguous variant was chosen, and what is left out
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -121,7 +122,8 @@ def recognize_checkpoint(directory: Path) -> Checkpoint:
     )
     check_dimensions_agree(checkpoint, has_vae22)
     variant = with_own_defaults(checkpoint.variant, folder, settings)
-    return replace(checkpoint, variant=variant, remark=size_remark(directory, folder, dit))
+    remarks = (size_remark(directory, folder, dit), sparse_remark(directory, folder))
+    return replace(checkpoint, variant=variant, remark="; ".join(filter(None, remarks)) or None)
 
 
 def read_settings(folder: CheckpointFiles, name: str) -> dict[str, Any]:
@@ -200,6 +202,17 @@ def size_remark(directory: Path, folder: CheckpointFiles, dit: DiTConfig) -> str
     return f"the default size of {directory} is that of {size.upper()}, as {name} says"
 
 
+def sparse_remark(directory: Path, folder: CheckpointFiles) -> str | None:
+    """Say that the gates of sparse attention are left out; None for models without them."""
+    shapes = read_shapes(next(iter(folder.experts.values())))
+    if not any(SPARSE_GATE in name for name in shapes):
+        return None
+    return (
+        f"{directory} was trained with sparse attention (VSA), but wanpipe attends to all tokens, "
+        f"so it leaves out the tensors {SPARSE_GATE[1:-1]}"
+    )
+
+
 def names_on_the_way(directory: Path, files: tuple[Path, ...]) -> Iterator[str]:
     """Yield the names by which files and their folder are reached, through links too, as those of
     the Hub's cache: models--<owner>--<name>/snapshots/<hash>.
@@ -254,12 +267,15 @@ def with_own_defaults(
     variant: Variant, folder: CheckpointFiles, settings: list[dict[str, Any]]
 ) -> Variant:
     """Apply what the checkpoint says of its defaults: the object "wanpipe" of config.json, and the
-    boundary of diffusers' pipeline. Of two experts the high-noise one's config.json counts.
+    class and the boundary of diffusers' pipeline. Of two experts the high-noise one's config.json
+    counts.
     """
     configs = [*folder.configs.values()]
     changes = settings[-1].get("wanpipe", {})
     if settings[0].get("wanpipe", changes) != changes:
         raise CheckpointError(f"{configs[0]}: wanpipe must stand in {configs[-1]} alone")
+    if folder.pipeline is not None and read_json(folder.pipeline)["_class_name"] == DMD_PIPELINE:
+        variant = replace_defaults(variant, DMD, f"{folder.pipeline}: _class_name")
     if folder.pipeline is not None and variant.defaults.boundary is not None:
         boundary = read_json(folder.pipeline).get("boundary_ratio", variant.defaults.boundary)
         variant = replace_defaults(

@@ -24,7 +24,14 @@ DIT_STEM = "diffusion_pytorch_model"
 EXPERT_FOLDERS = ("low_noise_model", "high_noise_model")
 
 PIPELINE_FILE = "model_index.json"  # of diffusers
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline")
+DMD_PIPELINE = "WanDMDPipeline"  # FastVideo's own, in the layout of diffusers
+PIPELINES = (
+    "WanPipeline",
+    "WanImageToVideoPipeline",
+    "WanVideoToVideoPipeline",
+    "WanVACEPipeline",
+    DMD_PIPELINE,
+)
 
 LOOSE_PATTERNS = ("*", "*/*", "*/*/*")  # of loose files
 MAX_LOOSE_FILES = 200  # loose files in a folder; more is no folder of one model

@@ -1,98 +1,21 @@
-"""Options that several commands share, as decorators, and the types of their values.
+"""Options that several commands share, as decorators.
 
 A default that depends on the model is part of the help text, because click does not know it.
 """
 
-import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from wanpipe.cli.values import Integers, Numbers, Size
 from wanpipe.errors import UsageError
-from wanpipe.runtime.units import parse_age, parse_size
 
 Command = Callable[..., None]
 
 
 PATH = click.Path(path_type=Path)
-
-
-class Size(click.ParamType[int]):
-    """A size such as 12GB, in bytes."""
-
-    name = "size"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> int:
-        """Parse the size, or fail with click's message."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except UsageError as error:
-            self.fail(str(error), parameter, context)
-
-
-class Age(click.ParamType[float]):
-    """An age such as 30d, in seconds."""
-
-    name = "age"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> float:
-        """Parse the age, or fail with click's message."""
-        if isinstance(value, int | float):
-            return float(value)
-        try:
-            return parse_age(value)
-        except UsageError as error:
-            self.fail(str(error), parameter, context)
-
-
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers separated by commas."""
-
-    name = "number[,number...]"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[float, ...]:
-        """Parse the numbers, or fail with click's message."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = (math.nan,)
-        if not all(math.isfinite(number) for number in numbers):
-            self.fail(f"must be numbers separated by commas, got {value!r}", parameter, context)
-        return numbers
-
-
-class Integers(click.ParamType[tuple[int, ...]]):
-    """A fixed number of integers, separated by commas."""
-
-    name = "integers"
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[int, ...]:
-        """Parse the integers, or fail with click's message."""
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
-        if len(parts) != self.count or not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
-            message = f"must be {self.count} integers separated by commas, got {value!r}"
-            self.fail(message, parameter, context)
-        return tuple(int(part) for part in parts)
 
 
 def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -265,7 +188,27 @@ sampling = group(
         type=Numbers(),
         metavar="G|LOW,HIGH",
         help="Set the guidance scale, or one for each expert. At 1, the negative prompt is not "
-        "used.  [default: the model's]",
+        "used, unless --nag is given.  [default: the model's]",
+    ),
+    click.option(
+        "--nag",
+        type=float,
+        metavar="SCALE",
+        help="Apply the negative prompt within cross-attention, e.g. 11 (normalized attention "
+        "guidance). 1 turns it off.  [default: off]",
+    ),
+    click.option(
+        "--nag-tau",
+        type=float,
+        metavar="X",
+        help="Limit the guided attention to this many times the norm of that to the prompt.  "
+        "[default: 2.5]",
+    ),
+    click.option(
+        "--nag-alpha",
+        type=float,
+        metavar="X",
+        help="Set the part of the guided attention in the result.  [default: 0.25]",
     ),
     click.option(
         "--shift",
@@ -275,8 +218,9 @@ sampling = group(
     ),
     click.option(
         "--scheduler",
-        type=click.Choice(["unipc", "dpm++", "euler"]),
-        help="Choose the solver.  [default: unipc]",
+        type=click.Choice(["unipc", "dpm++", "euler", "lcm"]),
+        help="Choose the solver; lcm is for distilled models that add new noise at every step.  "
+        "[default: the model's, or else unipc]",
     ),
     click.option(
         "--timesteps",

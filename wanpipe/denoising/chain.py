@@ -9,15 +9,17 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from wanpipe.denoising.request import Request
-from wanpipe.denoising.start import Start
+from wanpipe.denoising.start import ALGORITHM, Start
+from wanpipe.errors import UsageError
 from wanpipe.models.config import HIGH, LOW, ModelConfig
 from wanpipe.runtime.documents import to_builtins
-from wanpipe.sampling import SOLVERS, easy_cache
+from wanpipe.sampling import RENOISING, SOLVERS, easy_cache
+from wanpipe.sampling.nag import Nag
 from wanpipe.store import Entry, Recipe, key_of, material
 from wanpipe.store.materials import Step
 
 # if one of these differs from the step before, the network predicts other velocities
-CONDITIONS = ("expert", "loras", "text", "image", "guide_scale", "video", "context_scale")
+CONDITIONS = ("expert", "loras", "text", "image", "guide_scale", "video", "context_scale", "nag")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +49,17 @@ def expert_at(config: ModelConfig, timestep: float) -> str:
     return HIGH if timestep >= boundary * 1000 else LOW
 
 
-def texts_at(guide_scale: float) -> tuple[str, ...]:
-    """Return the names of the text arrays that a step uses: only the prompt at guidance 1."""
+def passes_at(guide_scale: float) -> tuple[str, ...]:
+    """Return the text of each pass through the network: only the prompt at guidance 1."""
     return ("prompt",) if guide_scale == 1.0 else ("prompt", "negative")
 
 
-def text_key(text: Entry, guide_scale: float) -> str:
+def text_key(text: Entry, guide_scale: float, nag: Nag | UnsetType) -> str:
     """Return the key of the part of a text entry that a step uses.
 
-    At guidance 1, this is the entry's material without the negative prompt.
+    At guidance 1 without NAG, this is the entry's material without the negative prompt.
     """
-    if texts_at(guide_scale) != ("prompt",):
+    if nag is not UNSET or passes_at(guide_scale) != ("prompt",):
         return text.key
     return key_of(
         {name: value for name, value in to_builtins(text.material).items() if name != "negative"}
@@ -89,7 +91,7 @@ def plan_step(
         **({"parent": parent} if parent else {"noise": to_builtins(start.material)}),
         "expert": model.hash(expert),
         "loras": [[lora.hash, lora.strength] for lora in settings.loras_for(expert)],
-        "text": text_key(request.text, guide_scale),
+        "text": text_key(request.text, guide_scale, settings.nag),
         "image": request.image.key if request.image else None,
         **video_fields(request, start=parent is None),
         "guide_scale": guide_scale,
@@ -98,6 +100,8 @@ def plan_step(
         "sigma": schedule.sigmas[number],
         "sigma_next": schedule.sigmas[number + 1],
         "dtype": request.dtype,
+        **noise_fields(request, start, number, before),
+        **({} if settings.nag is UNSET else {"nag": to_builtins(settings.nag)}),
     }
     made: Step = material("denoise", **fields)
     inputs = dict(request.roles)
@@ -127,6 +131,25 @@ def video_fields(request: Request, *, start: bool) -> dict[str, Any]:
     if video is None or (request.changes_video and video.material.mask is None and not start):
         return {}
     return {"video": video.key} | ({} if scale is UNSET else {"context_scale": scale})
+
+
+def noise_fields(
+    request: Request, start: Start, number: int, before: Step | None
+) -> dict[str, Any]:
+    """Return the field of the noise that a step adds, if its solver draws noise.
+
+    Raises UsageError without a seed to draw it from. The last step adds none.
+    """
+    scheduler = request.settings.scheduler
+    if scheduler not in RENOISING or request.schedule.sigmas[number + 1] == 0.0:
+        return {}
+    drawn = start.material if before is None else before.step_noise
+    if drawn is None or drawn is UNSET or drawn.seed is UNSET:
+        raise UsageError(
+            f"{scheduler} draws new noise at every step from the seed, but --noise gives the start "
+            "noise without one; use --seed, or another --scheduler"
+        )
+    return {"step_noise": {"algorithm": ALGORITHM, "seed": drawn.seed, "stream": number + 1}}
 
 
 def steps_since_reset(material: Step, before: Step | None) -> int:

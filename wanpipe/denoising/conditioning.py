@@ -26,12 +26,15 @@ class Conditioning:
     known: Known | None = None
     video: mx.array | None = None
 
-    def start(self, noise: mx.array, sigma: float) -> mx.array:
+    def start(self, noise: mx.array, sigma: float, *, scaled: bool = False) -> mx.array:
         """Return the latent that the first step starts from: noise, or a video with noise.
 
-        Source: diffusers, WanVideoToVideoPipeline.prepare_latents.
+        Noise alone is multiplied by `sigma` if `scaled`; officially only rCM does that. Source:
+        diffusers, WanVideoToVideoPipeline.prepare_latents; rCM, wan2pt1_t2v_rcm_infer.py.
         """
-        return noise if self.video is None else (1 - sigma) * self.video + sigma * noise
+        if self.video is None:
+            return sigma * noise if scaled else noise
+        return (1 - sigma) * self.video + sigma * noise
 
     def in_latent(self, latent: mx.array) -> mx.array:
         """Return a latent with the part that is known."""

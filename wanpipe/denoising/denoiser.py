@@ -4,6 +4,7 @@ Holds one expert at a time. Knows nothing of solvers, entries or keys.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,12 +14,13 @@ from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.backend.group import ALONE, Group
 from wanpipe.backend.token_share import TokenShare
 from wanpipe.backend.ways import Way
-from wanpipe.denoising.chain import PlannedStep, texts_at
+from wanpipe.denoising.chain import PlannedStep, passes_at
 from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.denoising.orders import Step
 from wanpipe.models.dit import Block, Condition, DiT
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
+from wanpipe.sampling.nag import Nag
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora_match import LoraMatch
@@ -86,11 +88,18 @@ class Denoiser:
                 text=fit.summary(),
             )
 
-    def condition(self, network: DiT, text: str) -> Condition:
-        """Embed the prompt or the negative prompt with the loaded expert, once."""
+    def condition(self, network: DiT, text: str, nag: Nag | None = None) -> Condition:
+        """Embed the prompt or the negative prompt with the loaded expert, once.
+
+        With `nag`, the negative prompt acts in the attention to the prompt.
+        """
         if text not in self.conditions:
             rows = getattr(self.conditioning, text)
-            self.conditions[text] = network.condition(rows, self.conditioning.clip)
+            made = network.condition(rows, self.conditioning.clip)
+            if text == "prompt" and nag is not None:
+                negative = self.condition(network, "negative").text
+                made = replace(made, negative=negative, nag=nag)
+            self.conditions[text] = made
         return self.conditions[text]
 
     def context(self, order: Step) -> dict[str, Any]:
@@ -110,12 +119,13 @@ class Denoiser:
 
     def order(self, latent: mx.array, step: PlannedStep) -> Step:
         """Return what the velocity of a latent depends on at a step."""
-        scale = step.recipe.material.context_scale
+        scale, nag = step.recipe.material.context_scale, step.recipe.material.nag
         return Step(
             expert=step.expert,
             timesteps=tuple(self.conditioning.timesteps(step.timestep, latent.shape[1])),
             guide_scale=step.guide_scale,
             context_scale=None if scale is UNSET else scale,
+            nag=None if nag is UNSET else nag,
             shape=latent.shape,
         )
 
@@ -123,14 +133,14 @@ class Denoiser:
         """Predict the velocity of rank 0's latent (C, F, H, W), float32, together with the other
         ranks.
 
-        At guidance 1 the negative prompt is skipped. All ranks return the same.
+        At guidance 1 the pass of the negative prompt is skipped. All ranks return the same.
         """
         network, guide_scale, group = self.expert(order.expert), order.guide_scale, self.group
-        texts, plan = texts_at(guide_scale), self.plans[order.expert]
+        texts, plan = passes_at(guide_scale), self.plans[order.expert]
         way = plan.way
         mine = (texts[way.part(group.rank)],) if way.apart == 2 else texts
         share = self.share(way)
-        conditions = [self.condition(network, text) for text in mine]
+        conditions = [self.condition(network, text, order.nag) for text in mine]
         turns = [[condition] for condition in conditions] if plan.sequential_cfg else [conditions]
         with memory_limit(plan.limit):
             latent = group.from_first(latent, order.shape)

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from msgspec import UNSET
+
 from wanpipe.backend.ways import Way, possible_ways
-from wanpipe.denoising.chain import PlannedStep, texts_at
+from wanpipe.denoising.chain import PlannedStep, passes_at
 from wanpipe.denoising.request import Request
 from wanpipe.pipeline.budget import ITEMSIZE, Expert, ExpertPlan, choose_plan
 from wanpipe.store import Store
@@ -47,13 +49,14 @@ def plans_of(expert: Expert, way: Way) -> list[ExpertPlan]:
 def size_expert(request: Request, step: PlannedStep) -> Expert:
     """Return the dimensions and sizes of the expert that takes a step."""
     config, computed = request.model.config, ITEMSIZE[request.dtype]
-    text = request.text.material
+    text, nag = request.text.material, request.settings.nag
     return Expert(
         config=config.dit,
         bytes=request.model.component(step.expert).bytes,
         stored=computed if config.quantization else ITEMSIZE[config.dtype],
         computed=computed,
-        texts=tuple(len(getattr(text, name)) for name in texts_at(step.guide_scale)),
+        texts=tuple(len(getattr(text, name)) for name in passes_at(step.guide_scale)),
+        nag=None if nag is UNSET else len(text.negative),
         latent=request.latent_shape,
         arrays=6 if step.cache_rule is not None else 4,
     )

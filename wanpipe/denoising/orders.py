@@ -10,6 +10,7 @@ from wanpipe.backend.device import is_cuda, is_metal, recommended_memory
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.runtime.documents import Count, Document, Finite, Hash, Text
 from wanpipe.runtime.version import version
+from wanpipe.sampling.nag import Nag
 from wanpipe.store import Settings, key_of
 from wanpipe.store.keys import hash_file
 
@@ -37,6 +38,7 @@ class Step(Document, frozen=True, kw_only=True):
     timesteps: tuple[Finite, ...]
     guide_scale: Finite
     context_scale: Finite | None
+    nag: Nag | None
     shape: Shape
 
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
+
 from wanpipe.denoising.chain import PlannedStep
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.trajectory import Trajectory
 from wanpipe.pipeline.budget import ExpertPlan
-from wanpipe.sampling import SOLVERS, easy_cache
+from wanpipe.sampling import RENOISING, SOLVERS, easy_cache
+from wanpipe.sampling.noise import draw
 from wanpipe.store import Draft, Publisher, Store
 
 if TYPE_CHECKING:
@@ -110,6 +113,8 @@ class Sampler:
 
     def advance(self, step: PlannedStep, state: "State") -> "tuple[State, bool]":
         """Return the arrays of a step's entry, and whether the network ran."""
+        import mlx.core as mx
+
         settings, conditioning = self.request.settings, self.denoiser.conditioning
         latent = conditioning.in_latent(state["latent"])
         rule = None if step.ends else step.cache_rule
@@ -120,6 +125,9 @@ class Sampler:
         sigma = self.request.schedule.sigmas[step.recipe.number]
         velocity = conditioning.in_velocity(velocity, latent, sigma)
         before = {name: array for name, array in state.items() if name != "latent"}
+        if step.recipe.material.step_noise is not UNSET:
+            noise = step.recipe.material.step_noise
+            before["noise"] = mx.array(draw(noise.seed, latent.shape, noise.stream))
         solver, number = SOLVERS[settings.scheduler], step.recipe.number
         moved, x0, after = solver.advance(latent, velocity, self.request.schedule, number, before)
         moved = conditioning.in_latent(moved)
@@ -148,7 +156,8 @@ class Sampler:
         if parent is None:
             assert trajectory.draw is not None
             noise, sigma = mx.array(trajectory.draw()), self.request.schedule.sigmas[0]
-            return {"latent": self.denoiser.conditioning.start(noise, sigma)}
+            scaled = self.request.settings.scheduler in RENOISING
+            return {"latent": self.denoiser.conditioning.start(noise, sigma, scaled=scaled)}
         if self.state is None or self.state[0] != parent:
             entry = trajectory.last
             if entry is None or entry.key != parent:

@@ -7,25 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, structs
+from msgspec import UNSET, UnsetType, structs
 
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
 from wanpipe.models.config import ModelConfig
 from wanpipe.pipeline.inputs import MODES, Inputs
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
-from wanpipe.sampling import SOLVERS
+from wanpipe.sampling import RENOISING, SOLVERS, nag
 from wanpipe.sampling.easy_cache import MIN_STEPS
 from wanpipe.sampling.schedule import Schedule
 from wanpipe.store import Entry, Settings
 from wanpipe.weights.model import Model
 
 # these may change between two steps of a run
-CHANGING = ("guide_scale", "loras", "step_cache", "context_scale")
+CHANGING = ("guide_scale", "loras", "step_cache", "context_scale", "nag")
 DERIVED = ("reference_frames",)  # follows from the video entry
 FIELDS = tuple(field.name for field in structs.fields(Settings) if field.name not in DERIVED)
 STRENGTH, CONTEXT_SCALE = 0.8, 1.0  # by default, as in diffusers and in the official code
 MAX_CONTEXT_SCALE = 10
+NAG_SCALE = 11  # to recommend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,8 @@ class Params:
     `guide_scale` is one number or (low noise, high noise). `timesteps` is an explicit schedule
     before the shift. `step_cache` is the change up to which a velocity is reused (0: never).
     `strength` is the part of the steps that change a video, and `context_scale` the weight of
-    VACE's context. `memory` is in bytes; None means what the device recommends.
+    VACE's context. `nag`, `nag_tau` and `nag_alpha` are those of normalized attention guidance,
+    which a scale of 1 turns off. `memory` is in bytes; None means what the device recommends.
     `devices` is how many devices of this host compute each step; None means those of the group that
     mlx.launch has started, or one.
     """
@@ -57,6 +59,9 @@ class Params:
     trim_first_frames: int | None = None
     strength: float | None = None
     context_scale: float | None = None
+    nag: float | None = None
+    nag_tau: float | None = None
+    nag_alpha: float | None = None
     lora: tuple[tuple[Path, float], ...] = ()
     lora_high: tuple[tuple[Path, float], ...] = ()
     lora_low: tuple[tuple[Path, float], ...] = ()
@@ -72,6 +77,21 @@ class Params:
             raise UsageError(
                 f"context-scale must be 0 to {MAX_CONTEXT_SCALE}, got {scale:g}; use 0.5 to 1"
             )
+        self.check_nag()
+
+    def check_nag(self) -> None:
+        """Raise UsageError for a number of normalized attention guidance out of range."""
+        scale, tau, alpha = self.nag, self.nag_tau, self.nag_alpha
+        if scale is not None and not 1 <= scale <= nag.MAX_SCALE:
+            raise UsageError(
+                f"nag must be 1 (off) to {nag.MAX_SCALE:g}, got {scale:g}; use {NAG_SCALE}"
+            )
+        if tau is not None and not 0 < tau <= nag.MAX_TAU:
+            raise UsageError(
+                f"nag-tau must be above 0 and at most {nag.MAX_TAU:g}, got {tau:g}; use {nag.TAU}"
+            )
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise UsageError(f"nag-alpha must be 0 to 1, got {alpha:g}; use {nag.ALPHA}")
 
 
 def schedule_of(settings: Settings) -> Schedule:
@@ -103,11 +123,30 @@ def resolve_settings(model: Model, inputs: Inputs, params: Params) -> Settings:
     if params.context_scale is not None:
         check_has_context(model.config)
         settings = structs.replace(settings, context_scale=params.context_scale)
+    settings = structs.replace(settings, nag=choose_nag(settings.nag, params))
     if settings.scheduler not in SOLVERS:
         raise UsageError(f"scheduler must be {', '.join(SOLVERS)}, got {settings.scheduler}")
     check_step_cache(settings)
     check_size(model, inputs, settings)
     return cast(to_builtins(settings))
+
+
+def choose_nag(before: nag.Nag | UnsetType, params: Params) -> nag.Nag | UnsetType:
+    """Return normalized attention guidance: that of the run so far, with what is given.
+
+    Raises UsageError for another of its options without a scale.
+    """
+    asked = {"scale": params.nag, "tau": params.nag_tau, "alpha": params.nag_alpha}
+    given = {name: float(value) for name, value in asked.items() if value is not None}
+    if not given:
+        return before
+    if params.nag == 1:  # then the guided attention is that of the prompt
+        return UNSET
+    if params.nag is None and before is UNSET:
+        raise UsageError(
+            f"nag-tau and nag-alpha belong to --nag, which is not given; use --nag {NAG_SCALE}"
+        )
+    return nag.Nag(**({} if before is UNSET else to_builtins(before)) | given)
 
 
 def cast(values: dict[str, Any]) -> Settings:
@@ -143,7 +182,9 @@ def settings_from_noise(model: Model, inputs: Inputs, asked: dict[str, Any]) -> 
     """Return the given settings, completed with those of the image or video, and the defaults."""
     defaults = to_builtins(model.config.defaults)
     values = {name: value for name, value in defaults.items() if name in FIELDS}
-    values["scheduler"] = "unipc"
+    values.setdefault("scheduler", "unipc")
+    if "timesteps" not in asked and asked.keys() & {"steps", "shift"}:
+        values.pop("timesteps", None)  # of a distilled model
     given = inputs.image or inputs.video
     if given is not None:
         made = given.material
@@ -249,6 +290,11 @@ def check_step_cache(settings: Settings) -> None:
     threshold, steps = settings.step_cache, settings.steps
     if threshold is None:
         return
+    if settings.scheduler in RENOISING:
+        raise UsageError(
+            f"step-cache reuses the velocity of the last latent, but {settings.scheduler} adds new "
+            "noise at every step; leave --step-cache out"
+        )
     if not 0 < threshold <= 1:
         raise UsageError(
             f"step-cache must be above 0 and at most 1, got {threshold:g}; use 0.02 to 0.1, or 0 "

@@ -213,7 +213,7 @@ class DiT(nn.Module):
             kv = conditions[number].kv_cache.get(index)
             if kv is None:
                 kv = block.cross_attn.kv(conditions[number])
-                evaluate(*kv)
+                evaluate(*kv.arrays)
                 if isinstance(self.blocks, list):
                     conditions[number].kv_cache[index] = kv
             if vace is None or not isinstance(block, VaceBlock):

@@ -6,7 +6,7 @@ Source: wan/modules/model.py, `WanAttentionBlock`, and wan/modules/vace_model.py
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,9 +27,10 @@ from wanpipe.models.layers import (
     split_heads,
 )
 from wanpipe.models.tuning import ffn_chunk
+from wanpipe.sampling.nag import Nag, guide
 
-# keys and values (L, D) of the text tokens, then of the image tokens
-KV = tuple[mx.array, ...]
+# keys and values (L, D) of some tokens
+Pair = tuple[mx.array, mx.array]
 # queries, keys and values (1, N, L, D / N) of the video tokens
 QKV = tuple[mx.array, mx.array, mx.array]
 # rows (L, D) of all tokens from those that this device computes
@@ -41,18 +42,38 @@ def keep_rows(rows: mx.array) -> mx.array:
     return rows
 
 
+class KV(NamedTuple):
+    """Keys and values of the text tokens, in I2V of the image tokens, and of the text tokens of a
+    negative prompt, which acts by `nag`.
+    """
+
+    text: Pair
+    image: Pair | None = None
+    negative: Pair | None = None
+    nag: Nag | None = None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All keys and values."""
+        pairs = (self.text, self.image, self.negative)
+        return [array for pair in pairs if pair is not None for array in pair]
+
+
 @dataclass
 class Condition:
     """The tokens that cross-attention attends to, for one prompt and one expert.
 
     `text` (L, D) and `image` (257 or 514, D) are embedded tokens; the last text token stands for
-    all padding tokens up to `text_len`. `kv_cache` holds each block's keys and values from the
-    first step on. It skips blocks that are loaded again at every step, because loading them takes
-    far longer than computing their keys and values.
+    all padding tokens up to `text_len`. `negative` is the text of a negative prompt, which acts by
+    `nag`. `kv_cache` holds each block's keys and values from the first step on. It skips blocks
+    that are loaded again at every step, because loading them takes far longer than computing their
+    keys and values.
     """
 
     text: mx.array
     image: mx.array | None = None
+    negative: mx.array | None = None
+    nag: Nag | None = None
     kv_cache: dict[int, KV] = field(default_factory=dict)
 
 
@@ -107,23 +128,48 @@ class CrossAttention(nn.Module):
 
     def kv(self, condition: Condition) -> KV:
         """Compute keys and values of the tokens of `condition`."""
-        pairs = [(self.norm_k, self.k, self.v, condition.text)]
+
+        def text(tokens: mx.array) -> Pair:
+            return rms_norm(self.k(tokens), self.norm_k), self.v(tokens)
+
+        found = KV(text(condition.text), nag=condition.nag)
         if condition.image is not None:
-            pairs.append((self.norm_k_img, self.k_img, self.v_img, condition.image))
-        return tuple(
-            x for norm, k, v, tokens in pairs for x in (rms_norm(k(tokens), norm), v(tokens))
-        )
+            k = rms_norm(self.k_img(condition.image), self.norm_k_img)
+            found = found._replace(image=(k, self.v_img(condition.image)))
+        if condition.negative is not None:
+            found = found._replace(negative=text(condition.negative))
+        return found
 
     def __call__(self, x: mx.array, kv: KV, evaluate: Evaluate) -> mx.array:
         q = split_heads(rms_norm(self.q(x), self.norm_q), self.heads)
         evaluate(q)
-        rows = [*(pad_last(text, self.text_len) for text in kv[:2]), *kv[2:]]
-        k, v, *image = (split_heads(one, self.heads) for one in rows)
-        y = attend(q, k, v)
-        if image:
-            k_img, v_img = image
-            y = y + attend(q, k_img, v_img)
+        y = self._attend_text(q, kv.text)
+        if kv.negative is not None:
+            y = self._guide(y, self._attend_text(q, kv.negative), kv.nag, evaluate)
+        if kv.image is not None:
+            k, v = (split_heads(rows, self.heads) for rows in kv.image)
+            y = y + attend(q, k, v)
         return self.o(y.reshape(x.shape))
+
+    def _attend_text(self, q: mx.array, pair: Pair) -> mx.array:
+        """Attend to the tokens of a text and to those that pad it."""
+        k, v = (split_heads(pad_last(rows, self.text_len), self.heads) for rows in pair)
+        return attend(q, k, v)
+
+    def _guide(
+        self, y: mx.array, negative: mx.array, nag: Nag | None, evaluate: Evaluate
+    ) -> mx.array:
+        """Guide the attention y (1, L, D) away from that to a negative prompt.
+
+        Many tokens are split into chunks, so that float32 arrays of a part are in memory.
+        """
+        assert nag is not None
+        size, parts = ffn_chunk(y.shape[1]), []
+        cuts = list(range(size, y.shape[1], size))
+        for part, other in zip(*(mx.split(x, cuts, axis=1) for x in (y, negative)), strict=True):
+            parts.append(guide(part, other, nag))
+            evaluate(parts[-1])
+        return mx.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def pad_last(rows: mx.array, length: int) -> mx.array:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from wanpipe.models import geometry
 from wanpipe.runtime.documents import Document
@@ -18,9 +18,15 @@ Guidance = (
 )
 Shift = Annotated[int, Meta(gt=0, le=MAX_SCALE)] | Annotated[float, Meta(gt=0, le=MAX_SCALE)]
 
+Timesteps = Annotated[
+    tuple[Annotated[float, Meta(gt=0, le=1000)], ...], Meta(min_length=1, max_length=1000)
+]
+
 
 class Defaults(Document, frozen=True, kw_only=True):
-    """Default settings of a run. `guide_scale` is (low noise, high noise)."""
+    """Default settings of a run. `guide_scale` is (low noise, high noise). Only distilled models
+    have a solver and timesteps.
+    """
 
     width: Annotated[int, Meta(gt=0, le=geometry.MAX_SIDE)]
     height: Annotated[int, Meta(gt=0, le=geometry.MAX_SIDE)]
@@ -32,6 +38,8 @@ class Defaults(Document, frozen=True, kw_only=True):
     negative_prompt: Annotated[str, Meta(max_length=1 << 17, pattern=r"^[^\0]*\Z")]
     # the high-noise expert runs from this fraction of 1000 timesteps on
     boundary: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    scheduler: Literal["unipc", "dpm++", "euler", "lcm"] | UnsetType = UNSET
+    timesteps: Timesteps | UnsetType = UNSET
 
 
 class Variant(Document, frozen=True, kw_only=True):
@@ -96,4 +104,14 @@ VARIANTS = {
         _variant("wan2.2-vace-fun-a14b", (1280, 720), 40, (3.5, 3.5), 12.0, boundary=0.875),
         _variant("wan2.2-ti2v-5b", (1280, 704), 40, 5.0, 5.0, num_frames=121, fps=24),
     )
+}
+# of models for FastVideo's WanDMDPipeline, such as FastWan. Their timesteps are those after the
+# shift, so there is none here. Source: FastVideo, fastvideo/configs/pipelines/wan.py,
+# `FastWan2_1_T2V_480P_Config`; stages/denoising.py, `DmdDenoisingStage`
+DMD: dict[str, Any] = {
+    "steps": 3,
+    "guide_scale": (1.0, 1.0),
+    "shift": 1.0,
+    "scheduler": "lcm",
+    "timesteps": (1000.0, 757.0, 522.0),
 }

@@ -80,7 +80,8 @@ class Expert:
     """The dimensions and sizes of a transformer.
 
     `bytes` is the size of its file. `stored` and `computed` are the bytes of a number in its matrix
-    products. `texts` has the tokens of the prompt and, with guidance, of the negative prompt.
+    products. `texts` has the tokens of the prompt and, with guidance, of the negative prompt. `nag`
+    has those of a negative prompt that acts in the attention to the prompt; None without one.
     `latent` is (F, H, W), with the frames of VACE's references. `arrays` is the most that a step's
     entry has: with UniPC latent, x0 and two of the solver; the step cache adds two. `shares` is how
     many devices share the tokens; plans are those of one of them.
@@ -94,6 +95,7 @@ class Expert:
     latent: Triple
     arrays: int = 4
     shares: int = 1
+    nag: int | None = None
 
     @property
     def passes(self) -> int:
@@ -148,6 +150,7 @@ class Expert:
         image = self.config.clip_tokens
         # and one more token, which stands for all padding
         rows = sum(min(tokens + 1, self.config.text_len) + image for tokens in self.texts)
+        rows += 0 if self.nag is None else min(self.nag + 1, self.config.text_len)
         return self.block_count * 2 * rows * self.config.dim * self.computed
 
     @property
@@ -204,7 +207,9 @@ class Expert:
         linear = 2.0 * tokens * c.dim * (6 * c.dim + 2 * c.ffn_dim)
         attention = 4.0 * tokens * c.dim * (tokens + c.text_len)
         projections = 2.0 * tokens * c.dim**2 * self.projections
-        return self.passes * (self.block_count * (linear + attention) + projections)
+        passes = self.passes * (self.block_count * (linear + attention) + projections)
+        text = 4.0 * tokens * c.dim * c.text_len
+        return passes + (0 if self.nag is None else self.block_count * text)
 
     def plans(self) -> list[ExpertPlan]:
         """Return all plans, the fastest first.

@@ -6,7 +6,7 @@ Loads no MLX: planning the keys of a run needs only schedules and orders.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from wanpipe.sampling import dpmpp, euler, unipc
+from wanpipe.sampling import dpmpp, euler, lcm, unipc
 from wanpipe.sampling.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -32,4 +32,5 @@ class Solver(Protocol):
     ) -> tuple["mx.array", "mx.array", dict[str, "mx.array"]]: ...
 
 
-SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp, "euler": euler}
+SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp, "euler": euler, "lcm": lcm}
+RENOISING = frozenset({"lcm"})  # solvers that need new noise for every step but the last

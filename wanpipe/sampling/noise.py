@@ -1,4 +1,4 @@
-"""Draws the initial noise of a seed: the same bits on every machine and with every NumPy release.
+"""Draws the noise of a seed: the same bits on every machine and with every NumPy release.
 
 NumPy guarantees the raw bits of Philox, but not the normal numbers made from them (NEP 19). So this
 module has its own float32 ziggurat (Marsaglia and Tsang 2000), with the results of NumPy 2.
@@ -24,14 +24,18 @@ SERIES_END = 0.1479819864
 NEAR = -0.2928933799266815  # from here up, log(1 + x) needs no argument reduction
 
 
-def draw(seed: int, shape: Sequence[int]) -> "np.ndarray":
-    """Draw standard normal float32 numbers; a longer draw of a seed starts with the shorter one."""
+def draw(seed: int, shape: Sequence[int], stream: int = 0) -> "np.ndarray":
+    """Draw standard normal float32 numbers; a longer draw of a seed starts with the shorter one.
+
+    The streams of a seed have no word in common: one starts 2^128 blocks of words after another.
+    """
     import numpy as np
 
     count = math.prod(shape)
     length = count + count // 32 + 64  # 1.2 % of numbers take more than one word
     while True:
-        raw = np.random.Philox(seed).random_raw(length // 2).astype("<u8", copy=False)
+        words = np.random.Philox(seed).jumped(stream)
+        raw = words.random_raw(length // 2).astype("<u8", copy=False)
         numbers = normal(raw.view("<u4"))
         if len(numbers) >= count:
             return numbers[:count].reshape(tuple(shape))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from wanpipe.runtime.documents import Count, Document, Finite, Hash, Length, Seed, Text
+from wanpipe.sampling.nag import Nag
 
 SCHEMA: Literal[1] = 1  # raised when the format of all entries or materials changes
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Meta(title="compute dtype")]
@@ -118,6 +119,14 @@ class Noise(Document, frozen=True, kw_only=True):
     trim_first_frames: Count | UnsetType = UNSET
 
 
+class StepNoise(Document, frozen=True, kw_only=True):
+    """The noise that a step adds: a stream of the run's seed, which no other step uses."""
+
+    algorithm: Text
+    seed: Seed
+    stream: Annotated[int, Meta(ge=1, lt=100_000)]
+
+
 class Solver(Document, frozen=True, kw_only=True):
     """The solver of a step and its order."""
 
@@ -137,9 +146,10 @@ class StepCacheRule(Document, frozen=True, kw_only=True):
 class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"):
     """One denoising step: the step before it or the noise, and everything that affects it.
 
-    `text` is the key of the text entry; at guidance 1 the key of its material without `negative`.
-    `video` is absent where a step does not use it: of a video to change, only the first step does,
-    unless a mask keeps a part. `context_scale` is that of VACE.
+    `text` is the key of the text entry; at guidance 1 without `nag` the key of its material without
+    `negative`. `video` is absent where a step does not use it: of a video to change, only the first
+    step does, unless a mask keeps a part. `context_scale` is that of VACE. `step_noise` is what a
+    solver adds that draws noise at every step.
     """
 
     text: Annotated[Hash, Meta(title="text", extra={"same": "text"})]
@@ -157,10 +167,23 @@ class Step(Material, frozen=True, kw_only=True, tag_field="stage", tag="denoise"
     step_cache: Annotated[StepCacheRule | UnsetType, Meta(title="step cache")] = UNSET
     video: Annotated[Hash | UnsetType, Meta(title="video", extra={"same": "video"})] = UNSET
     context_scale: Annotated[Finite | UnsetType, Meta(title="context scale")] = UNSET
+    step_noise: Annotated[StepNoise | UnsetType, Meta(title="noise of the step")] = UNSET
+    nag: Annotated[Nag | UnsetType, Meta(title="NAG")] = UNSET
 
     def __post_init__(self) -> None:
         if (self.noise is UNSET) == (self.parent is UNSET):
             raise ValueError("a step follows another step or the noise, exactly one of the two")
+
+    @property
+    def guidance(self) -> str:
+        """Guidance, and NAG if there is any, for people."""
+        scale = f"guidance {self.guide_scale}"
+        return scale if isinstance(self.nag, UnsetType) else f"{scale}, NAG {self.nag.scale:g}"
+
+    @property
+    def uses_negative(self) -> bool:
+        """Whether the step uses the negative prompt."""
+        return self.guide_scale != 1.0 or self.nag is not UNSET
 
 
 class Tiles(Document, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ from wanpipe.runtime.documents import (
     read_regular,
     to_builtins,
 )
+from wanpipe.sampling.nag import Nag
 from wanpipe.store.entry import read_record
 from wanpipe.store.index import Index, Summary
 from wanpipe.store.keys import is_key, is_prefix, key_of
@@ -60,7 +61,7 @@ class Settings(Document, frozen=True, kw_only=True):
     `guide_scale` is (low noise, high noise); `num_frames` is what the video will have, without the
     trimmed ones; `timesteps` is an explicit grid before the shift. `strength` is the part of the
     steps that change a video. `context_scale` is that of VACE, and `reference_frames` counts its
-    latent frames of reference images.
+    latent frames of reference images. `nag` is normalized attention guidance.
     """
 
     width: Length
@@ -77,6 +78,7 @@ class Settings(Document, frozen=True, kw_only=True):
     strength: Finite | UnsetType = UNSET
     context_scale: Finite | UnsetType = UNSET
     reference_frames: Count | UnsetType = UNSET
+    nag: Nag | UnsetType = UNSET
 
     @property
     def size(self) -> tuple[int, int, int]:

@@ -215,7 +215,7 @@ STAGES = {
                 "solver/*": ArraySpec(axes="CFHW", required=False),
             },
             inputs=("text", "image", "video"),
-            describe=lambda record: f"guidance {record.material.guide_scale}",
+            describe=lambda record: record.material.guidance,
         ),
         StageSpec(
             name="decode",
@@ -258,8 +258,8 @@ def check_references(record: Record) -> str:
     if missing := needed - set(record.inputs):
         return f"inputs {sorted(missing)} are missing"
     for role in set(record.inputs) - wrong:
-        # at guidance 1 a step's text is not the key of the whole text entry
-        skipped = role == "text" and getattr(material, "guide_scale", None) == 1.0
+        # at guidance 1 without NAG, a step's text is not the key of the whole text entry
+        skipped = role == "text" and isinstance(material, Step) and not material.uses_negative
         if not skipped and getattr(material, role) != record.inputs[role]:
             wrong.add(role)
     if wrong:

@@ -70,6 +70,9 @@ _RULES: tuple[RenameRule, ...] = (
 # a VACE block is a block with one or two layers more
 RULES: tuple[RenameRule, ...] = (
     *_RULES,
+    # of sparse attention, which FastWan2.1 was trained with (FastVideo, `WanTransformerBlock_VSA`);
+    # FastVideo's own MLX runtime attends to all tokens without them
+    RenameRule("blocks.{i}.to_gate_compress.{leaf}", None),
     RenameRule(
         "vace_patch_embedding.weight", "vace_patch_embedding.weight", "patch", keep_float32=True
     ),
