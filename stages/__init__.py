@@ -15,5 +15,6 @@ COMMANDS = {
     "show": "stages.show",
     "log": "stages.log",
     "cache": "stages.cache",
+    "worker": "stages.worker",
     "demo": "stages.demo",
 }

@@ -30,6 +30,8 @@ def describe(kind: str, fields: dict[str, Any]) -> str:
     if kind == "quantized":
         error = f"relative error {100 * fields['relative_error']:.2g}%"
         return f"{fields['component']} {fields['layer']}: quantized, {error}"
+    if kind in ("started", "done", "failed", "skipped") and "videos" in fields:
+        return node(kind, fields)
     if kind == "lora":
         name = Path(fields["path"]).name
         return f"LoRA {name} at {fields['strength']:g} on {fields['component']}: {fields['text']}"
@@ -109,6 +111,19 @@ def forecast(fields: dict[str, Any]) -> str:
     if fields.get("at_best"):
         return f"{line}, {time} at best (estimated from recent runs on one device)"
     return f"{line}, about {time} (estimated from recent runs)"
+
+
+def node(kind: str, fields: dict[str, Any]) -> str:
+    """Report what became of an entry of a sweep."""
+    line = f"{subject(fields)}: "
+    if kind == "started":
+        return line + f"started by worker {fields['worker']}"
+    if kind != "done":
+        return line + f"{kind}, {fields['text']}"
+    line += f"done in {fields['seconds']:.1f} s by worker {fields['worker']}"
+    line += f"; {fields['ended']} of {count(fields['total'], 'entry')}"
+    left = fields["seconds_left"]
+    return line if left is None else f"{line}, {format_duration(left)} left"
 
 
 def collected(fields: dict[str, Any]) -> str:

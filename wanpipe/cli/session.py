@@ -14,6 +14,7 @@ from wanpipe.cli.options import Command, group
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
 from wanpipe.errors import UsageError
+from wanpipe.runtime.report import Report
 from wanpipe.store import Store
 from wanpipe.store.refs import check_name
 
@@ -105,6 +106,11 @@ common_options = group(
 )
 
 
+def report_of(events: str | None, quiet: bool) -> Report:
+    """Return the report of the program that calls a command, or that of the command line."""
+    return click.get_current_context().find_object(Report) or make_report(events, quiet)
+
+
 def stage_options(function: Command) -> Command:
     """Add the options of every stage. The command gets a `session` instead of them."""
 
@@ -122,7 +128,7 @@ def stage_options(function: Command) -> Command:
     ) -> None:
         if name is not None:
             check_name(name)
-        report = make_report(events, quiet)
+        report = report_of(events, quiet)
         store = Store(cache, report, force=force, read_only=dry_run)
         with with_remote(store, remote, "none" if dry_run else push):
             function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
@@ -137,7 +143,7 @@ def read_only_options(function: Command) -> Command:
     def wrapper(
         cache: Path, remote: str | None, events: str | None, quiet: bool, **rest: Any
     ) -> None:
-        store = Store(cache, make_report(events, quiet))
+        store = Store(cache, report_of(events, quiet))
         with with_remote(store, remote, "none"):
             function(session=Session(store=store), **rest)
 
@@ -156,7 +162,7 @@ def whole_options(function: Command) -> Command:
         url = os.environ.get(REMOTE) if remote == "" else remote
         if remote == "" and not url:
             raise UsageError(f"--remote without a URL needs {REMOTE}; give a URL")
-        session = Session(store=Store(cache, make_report(events, quiet)))
+        session = Session(store=Store(cache, report_of(events, quiet)))
         function(session=session, remote=url, **rest)
 
     instead = click.option(
