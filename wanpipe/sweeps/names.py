@@ -1,7 +1,8 @@
 """Names of a sweep's videos, from a template such as "{prompt}-{seed}.mp4"."""
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -68,13 +69,33 @@ def joined(value: Any) -> str:
     return value.stem if isinstance(value, Path) else str(value)
 
 
-def check_distinct(paths: Mapping[int, Path]) -> None:
-    """Raise UsageError if two videos, given by number, have one name."""
+def shown(values: Fields) -> Iterator[tuple[str, Any]]:
+    """Yield values of options as people give them: one seed is a number, not a list."""
+    for name, value in values.items():
+        one = isinstance(value, tuple) and len(value) == 1 and not isinstance(value[0], tuple)
+        yield name, value[0] if one else value
+
+
+def name_videos(
+    template: str, folder: Path, videos: Sequence[Fields], keys: Sequence[str]
+) -> list[Path]:
+    """Return the path of each video, given the values of its options and the start of its key.
+
+    Raises UsageError for an invalid template, and for two videos of one name.
+    """
+    paths: list[Path] = []
     found: dict[Path, int] = {}
-    for number, path in paths.items():
+    for number, (values, key) in enumerate(zip(videos, keys, strict=True), 1):
+        fields = {"n": number, "key": key, **dict(shown(values))}
+        fields["model"] = Path(fields["model"]).name
+        if number == 1:
+            check_template(template, fields)
+        path = Path(os.path.normpath(folder / Path(fill(template, fields)).expanduser()))
         if path in found:
             raise UsageError(
-                f"videos {found[path]} and {number} would both be {path.name}; put more fields "
-                "into output, such as {n} or {key}"
+                f"videos {found[path]} and {number} would both be {path.name}; put more values "
+                "into output, such as {seed}, {n} or {key}"
             )
         found[path] = number
+        paths.append(path)
+    return paths

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime import interrupt
 from wanpipe.runtime.documents import first_line
-from wanpipe.runtime.report import Report
 from wanpipe.sweeps import connection, tasks
 from wanpipe.sweeps.connection import Tls
 from wanpipe.sweeps.tasks import Place
