@@ -142,7 +142,9 @@ class Planner:
         elif params.video is not None:
             inputs = replace(inputs, video=self.video(model, params.video))
         steps = denoise.plan(model, inputs, params.denoise, self.lookup)
-        networks = self.experts(model, steps.work)
+        experts = self.experts(model, steps.work)
+        timesteps = schedule_of(steps.runs[0].settings).timesteps
+        networks = tuple(experts[expert_at(model.config, one)] for one in timesteps)
         for index, number in enumerate(numbers):
             at = index if asked["seeds"] else 0  # else there is one start for all
             chosen = replace(params.denoise, seeds=seeds[index])
@@ -245,17 +247,14 @@ class Planner:
         inputs: Inputs,
         params: denoise.Params,
         run: Run,
-        networks: dict[str, Network],
+        networks: tuple[Network, ...],
     ) -> Chain:
         """Return the steps of a run, with the command that takes them all."""
         needs = tuple(entry.key for entry in reversed(inputs.entries))
         asked = {**vars(params), "model": self.name(model), "references": needs}
         return Chain(
             run=run,
-            networks=tuple(
-                networks[expert_at(model.config, timestep)]
-                for timestep in schedule_of(run.settings).timesteps
-            ),
+            networks=networks,
             command=("denoise", *arguments(denoise.command, asked)),
             needs=needs,
             size=step_bytes(run.settings, model.config),
@@ -274,9 +273,8 @@ class Planner:
             for one, path, key in zip(planned, paths, keys, strict=True)
             if key in there and one.params.decode.after is None
         ]
-        current = {
-            key for (_, key, _), is_so in zip(asked, are_current(asked), strict=True) if is_so
-        }
+        found = zip(asked, are_current(asked), strict=True)
+        current = {path for (path, _, _), is_current in found if is_current}
         made: dict[str, tuple[Planned, Path]] = {}
         same = 0
         for one, path, plan in zip(planned, paths, plans, strict=True):
