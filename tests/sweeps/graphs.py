@@ -52,11 +52,8 @@ class Planner:
         params = denoise.Params(steps=steps, seeds=(seed,), **SIZE)
         planned = denoise.plan(model, Inputs(text=text), params, store)
         taken = [one.recipe for one in planned.targets] or [planned.entries[0]]
-        high = [
-            r
-            for r in taken
-            if HIGH in model.config.components and r.material.expert == model.hash(HIGH)
-        ]
+        expert = model.hash(HIGH) if HIGH in model.config.components else None
+        high = [one for one in taken if one.material.expert == expert]
         options = ("--from", text.key, *words(**SIZE, steps=steps, seed=seed))
         if high:
             options = (*options, *words(stop_at=len(high)))

@@ -97,9 +97,11 @@ class Life:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.lost = False  # the scheduler ended, or the way to it
         self.error: Exception | None = None
-        self.thread = threading.Thread(
-            target=lambda: asyncio.run(self.live()), name="dask", daemon=True
-        )
+        self.thread = threading.Thread(target=self.start, name="dask", daemon=True)
+
+    def start(self) -> None:
+        """Be a worker, on the thread."""
+        asyncio.run(self.live())
 
     async def live(self) -> None:
         """Be a worker until it is closed."""
@@ -124,10 +126,14 @@ class Life:
 
         class _Worker(Worker):
             async def close(  # type: ignore[override] # as the class itself does
-                self, *given: Any, reason: str = "worker-close", **named: Any
+                self,
+                timeout: float = 30,
+                executor_wait: bool = True,
+                nanny: bool = True,
+                reason: str = "worker-close",
             ) -> str | None:
                 life.lost = life.lost or reason in LOST
-                return await super().close(*given, reason=reason, **named)
+                return await super().close(timeout, executor_wait, nanny, reason)
 
         host = options.host
         if host is None and options.interface is None:
