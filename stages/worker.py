@@ -26,7 +26,9 @@ from wanpipe.sweeps.tasks import STAGES, Place
 def carry_out(name: str, words: Sequence[str], report: Report) -> None:
     """Call a command by its name. It reports to `report`."""
     command: click.Command = import_module(COMMANDS[name]).command
-    command.main(args=list(words), prog_name=f"wanpipe {name}", standalone_mode=False, obj=report)
+    # not `main`, which would turn an interruption into an error of click's
+    with command.make_context(f"wanpipe {name}", list(words), obj=report) as context:
+        command.invoke(context)
 
 
 def warm() -> None:

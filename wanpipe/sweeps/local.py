@@ -163,8 +163,9 @@ def cluster(
             if has_dashboard():
                 report.remark(f"Dask's dashboard is at {scheduler.dashboard_link}")
             yield crew
-        except BaseException:
-            report.remark("workers finish their step; interrupt again to stop at once")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                report.remark("workers finish their step; interrupt again to stop at once")
             crew.end(None)
             raise
         crew.end(END_SECONDS)

@@ -71,7 +71,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def told(self, news: dict[str, Any]) -> None:
         """Take what a worker tells of a node; several sweeps may hear it."""
-        key, worker = str(news.get("key")), str(news.get("worker"))
+        key, worker = str(news.get("key")), str(news.get("name"))
         if key not in self.nodes or key in self.outcomes:
             return
         if news.get("event") == "started":
@@ -148,9 +148,9 @@ class Progress(AbstractContextManager["Progress"]):
                 wanted[video] = wanted.get(video, True) and there
         parts = [f"{sum(wanted.values())} of {count(len(wanted), 'video')}"] if wanted else []
         states = [outcome.state for outcome in self.outcomes.values()]
-        there = sum(state in ENDED for state in states)
-        parts.append(f"{there} of {count(len(self.nodes), 'entry')}")
-        bad = len(states) - there
+        made = sum(state in ENDED for state in states)
+        parts.append(f"{made} of {count(len(self.nodes), 'entry')}")
+        bad = len(states) - made
         parts += [f"{bad} failed or skipped"] if bad else []
         left = self.seconds_left()
         parts += [] if left is None else [f"{format_duration(left)} left"]

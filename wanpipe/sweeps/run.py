@@ -1,4 +1,4 @@
-"""Carries out the graph of a sweep on a Dask cluster: of own workers on this machine, or of others'.
+"""Carries out the graph of a sweep on a Dask cluster: on workers of this machine, or of others.
 
 Whatever exists is not computed again, so a sweep that ended early goes on where it was.
 """
@@ -44,7 +44,7 @@ class Options:
     """
 
     scheduler: str | None = None
-    tls: Tls = Tls()
+    tls: Tls = field(default_factory=Tls)
     workers: int | None = None
     retries: int = 2
     remote: str | None = None
@@ -130,7 +130,8 @@ class Sweep:
         # called on the client's thread
         self.client.subscribe_topic(tasks.TOPIC, lambda event: self.news.put(event[1]))
         self.submit(nodes, retries)
-        done = as_completed(self.futures.values(), with_results=True, raise_errors=False)
+        loop, futures = self.client.loop, list(self.futures.values())
+        done = as_completed(futures, loop=loop, with_results=True, raise_errors=False)
         while self.futures:
             interrupt.check()
             if self.crew is not None:
@@ -191,9 +192,8 @@ class Sweep:
         if self.crew is None and time.monotonic() - self.heard > LONELY_SECONDS:
             self.heard = time.monotonic() + 50 * LONELY_SECONDS
             if not self.client.scheduler_info(n_workers=-1)["workers"]:
-                self.progress.report.remark(
-                    f"no worker is there; start one with `wanpipe worker --scheduler {self.address}`"
-                )
+                command = f"wanpipe worker --scheduler {self.address}"
+                self.progress.report.remark(f"no worker is there; start one with `{command}`")
 
 
 def priorities(nodes: Sequence[Node]) -> dict[str, int]:
@@ -217,5 +217,5 @@ def blamed(key: str, error: BaseException) -> tuple[str, str, str]:
     if isinstance(error, KilledWorker):
         times = error.allowed_failures + 1
         text = f"its worker ended {times} times while it ran; see the worker's log and memory"
-        return key, error.task, text
+        return key, str(error.task), text
     return key, key, f"{type(error).__name__}: {first_line(error)}"

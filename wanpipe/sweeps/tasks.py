@@ -98,7 +98,8 @@ class Counting(Report):
 
     def tell(self, what: str, **fields: Any) -> None:
         """Tell whoever follows the sweep."""
-        self.place.tell({"event": what, "key": self.key, "worker": self.place.name, **fields})
+        # Dask adds a field `worker`, the address
+        self.place.tell({"event": what, "key": self.key, "name": self.place.name, **fields})
 
 
 def make(key: str, stage: str, command: tuple[str, ...], *needs: Made) -> Made:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class Options:
     scheduler: str
     host: str | None = None
     interface: str | None = None
-    tls: Tls = Tls()
+    tls: Tls = field(default_factory=Tls)
     death_timeout: float = 300.0
     child: bool = False
 
@@ -94,12 +94,18 @@ class Life:
         self.executor = MainThread()
         self.idle = threading.Event()  # the main thread has left the executor
         self.worker: Worker | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.lost = False  # the scheduler ended, or the way to it
         self.error: Exception | None = None
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.live()), name="dask")
+        self.thread = threading.Thread(target=self.start, name="dask", daemon=True)
+
+    def start(self) -> None:
+        """Be a worker, on the thread."""
+        asyncio.run(self.live())
 
     async def live(self) -> None:
         """Be a worker until it is closed."""
+        self.loop = asyncio.get_running_loop()
         try:
             async with self.connect() as worker:
                 self.worker = worker
@@ -119,9 +125,15 @@ class Life:
         life, options = self, self.options
 
         class _Worker(Worker):
-            async def close(self, *given: Any, **named: Any) -> str | None:
-                life.lost = life.lost or named.get("reason") in LOST
-                return await super().close(*given, **named)
+            async def close(  # type: ignore[override] # as the class itself does
+                self,
+                timeout: float = 30,
+                executor_wait: bool = True,
+                nanny: bool = True,
+                reason: str = "worker-close",
+            ) -> str | None:
+                life.lost = life.lost or reason in LOST
+                return await super().close(timeout, executor_wait, nanny, reason)
 
         host = options.host
         if host is None and options.interface is None:
@@ -163,7 +175,8 @@ class Life:
         if worker is not None and self.thread.is_alive():
             with suppress(RuntimeError):
                 work = worker.close(executor_wait=False, nanny=False)
-                future = asyncio.run_coroutine_threadsafe(work, worker.loop.asyncio_loop)
+                assert self.loop is not None
+                future = asyncio.run_coroutine_threadsafe(work, self.loop)
                 with suppress(TimeoutError):
                     future.result(CLOSE_SECONDS)
         self.idle.set()
