@@ -93,13 +93,14 @@ output_options = group(
     click.option("--quiet", is_flag=True, help="Print warnings and errors only."),
     help_option,
 )
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print what would be computed, and compute nothing."
+)
 common_options = group(
     cache_option,
     remote_option,
     push_option,
-    click.option(
-        "--dry-run", is_flag=True, help="Print what would be computed, and compute nothing."
-    ),
+    dry_run_option,
     click.option("--force", is_flag=True, help="Recompute entries that are already in the cache."),
     click.option("--name", metavar="NAME", help="Name the entry, so you can refer to it later."),
     output_options,
@@ -134,6 +135,24 @@ def stage_options(function: Command) -> Command:
             function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
 
     return common_options(wrapper)
+
+
+def sweep_options(function: Command) -> Command:
+    """Add the options of a command whose workers compute. The command gets a `session` that only
+    looks entries up, and `remote` and `push` for the workers.
+    """
+
+    @functools.wraps(function)
+    def wrapper(
+        cache: Path, dry_run: bool, remote: str | None, events: str | None, quiet: bool, **rest: Any
+    ) -> None:
+        store = Store(cache, report_of(events, quiet))
+        with with_remote(store, remote, "none"):
+            session = Session(store=store, dry_run=dry_run)
+            function(session=session, remote=remote, **rest)
+
+    options = (cache_option, remote_option, push_option, dry_run_option, output_options)
+    return group(*options)(wrapper)
 
 
 def read_only_options(function: Command) -> Command:
