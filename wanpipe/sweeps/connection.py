@@ -58,6 +58,19 @@ def check_address(address: str, tls: Tls) -> None:
             raise UsageError(f"{option} {path} is not a file; give a file in PEM format")
 
 
+def check_trusted(error: BaseException | None, address: str) -> None:
+    """Raise WanpipeError if an error of connecting is that of a certificate that is not trusted."""
+    from distributed.comm.core import FatalCommClosedError
+
+    while error is not None:
+        if isinstance(error, FatalCommClosedError):
+            raise WanpipeError(
+                f"the certificate of {address} must be signed by the authority of --tls-ca-file, "
+                "and is not; give all sides certificates of one authority"
+            ) from error
+        error = error.__cause__ or error.__context__
+
+
 def security(tls: Tls) -> "Security | None":
     """Return Dask's own form of the TLS files; None without them."""
     if tls.ca_file is None:

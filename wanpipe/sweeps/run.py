@@ -100,6 +100,7 @@ def connected(address: str, tls: Tls) -> "Iterator[Client]":
             client = Client(address, security=security, timeout=TRY_SECONDS, set_as_default=False)
             break
         except (OSError, TimeoutError) as error:
+            connection.check_trusted(error, address)
             if time.monotonic() > deadline:
                 raise WanpipeError(
                     f"no scheduler answered at {address} within {CONNECT_SECONDS:g} s "
@@ -191,7 +192,7 @@ class Sweep:
         """Tell the user once in a while that nobody works."""
         if self.crew is None and time.monotonic() - self.heard > LONELY_SECONDS:
             self.heard = time.monotonic() + 50 * LONELY_SECONDS
-            if not self.client.scheduler_info(n_workers=-1)["workers"]:
+            if not self.client.scheduler_info()["workers"]:
                 command = f"wanpipe worker --scheduler {self.address}"
                 self.progress.report.remark(f"no worker is there; start one with `{command}`")
 

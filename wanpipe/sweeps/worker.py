@@ -203,7 +203,8 @@ def serve(place: Place, options: Options, warm: Callable[[], None]) -> None:
 
 
 def failure(error: Exception, options: Options) -> WanpipeError:
-    """Return the error for a user of why a worker could not be there."""
+    """Return the error for a user of why a worker could not be there, or raise it."""
+    connection.check_trusted(error, options.scheduler)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, WanpipeError):
