@@ -40,6 +40,7 @@ from wanpipe.weights.model import Model, find_model
 if TYPE_CHECKING:
     from wanpipe.pipeline.tokenizer import Tokenizer
 
+TOGETHER = 32  # prompts that one command encodes
 # options of `wanpipe run` that are those of a machine, or of a checkpoint that is not converted yet
 NOT_OF_A_VIDEO = {"checkpoint_dir", *composed.CONVERSION, "output", "help"} | {
     *("cache", "remote", "push", "dry_run", "force", "name", "events", "quiet")
@@ -95,12 +96,13 @@ class Planner:
         self.models: dict[str, Model] = {}
         self.tokenizers: dict[str, Tokenizer] = {}
         self.inputs: dict[Any, Entry] = {}
+        self.texts: dict[Any, list[tuple[Model, str, str]]] = {}  # those that differ in the prompt
         self.defaults = composed.command.make_context("run", []).params
 
     def graph(self) -> Graph:
         """Return the graph of all videos."""
         planned: list[Planned] = []
-        for numbers in groups(self.sweep):
+        for numbers in self.sweep.groups():
             try:
                 planned += self.steps(numbers)
             except (UsageError, CheckpointError) as error:
@@ -109,6 +111,7 @@ class Planner:
         keys = [one.run.last[:8] for one in planned]
         paths = name_videos(self.sweep.template, self.sweep.folder, self.sweep.videos, keys)
         self.frames(planned, paths)
+        self.gather_texts()
         return self.builder.build(self.sweep.varied)
 
     @cached_property
@@ -167,12 +170,45 @@ class Planner:
 
                 self.tokenizers[name] = Tokenizer(model.tokenizer(self.lookup))
             planned = encode_text.plan_with(self.tokenizers[name], model, params, self.lookup)
-            none = params.negative_prompt == ""
-            asked = {**vars(params), "prompt": params.prompts, "no_negative_prompt": none}
             size = text_bytes(planned.entries[0], model.config)
-            self.add_input(model, planned, encode_text.command, asked, size)
+            self.add_input(model, planned, encode_text.command, text_options(params), size)
             self.inputs[name, params] = planned.entries[0]
+            alike = self.texts.setdefault((name, replace(params, prompts=())), [])
+            alike.append((model, params.prompts[0], planned.entries[0].key))
         return self.inputs[name, params]
+
+    def gather_texts(self) -> None:
+        """Let one node encode many prompts, because each loads the whole text encoder. The nodes
+        of the others come after it, and find their entries.
+        """
+        keys = [key for alike in self.texts.values() for _, _, key in alike]
+        self.builder.expect("encode-text", keys)
+        for (name, params), alike in self.texts.items():
+            missing = [one for one in alike if not self.store.has("encode-text", one[2])]
+            for start in range(0, len(missing), TOGETHER):
+                self.gather(name, params, missing[start : start + TOGETHER])
+
+    def gather(
+        self, name: str, params: encode_text.Params, texts: Sequence[tuple[Model, str, str]]
+    ) -> None:
+        """Let the node of the first of some texts encode all of them."""
+        (model, prompt, key), *others = texts
+        if not others:
+            return
+        asked = replace(params, prompts=(*(one for _, one, _ in others), prompt))
+        planned = encode_text.plan_with(self.tokenizers[name], model, asked, self.lookup)
+        network = self.network(model.hash("t5_encoder"), planned.work)
+        words = arguments(encode_text.command, {**text_options(asked), "model": name})
+        nodes = self.builder.nodes
+        nodes[key] = replace(
+            nodes[key],
+            command=("encode-text", *words),
+            units=len(texts),
+            memory=network.memory,
+            seconds=network.seconds(1),
+        )
+        for _, _, other in others:
+            nodes[other] = replace(nodes[other], needs=(key,), seconds=0.0, units=0)
 
     def image(self, model: Model, params: encode_image.Params) -> Entry:
         """Plan the encoding of an image, once."""
@@ -344,6 +380,12 @@ class Planner:
         )
 
 
+def text_options(params: encode_text.Params) -> dict[str, Any]:
+    """Return the values of the options of encode-text."""
+    none = params.negative_prompt == ""
+    return {**vars(params), "prompt": params.prompts, "no_negative_prompt": none}
+
+
 def check_same(first: Planned, file: Path, other: Planned, path: Path) -> None:
     """Raise UsageError for two videos of the same frames that are not the same file."""
     kinds = [
@@ -355,12 +397,3 @@ def check_same(first: Planned, file: Path, other: Planned, path: Path) -> None:
             f"videos {first.number + 1} and {other.number + 1} have the same frames, and differ "
             "only in how they are written; write the frames again with `wanpipe decode`"
         )
-
-
-def groups(sweep: Sweep) -> list[list[int]]:
-    """Return the numbers of videos that differ in their seeds only."""
-    found: dict[Any, list[int]] = {}
-    for number, values in enumerate(sweep.videos):
-        rest = tuple((name, value) for name, value in values.items() if name != "seed")
-        found.setdefault(rest, []).append(number)
-    return list(found.values())

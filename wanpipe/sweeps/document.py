@@ -42,6 +42,14 @@ class Sweep:
     varied: tuple[str, ...]
     videos: tuple[dict[str, Value], ...]
 
+    def groups(self) -> list[list[int]]:
+        """Return the numbers of videos that differ in their seeds only."""
+        found: dict[Any, list[int]] = {}
+        for number, values in enumerate(self.videos):
+            rest = tuple((name, value) for name, value in values.items() if name != "seed")
+            found.setdefault(rest, []).append(number)
+        return list(found.values())
+
 
 def read_sweep(path: Path, known: Mapping[str, click.Option]) -> Sweep:
     """Read a sweep file. `known` are the options that it may set, by name. Raises UsageError."""
