@@ -68,9 +68,9 @@ def read_document(data: Table, folder: Path, known: Mapping[str, click.Option]) 
     axes = section(data.pop(AXES, {}), AXES, Table)
     zips = section(data.pop(ZIP, []), ZIP, list[Table])
     template = section(data.pop(OUTPUT, TEMPLATE), OUTPUT, str)
-    check_keys(data, axes, zips, known)
     if PROMPTS in data:
         raise UsageError(f"{PROMPTS} has a prompt for each video; write it below [{AXES}]")
+    check_keys(data, axes, zips, known)
     fixed = {name: read(known[name], value, folder) for name, value in data.items()}
     factors = [Factor(zipped({name: one}, folder)) for name, one in axes.items()]
     factors += [Factor(zipped(one, folder)) for one in zips]
