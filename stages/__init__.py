@@ -15,5 +15,7 @@ COMMANDS = {
     "show": "stages.show",
     "log": "stages.log",
     "cache": "stages.cache",
+    "sweep": "stages.sweep",
+    "worker": "stages.worker",
     "demo": "stages.demo",
 }

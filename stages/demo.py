@@ -22,6 +22,7 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.demo.examples import EXAMPLES, Inputs
 from wanpipe.errors import UsageError
+from wanpipe.media.video import LONGEST_STEM
 from wanpipe.runtime.output import replace_output
 from wanpipe.store import Store
 from wanpipe.weights.model import open_model
@@ -65,7 +66,7 @@ def make_videos(params: Params, session: Session) -> list[Path]:
     if session.dry_run and not directory.is_dir():
         return []
     words = re.findall(r"\w+", prompt.lower())
-    stem = "-".join(words)[: composed.LONGEST_STEM] or "video"
+    stem = "-".join(words)[:LONGEST_STEM] or "video"
     stem = stem if params.what == "text" else f"{params.what}-{stem}"
     output = params.output_dir / f"{stem}.mp4"
     with inputs_folder(params, session) as folder:

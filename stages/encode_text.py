@@ -4,7 +4,6 @@ Reads: a model's t5_encoder and tokenizer.
 Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32, without padding.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanpipe.cli import options
+from wanpipe.cli.prompts import read_prompts
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.models.config import T5Config
@@ -21,16 +21,15 @@ from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.plan import Plan, Work, plan_entries
-from wanpipe.runtime.documents import DocumentError, read_stream
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.weights.model import Model, find_model
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from wanpipe.pipeline.tokenizer import Tokenizer
+
 Ids = tuple[int, ...]
-LINE_END = re.compile(r"\r\n|\n|\r")
-LONGEST_FILE = 1 << 24  # bytes of prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +50,16 @@ def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
 
     if not params.prompts:
         raise UsageError("no prompt is given; use --prompt or --prompt-file")
+    return plan_with(Tokenizer(model.tokenizer(store)), model, params, store)
+
+
+def plan_with(
+    tokenizer: "Tokenizer", model: Model, params: Params, store: Store
+) -> Plan[list[Entry]]:
+    """Plan as `plan` does, with the model's tokenizer, which takes seconds to open."""
     negative = params.negative_prompt
     if negative is None:
         negative = model.config.defaults.negative_prompt
-    tokenizer = Tokenizer(model.tokenizer(store))
     text_len = model.config.dit.text_len
     negative_ids = tuple(tokenizer.ids(negative, text_len))
     tasks: list[tuple[Ids, Recipe]] = []
@@ -167,27 +172,6 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
         return provenance() | ({"flops": encode.plan.flops} if fresh else {})
 
     return fill
-
-
-def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    """Return the prompts of --prompt and the lines of --prompt-file that are not empty.
-
-    Raises UsageError for an unreadable file.
-    """
-    lines: list[str] = []
-    if file is not None:
-        try:
-            text = read_stream(file, LONGEST_FILE).decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError, DocumentError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UsageError(
-                f"prompt file {file} cannot be read as UTF-8 text: {reason}; give a text file"
-            ) from error
-        # not splitlines, which takes marks within a prompt for line ends
-        lines = [line for line in LINE_END.split(text) if line.strip()]
-        if not lines:
-            raise UsageError(f"prompt file {file} has no prompt; write one a line")
-    return (*prompts, *lines)
 
 
 @click.command("encode-text")

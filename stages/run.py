@@ -4,7 +4,6 @@ Reads: a checkpoint or a model, a prompt, and images or a video if the model tak
 Writes: the entries of all stages, and one video per seed.
 """
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.denoising.launched import serves_another
 from wanpipe.errors import UsageError
-from wanpipe.media.video import check_keeps, check_writable
+from wanpipe.media.video import check_keeps, check_writable, name_after
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model, open_model
-
-LONGEST_STEM = 60  # letters of the prompt in the name of a video
 
 # options that tell how a checkpoint is converted
 CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bits", "group_size")
@@ -53,23 +50,16 @@ class RunPlan:
 
 def plan(model: Model, params: Params, store: Store) -> RunPlan:
     """Plan one video per seed. Invalid options fail here, before any weight is loaded."""
+    params = complete(model, params)
     texts = encode_text.plan(model, params.text, store)
     plans: list[Plan[Any]] = [texts]
     inputs = Inputs(text=texts.entries[0])
-    frames, extra = params.denoise.num_frames, 4 * (params.denoise.trim_first_frames or 0)
-    video = params.video
-    if video is None and params.image is None and model.config.task == "vace":
-        asked = params.denoise
-        video = encode_video.Params(width=asked.width, height=asked.height, memory=asked.memory)
     if params.image is not None:
-        count = model.config.defaults.num_frames if frames is None else frames
-        images = encode_image.plan(model, replace(params.image, num_frames=count + extra), store)
+        images = encode_image.plan(model, params.image, store)
         plans.append(images)
         inputs = replace(inputs, image=images.entries[0])
-    elif video is not None:
-        if frames is not None:
-            video = replace(video, num_frames=frames + extra)
-        videos_in = encode_video.plan(model, video, store)
+    elif params.video is not None:
+        videos_in = encode_video.plan(model, params.video, store)
         plans.append(videos_in)
         inputs = replace(inputs, video=videos_in.entries[0])
     steps = denoise.plan(model, inputs, params.denoise, store)
@@ -87,6 +77,20 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
         videos=tuple(videos),
         frames=tuple(decoding.entries[0] for decoding in decodings),
     )
+
+
+def complete(model: Model, params: Params) -> Params:
+    """Give the image or the video the size that the steps have, and VACE an empty video."""
+    asked, image, video = params.denoise, params.image, params.video
+    frames, extra = asked.num_frames, 4 * (asked.trim_first_frames or 0)
+    if video is None and image is None and model.config.task == "vace":
+        video = encode_video.Params(width=asked.width, height=asked.height, memory=asked.memory)
+    if image is not None:
+        count = model.config.defaults.num_frames if frames is None else frames
+        image = replace(image, num_frames=count + extra)
+    elif video is not None and frames is not None:
+        video = replace(video, num_frames=frames + extra)
+    return replace(params, image=image, video=video)
 
 
 def run(model: Model, params: Params, store: Store) -> list[Path]:
@@ -114,10 +118,7 @@ def video_path(params: Params, step: Entry, index: int | None) -> Path:
     """
     asked = params.decode.output
     if asked is None:
-        words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
-        # letters of rare scripts take four bytes each
-        stem = "-".join(words)[:LONGEST_STEM].encode()[: 3 * LONGEST_STEM].decode(errors="ignore")
-        return Path(f"{stem}-{step.key[:8]}.mp4")
+        return Path(f"{name_after(params.text.prompts[0])}-{step.key[:8]}.mp4")
     if index is None:
         return asked
     return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")

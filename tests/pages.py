@@ -261,5 +261,9 @@ while [ "$1" != --output ]; do shift; done
 here='{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}'
 echo "[$here, $here]" >"$2"
 """,
+    "dask": """#!@PYTHON@
+from dask.__main__ import main
+main()
+""",
     **dict.fromkeys(("pip", "pip3", "uv", "brew", "git", "open", "nvidia-smi", "scp"), NOTHING),
 }

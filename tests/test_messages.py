@@ -23,6 +23,23 @@ def missing(entry: dict[str, Any], *differences: dict[str, str], **more: Any) ->
 @pytest.mark.parametrize(
     ("kind", "fields", "text"),
     [
+        (
+            "nodes",
+            {"stage": "denoise", "nodes": 3, "units": 24, "cached": 1},
+            "denoise: 3 to compute (24 steps), 1 cached",
+        ),
+        (
+            "nodes",
+            {"stage": "decode", "nodes": 0, "units": 0, "cached": 2},
+            "decode: 0 to compute, 2 cached",
+        ),
+        ("sweep", {"videos": 1, "missing": 0}, "1 video, 0 to make"),
+        (
+            "sweep",
+            {"videos": 9, "missing": 8, "bytes": 3e9, "peak_bytes": 12e9, "seconds": 3661},
+            "9 videos, 8 to make: 3 GB of new entries, at most 12 GB of memory, about 1:01:01 on "
+            "one device (estimated from recent runs)",
+        ),
         ("reused", TEXT, "encode-text 321a8e95: cached"),
         ("reused", {**STEP, "step": 7}, "denoise 321a8e95 (step 8): cached"),
         ("reused", {"stage": "film", "path": "cat.mp4"}, "cat.mp4 is up to date"),

@@ -15,6 +15,7 @@ import click
 
 import stages
 from wanpipe.cli import printing
+from wanpipe.cli.failures import explain
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime import interrupt, streams
 from wanpipe.runtime.interrupt import Interrupted
@@ -23,7 +24,6 @@ from wanpipe.runtime.text import error_line, wants_json
 INTERRUPTED = 130  # exit code of an interruption whose signal is unknown
 CLOSED_PIPE = 128 + 13  # exit code of a process that SIGPIPE ended
 RESUME_HINT = "run the same command again to resume, finished steps are kept"
-MEMORY_HINT = "reduce --width, --height or --num-frames, or use --tiling spatial"
 
 
 class CommandEnded(Exception):
@@ -112,15 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_stages_package()
         cli.main(args=given, prog_name="wanpipe", standalone_mode=False)
         printing.flush()
-    except WanpipeError as error:
-        fail(str(error), error.exit_code, as_json)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         sys.exit(UsageError.exit_code)
-    except click.ClickException as error:
-        context = error.ctx if isinstance(error, click.UsageError) else None
-        hint = f"; see `{context.command_path} --help`" if context else ""
-        fail(error.format_message().rstrip(".") + hint, error.exit_code, as_json)
     except (KeyboardInterrupt, BrokenPipeError, CommandEnded, click.Abort) as error:
         cause = error.__cause__ or error
         if isinstance(cause, BrokenPipeError):
@@ -129,15 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if sys.stderr.isatty():
             print(file=sys.stderr)  # the terminal has echoed ^C on this line
         fail(f"interrupted; {RESUME_HINT}", code, as_json)
-    except MemoryError:
-        fail(f"out of memory; {MEMORY_HINT}", 1, as_json)
-    except RuntimeError as error:  # MLX has no exception type for a failed allocation
-        if "alloc" not in str(error).lower():
+    except Exception as error:
+        found = explain(error)
+        if found is None:
             raise
-        fail(f"out of memory ({error}); {MEMORY_HINT}", 1, as_json)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        fail(f"{place}{error.strerror or error}", 1, as_json)
+        fail(*found, as_json)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,12 @@ def describe(kind: str, fields: dict[str, Any]) -> str:
     if kind == "quantized":
         error = f"relative error {100 * fields['relative_error']:.2g}%"
         return f"{fields['component']} {fields['layer']}: quantized, {error}"
+    if kind == "nodes":
+        return nodes(fields)
+    if kind == "sweep":
+        return sweep(fields)
+    if kind in ("started", "done", "failed", "skipped") and "videos" in fields:
+        return node(kind, fields)
     if kind == "lora":
         name = Path(fields["path"]).name
         return f"LoRA {name} at {fields['strength']:g} on {fields['component']}: {fields['text']}"
@@ -109,6 +115,41 @@ def forecast(fields: dict[str, Any]) -> str:
     if fields.get("at_best"):
         return f"{line}, {time} at best (estimated from recent runs on one device)"
     return f"{line}, about {time} (estimated from recent runs)"
+
+
+def node(kind: str, fields: dict[str, Any]) -> str:
+    """Report what became of an entry of a sweep."""
+    line = f"{subject(fields)}: "
+    if kind == "started":
+        return line + f"started by worker {fields['worker']}"
+    if kind != "done":
+        return line + f"{kind}, {fields['text']}"
+    line += f"done in {fields['seconds']:.1f} s by worker {fields['worker']}"
+    line += f"; {fields['ended']} of {count(fields['total'], 'entry')}"
+    left = fields["seconds_left"]
+    return line if left is None else f"{line}, {format_duration(left)} left"
+
+
+def nodes(fields: dict[str, Any]) -> str:
+    """Report how many entries of a stage a sweep computes."""
+    line = f"{fields['stage']}: {fields['nodes']} to compute"
+    if fields["stage"] == "denoise":
+        line += f" ({count(fields['units'], 'step')})"
+    return line + (f", {fields['cached']} cached" if fields["cached"] else "")
+
+
+def sweep(fields: dict[str, Any]) -> str:
+    """Report what a sweep takes."""
+    line = f"{count(fields['videos'], 'video')}, {fields['missing']} to make"
+    if not fields["missing"]:
+        return line
+    line += f": {format_si(fields['bytes'], 'B')} of new entries"
+    if fields["peak_bytes"]:
+        line += f", at most {format_si(fields['peak_bytes'], 'B')} of memory"
+    if fields["seconds"] is None:
+        return f"{line}; no time estimate until each stage has run on this device"
+    time = format_duration(max(1, fields["seconds"]))
+    return f"{line}, about {time} on one device (estimated from recent runs)"
 
 
 def collected(fields: dict[str, Any]) -> str:

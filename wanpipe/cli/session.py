@@ -14,6 +14,7 @@ from wanpipe.cli.options import Command, group
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
 from wanpipe.errors import UsageError
+from wanpipe.runtime.report import Report
 from wanpipe.store import Store
 from wanpipe.store.refs import check_name
 
@@ -92,17 +93,23 @@ output_options = group(
     click.option("--quiet", is_flag=True, help="Print warnings and errors only."),
     help_option,
 )
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print what would be computed, and compute nothing."
+)
 common_options = group(
     cache_option,
     remote_option,
     push_option,
-    click.option(
-        "--dry-run", is_flag=True, help="Print what would be computed, and compute nothing."
-    ),
+    dry_run_option,
     click.option("--force", is_flag=True, help="Recompute entries that are already in the cache."),
     click.option("--name", metavar="NAME", help="Name the entry, so you can refer to it later."),
     output_options,
 )
+
+
+def report_of(events: str | None, quiet: bool) -> Report:
+    """Return the report of the program that calls a command, or that of the command line."""
+    return click.get_current_context().find_object(Report) or make_report(events, quiet)
 
 
 def stage_options(function: Command) -> Command:
@@ -122,12 +129,30 @@ def stage_options(function: Command) -> Command:
     ) -> None:
         if name is not None:
             check_name(name)
-        report = make_report(events, quiet)
+        report = report_of(events, quiet)
         store = Store(cache, report, force=force, read_only=dry_run)
         with with_remote(store, remote, "none" if dry_run else push):
             function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
 
     return common_options(wrapper)
+
+
+def sweep_options(function: Command) -> Command:
+    """Add the options of a command whose workers compute. The command gets a `session` that only
+    looks entries up, and `remote` and `push` for the workers.
+    """
+
+    @functools.wraps(function)
+    def wrapper(
+        cache: Path, dry_run: bool, remote: str | None, events: str | None, quiet: bool, **rest: Any
+    ) -> None:
+        store = Store(cache, report_of(events, quiet))
+        with with_remote(store, remote, "none"):
+            session = Session(store=store, dry_run=dry_run)
+            function(session=session, remote=remote, **rest)
+
+    options = (cache_option, remote_option, push_option, dry_run_option, output_options)
+    return group(*options)(wrapper)
 
 
 def read_only_options(function: Command) -> Command:
@@ -137,7 +162,7 @@ def read_only_options(function: Command) -> Command:
     def wrapper(
         cache: Path, remote: str | None, events: str | None, quiet: bool, **rest: Any
     ) -> None:
-        store = Store(cache, make_report(events, quiet))
+        store = Store(cache, report_of(events, quiet))
         with with_remote(store, remote, "none"):
             function(session=Session(store=store), **rest)
 
@@ -156,7 +181,7 @@ def whole_options(function: Command) -> Command:
         url = os.environ.get(REMOTE) if remote == "" else remote
         if remote == "" and not url:
             raise UsageError(f"--remote without a URL needs {REMOTE}; give a URL")
-        session = Session(store=Store(cache, make_report(events, quiet)))
+        session = Session(store=Store(cache, report_of(events, quiet)))
         function(session=session, remote=url, **rest)
 
     instead = click.option(

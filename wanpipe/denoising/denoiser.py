@@ -22,6 +22,7 @@ from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.sampling.nag import Nag
 from wanpipe.store import Store
+from wanpipe.weights import kept
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
@@ -62,16 +63,30 @@ class Denoiser:
             # frees the other expert before this one is read
             self.network, self.conditions = None, {}
             mx.clear_cache()
-            config, path = self.model.config.dit, self.model.checked(name, self.store)
-            if self.plans[name].streamed:
-                loras, make = self.loras.get(name, ()), lambda: Block(config)
-                network = load_streamed(DiT(config), path, self.dtype, make, loras)
-            else:
-                network = load_network(DiT(config), path, self.dtype)
-            self.add_loras(network, name)
-            self.network, self.name = network, name
-            self.store.report.event("loaded", component=name)
+            self.network, self.name = self.load(name), name
         return self.network
+
+    def load(self, name: str) -> DiT:
+        """Load the expert `name` with its LoRAs, or take the one that this process has kept."""
+        config, loras = self.model.config.dit, self.loras.get(name, ())
+
+        def whole() -> DiT:
+            path = self.model.checked(name, self.store)
+            return self.complete(load_network(DiT(config), path, self.dtype), name)
+
+        if not self.plans[name].streamed:
+            added = [(fit.hash, strength) for fit, strength in loras]
+            return kept.kept((self.model.hash(name), config, self.dtype, added), whole)
+        kept.clear()
+        path = self.model.checked(name, self.store)
+        network = load_streamed(DiT(config), path, self.dtype, lambda: Block(config), loras)
+        return self.complete(network, name)
+
+    def complete(self, network: DiT, name: str) -> DiT:
+        """Add an expert's LoRAs to its weights, and report that it is loaded."""
+        self.add_loras(network, name)
+        self.store.report.event("loaded", component=name)
+        return network
 
     def add_loras(self, network: DiT, name: str) -> None:
         """Add an expert's LoRAs, and report which of their keys were applied."""

@@ -5,6 +5,7 @@ Compares names and content hashes. Reads the headers of files, but no weights.
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,8 @@ def match_loras(
         for lora in settings.loras_for(expert):
             if lora.hash not in matches:
                 whole = read_lora(locate(lora, files, store))
-                matches[lora.hash] = match_lora(whole.of(expert), shapes)
+                match = match_lora(whole.of(expert), shapes)
+                matches[lora.hash] = replace(match, hash=lora.hash)
             matched.setdefault(expert, []).append((matches[lora.hash], lora.strength))
     return matched
 

@@ -6,6 +6,7 @@ No stage calls `read_video`: it is for users who compare videos.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = "png"
+LONGEST_STEM = 60  # letters of a prompt in the name of a video
 MAX_NAME_BYTES = 200  # bytes; file systems allow 255
 MIN_FPS, MAX_FPS = 0.01, 240  # frames per second
 MAX_GIF_FPS = 50  # viewers slow down frames that are shorter than two hundredths of a second
@@ -43,7 +45,6 @@ def video_format(path: str | Path) -> str:
     for parent in (target.parent, place.parent):
         if not parent.is_dir():
             raise UsageError(f"no folder {parent} for the video {target.name}; create it first")
-    suffix = target.suffix.lower().removeprefix(".")
     if place.is_dir():
         if Path.cwd().is_relative_to(place):
             raise UsageError(f"{path} is the current folder or holds it; give another name")
@@ -51,17 +52,32 @@ def video_format(path: str | Path) -> str:
         return FRAMES
     if place.exists() and not place.is_file():
         raise UsageError(f"{path} is no file, so no video can replace it; give another name")
+    kind = named_format(path)
+    if kind == FRAMES and place.exists():
+        raise UsageError(f"frames are written to a folder, but {path} is a file; give another name")
+    return kind
+
+
+def named_format(path: str | Path) -> str:
+    """Return the format that the name of a video asks for, as `video_format` does where nothing is
+    at `path`. Raises UsageError for another suffix.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower().removeprefix(".")
     if str(path).endswith(("/", os.sep)) or suffix in ("", FRAMES):
-        if place.exists():
-            raise UsageError(
-                f"frames are written to a folder, but {path} is a file; give another name"
-            )
         return FRAMES
     if suffix not in ffmpeg.ENCODERS:
         raise UsageError(
             f"a video must end in .mp4, .webm, .gif or .png (a folder of frames), got {target.name}"
         )
     return suffix
+
+
+def name_after(prompt: str) -> str:
+    """Return the name of a video after its prompt, without a suffix: its first words."""
+    words = re.findall(r"\w+", prompt.lower())[:6]
+    # letters of rare scripts take four bytes each
+    return "-".join(words)[:LONGEST_STEM].encode()[: 3 * LONGEST_STEM].decode(errors="ignore")
 
 
 def check_rate(kind: str, fps: float) -> None:

@@ -298,7 +298,7 @@ class ModelConfig(Document, frozen=True, kw_only=True):
     @property
     def experts(self) -> tuple[str, ...]:
         """Component names of the transformers: ("model",), or the low- and high-noise experts."""
-        return tuple(name for name in EXPERTS if name in self.components)
+        return tuple(name for name in EXPERTS if getattr(self.files, name) is not UNSET)
 
     @property
     def dit(self) -> DiTConfig:

@@ -6,6 +6,7 @@ included. Sizes count values unless they are in bytes; a multiply-add is two ope
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -251,6 +252,7 @@ class Cost:
         return self.weights + self.cache + self.activations
 
 
+@lru_cache(64)
 def cost(
     config: VAEConfig,
     part: Part,

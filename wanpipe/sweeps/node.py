@@ -25,10 +25,28 @@ class Node:
     seconds: float | None = None  # expected time; None if no entry tells it
     size: int = 0  # bytes on disk, as far as they can be told
     videos: tuple[str, ...] = ()  # names of the sweep's videos that need this node
+    output: str | None = None  # the path of the video that the command writes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A video of a sweep: its name, its path, the values that it is made with, by option, and the
+    key of its entry by stage.
+    """
+
+    name: str
+    path: str
+    values: dict[str, object]
+    keys: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The nodes of a sweep, each once, ordered so that a node follows all that it needs."""
+    """The nodes of a sweep, each once, ordered so that a node follows all that it needs.
+
+    `varied` are the options in which the videos differ.
+    """
 
     nodes: tuple[Node, ...]
+    videos: tuple[Video, ...] = ()
+    varied: tuple[str, ...] = ()

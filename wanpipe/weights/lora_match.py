@@ -46,13 +46,14 @@ class WeightDelta:
 @dataclass(frozen=True, kw_only=True)
 class LoraMatch:
     """A LoRA as it applies to one network: deltas by our parameters, the number of modules changed,
-    and the keys that are ignored, by reason.
+    and the keys that are ignored, by reason. `hash` is the LoRA's content hash, if it was taken.
     """
 
     path: Path
     deltas: dict[str, WeightDelta]
     modules: int
     ignored: dict[str, list[str]]
+    hash: str = ""
 
     def summary(self) -> str:
         """Tell in words what is applied and what is not."""
