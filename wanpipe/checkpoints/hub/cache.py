@@ -164,4 +164,3 @@ def how_to_complete(directory: Path) -> str:
     if repository is None:
         return "download it from the model's page"
     return f"run `{repository.command()}`"
-

@@ -55,10 +55,12 @@ def choose_files(names: Collection[str]) -> list[str] | None:
 
 
 def official_transformers(names: Collection[str]) -> list[str]:
-    """Return the folders of the transformers in the official layout: the top, or two experts."""
-    folders = ("", *(f"{folder}/" for folder in EXPERT_FOLDERS))
-    present = [folder for folder in folders if weights(names, f"{folder}{DIT_STEM}")]
-    return present if present[:1] != [""] or len(present) == 1 else present[1:]
+    """Return the folders of the transformers in the official layout: two experts, or the top."""
+
+    def present(*folders: str) -> list[str]:
+        return [folder for folder in folders if weights(names, f"{folder}{DIT_STEM}")]
+
+    return present(*(f"{folder}/" for folder in EXPERT_FOLDERS)) or present("")
 
 
 def weights(names: Collection[str], stem: str) -> set[str]:
