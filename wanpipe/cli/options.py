@@ -109,7 +109,8 @@ def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 model = click.option(
     "--model",
     metavar="MODEL",
-    help="Use this converted model: a directory, a cache entry or a name.",
+    help="Use this converted model: a directory, a cache entry, a name, or a repository that was "
+    "downloaded, such as ORG/NAME.",
 )
 sources = click.option(
     "--from",
@@ -130,8 +131,9 @@ checkpoint = group(
     click.option(
         "--checkpoint-dir",
         type=PATH,
-        metavar="DIR",
-        help="Convert the checkpoint in DIR: the official layout, diffusers or ComfyUI files.",
+        metavar="DIR|REPO",
+        help="Convert the checkpoint in DIR (the official layout, diffusers or ComfyUI files), or "
+        "in a repository that was downloaded, such as Wan-AI/Wan2.1-T2V-1.3B.",
     ),
     click.option(
         "--dtype",
@@ -327,7 +329,12 @@ sampling = group(
 )
 LORA: dict[str, Any] = {"type": (PATH, float), "multiple": True, "metavar": "PATH STRENGTH"}
 loras = group(
-    click.option("--lora", **LORA, help="Apply a LoRA to every expert. Repeatable."),
+    click.option(
+        "--lora",
+        **LORA,
+        help="Apply a LoRA to every expert: a file, or ORG/NAME:FILE that was downloaded. "
+        "Repeatable.",
+    ),
     click.option("--lora-high", **LORA, help="Apply a LoRA to the high-noise expert. Repeatable."),
     click.option("--lora-low", **LORA, help="Apply a LoRA to the low-noise expert. Repeatable."),
 )
