@@ -28,12 +28,14 @@ class Hub:
     folders: dict[str, Path] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)  # other names of a commit
     gated: set[str] = field(default_factory=set)
-    cut: int | None = None  # bytes after which the connection of a large file ends
+    cut: int = 1 << 62  # bytes after which the connection of a large file ends
+    budget: int = 1 << 62  # bytes of large files that are sent in all
     status: int | None = None  # of every large file
     whole: bool = False  # large files are sent whole, whatever range is asked for
     damaged: bool = False  # large files are sent with another first byte
     requests: list[tuple[str, str, str, str]] = field(default_factory=list)
     sent: int = 0  # bytes of large files
+    sending: threading.Lock = field(default_factory=threading.Lock)
 
     def files(self, name: str) -> dict[str, Path]:
         """The files of a repository by path."""
@@ -80,7 +82,9 @@ class Requests(BaseHTTPRequestHandler):
 
     @property
     def hub(self) -> Hub:
-        return self.server.hub  # type: ignore[attr-defined]
+        """The hub that is served."""
+        assert isinstance(self.server, Server)
+        return self.server.hub
 
     def log_message(self, *words: object) -> None:
         """Print nothing."""
@@ -167,10 +171,11 @@ class Requests(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) - start))
         self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
-        body = data[start:]
-        if self.hub.cut is not None and len(body) > self.hub.cut:
-            body, self.close_connection = body[: self.hub.cut], True
-        self.hub.sent += len(body)
+        with self.hub.sending:
+            body = data[start:][: min(self.hub.cut, self.hub.budget)]
+            self.hub.budget -= len(body)
+            self.hub.sent += len(body)
+        self.close_connection = len(body) < len(data) - start
         self.wfile.write(body)
 
     def send_json(self, data: Any, headers: dict[str, str] | None = None) -> None:
@@ -191,12 +196,20 @@ class Requests(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class Server(ThreadingHTTPServer):
+    """Serves a hub, and prints nothing of a client that leaves."""
+
+    hub: Hub
+
+    def handle_error(self, *words: object) -> None:
+        """Print nothing."""
+
+
 @contextmanager
 def serve() -> Iterator[Hub]:
     """Serve an empty hub, on a free port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Requests)
-    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
-    server.hub = hub  # type: ignore[attr-defined]
+    server = Server(("127.0.0.1", 0), Requests)
+    server.hub = hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -132,7 +132,14 @@ def explain(error: BaseException, endpoint: str, repository: Repository) -> str:
         status = error.response.status_code
         if status == 401:
             return f"{endpoint} refuses your token; log in again with `hf auth login`"
-        reason = QUERY.sub("?…", first_line(error))
-        return f"{endpoint} refuses to send {name} (status {status}: {reason}); {AGAIN}"
-    reason = QUERY.sub("?…", first_line(error))
-    return f"{endpoint} cannot be reached ({reason}); check the connection and {AGAIN}"
+        return f"{endpoint} does not send {name} ({reason(error)}); {AGAIN}"
+    return f"{endpoint} cannot be reached ({reason(error)}); check the connection, and {AGAIN}"
+
+
+def reason(error: BaseException) -> str:
+    """Return the reason of a failure in a few words, without a signature."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return f"status {error.response.status_code}"
+    return QUERY.sub("?…", first_line(error))

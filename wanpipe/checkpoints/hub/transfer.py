@@ -12,7 +12,7 @@ from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from wanpipe.checkpoints.hub.listing import AGAIN, HubError, HubFile
+from wanpipe.checkpoints.hub.listing import AGAIN, HubError, HubFile, reason
 from wanpipe.checkpoints.hub.target import Target
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def receive(
             if tries == len(PAUSES):
                 raise failure or HubError(f"{url} ends before its last byte; {AGAIN}")
             if not tries:
-                on_failure(str(failure or "the connection ended early"))
+                why = "it ended early" if failure is None else reason(failure)
+                on_failure(f"trying again ({why})")
             stopped.wait(PAUSES[tries])
             tries += 1
 
@@ -149,7 +150,7 @@ def fetch(
 
     repository, commit = target.listing.repository, target.listing.commit
     url = hf_hub_url(repository.id, file.name, revision=commit, endpoint=api.endpoint)
-    waiting = "another process downloads it; waiting for it"
+    waiting = "waiting for another process that downloads it"
     with target.lock(file, stopped, partial(on_failure, waiting)):
         if target.missing_bytes(file):
             with Part(target.part(file), file.size, advance, stopped) as part:
