@@ -192,6 +192,19 @@ def test_damaged_content_is_noticed_and_comes_again(
     assert not list(tmp_path.rglob("*.incomplete"))
 
 
+def test_a_damaged_part_is_left_for_a_new_one(
+    hub: Hub, tiny: Path, here: Place, tmp_path: Path
+) -> None:
+    vae = tiny / "Wan2.1_VAE.pth"
+    part = tmp_path / "hf/hub/models--Wan-AI--Tiny/blobs" / f"{identity(vae)}.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(1000))  # as a power loss leaves it
+    made = here.do("download", TINY)
+    says = "Wan2.1_VAE.pth: what was there of it is damaged; starting again"
+    assert [event["text"] for event in made.events if event["event"] == "remark"] == [says]
+    assert (Path(made.paths[0]) / vae.name).read_bytes() == vae.read_bytes()
+
+
 def test_a_cut_blob_of_the_cache_comes_again(hub: Hub, tiny: Path, here: Place) -> None:
     vae = get(here, TINY) / "Wan2.1_VAE.pth"
     whole = vae.read_bytes()

@@ -154,7 +154,12 @@ def fetch(
     with target.lock(file, stopped, partial(on_failure, waiting)):
         if target.missing_bytes(file):
             with Part(target.part(file), file.size, advance, stopped) as part:
+                resumed = part.done > 0
                 receive(api, url, part, stopped, on_failure)
+                if resumed and not stopped.is_set() and part.state.hexdigest() != file.blob:
+                    on_failure("what was there of it is damaged; starting again")
+                    part.restart()
+                    receive(api, url, part, stopped, on_failure)
             if stopped.is_set():
                 return
             if part.state.hexdigest() != file.blob:
