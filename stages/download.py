@@ -4,13 +4,10 @@ Reads: the files of a repository that a conversion or a run needs, or those that
 Writes: them into the Hub's cache, or a folder.
 """
 
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +18,6 @@ from wanpipe.checkpoints.hub.listing import (
     AGAIN,
     HubError,
     HubFile,
-    Listing,
-    hub_errors,
     list_repository,
     open_hub,
 )
@@ -32,17 +27,13 @@ from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
 from wanpipe.cli.session import output_options
 from wanpipe.errors import UsageError
-from wanpipe.runtime import interrupt
+from wanpipe.runtime.disk import check_free_space
 from wanpipe.runtime.report import Report
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from wanpipe.checkpoints.hub.cache import Repository
-
-PARALLEL = 4  # files at once
-POLL_SECONDS = 0.2  # between two looks at what has arrived
-UNIT = 10**6  # bytes in a step of the progress bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +89,11 @@ def plan(params: Params) -> Download:
     cannot be read, or that does not tell which of its files belong together.
     """
     repository = read_repository(params)
+    from wanpipe.checkpoints.hub.selection import select
+
     api = open_hub()
     listing = list_repository(api, repository)
-    names = choose(listing, params.include)
+    names = select(listing, params.include)
     files = sorted((listing.files[name] for name in names), key=lambda file: file.large)
     return Download(api=api, target=Target(listing, params.local_dir), files=tuple(files))
 
@@ -134,43 +127,15 @@ def read_repository(params: Params) -> "Repository":
     return replace(repository, revision=params.revision)
 
 
-def choose(listing: Listing, include: tuple[str, ...]) -> list[str]:
-    """Return the files to download: those that match the patterns, else those that wanpipe reads.
-
-    Raises HubError where there are none.
-    """
-    from wanpipe.checkpoints.hub.selection import choose_files, is_weights, match_files
-    from wanpipe.checkpoints.tensors import list_names
-
-    repository = listing.repository
-    for pattern in include:
-        if not match_files(listing.files, [pattern]):
-            raise HubError(
-                f"{repository} has no file that matches {pattern}; `{repository.command(['*'])} "
-                "--dry-run` lists all"
-            )
-    if include:
-        return match_files(listing.files, include)
-    found = choose_files(listing.files)
-    if found is None:
-        weights = sorted(filter(is_weights, listing.files))
-        what = f"files to choose from ({list_names(weights)})" if weights else "no weights"
-        raise HubError(
-            f"{repository} is no checkpoint in the official or diffusers layout, but holds {what}; "
-            "name some with --include"
-        )
-    return found
-
-
 def carry_out(download: Download, report: Report) -> Path:
     """Download the missing files of a plan, and return their folder."""
-    from wanpipe.runtime.disk import check_free_space
+    from wanpipe.checkpoints.hub.transfer import get_files
 
-    event, started = download.event(), time.monotonic()
-    check_free_space(download.path, sum(map(download.target.needed_bytes, download.files)))
+    event, started, target = download.event(), time.monotonic(), download.target
+    check_free_space(download.path, sum(map(target.needed_bytes, download.files)))
     with file_errors(download.path):
-        transfer(download, event["missing"], report)
-        download.target.finish()
+        get_files(download.api, target, download.files, report)
+        target.finish()
     seconds = round(time.monotonic() - started, 3)
     report.event("downloaded", **event, seconds=seconds)
     return download.path
@@ -186,47 +151,6 @@ def file_errors(path: Path) -> Iterator[None]:
         raise HubError(
             f"{error.filename or path} cannot be written: {reason}; mend that, and {AGAIN}"
         ) from error
-
-
-def transfer(download: Download, total: int, report: Report) -> None:
-    """Download files, several at a time, with progress in MB. Raises Interrupted."""
-    from wanpipe.checkpoints.hub.transfer import fetch
-
-    target, api = download.target, download.api
-    repository = target.listing.repository
-    stopped, lock, received = threading.Event(), threading.Lock(), 0
-
-    def advance(count: int) -> None:
-        nonlocal received
-        with lock:
-            received += count
-
-    def get(file: HubFile) -> None:
-        if file.large:
-            fetch(api, target, file, advance, stopped, partial(tell, file))
-        if not stopped.is_set():
-            target.place(api, file)
-
-    def tell(file: HubFile, reason: str) -> None:
-        report.remark(f"{file.name}: {reason}")
-
-    wanted = [file for file in download.files if target.local_dir or not target.is_there(file)]
-    pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
-    with report.task(f"download {repository} (MB)", max(1, total // UNIT)) as task, pool:
-        jobs: set[Future[None]] = {pool.submit(get, file) for file in wanted}
-        try:
-            while jobs:
-                done, jobs = wait(jobs, timeout=POLL_SECONDS)
-                interrupt.check()
-                for job in done:
-                    with hub_errors(api, repository):
-                        job.result()
-                if received // UNIT > task.done:
-                    task.advance(received // UNIT - task.done)
-        except BaseException:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def show(download: Download, report: Report) -> None:

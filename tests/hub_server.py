@@ -6,6 +6,8 @@ large ones behind a redirection to another host, in ranges. Can cut connections 
 
 import hashlib
 import json
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -218,6 +220,23 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def store_snapshot(cache: Path, source: Path, name: str, commit: str) -> Path:
+    """Put a folder into a cache of the Hub, as a download does: a snapshot with links to blobs."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / commit
+    (folder / "blobs").mkdir(parents=True, exist_ok=True)
+    for file in source.rglob("*"):
+        if file.is_file():
+            link = snapshot / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            blob = folder / "blobs" / identity(file)
+            shutil.copyfile(file, blob)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    return snapshot
 
 
 if __name__ == "__main__":

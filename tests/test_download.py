@@ -159,7 +159,7 @@ def test_a_signal_ends_a_download_that_goes_on_later(
 
     hub.cut = 20_000
     monkeypatch.setattr(transfer, "PAUSES", (0.05,))
-    monkeypatch.setattr(download.interrupt, "check", check)
+    monkeypatch.setattr(transfer.interrupt, "check", check)
     stopped = inside("download", TINY, cwd=here.root)
     assert stopped.code == 128 + signal.SIGINT
     assert "interrupted" in stopped.stderr.splitlines()[-1]

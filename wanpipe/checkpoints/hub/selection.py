@@ -17,6 +17,8 @@ from wanpipe.checkpoints.folders import (
     TOKENIZER_FILE,
     VAE_FILES,
 )
+from wanpipe.checkpoints.hub.listing import HubError, Listing
+from wanpipe.checkpoints.tensors import list_names
 from wanpipe.models.config import Components, component_file
 
 CONFIG = "config.json"
@@ -32,6 +34,30 @@ PIPELINE_STEMS = {
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
 
 
+def select(listing: Listing, include: Sequence[str]) -> list[str]:
+    """Return the files of a repository that match the patterns; without one, those that wanpipe
+    reads. Raises HubError where there are none.
+    """
+    repository = listing.repository
+    for pattern in include:
+        if not match_files(listing.files, [pattern]):
+            raise HubError(
+                f"{repository} has no file that matches {pattern}; list all with "
+                f"`wanpipe download {repository} --include '*' --dry-run`"
+            )
+    if include:
+        return match_files(listing.files, include)
+    found = choose_files(listing.files)
+    if found is None:
+        weights = [name for name in sorted(listing.files) if name.lower().endswith(WEIGHTS)]
+        what = f"files to choose from ({list_names(weights)})" if weights else "no weights"
+        raise HubError(
+            f"{repository} is no checkpoint in the official or diffusers layout, but holds {what}; "
+            "name some with --include"
+        )
+    return found
+
+
 def choose_files(names: Collection[str]) -> list[str] | None:
     """Return the files that a conversion or a run reads; None for a repository in no layout that
     says which files belong together.
@@ -44,11 +70,11 @@ def choose_files(names: Collection[str]) -> list[str] | None:
         found = {PIPELINE_FILE, "tokenizer/tokenizer.json"}
         found |= {f"{folder}/{CONFIG}" for folder in PIPELINE_STEMS if "transformer" in folder}
         for folder, stem in PIPELINE_STEMS.items():
-            found |= weights(every, f"{folder}/{stem}")
+            found |= network_files(every, f"{folder}/{stem}")
     elif transformers := official_transformers(every):
         found = {T5_FILE, CLIP_FILE, TOKENIZER_FILE, *VAE_FILES.values()}
         for folder in transformers:
-            found |= {f"{folder}{CONFIG}", *weights(every, f"{folder}{DIT_STEM}")}
+            found |= {f"{folder}{CONFIG}", *network_files(every, f"{folder}{DIT_STEM}")}
     else:
         return None
     return sorted({*found, CARD} & every)
@@ -58,12 +84,12 @@ def official_transformers(names: Collection[str]) -> list[str]:
     """Return the folders of the transformers in the official layout: two experts, or the top."""
 
     def present(*folders: str) -> list[str]:
-        return [folder for folder in folders if weights(names, f"{folder}{DIT_STEM}")]
+        return [folder for folder in folders if network_files(names, f"{folder}{DIT_STEM}")]
 
     return present(*(f"{folder}/" for folder in EXPERT_FOLDERS)) or present("")
 
 
-def weights(names: Collection[str], stem: str) -> set[str]:
+def network_files(names: Collection[str], stem: str) -> set[str]:
     """Return the files of a network: its index and all shards, else one file or shards without an
     index. Other precisions, such as `<stem>.fp16.safetensors`, are left out.
     """
@@ -82,8 +108,3 @@ def match_files(names: Collection[str], patterns: Sequence[str]) -> list[str]:
     """
     whole = [f"{pattern}*" if pattern.endswith("/") else pattern for pattern in patterns]
     return sorted(name for name in names if any(fnmatchcase(name, one) for one in whole))
-
-
-def is_weights(name: str) -> bool:
-    """Return whether a file holds weights, by its suffix."""
-    return name.lower().endswith(WEIGHTS)

@@ -1,29 +1,78 @@
-"""Downloads a large file of a repository into a part of it, and goes on where that ends.
+"""Downloads the files of a repository, and goes on where a download ended.
 
-Own code, because huggingface_hub drops the part of a file when a download ends early: hours of a
-slow connection. A file is whole if it has the sha256 that the repository lists.
+A large file is written as a part of it first. Own code, because huggingface_hub drops the part of a
+file when a download ends early: hours of a slow connection. A file is whole if it has the sha256
+that the repository lists.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from wanpipe.checkpoints.hub.listing import AGAIN, HubError, HubFile, reason
+from wanpipe.checkpoints.hub.listing import AGAIN, HubError, HubFile, hub_errors, reason
 from wanpipe.checkpoints.hub.target import Target
+from wanpipe.runtime import interrupt
+from wanpipe.runtime.report import Report
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+PARALLEL = 4  # files at once
+POLL_SECONDS = 0.2  # between two looks at what has arrived
+UNIT = 10**6  # bytes in a step of the progress bar
 # seconds before each new try, while nothing arrives
 PAUSES = (0.2, 1.0, 3.0, 9.0, 27.0)
 TIMEOUT = 20.0  # seconds without a byte
 BLOCK = 1 << 20  # bytes of a part that are read at once
 PASSING = (408, 429)  # errors of a server that may pass, beside those from 500 on
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
+
+
+def get_files(api: "HfApi", target: Target, files: Sequence[HubFile], report: Report) -> None:
+    """Download files, several at a time, with progress in MB, and put them in their places.
+
+    Raises HubError and Interrupted; what has arrived is kept.
+    """
+    repository = target.listing.repository
+    stopped, lock, received = Event(), Lock(), 0
+
+    def advance(count: int) -> None:
+        nonlocal received
+        with lock:
+            received += count
+
+    def get(file: HubFile) -> None:
+        def tell(text: str) -> None:
+            report.remark(f"{file.name}: {text}")
+
+        if file.large:
+            fetch(api, target, file, advance, stopped, tell)
+        if not stopped.is_set():
+            target.place(api, file)
+
+    wanted = [file for file in files if target.local_dir or not target.is_there(file)]
+    total = sum(map(target.missing_bytes, wanted))
+    pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
+    with report.task(f"download {repository} (MB)", max(1, total // UNIT)) as task, pool:
+        jobs: set[Future[None]] = {pool.submit(get, file) for file in wanted}
+        try:
+            while jobs:
+                done, jobs = wait(jobs, timeout=POLL_SECONDS)
+                interrupt.check()
+                for job in done:
+                    with hub_errors(api, repository):
+                        job.result()
+                if received // UNIT > task.done:
+                    task.advance(received // UNIT - task.done)
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 class Part:
