@@ -183,7 +183,7 @@ def show(download: Download, report: Report) -> None:
 @click.option("--dry-run", is_flag=True, help="Print the files and their sizes; download nothing.")
 @output_options
 def command(dry_run: bool, events: str | None, quiet: bool, **asked: Any) -> None:
-    """Download a checkpoint, a converted model or a LoRA from the Hugging Face Hub.
+    """Download a model or a LoRA from the Hugging Face Hub.
 
     REPO is a repository such as Wan-AI/Wan2.1-T2V-1.3B. Downloads only the files that wanpipe
     reads, and resumes where it stopped. Prints the folder with the files.

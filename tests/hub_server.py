@@ -28,6 +28,7 @@ class Hub:
 
     url: str = ""
     folders: dict[str, Path] = field(default_factory=dict)
+    uploads: Path | None = None  # a folder with more repositories
     branches: dict[str, str] = field(default_factory=dict)  # other names of a commit
     gated: set[str] = field(default_factory=set)
     cut: int = 1 << 62  # bytes after which the connection of a large file ends
@@ -39,9 +40,16 @@ class Hub:
     sent: int = 0  # bytes of large files
     sending: threading.Lock = field(default_factory=threading.Lock)
 
+    def folder(self, name: str) -> Path | None:
+        """The folder of a repository, None if there is none."""
+        uploaded = self.uploads / name if self.uploads is not None else None
+        known = uploaded if uploaded is not None and uploaded.is_dir() else None
+        return self.folders.get(name, known)
+
     def files(self, name: str) -> dict[str, Path]:
         """The files of a repository by path."""
-        folder = self.folders[name]
+        folder = self.folder(name)
+        assert folder is not None, name
         return {
             path.relative_to(folder).as_posix(): path
             for path in sorted(folder.rglob("*"))
@@ -100,7 +108,7 @@ class Requests(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range", ""), token))
         parts = path.split("/")
         if parts[0] == "blob":
-            self.send_large(parts[1])
+            self.send_large("/".join(parts[1:3]), "/".join(parts[3:]))
         elif parts[:2] == ["api", "models"] and len(parts) >= 4:
             self.answer("/".join(parts[2:4]), parts[4:])
         elif len(parts) >= 5 and parts[2] == "resolve":
@@ -110,7 +118,7 @@ class Requests(BaseHTTPRequestHandler):
 
     def known(self, name: str, revision: str) -> bool:
         """Whether a repository has a revision; refuses it else."""
-        if name not in self.hub.folders:
+        if self.hub.folder(name) is None:
             self.refuse(401, "RepoNotFound")
             return False
         commit = self.hub.commit(name)
@@ -153,12 +161,12 @@ class Requests(BaseHTTPRequestHandler):
             return
         elsewhere = self.hub.url.replace("127.0.0.1", "localhost")
         headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(size)}
-        self.send(302, b"", {**headers, "Location": f"{elsewhere}/blob/{digest}?signature=secret"})
+        place = f"{elsewhere}/blob/{name}/{path}?signature=secret"
+        self.send(302, b"", {**headers, "Location": place})
 
-    def send_large(self, digest: str) -> None:
+    def send_large(self, name: str, path: str) -> None:
         """Send a range of a large file, and end early where that is asked for."""
-        files = [file for name in self.hub.folders for file in self.hub.files(name).values()]
-        data = next(file.read_bytes() for file in files if identity(file) == digest)
+        data = self.hub.files(name)[path].read_bytes()
         if self.hub.status is not None:
             self.refuse(self.hub.status, "")
             return

@@ -109,8 +109,8 @@ def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 model = click.option(
     "--model",
     metavar="MODEL",
-    help="Use this converted model: a directory, a cache entry, a name, or a repository that was "
-    "downloaded, such as ORG/NAME.",
+    help="Use this converted model: a directory, a cache entry, a name, or a repository ORG/NAME "
+    "that was downloaded.",
 )
 sources = click.option(
     "--from",
@@ -132,8 +132,8 @@ checkpoint = group(
         "--checkpoint-dir",
         type=PATH,
         metavar="DIR|REPO",
-        help="Convert the checkpoint in DIR (the official layout, diffusers or ComfyUI files), or "
-        "in a repository that was downloaded, such as Wan-AI/Wan2.1-T2V-1.3B.",
+        help="Convert the checkpoint in DIR, or in the repository REPO that was downloaded: the "
+        "official layout, diffusers or ComfyUI files.",
     ),
     click.option(
         "--dtype",
