@@ -4,6 +4,7 @@
 """
 
 COMMANDS = {
+    "download": "stages.download",
     "convert": "stages.convert",
     "encode-text": "stages.encode_text",
     "encode-image": "stages.encode_image",

@@ -1,8 +1,8 @@
 """convert: convert a PyTorch checkpoint to a model that MLX loads lazily.
 
-Reads: a checkpoint in the official layout; or a converted model, to quantize it.
+Reads: a checkpoint in a directory or the Hub's cache; or a converted model, to quantize it.
 Writes: a model directory with config.json and one safetensors file per component, by default as an
-entry of the cache.
+entry of the cache; in a user's directory also a model card.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from wanpipe.errors import UsageError
 from wanpipe.models.config import Quantization
 from wanpipe.pipeline.conversion import (
     Conversion,
-    Convert,
     ModelFolder,
     byte_progress,
     with_known_content,
@@ -36,7 +35,8 @@ BITS, TEXT_BITS, GROUP_SIZE = 4, 8, 64  # of quantized matrices, by default
 class Params:
     """What to convert and how: a checkpoint, or a converted model to quantize.
 
-    `from_model` is a directory, an entry or a name; the new model keeps its dtype. Without
+    `checkpoint_dir` is a directory, or ORG/NAME in the Hub's cache. `from_model` is a model as for
+    --model; the new one keeps its dtype. Without
     `output_dir`, the model becomes an entry of the cache. `bits` and `group_size` apply to the
     transformers and to T5. By default, transformers have 4 bits, T5 has 8, and groups have 64
     weights.
@@ -64,8 +64,8 @@ def plan(params: Params, store: Store) -> Plan[Path]:
     if folder is not None:
         folder.check()
     plan_source = plan_from_model if params.from_model else plan_from_checkpoint
-    recipe, convert = plan_source(params, store)
-    conversion = Conversion(recipe, convert, store)
+    conversion = plan_source(params, store)
+    recipe = conversion.recipe
     if folder is not None:
         exists = folder.is_up_to_date(recipe.key)
         goal = Target(recipe=recipe, path=folder.path, exists=exists)
@@ -98,14 +98,17 @@ def check_params(params: Params) -> None:
         )
 
 
-def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]:
-    """Return the recipe of a checkpoint's model, and the function that converts it."""
+def plan_from_checkpoint(params: Params, store: Store) -> Conversion:
+    """Return the conversion of a checkpoint."""
     from wanpipe.checkpoints.detect import detect
+    from wanpipe.checkpoints.hub.cache import locate
     from wanpipe.weights import convert as engine
+    from wanpipe.weights.card import describe_source
     from wanpipe.weights.source_hashes import source_hashes
 
     assert params.checkpoint_dir is not None
-    checkpoint = detect(params.checkpoint_dir, params.model_version)
+    directory = locate(params.checkpoint_dir)
+    checkpoint = detect(directory, params.model_version)
     if checkpoint.remark is not None:
         store.report.remark(checkpoint.remark)
     chosen = engine.Options(dtype=params.dtype, **quantization(params))
@@ -113,22 +116,24 @@ def plan_from_checkpoint(params: Params, store: Store) -> tuple[Recipe, Convert]
     with byte_progress(store.report, "read") as progress:
         hashes = source_hashes(checkpoint, store.hash_cache, progress)
     material = engine.material(checkpoint, hashes, chosen)
-    made = {"checkpoint": str(params.checkpoint_dir.resolve())}
+    made = {"checkpoint": str(directory.resolve())}
     recipe = recipe_of(material, made)
     if params.output_dir is None:
         recipe = with_known_content(recipe, store)
     if params.output_dir is not None or store.must_compute(recipe):
         # a refused checkpoint leaves no trace in the cache
         engine.check_readable(checkpoint, chosen)
-    return recipe, partial(engine.convert, checkpoint, options=chosen)
+    convert = partial(engine.convert, checkpoint, options=chosen)
+    return Conversion(recipe, convert, store, describe_source(directory, is_model=False))
 
 
-def plan_from_model(params: Params, store: Store) -> tuple[Recipe, Convert]:
-    """Return the recipe of a quantized model, and the function that quantizes it.
+def plan_from_model(params: Params, store: Store) -> Conversion:
+    """Return the conversion that quantizes a model.
 
     Every file of the converted model is checked.
     """
     from wanpipe.weights import convert as engine
+    from wanpipe.weights.card import describe_source
 
     model = find_model(params.from_model, [], store)
     for name in model.config.components:
@@ -137,7 +142,9 @@ def plan_from_model(params: Params, store: Store) -> tuple[Recipe, Convert]:
     engine.plan_requantized(model.directory, model.config, chosen)  # refuses what cannot be
     material = engine.material_of_model(model.config, chosen)
     made = {"from_model": str(model.directory.resolve())}
-    return recipe_of(material, made), partial(engine.requantize, model.directory, options=chosen)
+    convert = partial(engine.requantize, model.directory, options=chosen)
+    source = describe_source(model.directory, is_model=True)
+    return Conversion(recipe_of(material, made), convert, store, source)
 
 
 def recipe_of(material: dict[str, Any], made: dict[str, Any]) -> Recipe:

@@ -35,6 +35,14 @@ FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w+-]*)(?P<rest
 STYLE = "style.safetensors"  # a LoRA for Wan2.1-T2V-1.3B, the demo's
 EXPERT_WIDTH = 96  # of the transformers that stand in for Wan2.2-T2V-A14B
 SMALL = {"width": SIDE, "height": SIDE, "num_frames": FRAMES, "steps": STEPS}
+# files of repositories of others: a LoRA, or None for the transformer of Wan2.1-T2V-1.3B
+REPOSITORIES = {
+    "Kijai/WanVideo_comfy/Wan2_1-T2V-1_3B_bf16.safetensors": None,
+    "Kijai/WanVideo_comfy/Wan2_1-T2V-14B_bf16.safetensors": None,
+    "lightx2v/Wan2.1-Distill-Loras/wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors": (
+        demo.LORA
+    ),
+}
 PATIENCE = 120  # seconds for one block
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -90,14 +98,14 @@ def pages() -> list[Path]:
 class Reader:
     """A person who follows a page: a folder, a shell that stays open, a Python namespace."""
 
-    def __init__(self, folder: Path, shelf: Path) -> None:
+    def __init__(self, folder: Path, shelf: Path, hub: str) -> None:
         self.folder = folder / "work"
         self.folder.mkdir()
         self.programs = folder / "bin"
         lay_out(self.folder, shelf)
         install(self.programs)
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
-        left_out = {"WANPIPE_CACHE", "PYTHONDONTWRITEBYTECODE"}
+        left_out = {"WANPIPE_CACHE", "PYTHONDONTWRITEBYTECODE", "HF_HUB_CACHE", "HF_TOKEN"}
         self.environment = {
             **{name: text for name, text in os.environ.items() if name not in left_out},
             "PATH": path,
@@ -105,6 +113,8 @@ class Reader:
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONPYCACHEPREFIX": str(shelf / "bytecode"),  # compiled once for all commands
             "SHELF": str(shelf),  # where `hf download` finds checkpoints
+            "HF_ENDPOINT": hub,
+            "HF_HOME": str(folder / "huggingface"),
         }
         self.state = folder / "state"
         self.state.write_text("")
@@ -201,6 +211,15 @@ def stock(shelf: Path, checkpoints: Path) -> None:
             shutil.copyfile(configs[1], low)
 
 
+def publish(shelf: Path) -> None:
+    """Put the repositories of others that pages name beside the checkpoints of a Hub."""
+    source = shelf / "Wan2.1-T2V-1.3B" / "diffusion_pytorch_model.safetensors"
+    for name, content in REPOSITORIES.items():
+        path = shelf / "uploads" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source if content is None else content, path)
+
+
 def lay_out(folder: Path, shelf: Path) -> None:
     """Put there what pages may presume: checkpoints, images, videos, a mask, LoRA files."""
     for name in CHECKPOINTS:
@@ -240,8 +259,8 @@ wanpipe(sys.argv[1:])
     "hf": """#!@PYTHON@
 import sys
 sys.path[0] = "@ROOT@"
-from tests.stand_ins import download
-download(sys.argv[1:])
+from tests.stand_ins import hf
+hf(sys.argv[1:])
 """,
     # make's own graph is real, the other targets are tested elsewhere
     "make": """#!/bin/sh

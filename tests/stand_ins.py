@@ -46,6 +46,26 @@ def wanpipe(words: Sequence[str]) -> None:
     main(small(words))
 
 
+def hf(words: Sequence[str]) -> None:
+    """Act as `hf`: what is about the network stands in, what is about its cache is real."""
+    if words[:1] == ["cache"]:
+        from huggingface_hub.cli.hf import main as real
+
+        real()
+    elif words[:1] == ["upload"]:
+        upload(*words[1:])
+    elif words[:2] != ["auth", "login"]:
+        download(words)
+
+
+def upload(repository: str, folder: str) -> None:
+    """Act as `hf upload REPOSITORY FOLDER`, for a folder with a model card."""
+    if not (Path(folder) / "README.md").is_file():
+        sys.exit(f"hf: {folder} has no model card")
+    target = Path(os.environ["SHELF"]) / "uploads" / repository
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+
+
 def download(words: Sequence[str]) -> None:
     """Act as `hf download REPOSITORY [FILE ...] [--include PATTERN] --local-dir FOLDER`: copy the
     checkpoint that stands in for a repository, or the demo LoRA.

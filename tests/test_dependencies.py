@@ -13,12 +13,13 @@ SUPPLIED = packages_distributions()  # names that can be imported, and who suppl
 
 
 def declared() -> set[str]:
-    """Distributions that a user's installation brings, with those of the extras `remote` and
-    `dask`, in the spelling of their metadata.
+    """Distributions that a user's installation brings, with those of the extras for users, in the
+    spelling of their metadata.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["remote"], *extras["dask"]]
+    lines = [*project["dependencies"]]
+    lines += [line for name in extras if name not in ("cpu", "cuda13") for line in extras[name]]
     return {normal(re.split(r"[^\w.-]", line)[0]) for line in lines}
 
 

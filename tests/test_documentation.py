@@ -4,13 +4,15 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from docs.offline import loads
-from tests.pages import ROOT, SHELL, Block, BlockError, Reader, blocks, pages, stock
-from tests.stand_ins import small
+from tests.hub_server import serve
+from tests.pages import ROOT, SHELL, Block, BlockError, Reader, blocks, pages, publish, stock
+from tests.stand_ins import CHECKPOINTS, small
 from tests.test_imports import FLOORS
 
 COMMAND = re.compile(r" {4,}(?:\$ |>>> |wanpipe |make |pip |uv |hf |import |from \w+ import )")
@@ -34,9 +36,19 @@ def shelf(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def hub(shelf: Path) -> Iterator[str]:
+    """The URL of a Hub with these checkpoints, and LoRAs."""
+    with serve() as hub:
+        hub.folders = {f"Wan-AI/{name}": shelf / name for name in CHECKPOINTS}
+        hub.uploads = shelf / "uploads"
+        publish(shelf)
+        yield hub.url
+
+
 @pytest.fixture
-def reader(tmp_path: Path, shelf: Path) -> Reader:
-    return Reader(tmp_path, shelf)
+def reader(tmp_path: Path, shelf: Path, hub: str) -> Reader:
+    return Reader(tmp_path, shelf, hub)
 
 
 @pytest.mark.slow

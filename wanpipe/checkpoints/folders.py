@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanpipe.checkpoints.dimensions import read_json, read_vae
+from wanpipe.checkpoints.hub.cache import how_to_complete
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.checkpoints.state_dict import Kind, recognize
 from wanpipe.checkpoints.tensors import list_names, quote_name
@@ -92,7 +93,7 @@ def required_file(directory: Path, name: str) -> Path:
     """Give the path of a file that must be there."""
     path = directory / name
     if not path.is_file():
-        raise CheckpointError(f"{directory} lacks {name}; download it from the model's page")
+        raise CheckpointError(f"{directory} lacks {name}; {how_to_complete(directory)}")
     return path
 
 
@@ -148,7 +149,7 @@ def transformers(directory: Path) -> dict[str, Path]:
     folders = {name: directory / name for name in EXPERT_FOLDERS if (directory / name).is_dir()}
     if len(folders) == 1:
         absent = next(name for name in EXPERT_FOLDERS if name not in folders)
-        raise CheckpointError(f"{directory} lacks {absent}/; download both experts")
+        raise CheckpointError(f"{directory} lacks {absent}/; {how_to_complete(directory)}")
     return folders or {"model": directory}
 
 

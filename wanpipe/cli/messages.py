@@ -25,6 +25,10 @@ def describe(kind: str, fields: dict[str, Any]) -> str:
         return str(fields["text"])
     if kind == "forecast":
         return forecast(fields)
+    if kind == "file":
+        return f"{fields['name']}: {format_si(fields['bytes'], 'B')}, {fields['status']}"
+    if kind in ("download", "downloaded"):
+        return download(kind, fields)
     if kind == "written":
         return f"wrote {fields['path']}"
     if kind == "quantized":
@@ -150,6 +154,18 @@ def sweep(fields: dict[str, Any]) -> str:
         return f"{line}; no time estimate until each stage has run on this device"
     time = format_duration(max(1, fields["seconds"]))
     return f"{line}, about {time} on one device (estimated from recent runs)"
+
+
+def download(kind: str, fields: dict[str, Any]) -> str:
+    """Report a download, or with --dry-run its plan."""
+    size = format_si(fields["bytes"], "B")
+    line = f"{fields['repository']}: {fields['files']} of {count(fields['of'], 'file')}, {size}"
+    if not fields["missing"]:
+        return f"{line}, all there"
+    missing = format_si(fields["missing"], "B")
+    if kind == "download":
+        return f"{line}, {missing} to download"
+    return f"{line}, {missing} downloaded in {format_duration(fields['seconds'])}"
 
 
 def collected(fields: dict[str, Any]) -> str:

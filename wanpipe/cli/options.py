@@ -32,7 +32,8 @@ def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 model = click.option(
     "--model",
     metavar="MODEL",
-    help="Use this converted model: a directory, a cache entry or a name.",
+    help="Use this converted model: a directory, a cache entry, a name, or a repository ORG/NAME "
+    "that was downloaded.",
 )
 sources = click.option(
     "--from",
@@ -53,8 +54,9 @@ checkpoint = group(
     click.option(
         "--checkpoint-dir",
         type=PATH,
-        metavar="DIR",
-        help="Convert the checkpoint in DIR: the official layout, diffusers or ComfyUI files.",
+        metavar="DIR|REPO",
+        help="Convert the checkpoint in DIR, or in the repository REPO that was downloaded: the "
+        "official layout, diffusers or ComfyUI files.",
     ),
     click.option(
         "--dtype",
@@ -271,7 +273,12 @@ sampling = group(
 )
 LORA: dict[str, Any] = {"type": (PATH, float), "multiple": True, "metavar": "PATH STRENGTH"}
 loras = group(
-    click.option("--lora", **LORA, help="Apply a LoRA to every expert. Repeatable."),
+    click.option(
+        "--lora",
+        **LORA,
+        help="Apply a LoRA to every expert: a file, or ORG/NAME:FILE that was downloaded. "
+        "Repeatable.",
+    ),
     click.option("--lora-high", **LORA, help="Apply a LoRA to the high-noise expert. Repeatable."),
     click.option("--lora-low", **LORA, help="Apply a LoRA to the low-noise expert. Repeatable."),
 )

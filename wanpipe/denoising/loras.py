@@ -51,8 +51,9 @@ def choose_loras(
             file = find_file(path, strength)
             if not strength:
                 continue
-            for lora in identify(path.name, file, float(strength), expert, model, store):
-                files[lora.hash] = str(file.resolve())
+            name = path.name if path.exists() else path.name.rpartition(":")[2]
+            for lora in identify(name, file, float(strength), expert, model, store):
+                files[lora.hash] = str(lasting_path(file))
                 chosen.append(lora)
     used = {lora.hash: files[lora.hash] for lora in chosen if lora.hash in files}
     return tuple(chosen), used
@@ -64,12 +65,17 @@ def given_for(lora: Lora) -> str | None:
 
 
 def find_file(path: Path, strength: float = 1.0) -> Path:
-    """Return the file of a LoRA: a path, or in a folder that PEFT wrote its one tensor file.
+    """Return the file of a LoRA: a path, ORG/NAME:FILE in the Hub's cache, or in a folder that PEFT
+    wrote its one tensor file.
 
-    Raises UsageError for a strength that is not finite or a path that is neither.
+    Raises UsageError for a strength that is not finite or a path that is none of these, and
+    CheckpointError for a repository or file that is not in the Hub's cache.
     """
+    from wanpipe.checkpoints.hub.cache import locate_file
+
     if not math.isfinite(strength):
         raise UsageError(f"strength of LoRA {path} must be a finite number, got {strength}; use 1")
+    path = locate_file(path)
     if not path.is_dir():
         if not path.is_file():
             raise UsageError(f"LoRA {path} is not a file; give the path of a .safetensors file")
@@ -85,6 +91,14 @@ def find_file(path: Path, strength: float = 1.0) -> Path:
             "give the path of the file"
         )
     return found[0]
+
+
+def lasting_path(file: Path) -> Path:
+    """Return a path of a LoRA's file that a run can remember."""
+    from wanpipe.checkpoints.hub.cache import repository_of
+
+    # a blob of the Hub's cache has neither a suffix nor an adapter_config.json beside it
+    return file.resolve() if repository_of(file) is None else file.absolute()
 
 
 def identify(

@@ -18,6 +18,7 @@ from wanpipe.store import Draft, Recipe, Store
 from wanpipe.store.arrays import DamageError
 from wanpipe.store.entry import read_entry
 from wanpipe.store.keys import is_key
+from wanpipe.weights.card import write_card
 from wanpipe.weights.model import open_model
 
 UNIT = 1 << 20  # bytes in a step of the progress bar
@@ -28,11 +29,14 @@ Convert = Callable[..., ModelConfig]
 
 @dataclass
 class Conversion:
-    """A conversion by a function of wanpipe.weights.convert."""
+    """A conversion by a function of wanpipe.weights.convert. `source` is what the model's card says
+    of what it was made from.
+    """
 
     recipe: Recipe
     convert: Convert
     store: Store
+    source: dict[str, str]
     written: dict[str, str] = field(default_factory=dict)  # content hashes by file name
 
     def write(self, directory: Path) -> dict[str, str]:
@@ -100,8 +104,16 @@ class ModelFolder:
                     conversion.write(self.path)
                 seconds = round(time.monotonic() - started, 3)
                 self.store.report.event("computed", **event, seconds=seconds)
+            self.describe(conversion.source)
         conversion.remember(self.path)
         return self.path
+
+    def describe(self, source: dict[str, str]) -> None:
+        """Write the card of the model, unless there is a README.md."""
+        try:
+            write_card(self.path, read_model_config(self.path), source)
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
 
     def check(self) -> None:
         """Raise StoreError if the folder cannot be written, or has files of the user by

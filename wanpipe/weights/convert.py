@@ -311,8 +311,9 @@ def remove_leftovers(target: Path, config: ModelConfig) -> None:
         if _is_record(record):
             record.unlink()
         (target / f"{component.file}.part").unlink(missing_ok=True)
-    for draft in target.glob(".wanpipe-????????.json"):
-        draft.unlink()
+    for suffix in ("json", "md"):
+        for draft in target.glob(f".wanpipe-????????.{suffix}"):
+            draft.unlink()
 
 
 def _write_component(

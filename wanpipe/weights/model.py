@@ -165,7 +165,11 @@ def current_directory(directory: str, store: Store) -> Path:
 
 
 def locate_model(reference: str, store: Store) -> Path:
-    """Return the directory of a model given as such, as a convert entry or by a name."""
+    """Return the directory of a model given as such, as a convert entry, by a name, or as ORG/NAME
+    in the Hub's cache.
+    """
+    from wanpipe.checkpoints.hub.cache import not_there, parse_repository
+
     if Path(reference).is_dir():
         return Path(reference)
     try:
@@ -174,6 +178,11 @@ def locate_model(reference: str, store: Store) -> Path:
             store.is_here("convert", path.name)
         return path
     except StoreError as error:
+        repository = parse_repository(reference)
+        if snapshot := repository and repository.snapshot():
+            return snapshot
+        if repository is not None:
+            raise CheckpointError(f"no model {not_there(repository)}") from error
         raise CheckpointError(
             f"no model {reference}: neither a directory nor an entry of {store.root}; "
             "make one with `wanpipe convert`"
