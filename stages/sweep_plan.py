@@ -23,14 +23,7 @@ from wanpipe.pipeline.plan import Plan, Work
 from wanpipe.runtime import interrupt
 from wanpipe.store import Entry, Run, Store
 from wanpipe.sweeps.arguments import arguments
-from wanpipe.sweeps.costs import (
-    Network,
-    Speeds,
-    frame_bytes,
-    input_bytes,
-    step_bytes,
-    text_bytes,
-)
+from wanpipe.sweeps.costs import Network, Speeds, frame_bytes, input_bytes, step_bytes, text_bytes
 from wanpipe.sweeps.document import Sweep
 from wanpipe.sweeps.graph import DECODE, Builder, Chain
 from wanpipe.sweeps.lookup import Lookup, are_current
@@ -301,6 +294,7 @@ class Planner:
         plans = [self.decoding(one, path) for one, path in zip(planned, paths, strict=True)]
         keys = [one.entries[0].key for one in plans]
         self.builder.expect("decode", keys)
+        self.builder.expect("denoise", [one.run.last for one in planned])
         there = {key for key in keys if self.store.has("decode", key)}
         asked = [
             (path, key, one.fps)
@@ -347,9 +341,12 @@ class Planner:
         """Return the node of a video: its frames are decoded from the last step, or exist."""
         [entry], [target] = plan.entries, plan.targets
         network = self.network(one.model.hash("vae"), plan.work)
+        # without the step, nothing tells how its frames were made, and how fast they are
+        alone = there and not self.store.has("denoise", one.run.last)
         asked = vars(one.params.decode) | {
             "model": self.name(one.model),
-            "references": (entry.key if there else one.run.last,),
+            "references": (entry.key if alone else one.run.last,),
+            "fps": one.fps if alone else one.params.decode.fps,
             "output": path,
             "tiling": "none" if target.recipe.material.tiling is None else "spatial",
         }
