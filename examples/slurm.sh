@@ -45,6 +45,6 @@ for level in "$work"/level-*; do
     last=$(($(wc -l <"$level") - 1))
     job=$(sbatch --parsable --array "0-$last" --output "$work/%A-%a.log" "${after[@]}" "$@" \
         "$work/job.sh" "$level")
-    echo "$(basename "$level"): $((last + 1)) commands, job $job"
+    echo "$(basename "$level"): $((last + 1)) commands: job ${job%%;*}"
     after=(--dependency "afterany:${job%%;*}")
 done

@@ -20,16 +20,10 @@ from wanpipe.media.video import check_keeps, check_rate, named_format
 from wanpipe.models.config import LOW
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan, Work
+from wanpipe.runtime import interrupt
 from wanpipe.store import Entry, Run, Store
 from wanpipe.sweeps.arguments import arguments
-from wanpipe.sweeps.costs import (
-    Network,
-    Speeds,
-    frame_bytes,
-    input_bytes,
-    step_bytes,
-    text_bytes,
-)
+from wanpipe.sweeps.costs import Network, Speeds, frame_bytes, input_bytes, step_bytes, text_bytes
 from wanpipe.sweeps.document import Sweep
 from wanpipe.sweeps.graph import DECODE, Builder, Chain
 from wanpipe.sweeps.lookup import Lookup, are_current
@@ -40,6 +34,7 @@ from wanpipe.weights.model import Model, find_model
 if TYPE_CHECKING:
     from wanpipe.pipeline.tokenizer import Tokenizer
 
+TOGETHER = 32  # prompts that one command encodes
 # options of `wanpipe run` that are those of a machine, or of a checkpoint that is not converted yet
 NOT_OF_A_VIDEO = {"checkpoint_dir", *composed.CONVERSION, "output", "help"} | {
     *("cache", "remote", "push", "dry_run", "force", "name", "events", "quiet")
@@ -95,20 +90,25 @@ class Planner:
         self.models: dict[str, Model] = {}
         self.tokenizers: dict[str, Tokenizer] = {}
         self.inputs: dict[Any, Entry] = {}
+        self.texts: dict[Any, list[tuple[Model, str, str]]] = {}  # those that differ in the prompt
         self.defaults = composed.command.make_context("run", []).params
 
     def graph(self) -> Graph:
         """Return the graph of all videos."""
-        planned: list[Planned] = []
-        for numbers in groups(self.sweep):
-            try:
-                planned += self.steps(numbers)
-            except (UsageError, CheckpointError) as error:
-                raise type(error)(f"video {numbers[0] + 1}: {error}") from error
+        sweep, planned = self.sweep, list[Planned]()
+        if "{key}" not in sweep.template:  # else it takes the plan to know the names
+            name_videos(sweep.template, sweep.folder, sweep.videos, [""] * len(sweep.videos))
+        with self.store.report.task("plan", len(sweep.videos)) as task:
+            for numbers in sweep.groups():
+                try:
+                    planned += self.steps(numbers)
+                except (UsageError, CheckpointError) as error:
+                    raise type(error)(f"video {numbers[0] + 1}: {error}") from error
+                task.advance(len(numbers))
         planned.sort(key=lambda one: one.number)
         keys = [one.run.last[:8] for one in planned]
-        paths = name_videos(self.sweep.template, self.sweep.folder, self.sweep.videos, keys)
-        self.frames(planned, paths)
+        self.frames(planned, name_videos(sweep.template, sweep.folder, sweep.videos, keys))
+        self.gather_texts()
         return self.builder.build(self.sweep.varied)
 
     @cached_property
@@ -138,9 +138,9 @@ class Planner:
         params = composed.complete(model, composed.read(asked))
         inputs = Inputs(text=self.text(model, params.text))
         if params.image is not None:
-            inputs = replace(inputs, image=self.image(model, params.image))
+            inputs = replace(inputs, image=self.pixels(model, params.image, encode_image))
         elif params.video is not None:
-            inputs = replace(inputs, video=self.video(model, params.video))
+            inputs = replace(inputs, video=self.pixels(model, params.video, encode_video))
         steps = denoise.plan(model, inputs, params.denoise, self.lookup)
         experts = self.experts(model, steps.work)
         timesteps = schedule_of(steps.runs[0].settings).timesteps
@@ -167,23 +167,50 @@ class Planner:
 
                 self.tokenizers[name] = Tokenizer(model.tokenizer(self.lookup))
             planned = encode_text.plan_with(self.tokenizers[name], model, params, self.lookup)
-            none = params.negative_prompt == ""
-            asked = {**vars(params), "prompt": params.prompts, "no_negative_prompt": none}
-            size = text_bytes(planned.entries[0], model.config)
-            self.add_input(model, planned, encode_text.command, asked, size)
-            self.inputs[name, params] = planned.entries[0]
+            [entry] = planned.entries
+            if entry.key not in self.builder.nodes:  # else another spelling of the same text
+                alike = self.texts.setdefault((name, replace(params, prompts=())), [])
+                alike.append((model, params.prompts[0], entry.key))
+            size = text_bytes(entry, model.config)
+            self.add_input(model, planned, encode_text.command, text_options(params), size)
+            self.inputs[name, params] = entry
         return self.inputs[name, params]
 
-    def image(self, model: Model, params: encode_image.Params) -> Entry:
-        """Plan the encoding of an image, once."""
-        return self.pixels(model, params, encode_image)
+    def gather_texts(self) -> None:
+        """Let one node encode many prompts, because each loads the whole text encoder. The nodes
+        of the others come after it, and find their entries.
+        """
+        keys = [key for alike in self.texts.values() for _, _, key in alike]
+        self.builder.expect("encode-text", keys)
+        for (name, params), alike in self.texts.items():
+            missing = [one for one in alike if not self.store.has("encode-text", one[2])]
+            for start in range(0, len(missing), TOGETHER):
+                self.gather(name, params, missing[start : start + TOGETHER])
 
-    def video(self, model: Model, params: encode_video.Params) -> Entry:
-        """Plan the encoding of a video, once."""
-        return self.pixels(model, params, encode_video)
+    def gather(
+        self, name: str, params: encode_text.Params, texts: Sequence[tuple[Model, str, str]]
+    ) -> None:
+        """Let the node of the first of some texts encode all of them."""
+        (model, prompt, key), *others = texts
+        if not others:
+            return
+        asked = replace(params, prompts=(*(one for _, one, _ in others), prompt))
+        planned = encode_text.plan_with(self.tokenizers[name], model, asked, self.lookup)
+        network = self.network(model.hash("t5_encoder"), planned.work)
+        words = arguments(encode_text.command, {**text_options(asked), "model": name})
+        nodes = self.builder.nodes
+        nodes[key] = replace(
+            nodes[key],
+            command=("encode-text", *words),
+            units=len(texts),
+            memory=network.memory,
+            seconds=network.seconds(1),
+        )
+        for _, _, other in others:
+            nodes[other] = replace(nodes[other], needs=(key,), seconds=0.0, units=0)
 
     def pixels(self, model: Model, params: Any, stage: Any) -> Entry:
-        """Plan the encoding of what a video is made from, once."""
+        """Plan the encoding of an image or a video, once."""
         name = self.name(model)
         if (name, params) not in self.inputs:
             planned: Plan[Entry] = stage.plan(model, params, self.lookup)
@@ -267,6 +294,7 @@ class Planner:
         plans = [self.decoding(one, path) for one, path in zip(planned, paths, strict=True)]
         keys = [one.entries[0].key for one in plans]
         self.builder.expect("decode", keys)
+        self.builder.expect("denoise", [one.run.last for one in planned])
         there = {key for key in keys if self.store.has("decode", key)}
         asked = [
             (path, key, one.fps)
@@ -278,6 +306,7 @@ class Planner:
         made: dict[str, tuple[Planned, Path]] = {}
         same = 0
         for one, path, plan in zip(planned, paths, plans, strict=True):
+            interrupt.check()
             key = plan.entries[0].key
             first, file = made.setdefault(key, (one, path))
             if first is not one:
@@ -300,6 +329,7 @@ class Planner:
             check_rate(named_format(path), one.fps)
             asked = replace(asked, output=None, after=None)
         sources = Inputs(step=one.step, run=one.run, video=one.inputs.video)
+        interrupt.check()
         try:
             return decode.plan(one.model, sources, asked, self.lookup)
         except UsageError as error:
@@ -311,9 +341,12 @@ class Planner:
         """Return the node of a video: its frames are decoded from the last step, or exist."""
         [entry], [target] = plan.entries, plan.targets
         network = self.network(one.model.hash("vae"), plan.work)
+        # without the step, nothing tells how its frames were made, and how fast they are
+        alone = there and not self.store.has("denoise", one.run.last)
         asked = vars(one.params.decode) | {
             "model": self.name(one.model),
-            "references": (entry.key if there else one.run.last,),
+            "references": (entry.key if alone else one.run.last,),
+            "fps": one.fps if alone else one.params.decode.fps,
             "output": path,
             "tiling": "none" if target.recipe.material.tiling is None else "spatial",
         }
@@ -344,6 +377,12 @@ class Planner:
         )
 
 
+def text_options(params: encode_text.Params) -> dict[str, Any]:
+    """Return the values of the options of encode-text."""
+    none = params.negative_prompt == ""
+    return {**vars(params), "prompt": params.prompts, "no_negative_prompt": none}
+
+
 def check_same(first: Planned, file: Path, other: Planned, path: Path) -> None:
     """Raise UsageError for two videos of the same frames that are not the same file."""
     kinds = [
@@ -355,12 +394,3 @@ def check_same(first: Planned, file: Path, other: Planned, path: Path) -> None:
             f"videos {first.number + 1} and {other.number + 1} have the same frames, and differ "
             "only in how they are written; write the frames again with `wanpipe decode`"
         )
-
-
-def groups(sweep: Sweep) -> list[list[int]]:
-    """Return the numbers of videos that differ in their seeds only."""
-    found: dict[Any, list[int]] = {}
-    for number, values in enumerate(sweep.videos):
-        rest = tuple((name, value) for name, value in values.items() if name != "seed")
-        found.setdefault(rest, []).append(number)
-    return list(found.values())

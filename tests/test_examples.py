@@ -78,15 +78,16 @@ def test_slurm_carries_out_a_plan_level_by_level(place: Place, shell: dict[str, 
     words = (EXAMPLES / "slurm.sh", "sweep.toml", "--partition", "gpu")
     printed = succeed(*words, cwd=place.root, env=shell)
     assert printed.splitlines() == [
-        "level-000: 2 commands, job 101;cluster",
-        "level-001: 4 commands, job 102;cluster",
-        "level-002: 4 commands, job 103;cluster",
+        "level-000: 1 commands: job 101",
+        "level-001: 3 commands: job 102",
+        "level-002: 4 commands: job 103",
+        "level-003: 2 commands: job 104",
     ]
     asked = (place.root / "asked").read_text().splitlines()
     assert all("--parsable --array 0-" in line for line in asked)
     assert all(line.endswith("--partition gpu") for line in asked)
     found = [line.partition("--dependency ")[2].split(" ")[0] for line in asked]
-    assert found == ["", "afterany:101", "afterany:102"]
+    assert found == ["", "afterany:101", "afterany:102", "afterany:103"]
     assert all(node.exists for node in graph_of(place, TEXT).nodes)
     assert succeed(*words, cwd=place.root, env=shell) == ""
 

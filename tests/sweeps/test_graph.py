@@ -127,6 +127,25 @@ def test_prompts_share_nothing_and_seeds_share_the_text(place: Place) -> None:
     assert stages_of(place, text) == {"encode-text": 2, "denoise": 6, "decode": 6}
 
 
+def test_many_prompts_are_encoded_by_one_command(place: Place) -> None:
+    prompts = [f"cat {number}" for number in range(34)]
+    text = f"negative-prompt = 'bad'\n[axes]\nprompt = {prompts}\n"
+    nodes = [node for node in graph_of(place, text).nodes if node.stage == "encode-text"]
+    assert [node.units for node in nodes] == [32, *[0] * 31, 2, 0]
+    results = [place.do(*node.command) for node in nodes]
+    assert [len(result.computed()) for result in results] == [32, *[0] * 31, 2, 0]
+    assert [Path(result.paths[-1]).name for result in results] == [node.key for node in nodes]
+    another = [node for node in graph_of(place, text).nodes if node.stage == "encode-text"]
+    assert all(node.exists for node in another)
+
+
+def test_two_spellings_of_a_prompt_are_one_text(place: Place) -> None:
+    text = '[axes]\nprompt = ["a cat", "a  cat", "a dog"]\n'
+    graph = graph_of(place, text)
+    assert [node.stage for node in graph.nodes].count("encode-text") == 2
+    assert [node.needs for node in graph.nodes[:2]] == [(), (graph.nodes[0].key,)]
+
+
 def test_what_exists_is_known_and_its_inputs_are_not_needed(place: Place) -> None:
     make(place, graph_of(place, SEEDS))
     graph = graph_of(place, SEEDS)
