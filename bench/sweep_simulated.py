@@ -31,6 +31,7 @@ from wanpipe.sweeps.worker import GPU
 
 TEXT, STEPS, DECODE, SPREAD = 2.0, 60.0, 3.0, 0.2  # seconds
 SHARED = 20  # videos of one text
+MORE = {"resources": {GPU: 1}, "memory_limit": 0, "dashboard": False}
 
 
 async def nap(key: str, stage: str, command: tuple[str, ...], *needs: Any) -> tasks.Made:
@@ -61,10 +62,13 @@ def make_graph(videos: int, faster: float) -> Graph:
 
 async def work(address: str, count: int) -> None:
     """Be so many workers, in one event loop."""
+    import dask
     from distributed import Worker
 
+    # each would take a part of the one core that all have
+    dask.config.set({"distributed.worker.profile.enabled": False})
     workers = [
-        Worker(address, nthreads=1, name=str(number), resources={GPU: 1}, memory_limit=0)
+        Worker(address, nthreads=1, name=str(number), heartbeat_interval="5s", **MORE)
         for number in range(count)
     ]
     await asyncio.gather(*workers)

@@ -78,10 +78,11 @@ def command(
     sheet: Path | None,
     **asked: Any,
 ) -> None:
-    """Make the videos of all combinations of prompts, seeds and settings.
+    """Make the videos of many prompts, seeds and settings.
 
-    FILE is a TOML file. What several videos share is computed once. One that fails does not stop
-    the others. Run the same command again to make what is missing.
+    FILE is a TOML file that lists them; every combination is made. What several videos share is
+    computed once. One that fails does not stop the others. Run the same command again to make what
+    is missing.
     """
     from wanpipe.sweeps import run as running
 

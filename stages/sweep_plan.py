@@ -20,16 +20,10 @@ from wanpipe.media.video import check_keeps, check_rate, named_format
 from wanpipe.models.config import LOW
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan, Work
+from wanpipe.runtime import interrupt
 from wanpipe.store import Entry, Run, Store
 from wanpipe.sweeps.arguments import arguments
-from wanpipe.sweeps.costs import (
-    Network,
-    Speeds,
-    frame_bytes,
-    input_bytes,
-    step_bytes,
-    text_bytes,
-)
+from wanpipe.sweeps.costs import Network, Speeds, frame_bytes, input_bytes, step_bytes, text_bytes
 from wanpipe.sweeps.document import Sweep
 from wanpipe.sweeps.graph import DECODE, Builder, Chain
 from wanpipe.sweeps.lookup import Lookup, are_current
@@ -101,16 +95,19 @@ class Planner:
 
     def graph(self) -> Graph:
         """Return the graph of all videos."""
-        planned: list[Planned] = []
-        for numbers in self.sweep.groups():
-            try:
-                planned += self.steps(numbers)
-            except (UsageError, CheckpointError) as error:
-                raise type(error)(f"video {numbers[0] + 1}: {error}") from error
+        sweep, planned = self.sweep, list[Planned]()
+        if "{key}" not in sweep.template:  # else it takes the plan to know the names
+            name_videos(sweep.template, sweep.folder, sweep.videos, [""] * len(sweep.videos))
+        with self.store.report.task("plan", len(sweep.videos)) as task:
+            for numbers in sweep.groups():
+                try:
+                    planned += self.steps(numbers)
+                except (UsageError, CheckpointError) as error:
+                    raise type(error)(f"video {numbers[0] + 1}: {error}") from error
+                task.advance(len(numbers))
         planned.sort(key=lambda one: one.number)
         keys = [one.run.last[:8] for one in planned]
-        paths = name_videos(self.sweep.template, self.sweep.folder, self.sweep.videos, keys)
-        self.frames(planned, paths)
+        self.frames(planned, name_videos(sweep.template, sweep.folder, sweep.videos, keys))
         self.gather_texts()
         return self.builder.build(self.sweep.varied)
 
@@ -141,9 +138,9 @@ class Planner:
         params = composed.complete(model, composed.read(asked))
         inputs = Inputs(text=self.text(model, params.text))
         if params.image is not None:
-            inputs = replace(inputs, image=self.image(model, params.image))
+            inputs = replace(inputs, image=self.pixels(model, params.image, encode_image))
         elif params.video is not None:
-            inputs = replace(inputs, video=self.video(model, params.video))
+            inputs = replace(inputs, video=self.pixels(model, params.video, encode_video))
         steps = denoise.plan(model, inputs, params.denoise, self.lookup)
         experts = self.experts(model, steps.work)
         timesteps = schedule_of(steps.runs[0].settings).timesteps
@@ -170,11 +167,13 @@ class Planner:
 
                 self.tokenizers[name] = Tokenizer(model.tokenizer(self.lookup))
             planned = encode_text.plan_with(self.tokenizers[name], model, params, self.lookup)
-            size = text_bytes(planned.entries[0], model.config)
+            [entry] = planned.entries
+            if entry.key not in self.builder.nodes:  # else another spelling of the same text
+                alike = self.texts.setdefault((name, replace(params, prompts=())), [])
+                alike.append((model, params.prompts[0], entry.key))
+            size = text_bytes(entry, model.config)
             self.add_input(model, planned, encode_text.command, text_options(params), size)
-            self.inputs[name, params] = planned.entries[0]
-            alike = self.texts.setdefault((name, replace(params, prompts=())), [])
-            alike.append((model, params.prompts[0], planned.entries[0].key))
+            self.inputs[name, params] = entry
         return self.inputs[name, params]
 
     def gather_texts(self) -> None:
@@ -210,16 +209,8 @@ class Planner:
         for _, _, other in others:
             nodes[other] = replace(nodes[other], needs=(key,), seconds=0.0, units=0)
 
-    def image(self, model: Model, params: encode_image.Params) -> Entry:
-        """Plan the encoding of an image, once."""
-        return self.pixels(model, params, encode_image)
-
-    def video(self, model: Model, params: encode_video.Params) -> Entry:
-        """Plan the encoding of a video, once."""
-        return self.pixels(model, params, encode_video)
-
     def pixels(self, model: Model, params: Any, stage: Any) -> Entry:
-        """Plan the encoding of what a video is made from, once."""
+        """Plan the encoding of an image or a video, once."""
         name = self.name(model)
         if (name, params) not in self.inputs:
             planned: Plan[Entry] = stage.plan(model, params, self.lookup)
@@ -303,6 +294,7 @@ class Planner:
         plans = [self.decoding(one, path) for one, path in zip(planned, paths, strict=True)]
         keys = [one.entries[0].key for one in plans]
         self.builder.expect("decode", keys)
+        self.builder.expect("denoise", [one.run.last for one in planned])
         there = {key for key in keys if self.store.has("decode", key)}
         asked = [
             (path, key, one.fps)
@@ -314,6 +306,7 @@ class Planner:
         made: dict[str, tuple[Planned, Path]] = {}
         same = 0
         for one, path, plan in zip(planned, paths, plans, strict=True):
+            interrupt.check()
             key = plan.entries[0].key
             first, file = made.setdefault(key, (one, path))
             if first is not one:
@@ -336,6 +329,7 @@ class Planner:
             check_rate(named_format(path), one.fps)
             asked = replace(asked, output=None, after=None)
         sources = Inputs(step=one.step, run=one.run, video=one.inputs.video)
+        interrupt.check()
         try:
             return decode.plan(one.model, sources, asked, self.lookup)
         except UsageError as error:
@@ -347,9 +341,12 @@ class Planner:
         """Return the node of a video: its frames are decoded from the last step, or exist."""
         [entry], [target] = plan.entries, plan.targets
         network = self.network(one.model.hash("vae"), plan.work)
+        # without the step, nothing tells how its frames were made, and how fast they are
+        alone = there and not self.store.has("denoise", one.run.last)
         asked = vars(one.params.decode) | {
             "model": self.name(one.model),
-            "references": (entry.key if there else one.run.last,),
+            "references": (entry.key if alone else one.run.last,),
+            "fps": one.fps if alone else one.params.decode.fps,
             "output": path,
             "tiling": "none" if target.recipe.material.tiling is None else "spatial",
         }

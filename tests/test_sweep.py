@@ -12,7 +12,7 @@ from PIL import Image
 
 from stages.sweep import command
 from tests.commands import succeed
-from tests.sweeps.sheets import SEEDS, write
+from tests.sweeps.sheets import SEEDS, graph_of, write
 from tests.workshop import Place, files, inside
 from wanpipe.store import Store
 from wanpipe.sweeps.node import Graph
@@ -117,6 +117,21 @@ def test_the_plan_is_json_that_other_programs_can_carry_out(place: Place) -> Non
     assert done == {row["key"] for row in rows}
     assert {Path(row["output"]).is_file() for row in rows if row["output"]} == {True}
     assert {row["level"] for row in plan_of(place)} == {None}
+
+
+def test_what_the_remote_has_is_not_planned_again(place: Place, tmp_path: Path) -> None:
+    write(place, SEEDS)
+    remote = ("--remote", f"file://{tmp_path / 'share'}")
+    for node in graph_of(place, SEEDS).nodes:
+        place.do(*node.command, *remote)
+    (place.root / "1.mp4").unlink()
+    elsewhere = ("--cache", tmp_path / "elsewhere", *remote)
+    first, second = plan_of(place, *elsewhere)
+    assert (first["stage"], first["exists"], first["needs"]) == ("decode", False, [])
+    assert second["exists"]
+    result = place.do(*first["command"][1:], *elsewhere)
+    assert not result.computed()
+    assert (place.root / "1.mp4").is_file()
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,13 @@ def test_many_prompts_are_encoded_by_one_command(place: Place) -> None:
     assert all(node.exists for node in another)
 
 
+def test_two_spellings_of_a_prompt_are_one_text(place: Place) -> None:
+    text = '[axes]\nprompt = ["a cat", "a  cat", "a dog"]\n'
+    graph = graph_of(place, text)
+    assert [node.stage for node in graph.nodes].count("encode-text") == 2
+    assert [node.needs for node in graph.nodes[:2]] == [(), (graph.nodes[0].key,)]
+
+
 def test_what_exists_is_known_and_its_inputs_are_not_needed(place: Place) -> None:
     make(place, graph_of(place, SEEDS))
     graph = graph_of(place, SEEDS)

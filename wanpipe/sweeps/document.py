@@ -20,7 +20,7 @@ from wanpipe.cli.prompts import read_prompts
 from wanpipe.errors import UsageError
 from wanpipe.runtime.documents import DocumentError, convert, first_line, read_regular
 from wanpipe.sweeps.arguments import Value, read_value
-from wanpipe.sweeps.names import TEMPLATE
+from wanpipe.sweeps.names import TEMPLATE, check_template, shown
 
 MOST = 100_000  # videos of a sweep
 LONGEST = 1 << 24  # bytes of a file, which may have all prompts
@@ -95,6 +95,7 @@ def read_document(data: Table, folder: Path, known: Mapping[str, click.Option]) 
     for name in ("model", "prompt"):
         if name not in videos[0]:
             raise UsageError(f"no {name} is given; write {name} = …")
+    check_template(template, dict(shown(videos[0])))
     varied = tuple(name for part in next(product(*read_factors)) for name in part)
     return Sweep(folder=folder, template=template, varied=varied, videos=tuple(videos))
 

@@ -8,7 +8,7 @@ from string import Formatter
 from typing import Any
 
 from wanpipe.errors import UsageError
-from wanpipe.media.video import name_after
+from wanpipe.media.video import LONGEST_STEM, name_after
 
 TEMPLATE = "{prompt}-{key}.mp4"
 WIDTH = re.compile(r"0?\d{1,2}")  # of a number: 03 is three digits
@@ -18,6 +18,7 @@ Fields = Mapping[str, Any]
 
 def check_template(template: str, fields: Fields) -> None:
     """Raise UsageError for a template that cannot be read, or whose fields are not among these."""
+    fields = {"n": 1, "key": "", **fields}
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
@@ -55,7 +56,7 @@ def readable(field: str, value: Any) -> str:
     """
     if field == "prompt":
         return name_after(value) or "video"
-    return OTHERS.sub("-", joined(value)).strip("-.") or "none"
+    return OTHERS.sub("-", joined(value))[:LONGEST_STEM].strip("-.") or "none"
 
 
 def joined(value: Any) -> str:
@@ -81,15 +82,13 @@ def name_videos(
 ) -> list[Path]:
     """Return the path of each video, given the values of its options and the start of its key.
 
-    Raises UsageError for an invalid template, and for two videos of one name.
+    Raises UsageError for two videos of one name.
     """
     paths: list[Path] = []
     found: dict[Path, int] = {}
     for number, (values, key) in enumerate(zip(videos, keys, strict=True), 1):
         fields = {"n": number, "key": key, **dict(shown(values))}
         fields["model"] = Path(fields["model"]).name
-        if number == 1:
-            check_template(template, fields)
         path = Path(os.path.normpath(folder / Path(fill(template, fields)).expanduser()))
         if path in found:
             raise UsageError(
