@@ -201,3 +201,13 @@ def test_an_earlier_run_speeds_up_the_estimate(place: Place) -> None:
     graph = graph_of(place, SEEDS)
     assert all(node.seconds is not None for node in graph.nodes)
     assert all(node.size > 0 and node.memory > 0 for node in graph.nodes)
+
+
+def test_steps_that_an_interrupted_run_has_left_are_not_counted(place: Place) -> None:
+    make(place, graph_of(place, SEEDS, draft=1))
+    for step in (place.cache / "denoise").iterdir():
+        if place.entry(step).step > 0:
+            shutil.rmtree(step)
+    shutil.rmtree(place.cache / "decode")
+    steps = [node for node in graph_of(place, SEEDS).nodes if node.stage == "denoise"]
+    assert [(node.units, node.exists) for node in steps] == [(3, False)] * 2

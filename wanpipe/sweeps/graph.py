@@ -118,7 +118,7 @@ class Builder:
                 exists=exists,
                 network=network.hash,
                 rank=(DRAFT if drafted else REST) + network.place,
-                units=stop - start,
+                units=stop - start if exists else todo,
                 memory=network.memory,
                 seconds=network.seconds(todo),
                 size=todo * chain.size,
