@@ -4,7 +4,6 @@ Reads: a checkpoint or a model, a prompt, and images or a video if the model tak
 Writes: the entries of all stages, and one video per seed.
 """
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ import click
 
 from stages import convert, decode, denoise, encode_image, encode_text, encode_video
 from wanpipe.cli import options
+from wanpipe.cli.seeds import choose_seeds
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.denoising.launched import serves_another
 from wanpipe.errors import UsageError
+from wanpipe.media.names import Named, check_distinct, name_video
 from wanpipe.media.video import check_keeps, check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model, open_model
-
-LONGEST_STEM = 60  # letters of the prompt in the name of a video
 
 # options that tell how a checkpoint is converted
 CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bits", "group_size")
@@ -76,12 +75,16 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     plans.append(steps)
     videos, decodings = [], []
     for index, (step, made_by) in enumerate(zip(steps.entries, steps.runs, strict=True)):
-        output = video_path(params, step, index if len(steps.entries) > 1 else None)
+        named = Named(
+            key=step.key, number=index + 1, prompt=params.text.prompts[0], seed=made_by.seed
+        )
+        output = name_video(params.decode.output, named, several=len(steps.entries) > 1)
         check_keeps(output, input_files(params))
         decoding = replace(params.decode, output=output)
         sources = Inputs(step=step, run=made_by, video=inputs.video)
         decodings.append(decode.plan(model, sources, decoding, store))
         videos.append(output)
+    check_distinct(videos)
     return RunPlan(
         plans=(*plans, *decodings),
         videos=tuple(videos),
@@ -105,22 +108,6 @@ def input_files(params: Params) -> list[Path]:
         found += [video.video, video.mask, *video.references]
         found += [path for _, path in video.keyframes]
     return [path for path in found if path is not None]
-
-
-def video_path(params: Params, step: Entry, index: int | None) -> Path:
-    """Return the path of a video: the given one, with the seed if there are several.
-
-    The default name has the prompt and the step.
-    """
-    asked = params.decode.output
-    if asked is None:
-        words = re.findall(r"\w+", params.text.prompts[0].lower())[:6]
-        # letters of rare scripts take four bytes each
-        stem = "-".join(words)[:LONGEST_STEM].encode()[: 3 * LONGEST_STEM].decode(errors="ignore")
-        return Path(f"{stem}-{step.key[:8]}.mp4")
-    if index is None:
-        return asked
-    return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")
 
 
 def plan_model(
@@ -169,6 +156,7 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
         return
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
+    asked["seeds"] = choose_seeds(asked["seeds"], asked["auto_seeds"], session.store.report)
     params = read(asked)
     decode.check_output(params.decode)
     conversion = None

@@ -14,6 +14,7 @@ from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.media import ffmpeg
 from wanpipe.media.ffmpeg import FfmpegError
 from wanpipe.media.frames import check_replaceable, load_frames, save_frames
+from wanpipe.media.names import MAX_NAME_BYTES
 from wanpipe.runtime import output
 from wanpipe.runtime.output import follow_links, replace_output
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = "png"
-MAX_NAME_BYTES = 200  # bytes; file systems allow 255
 MIN_FPS, MAX_FPS = 0.01, 240  # frames per second
 MAX_GIF_FPS = 50  # viewers slow down frames that are shorter than two hundredths of a second
 
