@@ -21,7 +21,7 @@ from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.plan import Plan, Work, plan_entries
-from wanpipe.runtime.documents import DocumentError, read_stream
+from wanpipe.runtime.documents import DocumentError, read_stdin, read_stream
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.weights.model import Model, find_model
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Ids = tuple[int, ...]
 LINE_END = re.compile(r"\r\n|\n|\r")
 LONGEST_FILE = 1 << 24  # bytes of prompts
+LONGEST_PROMPT = 1 << 17  # bytes of one, as long as an argument of a command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +173,9 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
 def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     """Return the prompts of --prompt and the lines of --prompt-file that are not empty.
 
-    Raises UsageError for an unreadable file.
+    Raises UsageError for an unreadable file or standard input.
     """
+    prompts = [read_prompt(prompt) for prompt in prompts]
     lines: list[str] = []
     if file is not None:
         try:
@@ -190,9 +192,32 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     return (*prompts, *lines)
 
 
+def read_prompt(prompt: str) -> str:
+    """Return a prompt, which is read from standard input for "-". Raises UsageError if it cannot be
+    read, or is empty.
+    """
+    if prompt != "-":
+        return prompt
+    try:
+        text = read_stdin(LONGEST_PROMPT).decode("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError, DocumentError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"standard input cannot be read as a prompt: {reason}; write UTF-8 text to it"
+        ) from error
+    if not text:
+        raise UsageError("standard input has no prompt; write one to it, or use --prompt TEXT")
+    return text
+
+
 @click.command("encode-text")
 @options.model
-@click.option("--prompt", multiple=True, metavar="TEXT", help="Encode this prompt. Repeatable.")
+@click.option(
+    "--prompt",
+    multiple=True,
+    metavar="TEXT",
+    help="Encode this prompt; - reads it from standard input. Repeatable.",
+)
 @click.option(
     "--prompt-file",
     type=options.PATH,

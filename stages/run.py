@@ -135,7 +135,9 @@ def plan_model(
 @options.model
 @options.checkpoint
 @options.quantization
-@click.option("--prompt", metavar="TEXT", help="Describe the video.")
+@click.option(
+    "--prompt", metavar="TEXT", help="Describe the video; - reads this from standard input."
+)
 @options.negative
 @options.image
 @options.video_inputs
@@ -200,7 +202,9 @@ def read(asked: dict[str, Any]) -> Params:
     sides = some("width", "height") if image is None and video is None else {}
     return Params(
         text=encode_text.Params(
-            prompts=(asked["prompt"],), negative_prompt=negative, **some("memory")
+            prompts=(encode_text.read_prompt(asked["prompt"]),),
+            negative_prompt=negative,
+            **some("memory"),
         ),
         image=image,
         video=video,
