@@ -12,6 +12,7 @@ import click
 
 from stages import convert, decode, denoise, encode_image, encode_text, encode_video
 from wanpipe.cli import options
+from wanpipe.cli.like import Like
 from wanpipe.cli.seeds import choose_seeds
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.denoising.launched import serves_another
@@ -21,6 +22,7 @@ from wanpipe.media.video import check_keeps, check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
+from wanpipe.store.schema import STAGES
 from wanpipe.weights.model import Model, find_model, open_model
 
 # options that tell how a checkpoint is converted
@@ -31,12 +33,14 @@ CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bi
 class Params:
     """The parameters of each stage. `image` and `video` are None for text-to-video.
 
-    Without an output, the video is named after its prompt.
+    `condition` is the entry of an image or video, instead of these. Without an output, the video is
+    named after its prompt.
     """
 
     text: encode_text.Params
     image: encode_image.Params | None
     video: encode_video.Params | None = None
+    condition: Entry | None = None
     denoise: denoise.Params
     decode: decode.Params
 
@@ -53,24 +57,11 @@ class RunPlan:
 def plan(model: Model, params: Params, store: Store) -> RunPlan:
     """Plan one video per seed. Invalid options fail here, before any weight is loaded."""
     texts = encode_text.plan(model, params.text, store)
-    plans: list[Plan[Any]] = [texts]
-    inputs = Inputs(text=texts.entries[0])
-    frames, extra = params.denoise.num_frames, 4 * (params.denoise.trim_first_frames or 0)
-    video = params.video
-    if video is None and params.image is None and model.config.task == "vace":
-        asked = params.denoise
-        video = encode_video.Params(width=asked.width, height=asked.height, memory=asked.memory)
-    if params.image is not None:
-        count = model.config.defaults.num_frames if frames is None else frames
-        images = encode_image.plan(model, replace(params.image, num_frames=count + extra), store)
-        plans.append(images)
-        inputs = replace(inputs, image=images.entries[0])
-    elif video is not None:
-        if frames is not None:
-            video = replace(video, num_frames=frames + extra)
-        videos_in = encode_video.plan(model, video, store)
-        plans.append(videos_in)
-        inputs = replace(inputs, video=videos_in.entries[0])
+    plans: list[Plan[Any]] = [texts, *plan_condition(model, params, store)]
+    entries = [plan.entries[0] for plan in plans]
+    entries += [] if params.condition is None else [params.condition]
+    found: dict[str, Any] = {STAGES[entry.stage].role: entry for entry in entries}
+    inputs = Inputs(**found)
     steps = denoise.plan(model, inputs, params.denoise, store)
     plans.append(steps)
     videos, decodings = [], []
@@ -90,6 +81,24 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
         videos=tuple(videos),
         frames=tuple(decoding.entries[0] for decoding in decodings),
     )
+
+
+def plan_condition(model: Model, params: Params, store: Store) -> list[Plan[Any]]:
+    """Plan the entry of the image or video that the video is made from, if there is one to make."""
+    asked, video = params.denoise, params.video
+    frames, extra = asked.num_frames, 4 * (asked.trim_first_frames or 0)
+    if params.condition is not None:
+        return []
+    if params.image is not None:
+        count = model.config.defaults.num_frames if frames is None else frames
+        return [encode_image.plan(model, replace(params.image, num_frames=count + extra), store)]
+    if video is None and model.config.task == "vace":
+        video = encode_video.Params(width=asked.width, height=asked.height, memory=asked.memory)
+    if video is None:
+        return []
+    if frames is not None:
+        video = replace(video, num_frames=frames + extra)
+    return [encode_video.plan(model, video, store)]
 
 
 def run(model: Model, params: Params, store: Store) -> list[Path]:
@@ -132,6 +141,12 @@ def plan_model(
 
 
 @click.command("run")
+@click.option(
+    "--like",
+    metavar="VIDEO",
+    help="Make this video again, with what else is given changed: a video that wanpipe wrote, a "
+    "run, a step or frames.",
+)
 @options.model
 @options.checkpoint
 @options.quantization
@@ -149,17 +164,32 @@ def plan_model(
 @options.devices
 @options.video
 @stage_options
-def command(session: Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
+def command(
+    session: Session,
+    like: str | None,
+    model: str | None,
+    checkpoint_dir: Path | None,
+    **asked: Any,
+) -> None:
     """Make a video from a prompt, with all stages in order.
 
     Computes only what is not in the cache. Without --output, the video is named after the prompt.
     """
     if serves_another():
         return
+    if asked["prompt"] is not None:
+        asked["prompt"] = encode_text.read_prompt(asked["prompt"])
+    asked["seeds"] = choose_seeds(asked["seeds"], asked["auto_seeds"], session.store.report)
+    record, given, condition = None, asked, None
+    if like is not None:
+        record = Like.read(like, session.store)
+        asked = record.complete(given)
+        condition = record.condition(asked)
+        if model is None and checkpoint_dir is None:
+            model = str(record.find_model())
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
-    asked["seeds"] = choose_seeds(asked["seeds"], asked["auto_seeds"], session.store.report)
-    params = read(asked)
+    params = replace(read(asked), condition=condition)
     decode.check_output(params.decode)
     conversion = None
     if checkpoint_dir is not None:
@@ -173,6 +203,8 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
     if found is None:
         return
     planned = plan(found, params, session.store)
+    if record is not None:
+        record.compare(planned.frames[0], given)
     session.make(*planned.plans)
     session.print_paths(planned.videos, [frames.path for frames in planned.frames])
 
@@ -202,7 +234,7 @@ def read(asked: dict[str, Any]) -> Params:
     sides = some("width", "height") if image is None and video is None else {}
     return Params(
         text=encode_text.Params(
-            prompts=(encode_text.read_prompt(asked["prompt"]),),
+            prompts=(asked["prompt"],),
             negative_prompt=negative,
             **some("memory"),
         ),
