@@ -251,12 +251,14 @@ class Like:
 
     def files(self) -> str:
         """Name the files that it was made from, with their options."""
+        words = {"references": "--reference", "last_image": "--last-image"}
+        if self.record.encode_video is not None:
+            words["image"] = "--keyframe"
         found = []
         for name in FILES:
             value = getattr(self.record, name)
             for one in value if isinstance(value, list) else filter(None, [value]):
-                word = "reference" if name == "references" else name.replace("_", "-")
-                found.append(f"--{word} {quote(one)}")
+                found.append(f"{words.get(name, f'--{name}')} {quote(one)}")
         return " ".join(found)
 
     def compare(self, frames: Entry, asked: dict[str, Any]) -> None:
