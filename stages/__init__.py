@@ -16,4 +16,5 @@ COMMANDS = {
     "log": "stages.log",
     "cache": "stages.cache",
     "demo": "stages.demo",
+    "doctor": "stages.doctor",
 }
