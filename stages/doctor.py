@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import click
 
 from wanpipe.cache.listing import usage
+from wanpipe.cli.messages import count
 from wanpipe.cli.options import group
 from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.progress import make_report
@@ -249,8 +250,8 @@ def health(store: Store) -> Finding:
     rows, ids = store.index.read(), list(store.index.list_ids())
     latest = sorted(ids, key=lambda one: rows[one].time if one in rows else "~", reverse=True)
     damaged = sum(not is_sound(store.root / one) for one in latest[:READ])
-    text = f"{len(ids)} entries, {len(store.runs.list_keys())} runs, "
-    text += f"{format_si(whole['bytes'], 'B')}; {damaged} damaged, {aside} set aside as damaged"
+    counts = f"{count(len(ids), 'entry')}, {count(len(store.runs.list_keys()), 'run')}"
+    text = f"{counts}, {format_si(whole['bytes'], 'B')}; {damaged} damaged, {aside} set aside"
     if damaged or aside:
         remedy = "run `wanpipe cache verify --repair`, and check the disk"
         return Finding(check="", state=WARNING, text=text, remedy=remedy)
@@ -351,5 +352,4 @@ def command(
             line = f"{finding.state:<8} {finding.check:<12} {finding.text}{remedy}"
             print_lines([printable(line)])
     if broken:
-        count = "1 check" if broken == 1 else f"{broken} checks"
-        raise WanpipeError(f"{count} found a problem; see the lines above")
+        raise WanpipeError(f"{count(broken, 'check')} found a problem; see the lines above")

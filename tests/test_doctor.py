@@ -33,8 +33,8 @@ def test_a_sound_installation_passes_every_check_and_nothing_is_left(studio: Pla
     assert set(states.values()) == {"ok"}, found
     assert "float32" in found["compute"]["text"]
     assert "with libx264, libvpx-vp9, gif" in found["ffmpeg"]["text"]
-    assert found["cache"]["text"].startswith("6 entries, 1 runs, ")
-    assert found["cache"]["text"].endswith("; 0 damaged, 0 set aside as damaged")
+    assert found["cache"]["text"].startswith("6 entries, 1 run, ")
+    assert found["cache"]["text"].endswith("; 0 damaged, 0 set aside")
     assert files(studio.root) == before
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_entry_is_a_warning(studio: Place) -> None:
     record.write_text("{}")
     found = examine(studio)["cache"]
     assert found["state"] == "warning"
-    assert "1 damaged, 0 set aside as damaged" in found["text"]
+    assert "1 damaged, 0 set aside" in found["text"]
     assert found["remedy"].startswith("run `wanpipe cache verify --repair`")
 
 
