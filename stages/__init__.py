@@ -19,4 +19,5 @@ COMMANDS = {
     "sweep": "stages.sweep",
     "worker": "stages.worker",
     "demo": "stages.demo",
+    "doctor": "stages.doctor",
 }

@@ -4,7 +4,7 @@ Reads: a denoise entry and a model's vae; or a decode entry, for another video o
 Writes: `frames` (T, Y, X, 3) uint8; with --output a video, a GIF or a folder of PNGs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
+from wanpipe.media.names import Named, fields_of, name_video
 from wanpipe.media.video import check_keeps, check_rate, check_writable, video_format
 from wanpipe.pipeline.budget import choose_plan
 from wanpipe.pipeline.frames import Decoding
@@ -45,12 +46,13 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     `model` may be None if frames are given. Raises UsageError for invalid parameters, for a latent
     that the VAE cannot decode, and if --memory is less than any memory plan needs.
     """
-    kind = check_output(params)
+    check_output(params)
     if inputs.frames is None and inputs.step is None:
         raise UsageError("no step is given; make one with `wanpipe denoise`, name it with --from")
     source = Source.of(model, inputs, store)
     if params.output is not None:
-        check_rate(kind, source.rate(params.fps))
+        params = replace(params, output=name_video(params.output, named(source)))
+        check_rate(check_output(params), source.rate(params.fps))
     before = Before.of(source, params.after)
     if params.output is not None and params.after is not None:
         check_keeps(params.output, [params.after])
@@ -103,10 +105,20 @@ def run(model: Model | None, inputs: Inputs, params: Params, store: Store) -> En
     return plan(model, inputs, params, store).make()
 
 
+def named(source: Source) -> Named:
+    """Return what the name of a video may have: its step, and the prompt and seed of its run."""
+    run = source.run
+    if run is None:
+        return Named(key=source.key)
+    return Named(key=source.key, prompt=run.prompt, seed=run.seed)
+
+
 def check_output(params: Params) -> str:
     """Return the format of the video. Raises UsageError for an unknown one, for a place where no
     video can be, or for an invalid frame rate.
     """
+    if params.output is not None:
+        fields_of(params.output)
     kind = "mp4" if params.output is None else video_format(params.output)
     if params.fps is not None:
         check_rate(kind, params.fps)

@@ -18,11 +18,11 @@ import click
 from stages import convert, decode, denoise, encode_image, encode_text, encode_video
 from stages import run as composed
 from wanpipe import demo
-from wanpipe.cli import options
+from wanpipe.cli import options, seeds
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.demo.examples import EXAMPLES, Inputs
 from wanpipe.errors import UsageError
-from wanpipe.media.video import LONGEST_STEM
+from wanpipe.media.names import LETTERS
 from wanpipe.runtime.output import replace_output
 from wanpipe.store import Store
 from wanpipe.weights.model import open_model
@@ -66,7 +66,7 @@ def make_videos(params: Params, session: Session) -> list[Path]:
     if session.dry_run and not directory.is_dir():
         return []
     words = re.findall(r"\w+", prompt.lower())
-    stem = "-".join(words)[:LONGEST_STEM] or "video"
+    stem = "-".join(words)[:LETTERS] or "video"
     stem = stem if params.what == "text" else f"{params.what}-{stem}"
     output = params.output_dir / f"{stem}.mp4"
     with inputs_folder(params, session) as folder:
@@ -147,15 +147,8 @@ def write_sheet(path: Path, rows: "Sequence[tuple[str, np.ndarray]]") -> Path:
     show_default=True,
     help="Make the video from text alone, or show another way, with inputs that are drawn.",
 )
-@click.option(
-    "--seed",
-    "seeds",
-    type=int,
-    multiple=True,
-    default=(0,),
-    metavar="N",
-    help="Set the random seed. Repeatable, for one video per seed.  [default: 0]",
-)
+@seeds.option
+@seeds.auto_option
 @click.option(
     "--output-dir",
     type=options.PATH,
@@ -173,4 +166,6 @@ def command(session: Session, **asked: Any) -> None:
     """
     if session.name is not None:
         raise UsageError("--name is for one entry, a demo makes many; leave it out")
+    chosen = seeds.choose_seeds(asked["seeds"], asked.pop("auto_seeds"), session.store.report)
+    asked["seeds"] = chosen or (0,)
     session.print_paths(make_videos(Params(**asked), session))

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from wanpipe.cli import options
+from wanpipe.cli.seeds import choose_seeds
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.denoising.expert_plans import plan_experts
 from wanpipe.denoising.launched import check_devices, serves_another
@@ -99,6 +100,7 @@ def command(session: Session, model: str | None, references: tuple[str, ...], **
     """
     if serves_another():
         return
+    asked["seeds"] = choose_seeds(asked["seeds"], asked.pop("auto_seeds"), session.store.report)
     inputs = resolve_inputs(references, ("text", "image", "video", "step"), session.store)
     found = find_model(model, inputs.entries, session.store, inputs.run)
     session.carry_out(plan(found, inputs, Params(**asked), session.store))

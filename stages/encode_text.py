@@ -176,7 +176,12 @@ def filler(encode: Encoding, prompt: Ids, negative: Ids) -> Callable[[Draft], di
 
 @click.command("encode-text")
 @options.model
-@click.option("--prompt", multiple=True, metavar="TEXT", help="Encode this prompt. Repeatable.")
+@click.option(
+    "--prompt",
+    multiple=True,
+    metavar="TEXT",
+    help="Encode this prompt; - reads it from standard input. Repeatable.",
+)
 @click.option(
     "--prompt-file",
     type=options.PATH,

@@ -12,13 +12,18 @@ import click
 
 from stages import convert, decode, denoise, encode_image, encode_text, encode_video
 from wanpipe.cli import options
+from wanpipe.cli.like import Like
+from wanpipe.cli.prompts import read_prompt
+from wanpipe.cli.seeds import choose_seeds
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.denoising.launched import serves_another
 from wanpipe.errors import UsageError
-from wanpipe.media.video import check_keeps, check_writable, name_after
+from wanpipe.media.names import Named, check_distinct, name_video
+from wanpipe.media.video import check_keeps, check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
+from wanpipe.store.schema import STAGES
 from wanpipe.weights.model import Model, find_model, open_model
 
 # options that tell how a checkpoint is converted
@@ -29,12 +34,14 @@ CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bi
 class Params:
     """The parameters of each stage. `image` and `video` are None for text-to-video.
 
-    Without an output, the video is named after its prompt.
+    `condition` is the entry of an image or video, instead of these. Without an output, the video is
+    named after its prompt.
     """
 
     text: encode_text.Params
     image: encode_image.Params | None
     video: encode_video.Params | None = None
+    condition: Entry | None = None
     denoise: denoise.Params
     decode: decode.Params
 
@@ -52,26 +59,25 @@ def plan(model: Model, params: Params, store: Store) -> RunPlan:
     """Plan one video per seed. Invalid options fail here, before any weight is loaded."""
     params = complete(model, params)
     texts = encode_text.plan(model, params.text, store)
-    plans: list[Plan[Any]] = [texts]
-    inputs = Inputs(text=texts.entries[0])
-    if params.image is not None:
-        images = encode_image.plan(model, params.image, store)
-        plans.append(images)
-        inputs = replace(inputs, image=images.entries[0])
-    elif params.video is not None:
-        videos_in = encode_video.plan(model, params.video, store)
-        plans.append(videos_in)
-        inputs = replace(inputs, video=videos_in.entries[0])
+    plans: list[Plan[Any]] = [texts, *plan_condition(model, params, store)]
+    entries = [plan.entries[0] for plan in plans]
+    entries += [] if params.condition is None else [params.condition]
+    found: dict[str, Any] = {STAGES[entry.stage].role: entry for entry in entries}
+    inputs = Inputs(**found)
     steps = denoise.plan(model, inputs, params.denoise, store)
     plans.append(steps)
     videos, decodings = [], []
     for index, (step, made_by) in enumerate(zip(steps.entries, steps.runs, strict=True)):
-        output = video_path(params, step, index if len(steps.entries) > 1 else None)
+        named = Named(
+            key=step.key, number=index + 1, prompt=params.text.prompts[0], seed=made_by.seed
+        )
+        output = name_video(params.decode.output, named, several=len(steps.entries) > 1)
         check_keeps(output, input_files(params))
         decoding = replace(params.decode, output=output)
         sources = Inputs(step=step, run=made_by, video=inputs.video)
         decodings.append(decode.plan(model, sources, decoding, store))
         videos.append(output)
+    check_distinct(videos)
     return RunPlan(
         plans=(*plans, *decodings),
         videos=tuple(videos),
@@ -93,6 +99,17 @@ def complete(model: Model, params: Params) -> Params:
     return replace(params, image=image, video=video)
 
 
+def plan_condition(model: Model, params: Params, store: Store) -> list[Plan[Any]]:
+    """Plan the entry of the image or video that the video is made from, if there is one to make."""
+    if params.condition is not None:
+        return []
+    if params.image is not None:
+        return [encode_image.plan(model, params.image, store)]
+    if params.video is not None:
+        return [encode_video.plan(model, params.video, store)]
+    return []
+
+
 def run(model: Model, params: Params, store: Store) -> list[Path]:
     """Make one video per seed, computing only what the cache lacks, and return their paths."""
     planned = plan(model, params, store)
@@ -109,19 +126,6 @@ def input_files(params: Params) -> list[Path]:
         found += [video.video, video.mask, *video.references]
         found += [path for _, path in video.keyframes]
     return [path for path in found if path is not None]
-
-
-def video_path(params: Params, step: Entry, index: int | None) -> Path:
-    """Return the path of a video: the given one, with the seed if there are several.
-
-    The default name has the prompt and the step.
-    """
-    asked = params.decode.output
-    if asked is None:
-        return Path(f"{name_after(params.text.prompts[0])}-{step.key[:8]}.mp4")
-    if index is None:
-        return asked
-    return asked.with_stem(f"{asked.stem}-{params.denoise.seeds[index]}")
 
 
 def plan_model(
@@ -146,10 +150,18 @@ def plan_model(
 
 
 @click.command("run")
+@click.option(
+    "--like",
+    metavar="VIDEO",
+    help="Make this video again, with what else is given changed: a video that wanpipe wrote, a "
+    "run, a step or frames.",
+)
 @options.model
 @options.checkpoint
 @options.quantization
-@click.option("--prompt", metavar="TEXT", help="Describe the video.")
+@click.option(
+    "--prompt", metavar="TEXT", help="Describe the video; - reads this from standard input."
+)
 @options.negative
 @options.image
 @options.video_inputs
@@ -161,16 +173,32 @@ def plan_model(
 @options.devices
 @options.video
 @stage_options
-def command(session: Session, model: str | None, checkpoint_dir: Path | None, **asked: Any) -> None:
+def command(
+    session: Session,
+    like: str | None,
+    model: str | None,
+    checkpoint_dir: Path | None,
+    **asked: Any,
+) -> None:
     """Make a video from a prompt, with all stages in order.
 
     Computes only what is not in the cache. Without --output, the video is named after the prompt.
     """
     if serves_another():
         return
+    if asked["prompt"] is not None:
+        asked["prompt"] = read_prompt(asked["prompt"])
+    asked["seeds"] = choose_seeds(asked["seeds"], asked["auto_seeds"], session.store.report)
+    record, given, condition = None, asked, None
+    if like is not None:
+        record = Like.read(like, session.store)
+        asked = record.complete(given)
+        condition = record.condition(asked)
+        if model is None and checkpoint_dir is None:
+            model = str(record.find_model())
     if not asked["prompt"]:
         raise UsageError("no prompt is given; use --prompt")
-    params = read(asked)
+    params = replace(read(asked), condition=condition)
     decode.check_output(params.decode)
     conversion = None
     if checkpoint_dir is not None:
@@ -184,6 +212,8 @@ def command(session: Session, model: str | None, checkpoint_dir: Path | None, **
     if found is None:
         return
     planned = plan(found, params, session.store)
+    if record is not None:
+        record.compare(planned.frames[0], given)
     session.make(*planned.plans)
     session.print_paths(planned.videos, [frames.path for frames in planned.frames])
 
@@ -213,7 +243,9 @@ def read(asked: dict[str, Any]) -> Params:
     sides = some("width", "height") if image is None and video is None else {}
     return Params(
         text=encode_text.Params(
-            prompts=(asked["prompt"],), negative_prompt=negative, **some("memory")
+            prompts=(asked["prompt"],),
+            negative_prompt=negative,
+            **some("memory"),
         ),
         image=image,
         video=video,

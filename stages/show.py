@@ -15,9 +15,8 @@ from wanpipe.checkpoints.tensors import list_names
 from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
 from wanpipe.denoising.loras import find_file
-from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.pipeline.lineage import Lineage
-from wanpipe.runtime.documents import DocumentError, decode
+from wanpipe.errors import CheckpointError
+from wanpipe.pipeline.lineage import read_lineage
 from wanpipe.runtime.documents import to_builtins as plain_data
 from wanpipe.runtime.text import to_json
 from wanpipe.runtime.units import format_si
@@ -148,15 +147,7 @@ def describe_file(path: Path) -> Rows:
 
 def describe_video(path: Path) -> Rows:
     """Describe the lineage in a video's metadata. Raises UsageError if it has none."""
-    from wanpipe.media import video
-
-    comment = video.read_metadata(path).get("comment", "")
-    try:
-        lineage = decode(comment, Lineage).wanpipe
-    except DocumentError as error:
-        raise UsageError(
-            f"{path} has no record of how it was made; give a video that wanpipe wrote"
-        ) from error
+    lineage = read_lineage(path)
     yield "film", str(path)
     yield from lineage.items()
 

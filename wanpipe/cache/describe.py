@@ -70,6 +70,8 @@ def describe_entry(entry: Entry, store: Store) -> Rows:
     for name, numbers in made.statistics.items():
         text = ", ".join(f"{key} {value:.4g}" for key, value in to_builtins(numbers).items())
         yield f"array {name}", f"{entry.shape(name)}, {text}"
+    if made.concerns:
+        yield "concerns", ", ".join(made.concerns)
     yield "on disk", format_si(disk_usage(entry.path), "B")
     place = f"{made.devices} × {made.device}" if made.devices > 1 else made.device
     yield (

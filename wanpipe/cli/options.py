@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from wanpipe.cli import seeds
 from wanpipe.cli.values import Integers, Numbers, Size
 from wanpipe.errors import UsageError
 
@@ -237,14 +238,8 @@ sampling = group(
         help="Reuse the last velocity while it changes by less than THRESHOLD, e.g. 0.05 "
         "(EasyCache). Faster, but not exact.  [default: off]",
     ),
-    click.option(
-        "--seed",
-        "seeds",
-        type=int,
-        multiple=True,
-        metavar="N",
-        help="Set the random seed. Repeatable, for one video per seed.  [default: 0]",
-    ),
+    seeds.option,
+    seeds.auto_option,
     click.option(
         "--noise",
         type=PATH,
@@ -302,7 +297,8 @@ video = group(
         "--output",
         type=PATH,
         metavar="FILE",
-        help="Write the video to FILE: .mp4, .webm, .gif, or a folder of .png frames.",
+        help="Write the video to FILE: .mp4, .webm, .gif, or a folder of .png frames. Its name "
+        "may have {seed}, {key}, {prompt} and {n}.",
     ),
     click.option(
         "--fps",

@@ -6,7 +6,6 @@ No stage calls `read_video`: it is for users who compare videos.
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.media import ffmpeg
 from wanpipe.media.ffmpeg import FfmpegError
 from wanpipe.media.frames import check_replaceable, load_frames, save_frames
+from wanpipe.media.names import MAX_NAME_BYTES
 from wanpipe.runtime import output
 from wanpipe.runtime.output import follow_links, replace_output
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = "png"
-LONGEST_STEM = 60  # letters of a prompt in the name of a video
-MAX_NAME_BYTES = 200  # bytes; file systems allow 255
 MIN_FPS, MAX_FPS = 0.01, 240  # frames per second
 MAX_GIF_FPS = 50  # viewers slow down frames that are shorter than two hundredths of a second
 
@@ -71,13 +69,6 @@ def named_format(path: str | Path) -> str:
             f"a video must end in .mp4, .webm, .gif or .png (a folder of frames), got {target.name}"
         )
     return suffix
-
-
-def name_after(prompt: str) -> str:
-    """Return the name of a video after its prompt, without a suffix: its first words."""
-    words = re.findall(r"\w+", prompt.lower())[:6]
-    # letters of rare scripts take four bytes each
-    return "-".join(words)[:LONGEST_STEM].encode()[: 3 * LONGEST_STEM].decode(errors="ignore")
 
 
 def check_rate(kind: str, fps: float) -> None:

@@ -4,6 +4,7 @@ A video has it in its metadata.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -11,13 +12,13 @@ from msgspec import UNSET, Meta, UnsetType
 
 from wanpipe.errors import UsageError
 from wanpipe.pipeline.inputs import Inputs
-from wanpipe.runtime.documents import to_builtins
+from wanpipe.runtime.documents import DocumentError, decode, to_builtins
 from wanpipe.store import Entry, Run, Store
 from wanpipe.store.runs import ModelReference
 from wanpipe.store.schema import ROLES
 from wanpipe.weights.model import Model
 
-FILES = {"image": ("image", "last_image"), "video": ("image", "video", "mask", "references")}
+FILES = {"image": ("image", "last_image", "fit"), "video": ("image", "video", "mask", "references")}
 FieldName = Annotated[str, Meta(max_length=100)]
 
 
@@ -25,6 +26,21 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     """The comment of a video. Fields that a later wanpipe adds are accepted."""
 
     wanpipe: Annotated[dict[FieldName, Any], Meta(max_length=1000)]
+
+
+def read_lineage(path: Path) -> dict[str, Any]:
+    """Read the lineage in a video's metadata. Nothing in it is checked but its form: it may be a
+    stranger's. Raises UsageError if the video has none, or WanpipeError if it cannot be read.
+    """
+    from wanpipe.media import video
+
+    comment = video.read_metadata(path).get("comment", "")
+    try:
+        return decode(comment, Lineage).wanpipe
+    except DocumentError as error:
+        raise UsageError(
+            f"{path} has no record of how it was made; give a video that wanpipe wrote"
+        ) from error
 
 
 def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) -> dict[str, Any]:
@@ -44,6 +60,8 @@ def lineage_of(step: str, run: Run | None, model: Model | None, store: Store) ->
     if run is None:
         return lineage
     lineage |= {"step": run.number(step), "seed": run.seed, **to_builtins(run.settings)}
+    if isinstance(run.start, str):
+        lineage["branches_from"] = run.start
     lineage |= {ROLES[role]: key for role, key in run.inputs.items()}
     texts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
     lineage |= {name: text for name, text in texts.items() if text is not None}

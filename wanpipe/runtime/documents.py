@@ -6,15 +6,17 @@ declaration (types, ranges, missing or unknown fields, size) is refused with one
 
 import json
 import os
+import select
 import stat
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 
-from wanpipe.runtime import text
+from wanpipe.runtime import interrupt, text
 
 MAX_BYTES = 1 << 20  # of a document, unless its reader gives another limit
+STDIN, POLL_SECONDS = 0, 0.1
 MAX_LINE = 300  # characters of an error, which may quote a file
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
@@ -84,6 +86,21 @@ def read_stream(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise DocumentError(f"it is larger than {limit} bytes")
     return data
+
+
+def read_stdin(limit: int) -> bytes:
+    """Read standard input to its end. Raises OSError, Interrupted after a signal, or DocumentError
+    where it is larger than `limit` bytes.
+    """
+    data = b""
+    while len(data) <= limit:
+        interrupt.check()
+        if select.select([STDIN], [], [], POLL_SECONDS)[0]:
+            part = os.read(STDIN, limit)
+            if not part:
+                return data
+            data += part
+    raise DocumentError(f"it is larger than {limit} bytes")
 
 
 def open_regular(path: Path, limit: int | None = None) -> BinaryIO:

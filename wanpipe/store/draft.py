@@ -1,6 +1,7 @@
 """Drafts: entries that are being written, with digests and statistics, until they are sealed.
 
-Refuses arrays that are not finite or constant. Knows nothing of how entries are published.
+Refuses arrays that are not finite or constant, and notes what else looks wrong in them. Knows
+nothing of how entries are published.
 """
 
 import json
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
     import zarr
 
 
+NOISE = 2  # levels by which the frames of a still video may differ
+FLAT_LATENT = (
+    "{name} is nearly constant in every channel (standard deviation {spread:.1g}), so the video "
+    "may be one color; check the weights, --dtype and --shift"
+)
+FLAT_FRAMES = (
+    "every frame is nearly one color; unless the prompt asks for it, check the weights, the VAE, "
+    "--dtype and --shift"
+)
+STILL_FRAMES = (
+    "all frames show the same picture; unless the prompt asks for it, check --shift, --guide-scale "
+    "and the weights"
+)
+
+
 class Draft:
     """An entry of `stage` that is being written in a folder of its own, until `seal` completes it.
 
@@ -39,6 +55,7 @@ class Draft:
         self.digest: dict[str, str] = {}
         self.files: dict[str, str] = {}
         self.statistics: dict[str, dict[str, float]] = {}
+        self.concerns: list[str] = []
 
     def group(self) -> "zarr.Group":
         """Return the Zarr group, which is created on first use."""
@@ -75,6 +92,8 @@ class Draft:
                 sink.append(array)
         assert not check_arrays(self.stage, set(self.digest)), (self.stage.name, self.digest)
         made = {**record["made"], "statistics": self.statistics}
+        if self.concerns:
+            made["concerns"] = self.concerns
         whole = {**record, "digest": self.digest, "files": self.files, "made": made}
         self.group()  # creates its document
         group = {**read_document(self.path), "attributes": {ATTRIBUTE: whole}}
@@ -98,7 +117,11 @@ class ArrayWriter:
         self.state = xxhash.xxh3_128()
         self.pending: list[np.ndarray] = []
         self.written = 0
-        self.minimum, self.maximum, self.total, self.squares = float("inf"), float("-inf"), 0.0, 0.0
+        self.minimum, self.maximum = float("inf"), float("-inf")
+        self.sums: list[np.ndarray] = []  # of a row of each block, or of a channel where these are
+        self.squares: list[np.ndarray] = []
+        self.least = spec.least
+        self.pictures = Pictures(spec.least) if spec.least and spec.axes[0] == "T" else None
 
     def __enter__(self) -> "ArrayWriter":
         return self
@@ -120,11 +143,14 @@ class ArrayWriter:
             )
         self.minimum = min(self.minimum, float(block.min()))
         self.maximum = max(self.maximum, float(block.max()))
-        self.total += float(block.sum(dtype=np.float64))
-        flat = block.reshape(-1)
+        flat = block.reshape(len(block) if self.least and self.pictures is None else 1, -1)
+        self.sums.append(flat.sum(axis=1, dtype=np.float64))
         # in small pieces, where np.square would make float64 of the whole block
-        self.squares += float(np.einsum("i,i", flat, flat, dtype=np.float64, casting="safe"))
+        squares = np.einsum("ci,ci->c", flat, flat, dtype=np.float64, casting="safe")
+        self.squares.append(squares)
         self.look_for_change(block)
+        if self.pictures is not None:
+            self.pictures.look(block)
         self.pending.append(np.ascontiguousarray(block, dtype=self.array.dtype))
         self.flush(self.rows)
 
@@ -154,6 +180,8 @@ class ArrayWriter:
         """Write pending rows and record digest and statistics. Raises WanpipeError if the array is
         constant.
         """
+        import numpy as np
+
         self.flush(sum(len(block) for block in self.pending))
         size = math.prod(self.array.shape)
         assert self.written == self.array.shape[0], (self.name, self.written, self.array.shape)
@@ -167,8 +195,9 @@ class ArrayWriter:
                 f"array {self.name} is constant in every channel, so it was not kept; the model or "
                 "its weights are broken"
             )
-        mean = self.total / size
-        variance = max(self.squares / size - mean * mean, 0.0)
+        sums, squares = np.concatenate(self.sums), np.concatenate(self.squares)
+        mean = float(sums.sum()) / size
+        variance = max(float(squares.sum()) / size - mean * mean, 0.0)
         self.draft.digest[self.name] = self.state.hexdigest()
         self.draft.statistics[self.name] = {
             "min": self.minimum,
@@ -176,3 +205,44 @@ class ArrayWriter:
             "mean": mean,
             "std": variance**0.5,
         }
+        if self.pictures is not None:
+            self.draft.concerns += self.pictures.concerns()
+        elif self.least is not None:
+            count = size / len(sums)
+            spread = float(np.sqrt((squares / count - (sums / count) ** 2).clip(0)).max())
+            if count > 1 and spread < self.least:
+                self.draft.concerns.append(FLAT_LATENT.format(name=self.name, spread=spread))
+
+
+class Pictures:
+    """Looks at frames until one of them has more than one color, and one differs from the first:
+    in a sound video at two frames.
+    """
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+        self.first: np.ndarray | None = None
+        self.count = 0
+        self.flat = self.still = True
+
+    def look(self, frames: "np.ndarray") -> None:
+        """Look at frames (T, Y, X, 3) uint8."""
+        import numpy as np
+
+        for frame in frames:
+            self.count += 1
+            if self.first is None:
+                self.first = frame.astype(np.int16)
+            elif self.still:
+                self.still = bool(np.abs(frame - self.first).max() <= NOISE)
+            if self.flat:
+                channels = np.ascontiguousarray(np.moveaxis(frame, -1, 0), dtype=np.float32)
+                self.flat = bool(channels.std(axis=(1, 2)).max() < self.least)
+            if not (self.flat or self.still):
+                return
+
+    def concerns(self) -> list[str]:
+        """Return what looks wrong in all frames."""
+        if self.flat:
+            return [FLAT_FRAMES]
+        return [STILL_FRAMES] if self.still and self.count > 1 else []

@@ -58,6 +58,7 @@ class Store:
         self.force = force
         self.read_only = read_only  # for planning: no record, hash or time of use is kept
         self.remote: Remote | None = None  # of the command that runs
+        self.concerning: set[str] = set()  # keys of entries that looked wrong
         index_file = IndexFile(self.root, writes=not read_only)
         self.hash_cache = HashCache(index_file)
         self.index = Index(self.root, index_file)
@@ -196,6 +197,10 @@ class Store:
         """Report a newly published entry."""
         seconds = entry.made.seconds
         self.report.event("computed", **entry.event(), path=str(entry.path), seconds=seconds)
+        for concern in entry.made.concerns:
+            if entry.parent not in self.concerning:  # else the step before was reported
+                self.report.remark(f"{entry.stage} {entry.key[:8]}: {concern}")
+            self.concerning.add(entry.key)
         return entry
 
     def reuse(self, recipe: Recipe) -> Entry | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from wanpipe.cli.options import Integers, Numbers, Size
+from wanpipe.cli.values import Integers, Numbers, Size
 from wanpipe.errors import UsageError
 from wanpipe.runtime.documents import DocumentError, convert
 

@@ -8,7 +8,7 @@ from string import Formatter
 from typing import Any
 
 from wanpipe.errors import UsageError
-from wanpipe.media.video import LONGEST_STEM, name_after
+from wanpipe.media.names import LETTERS, words_of
 
 TEMPLATE = "{prompt}-{key}.mp4"
 WIDTH = re.compile(r"0?\d{1,2}")  # of a number: 03 is three digits
@@ -55,8 +55,8 @@ def readable(field: str, value: Any) -> str:
     its file, several values joined.
     """
     if field == "prompt":
-        return name_after(value) or "video"
-    return OTHERS.sub("-", joined(value))[:LONGEST_STEM].strip("-.") or "none"
+        return words_of(value)
+    return OTHERS.sub("-", joined(value))[:LETTERS].strip("-.") or "none"
 
 
 def joined(value: Any) -> str:

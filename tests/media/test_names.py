@@ -1,0 +1,82 @@
+"""Names of videos: fields are filled with what a video is made from, and stay safe names."""
+
+from pathlib import Path
+
+import pytest
+
+from wanpipe.errors import UsageError
+from wanpipe.media.names import MAX_NAME_BYTES, Named, check_distinct, name_video, words_of
+
+KEY = "0123456789abcdef0123456789abcdef"
+CAT = Named(key=KEY, number=3, prompt="A cat, plays: the/piano & sings loudly", seed=7)
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        (None, "a-cat-plays-the-piano-sings-01234567.mp4"),
+        ("{seed}.mp4", "7.mp4"),
+        ("out/{n}-{seed}-{key}.gif", "out/3-7-01234567.gif"),
+        ("{prompt}.webm", "a-cat-plays-the-piano-sings.webm"),
+        ("{seed}{seed}", "77"),
+        ("plain.mp4", "plain.mp4"),
+        ("{}.mp4", "{}.mp4"),
+        ("{1} {a b} {-}.mp4", "{1} {a b} {-}.mp4"),
+        ("{folder}/a.mp4", "{folder}/a.mp4"),
+    ],
+)
+def test_fields_are_filled_and_other_braces_stay(output: str | None, name: str) -> None:
+    assert name_video(None if output is None else Path(output), CAT) == Path(name)
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        (None, "a-cat-plays-the-piano-sings-01234567.mp4"),
+        ("film.mp4", "film-7.mp4"),
+        ("{prompt}.mp4", "a-cat-plays-the-piano-sings-7.mp4"),
+        ("{n}.mp4", "3.mp4"),
+        ("x{key}.mp4", "x01234567.mp4"),
+    ],
+)
+def test_several_videos_get_their_seed_unless_a_field_tells_them_apart(
+    output: str | None, name: str
+) -> None:
+    assert name_video(None if output is None else Path(output), CAT, several=True) == Path(name)
+
+
+@pytest.mark.parametrize("name", ["{sed}.mp4", "{seed}-{Prompt}.mp4", "{prompt__class__}.mp4"])
+def test_an_unknown_field_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"is no field of a name; use \{seed\}, \{key\}"):
+        name_video(Path(name), CAT)
+
+
+def test_a_field_that_a_video_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match="the video has no seed; leave it out"):
+        name_video(Path("{seed}.mp4"), Named(key=KEY))
+    with pytest.raises(UsageError, match="the video has no prompt"):
+        name_video(Path("{prompt}.mp4"), Named(key=KEY, seed=1))
+
+
+@pytest.mark.parametrize("output", ["{prompt}.mp4", "{prompt}-{prompt}-{seed}-{key}.mp4"])
+@pytest.mark.parametrize("letters", ["𠀀" * 90, "猫" * 90, "word " * 90, "x" * 900])
+def test_a_long_prompt_is_cut_to_a_name_that_file_systems_take(output: str, letters: str) -> None:
+    name = name_video(Path(output), Named(key=KEY, prompt=letters, seed=1 << 32)).name
+    assert 20 < len(name.encode()) <= MAX_NAME_BYTES
+
+
+@pytest.mark.parametrize("prompt", ["../../etc/passwd", "-rf *", ".hidden", "a\0b\n\x1b[2J", "%s"])
+def test_a_prompt_gives_only_letters_digits_and_hyphens(prompt: str) -> None:
+    words = words_of(prompt)
+    assert words.replace("-", "").isalnum()
+    assert words[0] != "-"
+
+
+def test_a_prompt_without_letters_still_names_a_video() -> None:
+    assert words_of("?! …") == "video"
+
+
+def test_videos_of_one_name_are_refused() -> None:
+    check_distinct([Path("a.mp4"), Path("b.mp4")])
+    with pytest.raises(UsageError, match=r"2 videos would be named a\.mp4; add"):
+        check_distinct([Path("a.mp4"), Path("b.mp4"), Path("a.mp4")])
