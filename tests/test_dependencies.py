@@ -13,11 +13,12 @@ SUPPLIED = packages_distributions()  # names that can be imported, and who suppl
 
 
 def declared() -> set[str]:
-    """Distributions that a user's installation brings, with those of the extra `remote`, in the
-    spelling of their metadata.
+    """Distributions that a user's installation brings, with those of the extras for files and
+    places, in the spelling of their metadata.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["remote"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["gguf"], *extras["remote"]]
     return {normal(re.split(r"[^\w.-]", line)[0]) for line in lines}
 
 

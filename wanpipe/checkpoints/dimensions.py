@@ -127,7 +127,7 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
     if "img_emb.proj.0.weight" in shapes:
         found["clip_dim"] = axis_length(shapes, weights, "img_emb.proj.0.weight")
     if POSITIONS in shapes:
-        found["clip_positions"] = axis_length(shapes, weights, POSITIONS, 1)
+        found["clip_positions"] = axis_length(shapes, weights, POSITIONS, -2)
     if VACE_EMBEDDING in shapes or VACE_QUERY in shapes:
         found |= read_vace(config, path, files, shapes, found)
     elif "vace_layers" in config or "vace_in_dim" in config:

@@ -18,7 +18,7 @@ import numpy as np
 from wanpipe.checkpoints.dtypes import FLOAT8_VALUES, FLOATS, NUMPY_DTYPES, Array, Floats, widen
 from wanpipe.checkpoints.read import BLOCK, TensorFile, open_tensors
 from wanpipe.checkpoints.rename import RenameRule, match_rules
-from wanpipe.checkpoints.rules import diffusers, transformers
+from wanpipe.checkpoints.rules import diffusers, gguf, transformers
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.runtime.documents import DocumentError, decode
@@ -48,6 +48,7 @@ LAYOUTS = (
         "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
         transformers.UMT5,
     ),
+    Layout("text encoder", "enc.blk.1.attn_rel_b.weight", gguf.UMT5),
     Layout("VAE", "decoder.conv1.weight"),
     Layout("VAE", "decoder.up_blocks.0.upsamplers.0.resample.1.weight", diffusers.VAE_21),
     Layout("VAE", "decoder.up_blocks.0.upsampler.resample.1.weight", diffusers.VAE_22),

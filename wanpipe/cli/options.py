@@ -131,7 +131,8 @@ checkpoint = group(
         "--checkpoint-dir",
         type=PATH,
         metavar="DIR",
-        help="Convert the checkpoint in DIR: the official layout, diffusers or ComfyUI files.",
+        help="Convert the checkpoint in DIR: the official layout, diffusers, ComfyUI or GGUF "
+        "files.",
     ),
     click.option(
         "--dtype",
