@@ -139,6 +139,31 @@ def _lie(dice: Dice, header: dict[str, Any], body: bytes) -> bytes:
     return body
 
 
+def gguf(dice: Dice, data: bytes) -> bytes:
+    """Let the header of a GGUF file tell a lie: a count, a length, a type, an axis, an offset."""
+    spoilt = bytearray(data)
+    header = data.index(b"weight", data.rindex(b"blk" if b"enc.blk" in data else b"blocks.1"))
+    for _ in range(dice.randint(1, 2)):
+        match dice.randrange(6):
+            case 0:
+                place, width = dice.choice(((4, 4), (8, 8), (16, 8)))
+            case 1:
+                return bytes(spoilt[: dice.randrange(len(spoilt))])
+            case 2:
+                name = dice.choice(NAMES).encode("utf-8", "surrogatepass")
+                start = data.index(b"norm", dice.randrange(header))
+                spoilt[start : start + len(name)] = name
+                continue
+            case _:
+                # right after a name: axes, their lengths, type, offset
+                start = data.index(b"weight", dice.randrange(header)) + len(b"weight")
+                place, width = start + 4 * dice.randrange(8), dice.choice((1, 4, 8))
+        limit = (1 << 8 * width) - 1
+        number = dice.choice((0, 1, 2, 5, 8, 9, 12, 15, 30, 32, 64, 255, *HUGE[:4], limit))
+        spoilt[place : place + width] = min(number, limit).to_bytes(width, "little")
+    return bytes(spoilt)
+
+
 def torch_zip(dice: Dice, data: bytes) -> bytes:
     """Let the directory of a torch archive, or its pickle, tell a lie."""
     if dice.random() < 0.5:

@@ -1,4 +1,4 @@
-"""GGUF files: their models are those of their values, and shapes of more than four axes are kept."""
+"""GGUF files: their models are those of their values, and convolutions keep their five axes."""
 
 import builtins
 from pathlib import Path

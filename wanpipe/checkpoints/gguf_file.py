@@ -40,6 +40,7 @@ STRING, ARRAY = 8, 9
 # formats of the other values, by their number in the file
 VALUES = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 INTEGERS = "BbHhIiQq"
+LENGTH = struct.Struct("<Q")  # of a string
 # types that need no arithmetic, by their number in the file, as safetensors names them
 PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 ARCHITECTURE, ALIGNMENT = "general.architecture", "general.alignment"
@@ -54,32 +55,30 @@ class Header:
     """The bytes of a header in turn; never more than the file has, or than `HEADER_LIMIT`."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
-        self.path, self._stream = path, stream
+        self.path = path
         self.size = stream.seek(0, 2)  # of the file
         self.offset = 0
         stream.seek(0)
+        self._data = stream.read(HEADER_LIMIT)
 
-    def _advance(self, count: int) -> None:
-        self.offset += count
-        if self.offset > self.size:
-            raise CheckpointError(f"{self.path} ends inside its header; download it again")
-        if self.offset > HEADER_LIMIT:
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes, and return where they begin."""
+        start, self.offset = self.offset, self.offset + count
+        if self.offset > len(self._data):
+            if self.offset > self.size:
+                raise CheckpointError(f"{self.path} ends inside its header; download it again")
             raise CheckpointError(f"{self.path} has a header of more than {HEADER_LIMIT} bytes")
+        return start
 
     def bytes(self, count: int) -> bytes:
         """Read `count` bytes."""
-        self._advance(count)
-        return self._stream.read(count)
-
-    def skip(self, count: int) -> None:
-        """Pass over `count` bytes."""
-        self._advance(count)
-        self._stream.seek(count, 1)
+        start = self.skip(count)
+        return self._data[start : start + count]
 
     def numbers(self, code: str, count: int = 1) -> tuple[int, ...]:
         """Read `count` numbers whose format `struct` knows as `code`."""
-        width = struct.calcsize(f"<{code}")
-        return struct.unpack(f"<{count}{code}", self.bytes(count * width))
+        form = f"<{count}{code}"
+        return struct.unpack_from(form, self._data, self.skip(struct.calcsize(form)))
 
     def number(self, code: str) -> int:
         """Read one number."""
@@ -108,8 +107,11 @@ class Header:
         if not single:
             kind, count = self.number("I"), self.number("Q")
         if kind == STRING:
-            for _ in range(count):  # ends with the file at the latest: each takes 8 bytes
-                self.skip(self.number("Q"))
+            end = self.offset  # a local name: there may be millions
+            while count and end + LENGTH.size <= len(self._data):
+                end += LENGTH.size + LENGTH.unpack_from(self._data, end)[0]
+                count -= 1
+            self.skip(end + LENGTH.size * bool(count) - self.offset)
             return None
         code = VALUES.get(kind)
         if code is None:
