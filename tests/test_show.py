@@ -93,9 +93,9 @@ def test_a_gguf_file_shows_its_network_and_types(checkpoints: Path, tmp_path: Pa
         "network": "transformer",
         "made for": "width 64 (no released Wan model)",
         "architecture": "wan",
-        "types": {"F32": "40 tensors", "Q8_0": "26 tensors"},
-        "parameters": "191 k",
-        "on disk": "248 kB",
+        "types": {"F32": "43 tensors", "Q8_0": "26 tensors"},
+        "parameters": "164 k",
+        "on disk": "205 kB",
     }
     rows = show(place, folder / "umt5-Q8_0.gguf")
     assert (rows["network"], rows["architecture"]) == ("text encoder", "t5encoder")
