@@ -150,6 +150,12 @@ checkpoint = group(
     ),
 )
 quantization = group(
+    click.option(
+        "-q",
+        "quantize_bits",
+        type=click.Choice([4, 8]),
+        help="Short for --quantize --bits, as in -q 4.",
+    ),
     click.option("--quantize", is_flag=True, help="Quantize the transformer blocks."),
     click.option("--quantize-text-encoder", is_flag=True, help="Quantize the T5 blocks."),
     click.option(
