@@ -99,7 +99,7 @@ def check_params(params: Params) -> None:
 
 
 def without_short_form(asked: dict[str, Any]) -> dict[str, Any]:
-    """Replace -q BITS among options by --quantize --bits BITS. Raises UsageError if --bits differs."""
+    """Replace -q BITS among options by --quantize --bits BITS. Raises UsageError for other bits."""
     rest = {name: value for name, value in asked.items() if name != "quantize_bits"}
     short, bits = asked["quantize_bits"], asked["bits"]
     if short is None:
