@@ -98,6 +98,19 @@ def check_params(params: Params) -> None:
         )
 
 
+def without_short_form(asked: dict[str, Any]) -> dict[str, Any]:
+    """Replace -q BITS among options by --quantize --bits BITS. Raises UsageError for other bits."""
+    rest = {name: value for name, value in asked.items() if name != "quantize_bits"}
+    short, bits = asked["quantize_bits"], asked["bits"]
+    if short is None:
+        return rest
+    if bits not in (None, short):
+        raise UsageError(
+            f"-q {short} is short for --quantize --bits {short}, got --bits {bits}; leave one out"
+        )
+    return {**rest, "quantize": True, "bits": short}
+
+
 def plan_from_checkpoint(params: Params, store: Store) -> Conversion:
     """Return the conversion of a checkpoint."""
     from wanpipe.checkpoints.detect import detect
@@ -187,4 +200,4 @@ def command(session: Session, **asked: Any) -> None:
     source = click.get_current_context().get_parameter_source("dtype")
     if asked["from_model"] is not None and source is not ParameterSource.DEFAULT:
         raise UsageError("--dtype is for checkpoints, a model keeps its own; leave it out")
-    session.carry_out(plan(Params(**asked), session.store))
+    session.carry_out(plan(Params(**without_short_form(asked)), session.store))

@@ -27,7 +27,8 @@ from wanpipe.store.schema import STAGES
 from wanpipe.weights.model import Model, find_model, open_model
 
 # options that tell how a checkpoint is converted
-CONVERSION = ("dtype", "model_version", "quantize", "quantize_text_encoder", "bits", "group_size")
+QUANTIZATION = ("quantize_bits", "quantize", "quantize_text_encoder", "bits", "group_size")
+CONVERSION = ("dtype", "model_version", *QUANTIZATION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +205,15 @@ def command(
     if checkpoint_dir is not None:
         conversion = convert.Params(
             checkpoint_dir=checkpoint_dir,
-            **{name: asked[name] for name in CONVERSION},
+            **convert.without_short_form({name: asked[name] for name in CONVERSION}),
         )
         if not session.dry_run:
             check_writable(params.decode.output or Path("video.mp4"))
+    elif any(asked[name] for name in QUANTIZATION):
+        raise UsageError(
+            "a model is quantized when it is converted; give --checkpoint-dir, or quantize it with "
+            "`convert --from-model`"
+        )
     found = plan_model(model, conversion, session)
     if found is None:
         return

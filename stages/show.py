@@ -1,10 +1,12 @@
-"""show: describe an entry, a run, a converted model, a video or a LoRA, and where it comes from.
+"""show: describe an entry, a run, a converted model, a video, a LoRA or a GGUF file, and where it
+comes from.
 
-Reads: an entry of the cache, a model directory, a video that wanpipe wrote, or a LoRA file.
+Reads: an entry of the cache, a model directory, a video that wanpipe wrote, a LoRA or GGUF file.
 Writes: nothing; prints the description on stdout.
 """
 
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +32,24 @@ LABELS = {"film": "video"}  # what a person reads for a key of the JSON
 
 
 def run(reference: str, store: Store) -> dict[str, Any]:
-    """Describe a video, a LoRA, a model directory, or an entry or run by path, key prefix or name.
+    """Describe a video, a LoRA, a GGUF file, a model directory, or an entry or run by path, key
+    prefix or name.
 
     Raises UsageError or CheckpointError if it is none of these.
     """
     path = Path(reference)
     if path.is_dir() and (path / "config.json").is_file():
         return dict(describe_model(open_model(path)))
-    if path.suffix.lower() in (".safetensors", ".gguf") and path.is_file():
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return dict(describe_gguf(path))
+    if path.suffix.lower() == ".safetensors" and path.is_file():
         return dict(describe_lora(path))
     if (path / "adapter_config.json").is_file():
         return dict(describe_lora(find_file(path)))
     if path.is_dir() and any(path.glob("*.png")):
         return dict(describe_video(path))
     if path.exists() and not path.is_dir():
-        return dict(describe_file(path))
+        return dict(describe_video(path))
     if found := store.find_run(reference):
         return dict(describe_run(found, store))
     entry = store.peek_reference(reference)
@@ -134,15 +139,27 @@ def describe_modules(lora: "LoraFile") -> Rows:
         yield "image branch", "for Wan2.1 I2V; other models ignore these keys"
 
 
-def describe_file(path: Path) -> Rows:
-    """Describe a file that can only be a video. Raises CheckpointError for a GGUF file."""
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                raise CheckpointError(
-                    f"{path} is a GGUF file, which wanpipe does not read; give a .safetensors file"
-                )
-    yield from describe_video(path)
+def describe_gguf(path: Path) -> Rows:
+    """Describe a GGUF file: the network, its width, and the types of its tensors."""
+    from wanpipe.checkpoints.gguf_file import ARCHITECTURE
+    from wanpipe.checkpoints.read import open_tensors
+    from wanpipe.checkpoints.state_dict import recognize
+    from wanpipe.weights.lora import model_of
+
+    with open_tensors(path) as file:
+        found = recognize(file.tensors)
+        types = Counter(map(file.stored_type, file.tensors))
+        count = sum(prod(info.shape) for info in file.tensors.values())
+        yield "gguf", str(path)
+        yield "network", found[0].kind if found else "none of Wan that wanpipe knows"
+        width = file.tensors.get(f"{found[1]}patch_embedding.bias") if found else None
+        if width is not None:
+            yield "made for", model_of(prod(width.shape))
+        if architecture := file.metadata.get(ARCHITECTURE):
+            yield "architecture", architecture
+    yield "types", {name: f"{number} tensors" for name, number in types.most_common()}
+    yield "parameters", format_si(count, "")
+    yield "on disk", format_si(path.stat().st_size, "B")
 
 
 def describe_video(path: Path) -> Rows:
@@ -157,10 +174,10 @@ def describe_video(path: Path) -> Rows:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @read_only_options
 def command(session: Session, reference: str, as_json: bool) -> None:
-    """Describe an entry, a model, a video or a LoRA.
+    """Describe an entry, a model, a video, a LoRA or a GGUF file.
 
     REFERENCE is an entry or a run (path, key prefix or name), the directory of a converted model, a
-    video that wanpipe wrote, or a LoRA file.
+    video that wanpipe wrote, or a LoRA or GGUF file.
     """
     rows = run(reference, session.store)
     if as_json:

@@ -74,14 +74,39 @@ def download(words: Sequence[str]) -> None:
         sys.exit(f"hf: only `download … --local-dir FOLDER` is known here, got {words}")
     repository, *rest = words[1:]
     folder, name = Path(rest[rest.index("--local-dir") + 1]), repository.split("/")[-1]
+    files = rest[: next(index for index, word in enumerate(rest) if word.startswith("--"))]
     if name in CHECKPOINTS:
-        # a real download adds what is missing
-        shutil.copytree(Path(os.environ["SHELF"]) / name, folder, dirs_exist_ok=True)
+        source = Path(os.environ["SHELF"]) / name
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, folder / file)
+        if not files:  # a real download adds what is missing
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        return
+    if any(file.endswith(".gguf") for file in files):
+        gguf_files(folder, files)
         return
     asked = [word for word in rest if "*" in word or word.endswith(".safetensors")]
     if not asked:
         sys.exit(f"hf: {repository} is no checkpoint that is known here; name LoRA files")
     loras(folder, asked)
+
+
+def gguf_files(folder: Path, files: Sequence[str]) -> None:
+    """Write the transformer or the text encoder of the first checkpoint as GGUF."""
+    from gguf import GGMLQuantizationType as Kind
+
+    from tests.checkpoints.foreign import renamed, stored
+    from tests.checkpoints.ggufs import T5, write_gguf
+    from wanpipe.checkpoints.detect import detect
+
+    checkpoint = detect(Path(os.environ["SHELF"]) / next(iter(CHECKPOINTS)))
+    for file in files:
+        text = "umt5" in file
+        tensors = stored(checkpoint.files["t5_encoder" if text else "model"])
+        write_gguf(folder / file, renamed(tensors, T5) if text else tensors, Kind.Q8_0)
+    # real ones need none: their heads have 128 numbers
+    shutil.copyfile(checkpoint.configs[0], folder / "config.json")
 
 
 def loras(folder: Path, asked: Sequence[str]) -> None:

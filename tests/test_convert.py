@@ -240,3 +240,22 @@ def test_a_missing_checkpoint_is_refused(command: str, here: Place) -> None:
     prompt = ("--prompt", "x") if command == "run" else ()
     says = "nowhere is not a directory"
     here.refuse(command, "--checkpoint-dir", "nowhere", *prompt, code=1, says=says)
+
+
+def test_q_is_short_for_quantize_and_bits(checkpoint: Path, here: Place) -> None:
+    convert = ("convert", "--checkpoint-dir", checkpoint, "--group-size", 32)
+    for bits in (4, 8):
+        path = here.do(*convert, "--quantize", "--bits", bits).paths
+        for more in ((), ("--quantize",), ("--bits", bits)):
+            assert here.do(*convert, "-q", bits, *more).paths == path
+    here.refuse(*convert, "-q", 4, "--bits", 8, code=2, says="got --bits 8; leave one out")
+    here.refuse(*convert, "-q", 5, code=2, says="'5' is not one of '4', '8'")
+
+
+def test_q_in_run_is_for_a_checkpoint(checkpoint: Path, here: Place) -> None:
+    convert = ("--checkpoint-dir", checkpoint, "-q", 4, "--group-size", 32)
+    model = here.do("convert", *convert).paths[0]
+    film = here.do("run", *convert, "--prompt", "a cat", *SMALL, "--output", "x.gif")
+    assert model in film.stderr  # found, not converted again
+    run = ("run", "--model", model, "--prompt", "a cat", "--output", "y.gif")
+    here.refuse(*run, "-q", 4, code=2, says="a model is quantized when it is converted; give")

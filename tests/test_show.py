@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Kind
 
+from tests.checkpoints.ggufs import write_pair
 from tests.conftest import DATA
 from tests.workshop import PROMPT, SMALL, Models, Place, inside
 from wanpipe.media.video import write_video
@@ -83,6 +85,22 @@ def test_a_model_shows_its_variant_parameters_and_defaults(
     assert rows["on disk"].endswith("MB")
 
 
+def test_a_gguf_file_shows_its_network_and_types(checkpoints: Path, tmp_path: Path) -> None:
+    folder, _ = write_pair(checkpoints / "wan21-t2v", tmp_path, Kind.Q8_0)
+    place = Place(tmp_path, tmp_path)
+    assert show(place, folder / "wan-Q8_0.gguf") == {
+        "gguf": str(folder / "wan-Q8_0.gguf"),
+        "network": "transformer",
+        "made for": "width 64 (no released Wan model)",
+        "architecture": "wan",
+        "types": {"F32": "43 tensors", "Q8_0": "26 tensors"},
+        "parameters": "164 k",
+        "on disk": "205 kB",
+    }
+    rows = show(place, folder / "umt5-Q8_0.gguf")
+    assert (rows["network"], rows["architecture"]) == ("text encoder", "t5encoder")
+
+
 def test_show_writes_nothing(studio: Place) -> None:
     before = sorted(studio.root.rglob("*"))
     show(studio, "film.mp4")
@@ -95,7 +113,7 @@ def test_a_file_that_is_not_a_video_is_refused(studio: Place) -> None:
     studio.refuse("show", "notes.txt", code=1, says="notes.txt cannot be read as a video")
     studio.refuse("show", "nowhere.mp4", code=1, says="no entry nowhere.mp4")
     (studio.root / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
-    studio.refuse("show", "model.gguf", code=1, says="is a GGUF file, which wanpipe does not read")
+    studio.refuse("show", "model.gguf", code=1, says="model.gguf ends inside its header")
     os.mkfifo(studio.root / "pipe.mp4")
     studio.refuse("show", "pipe.mp4", code=2, says="it is not a regular file")
 

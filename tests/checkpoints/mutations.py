@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import random
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -137,6 +138,29 @@ def _lie(dice: Dice, header: dict[str, Any], body: bytes) -> bytes:
             bits = dice.choice((b"\xff" * 8, b"\0\0\xc0\x7f" * 2, b"\0\0\x80\x7f" * 2))
             return body[:place] + bits + body[place + 8 :]
     return body
+
+
+def gguf(dice: Dice, data: bytes) -> bytes:
+    """Let the header of a GGUF file tell a lie: a count, a length, a type, an axis, an offset."""
+    spoilt = bytearray(data)
+    ends = [found.end() for found in re.finditer(rb"\.weight", data)]  # of names of tensors
+    for _ in range(dice.randint(1, 2)):
+        # what follows a name: count of axes, their lengths, type, offset
+        place, width = dice.choice(ends) + 4 * dice.randrange(8), dice.choice((1, 4, 8))
+        match dice.randrange(6):
+            case 0:
+                place, width = dice.choice(((4, 4), (8, 8), (16, 8)))  # version and counts
+            case 1:
+                return bytes(spoilt[: dice.randrange(len(spoilt))])
+            case 2:
+                name = dice.choice(NAMES).encode("utf-8", "surrogatepass")
+                start = dice.choice(ends) - len(".weight")
+                spoilt[start : start + len(name)] = name
+                continue
+        limit = (1 << 8 * width) - 1
+        number = dice.choice((0, 1, 2, 5, 8, 9, 12, 15, 30, 32, 64, 255, *HUGE[:4], limit))
+        spoilt[place : place + width] = min(number, limit).to_bytes(width, "little")
+    return bytes(spoilt)
 
 
 def torch_zip(dice: Dice, data: bytes) -> bytes:

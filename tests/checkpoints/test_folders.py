@@ -20,8 +20,6 @@ from tests.checkpoints.foreign import (
 )
 from tests.checkpoints.test_detect import change
 from wanpipe.checkpoints.detect import detect
-from wanpipe.checkpoints.read import open_tensors
-from wanpipe.errors import CheckpointError
 
 
 def test_heads_have_128_where_no_config_says_otherwise(comfy: Path) -> None:
@@ -136,17 +134,8 @@ def test_other_words_make_no_expert(comfy: Path, name: str) -> None:
     assert detect(comfy).variant.name == "wan2.1-t2v-1.3b"
 
 
-def test_gguf_files_are_refused_by_name(comfy: Path, tmp_path: Path) -> None:
-    path = comfy / "diffusion_models" / "wan.safetensors"
-    path.rename(path.with_suffix(".gguf"))
-    refused(comfy, "no transformer .GGUF files are not read: wan.gguf")
-    (tmp_path / "gguf").mkdir()
-    path = path.with_suffix(".gguf").rename(tmp_path / "gguf" / "wan.gguf")
-    refused(path.parent, "holds GGUF files, which wanpipe does not read: wan.gguf; download")
-    refused(path, "is a GGUF file, which wanpipe does not read; give the folder of a checkpoint")
+def test_a_file_is_not_a_folder(comfy: Path) -> None:
     refused(comfy / "tokenizer.json", "is a file; give the folder that holds the checkpoint")
-    with pytest.raises(CheckpointError, match="is a GGUF file, which wanpipe does not read"):
-        open_tensors(path)
 
 
 def test_hidden_files_are_left_out(

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file
 
 from tests.checkpoints import mutations
 from tests.checkpoints.foreign import save, scaled, stored, write_comfy, write_diffusers
+from tests.checkpoints.ggufs import write_pair
 from tests.conftest import DATA, unpack
 from wanpipe import app
 from wanpipe.errors import WanpipeError
@@ -187,6 +189,8 @@ CASES = (
     ),
     Case("wan21-t2v", "models_t5_umt5-xxl-enc-bf16.pth", mutations.torch_zip, convert, 100),
     Case("wan21-t2v", "Wan2.1_VAE.pth", mutations.torch_zip, convert, 50),
+    Case("gguf", "wan-Q8_0.gguf", mutations.gguf, convert, 110),
+    Case("gguf", "umt5-Q8_0.gguf", mutations.gguf, convert, 60),
     Case("wan21-t2v", "config.json", as_json, convert, 80),
     Case("diffusers", "transformer/config.json", as_json, convert, 40),
     Case("two-experts", "model_index.json", as_json, convert, 30),
@@ -249,6 +253,7 @@ def sources(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_diffusers(checkpoints / "wan21-t2v", root / "diffusers")
     write_diffusers(checkpoints / "wan22-t2v-a14b", root / "two-experts")
     write_comfy(checkpoints / "wan21-t2v", root / "comfy")
+    write_pair(checkpoints / "wan21-t2v", root, Kind.Q8_0)  # into root / "gguf"
     path = root / "comfy" / "diffusion_models" / "wan.safetensors"
     save(path, scaled(stored((path,)), lambda name: name.endswith("ffn.0.weight"))[0])
     for packed in LORAS.glob("*.xz"):

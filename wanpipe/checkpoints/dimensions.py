@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from msgspec import structs
 
-from wanpipe.checkpoints.rules import diffusers
+from wanpipe.checkpoints.rules import diffusers, mlx_video
 from wanpipe.checkpoints.state_dict import open_network
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
@@ -81,24 +81,34 @@ def count_layers(shapes: Shapes, path: Path, prefix: str) -> int:
 
 
 def official_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Give a transformer's settings with the official keys, where they have those of diffusers."""
+    """Give a transformer's settings with the official keys, where they have those of diffusers or
+    mlx-video.
+    """
+    if "dual_model" in config:
+        return translate_settings(config, mlx_video.CONFIG, path)
     if "num_attention_heads" not in config:
         return config
-    unknown = set(config) - set(diffusers.CONFIG)
-    if unknown:
-        raise CheckpointError(f"{path} has unknown keys: {list_names(sorted(unknown))}")
+    settings = translate_settings(config, diffusers.CONFIG, path)
     for name, known in diffusers.FIXED.items():
         if config.get(name, known[0]) not in known:
             raise CheckpointError(
                 f"{path}: {name} must be {' or '.join(known)}, got {quote_name(str(config[name]))}"
             )
-    settings = {
-        official: config[theirs]
-        for theirs, official in diffusers.CONFIG.items()
-        if official is not None and config.get(theirs) is not None
-    }
     heads, width = config["num_attention_heads"], config.get("attention_head_dim")
     return {**settings, "dim": heads * width} if type(heads) is type(width) is int else settings
+
+
+def translate_settings(
+    config: dict[str, Any], names: Mapping[str, str | None], path: Path
+) -> dict[str, Any]:
+    """Give settings with the official keys; `names` has them by those that stand in `path`."""
+    if unknown := set(config) - set(names):
+        raise CheckpointError(f"{path} has unknown keys: {list_names(sorted(unknown))}")
+    return {
+        official: config[theirs]
+        for theirs, official in names.items()
+        if official is not None and config.get(theirs) is not None
+    }
 
 
 def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiTConfig:
@@ -127,7 +137,7 @@ def read_dit(config: dict[str, Any], path: Path, files: tuple[Path, ...]) -> DiT
     if "img_emb.proj.0.weight" in shapes:
         found["clip_dim"] = axis_length(shapes, weights, "img_emb.proj.0.weight")
     if POSITIONS in shapes:
-        found["clip_positions"] = axis_length(shapes, weights, POSITIONS, 1)
+        found["clip_positions"] = axis_length(shapes, weights, POSITIONS, -2)
     if VACE_EMBEDDING in shapes or VACE_QUERY in shapes:
         found |= read_vace(config, path, files, shapes, found)
     elif "vace_layers" in config or "vace_in_dim" in config:

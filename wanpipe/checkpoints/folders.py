@@ -67,11 +67,7 @@ class CheckpointFiles:
 def find_files(directory: Path) -> CheckpointFiles:
     """Find a checkpoint's files. Raises CheckpointError that names what is missing."""
     if directory.is_file():
-        kind, remedy = "file", "give the folder that holds the checkpoint"
-        if directory.suffix.lower() == ".gguf":
-            kind = "GGUF file, which wanpipe does not read"
-            remedy = "give the folder of a checkpoint with safetensors files"
-        raise CheckpointError(f"{directory} is a {kind}; {remedy}")
+        raise CheckpointError(f"{directory} is a file; give the folder that holds the checkpoint")
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory} is not a directory; give the folder of a Wan checkpoint"
@@ -214,11 +210,6 @@ def find_loose(directory: Path) -> CheckpointFiles | None:
         )
     networks = sort_networks(loose_files(directory))
     if not networks:
-        if gguf := files_below(directory, "*.gguf"):
-            raise CheckpointError(
-                f"{directory} holds GGUF files, which wanpipe does not read: {list_labels(gguf)}; "
-                "download the safetensors files"
-            )
         return None
     experts = name_experts(directory, networks.get("transformer", []))
     experts = with_modules(directory, experts, networks.get("VACE module", []))
@@ -250,8 +241,10 @@ def find_loose(directory: Path) -> CheckpointFiles | None:
 
 
 def loose_files(directory: Path) -> Files:
-    """List the tensor files below a folder; none where no safetensors file is among them."""
-    found = files_below(directory, "*.safetensors")
+    """List the tensor files below a folder; none where no safetensors or GGUF file is among
+    them.
+    """
+    found = (*files_below(directory, "*.safetensors"), *files_below(directory, "*.gguf"))
     return (*found, *files_below(directory, "*.pth")) if found else ()
 
 
@@ -285,11 +278,6 @@ def files_below(directory: Path, pattern: str) -> Files:
     return found
 
 
-def list_labels(files: Files) -> str:
-    """List the names of files."""
-    return list_names([path.name for path in files])
-
-
 def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
     """Name the transformers: one, or two that say which noise they are for."""
     labels = [files[0].relative_to(directory).as_posix() for files in found]
@@ -302,11 +290,9 @@ def name_experts(directory: Path, found: list[Files]) -> dict[str, Files]:
             "high_noise and the other low_noise, or give a folder with one"
         )
     if len(found) != 1:
-        gguf = files_below(directory, "*.gguf")
-        more = f" (GGUF files are not read: {list_labels(gguf)})" if gguf else ""
         what = f"{len(found)} transformers: {list_names(labels)}" if found else "no transformer"
         raise CheckpointError(
-            f"{directory} holds {what}{more}; give a folder with the files of one model"
+            f"{directory} holds {what}; give a folder with the files of one model"
         )
     name = labels[0].lower()
     if LONE_EXPERT_NAME.search(name) or (EXPERT_NAME.search(name) and A14B_NAME.search(name)):

@@ -1,13 +1,16 @@
-"""Reads tensors of checkpoint files lazily: safetensors and torch's zip format, one file or shards.
+"""Reads tensors of checkpoint files lazily: safetensors, torch's zip format and GGUF, one file or
+shards.
 
 Numbers are read when asked for, in blocks: memory stays bounded by what the caller keeps. BF16 is
 given as uint16 bit patterns (NumPy has no such format), 8-bit floats as uint8; the `float32`
-variants give values. The libraries read headers; the bytes are read here, because the slices of
-safetensors refuse those formats and map the file, whose pages then count as memory.
+variants give values. Quantized tensors of GGUF are float32 tensors to the caller. The libraries
+read headers; the bytes are read here, because the slices of safetensors refuse those formats and
+map the file, whose pages then count as memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -16,10 +19,11 @@ from typing import BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from wanpipe.checkpoints import torch_file
+from wanpipe.checkpoints import gguf_file, torch_file
 from wanpipe.checkpoints.dtypes import FLOATS, NUMPY_DTYPES, Array, Floats, widen
 from wanpipe.checkpoints.tensors import (
     MAX_AXES,
+    MAX_AXIS_LENGTH,
     TensorInfo,
     TensorLocation,
     check_names,
@@ -28,8 +32,8 @@ from wanpipe.checkpoints.tensors import (
 from wanpipe.errors import CheckpointError
 
 HEADER_LIMIT = 1 << 24  # bytes; the header of a quantized 14B model has 500 kB
-MAX_AXIS_LENGTH = 1 << 48  # numbers along an axis
 BLOCK = 1 << 22  # bytes per block: large enough to stream, small enough for the cache of a core
+GGUF_SUFFIX = ".gguf"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -53,14 +57,13 @@ class TensorFile(AbstractContextManager["TensorFile"]):
         index = len(self._files)
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; give the path of a checkpoint file")
-        if path.suffix.lower() == ".gguf":
-            raise CheckpointError(
-                f"{path} is a GGUF file, which wanpipe does not read; use a safetensors file"
-            )
         try:
             file = path.open("rb", buffering=0)
             self._files.append(file)
-            if path.suffix in TORCH_SUFFIXES:
+            if path.suffix.lower() == GGUF_SUFFIX:
+                found, metadata = gguf_file.list_tensors(path)
+                self.metadata.update(metadata)
+            elif path.suffix in TORCH_SUFFIXES:
                 found = torch_file.list_tensors(file, path)
             else:
                 found, metadata = list_safetensors(file, path)
@@ -73,7 +76,7 @@ class TensorFile(AbstractContextManager["TensorFile"]):
                     f"{path} holds {quote_name(name)}, which another shard holds too"
                 )
             tensors[name] = info
-            self._locations[name] = TensorLocation(index, location.offset, location.strides)
+            self._locations[name] = replace(location, file=index)
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -83,13 +86,17 @@ class TensorFile(AbstractContextManager["TensorFile"]):
         for file in self._files:
             file.close()
 
+    def stored_type(self, name: str) -> str:
+        """Name the format in which a tensor is stored: "F32", "BF16", "Q4_K", ..."""
+        info, location = self._find(name)
+        return location.quantization.name if location.quantization else info.dtype
+
     def read(self, name: str) -> Array:
         """Read a tensor whole, as stored."""
         info, location = self._find(name)
         if location.strides is not None:
             return np.ascontiguousarray(self._strided(name))
-        values = self._numbers(location.file, location.offset, info.dtype, prod(info.shape))
-        return values.reshape(info.shape)
+        return self._part(name, 0, prod(info.shape)).reshape(info.shape)
 
     def read_float32(self, name: str) -> Floats:
         """Read a tensor whole, as float32 values."""
@@ -125,11 +132,9 @@ class TensorFile(AbstractContextManager["TensorFile"]):
             )
         if location.strides is not None:
             return np.ascontiguousarray(self._strided(name)[list(indices)])
-        stored = NUMPY_DTYPES[info.dtype]
-        result = np.empty((len(indices), width), stored)
+        result = np.empty((len(indices), width), NUMPY_DTYPES[info.dtype])
         for row, index in zip(result, indices, strict=True):
-            offset = location.offset + int(index) * width * stored.itemsize
-            row[:] = self._numbers(location.file, offset, info.dtype, width)
+            row[:] = self._part(name, int(index) * width, width)
         return result
 
     def rows_float32(self, name: str, indices: Sequence[int]) -> Floats:
@@ -150,10 +155,8 @@ class TensorFile(AbstractContextManager["TensorFile"]):
             if location.strides is not None:
                 yield np.ascontiguousarray(self._strided(name)[start : start + count])
                 continue
-            numbers = count * prod(info.shape[1:])
-            values = self._numbers(
-                location.file, location.offset + start * row, info.dtype, numbers
-            )
+            numbers = prod(info.shape[1:])
+            values = self._part(name, start * numbers, count * numbers)
             yield values.reshape(count, *info.shape[1:])
 
     def _find(self, name: str) -> tuple[TensorInfo, TensorLocation]:
@@ -163,6 +166,20 @@ class TensorFile(AbstractContextManager["TensorFile"]):
 
     def _path(self, name: str) -> Path:
         return self.paths[self._locations[name].file]
+
+    def _part(self, name: str, start: int, count: int) -> Array:
+        """Read `count` numbers of a contiguous tensor from number `start` on."""
+        info, location = self.tensors[name], self._locations[name]
+        kind = location.quantization
+        if kind is None:
+            offset = location.offset + start * NUMPY_DTYPES[info.dtype].itemsize
+            return self._numbers(location.file, offset, info.dtype, count)
+        first, end = start // kind.block, -(-(start + count) // kind.block)
+        data = self._numbers(
+            location.file, location.offset + first * kind.size, "U8", (end - first) * kind.size
+        )
+        values = gguf_file.dequantize(data, kind)
+        return values[start - first * kind.block :][:count]
 
     def _numbers(self, index: int, offset: int, dtype: str, count: int) -> Array:
         values = np.empty(count, NUMPY_DTYPES[dtype])
@@ -203,7 +220,7 @@ class TensorFile(AbstractContextManager["TensorFile"]):
 
 
 def open_tensors(path: Path | Sequence[Path]) -> TensorFile:
-    """Open a safetensors or .pth file, or all shards of one network, for lazy reading.
+    """Open a safetensors, .pth or GGUF file, or all shards of one network, for lazy reading.
 
     Raises CheckpointError for a file that is missing, truncated, malformed or hostile.
     """

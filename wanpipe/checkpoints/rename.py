@@ -16,8 +16,9 @@ import numpy as np
 from wanpipe.checkpoints.dtypes import Array
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
+from wanpipe.models.config import PATCH
 
-Transform = Literal["copy", "conv", "flatten", "patch"]
+Transform = Literal["copy", "conv", "flatten", "patch", "channels_first", "unpatch"]
 Shape = tuple[int, ...]
 PLACEHOLDERS = {"{i}": r"(?P<i>\d+)", "{j}": r"(?P<j>\d+)", "{leaf}": r"(?P<leaf>[^.]+)"}
 
@@ -29,8 +30,10 @@ class RenameRule:
     In a pattern `{i}` and `{j}` match digits, `{leaf}` the last word (`weight`, `bias`, `gamma`);
     the target repeats them. `transform` is "copy", "conv" (channels last: (O, I, *K) to
     (O, *K, I)), "flatten" (unit axes dropped) or "patch" (a convolution whose stride is its kernel
-    as a matrix: (O, I, *K) to (O, prod(K) * I), channels last). `keep_float32` keeps the
-    tensor in float32 whatever `--dtype` says: small, or used in float32; others get the dtype.
+    as a matrix: (O, I, *K) to (O, prod(K) * I), channels last). To official shapes lead
+    "channels_first" ((O, *K, I) to (O, I, *K)) and "unpatch" ((O, I * prod(K)) to (O, I, *K), K the
+    transformer's patch). `keep_float32` keeps the tensor in float32 whatever `--dtype` says: small,
+    or used in float32; others get the dtype.
     """
 
     pattern: str
@@ -118,6 +121,10 @@ def transformed_shape(shape: Shape, transform: Transform) -> Shape:
         return (shape[0], *shape[2:], shape[1])
     if transform == "patch" and len(shape) > 2:
         return (shape[0], prod(shape[1:]))
+    if transform == "channels_first" and len(shape) > 2:
+        return (shape[0], shape[-1], *shape[1:-1])
+    if transform == "unpatch" and len(shape) == 2 and shape[1] % prod(PATCH) == 0:
+        return (shape[0], shape[1] // prod(PATCH), *PATCH)
     return shape
 
 
@@ -127,8 +134,12 @@ def apply_transform(values: Array, transform: Transform) -> Array:
         return values.reshape(
             [length for length in values.shape if length != 1]
         )  # unit axes dropped
+    if transform == "unpatch":
+        return values.reshape(transformed_shape(values.shape, transform))
     if transform == "copy" or values.ndim <= 2:
         return values
+    if transform == "channels_first":
+        return np.ascontiguousarray(np.moveaxis(values, -1, 1))  # (O, I, *K)
     last = np.ascontiguousarray(np.moveaxis(values, 1, -1))
     return last.reshape(len(last), -1) if transform == "patch" else last  # (O, prod(K) * I)
 

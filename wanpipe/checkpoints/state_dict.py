@@ -1,13 +1,12 @@
 """Shows the tensors of one network under their official names, whatever layout its files have.
 
-A layout is recognized by a key that no other has. Tensors that no rule of a layout knows keep their
-names, so that the strict engine in `rename` reports them. Scaled 8-bit weights are given as their
-float32 values.
+A layout is recognized by a key. Tensors that no rule of a layout knows keep their names, so that
+the strict engine in `rename` reports them. Scaled 8-bit weights are given as their float32 values.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +16,14 @@ import numpy as np
 
 from wanpipe.checkpoints.dtypes import FLOAT8_VALUES, FLOATS, NUMPY_DTYPES, Array, Floats, widen
 from wanpipe.checkpoints.read import BLOCK, TensorFile, open_tensors
-from wanpipe.checkpoints.rename import RenameRule, match_rules
-from wanpipe.checkpoints.rules import diffusers, transformers
+from wanpipe.checkpoints.rename import (
+    RenameRule,
+    Transform,
+    apply_transform,
+    match_rules,
+    transformed_shape,
+)
+from wanpipe.checkpoints.rules import diffusers, gguf, mlx_video, transformers
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.runtime.documents import DocumentError, decode
@@ -28,14 +33,29 @@ Kind = Literal["transformer", "VACE module", "text encoder", "VAE", "image encod
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of network is named: `signature` is a key that only this layout has."""
+    """How one kind of network is named. `signature` is a key that no layout after it has, or has
+    with another order of axes.
+    """
 
     kind: Kind
     signature: str
     rules: tuple[RenameRule, ...] = ()  # none: the official names
+    channels_last: bool = False
+
+    def fits(self, names: Mapping[str, TensorInfo], prefix: str) -> bool:
+        """Return whether tensors have this layout, with `prefix` before their names."""
+        info = names.get(prefix + self.signature)
+        if info is None or not self.channels_last:
+            return info is not None
+        return info.shape[1:-1] == KERNEL
 
 
+KERNEL = (3, 3, 3)  # of the convolution that shows the order of a VAE's axes
 LAYOUTS = (
+    Layout("transformer", "patch_embedding_proj.weight", mlx_video.DIT),
+    Layout("text encoder", "blocks.0.ffn.gate_proj.weight", mlx_video.UMT5),
+    Layout("VAE", "decoder.head.layer_0.gamma", mlx_video.VAE_22),
+    Layout("VAE", "decoder.conv1.weight", mlx_video.VAE_21, channels_last=True),
     Layout("transformer", "blocks.0.self_attn.q.weight"),
     Layout("transformer", "blocks.0.attn1.to_q.weight", diffusers.DIT),
     # a VACE transformer is one of the above; what has VACE's tensors alone stands beside one
@@ -48,6 +68,7 @@ LAYOUTS = (
         "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
         transformers.UMT5,
     ),
+    Layout("text encoder", "enc.blk.1.attn_rel_b.weight", gguf.UMT5),
     Layout("VAE", "decoder.conv1.weight"),
     Layout("VAE", "decoder.up_blocks.0.upsamplers.0.resample.1.weight", diffusers.VAE_21),
     Layout("VAE", "decoder.up_blocks.0.upsampler.resample.1.weight", diffusers.VAE_22),
@@ -75,6 +96,7 @@ FORMAT_SUFFIX = ".comfy_quant"  # a JSON tensor that names the format
 SUFFIXES = (*SCALE_SUFFIXES, *INPUT_SCALE_SUFFIXES, FORMAT_SUFFIX)
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 SCALED_MARKER = "scaled_fp8"
+MLX_SCALES = ".scales"  # ends names beside packed weights
 VACE_PREFIX = "vace_"  # of every tensor that VACE adds, in each layout
 JSON_LIMIT = 1 << 12  # bytes
 OWN_NAME = -1  # position of a tensor that keeps its name, before all rules
@@ -82,10 +104,11 @@ OWN_NAME = -1  # position of a tensor that keeps its name, before all rules
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """A stored tensor, and the scale of its values."""
+    """A stored tensor, the scale of its values, and what gives it its official shape."""
 
     name: str
     scale: float | None = None
+    transform: Transform = "copy"
 
 
 def recognize(
@@ -94,7 +117,7 @@ def recognize(
     """Return the layout and the prefix of a network's names; None for anything else."""
     for layout in layouts:
         for prefix in PREFIXES:
-            if prefix + layout.signature in names:
+            if layout.fits(names, prefix):
                 return layout, prefix
     return None
 
@@ -120,7 +143,7 @@ class Network(AbstractContextManager["Network"]):
     def read(self, name: str) -> Array:
         """Read a tensor whole, as stored; scaled ones as float32."""
         parts = self._find(name)
-        whole = [self._scaled(self._file.read(part.name), part) for part in parts]
+        whole = [self._official(self._file.read(part.name), part) for part in parts]
         return whole[0] if len(whole) == 1 else np.concatenate(whole)
 
     def read_float32(self, name: str) -> Floats:
@@ -132,14 +155,15 @@ class Network(AbstractContextManager["Network"]):
         """Read a tensor in turn: slices of its first axis, each up to `limit` stored bytes."""
         for part in self._find(name):
             for block in self._file.blocks(part.name, limit):
-                yield self._scaled(block, part)
+                yield self._official(block, part)
 
     def _find(self, name: str) -> tuple[SourceTensor, ...]:
         if name not in self._parts:
             raise CheckpointError(f"{self.paths[0]} holds no tensor {quote_name(name)}")
         return self._parts[name]
 
-    def _scaled(self, values: Array, part: SourceTensor) -> Array:
+    def _official(self, values: Array, part: SourceTensor) -> Array:
+        values = apply_transform(values, part.transform)
         if part.scale is None:
             return values
         subject = f"{self.paths[0]}: {quote_name(part.name)}"
@@ -159,7 +183,8 @@ class Network(AbstractContextManager["Network"]):
         return TensorInfo(shape, infos[0].dtype, sum(info.nbytes for info in infos))
 
     def _part(self, part: SourceTensor) -> TensorInfo:
-        info = self._file.tensors[part.name]
+        stored = self._file.tensors[part.name]
+        info = replace(stored, shape=transformed_shape(stored.shape, part.transform))
         if part.scale is None:
             return info
         return TensorInfo(info.shape, "F32", prod(info.shape) * NUMPY_DTYPES["F32"].itemsize)
@@ -208,6 +233,11 @@ def map_part(
 ) -> dict[str, tuple[SourceTensor, ...]]:
     """Map official names to some stored `tensors` that have one layout and prefix."""
     stored, scales = split_scales(file, prefix, tensors)
+    if packed := [name for name in stored if name.endswith(MLX_SCALES)]:
+        raise CheckpointError(
+            f"{file.paths[0]} is quantized by MLX ({quote_name(packed[0])}); use the model that it "
+            "was made from, and quantize here"
+        )
     if not layout.rules:
         return {name: (SourceTensor(key, scales.get(name)),) for name, key in stored.items()}
     order = {rule: index for index, rule in enumerate(layout.rules)}
@@ -215,7 +245,8 @@ def map_part(
     infos = {name: file.tensors[key] for name, key in stored.items()}
     for name, rule, target in match_rules(infos, layout.rules):
         if rule is None or target is not None:
-            part = SourceTensor(stored[name], scales.get(name))
+            transform = "copy" if rule is None else rule.transform
+            part = SourceTensor(stored[name], scales.get(name), transform)
             place = OWN_NAME if rule is None else order[rule]
             found.setdefault(target or stored[name], []).append((place, part))
     for name, parts in found.items():

@@ -13,6 +13,7 @@ MAX_LISTED = 6  # names that an error spells out
 MAX_TENSORS = 1 << 16  # of a file; real ones have a few thousand
 MAX_NAME = 500  # characters of a tensor's name
 MAX_AXES = 8  # of a tensor; NumPy itself stops at 64
+MAX_AXIS_LENGTH = 1 << 48  # numbers along an axis
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,24 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """A type of GGUF: `size` bytes hold `block` numbers that follow each other."""
+
+    name: str
+    block: int
+    size: int
+
+
+@dataclass(frozen=True)
 class TensorLocation:
-    """Where a tensor is: index of the file, byte offset, strides in numbers if not contiguous."""
+    """Where a tensor is: index of the file, byte offset, strides in numbers if not contiguous; and
+    how its numbers are stored, if quantized.
+    """
 
     file: int
     offset: int
     strides: tuple[int, ...] | None = None
+    quantization: Quantization | None = None
 
 
 def check_names(names: Collection[str], path: Path) -> None:

@@ -57,7 +57,7 @@ checkpoint = group(
         type=PATH,
         metavar="DIR|REPO",
         help="Convert the checkpoint in DIR, or in the repository REPO that was downloaded: the "
-        "official layout, diffusers or ComfyUI files.",
+        "official layout, diffusers, ComfyUI or GGUF files.",
     ),
     click.option(
         "--dtype",
@@ -75,6 +75,12 @@ checkpoint = group(
     ),
 )
 quantization = group(
+    click.option(
+        "-q",
+        "quantize_bits",
+        type=click.Choice([4, 8]),
+        help="Short for --quantize --bits, as in -q 4.",
+    ),
     click.option("--quantize", is_flag=True, help="Quantize the transformer blocks."),
     click.option("--quantize-text-encoder", is_flag=True, help="Quantize the T5 blocks."),
     click.option(
