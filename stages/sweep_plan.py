@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 TOGETHER = 32  # prompts that one command encodes
 # options of `wanpipe run` that are those of a machine, or of a checkpoint that is not converted yet
-NOT_OF_A_VIDEO = {"checkpoint_dir", *composed.CONVERSION, "output", "help"} | {
-    *("cache", "remote", "push", "dry_run", "force", "name", "events", "quiet")
+NOT_OF_A_VIDEO = {"checkpoint_dir", *composed.QUANTIZATION, *composed.CONVERSION, "help"} | {
+    *("like", "auto_seeds", "output"),
+    *("cache", "remote", "push", "dry_run", "force", "name", "events", "quiet"),
 }
 
 

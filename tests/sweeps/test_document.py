@@ -8,9 +8,10 @@ import pytest
 from stages import run
 from tests.sweeps.sheets import option, read, refused
 from tests.workshop import Place
+from wanpipe.cli.seeds import parse_seeds
 from wanpipe.errors import UsageError
 from wanpipe.sweeps.arguments import arguments, read_value
-from wanpipe.sweeps.document import Sweep, seeds
+from wanpipe.sweeps.document import MOST, Sweep
 
 BASE = 'model = "MODEL"\nprompt = "a cat"\n'
 AXES = 'model = "MODEL"\n[axes]\nprompt = ["a cat"]\n'
@@ -107,7 +108,7 @@ def test_values_are_those_of_the_command_line_and_can_be_spelled(
         (BASE + "[axes]\nsteps = []\n", "steps has no value"),
         (BASE + "[axes]\nsteps = 3\n", "steps must be a list of values here, got 3; write [3]"),
         (BASE + "[axes]\nprompt = ['b']\n", "prompt is given twice"),
-        (BASE + '[axes]\nseed = "9-1"\n', 'seed must be like "1-100"'),
+        (BASE + '[axes]\nseed = "9-1"\n', "a range of seeds must go up, got 9-1"),
         (BASE + '[axes]\nseed = "1-999999999999"\n', "at most 100000 seeds"),
         (BASE + '[axes]\nseed = "1-1000"\nshift = [' + "1," * 101 + "]\n", "got 101000; write"),
         (AXES + "[[zip]]\nwidth = [32, 64]\nheight = [32]\n", "width has 2, height has 1"),
@@ -143,6 +144,6 @@ def test_a_model_that_is_not_there_is_an_error(place: Place) -> None:
 
 
 def test_seeds_are_counted_before_they_are_listed() -> None:
-    assert list(seeds("3")) == [3]
+    assert list(parse_seeds("3", MOST)) == [3]
     with pytest.raises(UsageError, match="at most 100000"):
-        seeds("1-90000,1-90000")
+        parse_seeds("1-90000,90001-180000", MOST)

@@ -16,8 +16,11 @@ RANDOM = 1 << 32  # random seeds are below this, as in other tools
 FORM = re.compile(rf"(-?\d{{1,{DIGITS}}})(?:-(\d{{1,{DIGITS}}}))?", re.ASCII)
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parse seeds such as 7, 1-20 or 1,5,9 or 1-3,8: each one once, in order. Raises UsageError."""
+def parse_seeds(text: str, most: int = MOST) -> tuple[int, ...]:
+    """Parse seeds such as 7, 1-20 or 1,5,9 or 1-3,8: each one once, in order.
+
+    Raises UsageError for another form, or for more than `most`.
+    """
     found: dict[int, None] = {}
     for part in text.split(","):
         form = FORM.fullmatch(part.strip())
@@ -31,17 +34,17 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise UsageError(
                 f"a range of seeds must go up, got {part.strip()[:40]}; use {last}-{first}"
             )
-        check_count(last - first + 1)
+        check_count(last - first + 1, most)
         found |= dict.fromkeys(range(first, last + 1))
-        check_count(len(found))
+        check_count(len(found), most)
     return tuple(found)
 
 
-def check_count(count: int) -> None:
+def check_count(count: int, most: int = MOST) -> None:
     """Raise UsageError for more seeds than one command takes."""
-    if count > MOST:
+    if count > most:
         shown = str(count) if count < RANDOM else "many more"
-        raise UsageError(f"one command takes at most {MOST} seeds, got {shown}; use several")
+        raise UsageError(f"one command takes at most {most} seeds, got {shown}; use several")
 
 
 def draw_seeds(count: int) -> tuple[int, ...]:
@@ -88,12 +91,17 @@ def join_seeds(
     context: click.Context, parameter: click.Parameter, value: Sequence[tuple[int, ...]]
 ) -> tuple[int, ...]:
     """Join the seeds of an option that is given several times, each one once."""
-    joined = dict.fromkeys(seed for seeds in value for seed in seeds)
+    joined = join(value)
     try:
         check_count(len(joined))
     except UsageError as error:
         raise click.BadParameter(str(error), context, parameter) from error
-    return tuple(joined)
+    return joined
+
+
+def join(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return all seeds, each one once."""
+    return tuple(dict.fromkeys(seed for part in parts for seed in part))
 
 
 option = click.option(

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from wanpipe.cli.seeds import Seeds, join
 from wanpipe.cli.values import Integers, Numbers, Size
 from wanpipe.errors import UsageError
 from wanpipe.runtime.documents import DocumentError, convert
@@ -20,6 +21,7 @@ KINDS: dict[type[Any], Any] = {
     Numbers: float | list[float] | str,
     Integers: list[int] | str,
     Size: int | str,
+    Seeds: int | str,
 }
 Value = Any  # of an option, as click has it
 
@@ -47,7 +49,8 @@ def read_value(option: click.Option, value: Any, folder: Path) -> Value:
             parts and value and not isinstance(value[0], list)
         )
         many = value if listed else [value]
-        return tuple(read_one(option.type, one, folder) for one in many)
+        found = tuple(read_one(option.type, one, folder) for one in many)
+        return join(found) if isinstance(option.type, Seeds) else found
     except DocumentError as error:
         raise UsageError(f"{name} is invalid: {error}") from error
     except click.BadParameter as error:

@@ -4,7 +4,6 @@ go together.
 A key is the name of an option of `wanpipe run`.
 """
 
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import click
 
 from wanpipe.cli.prompts import read_prompts
+from wanpipe.cli.seeds import parse_seeds
 from wanpipe.errors import UsageError
 from wanpipe.runtime.documents import DocumentError, convert, first_line, read_regular
 from wanpipe.sweeps.arguments import Value, read_value
@@ -25,7 +25,6 @@ from wanpipe.sweeps.names import TEMPLATE, check_template, shown
 MOST = 100_000  # videos of a sweep
 LONGEST = 1 << 24  # bytes of a file, which may have all prompts
 AXES, ZIP, OUTPUT, PROMPTS = "axes", "zip", "output", "prompt-file"
-RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
 Table = dict[str, Any]
 
 
@@ -163,7 +162,7 @@ def values_of(name: str, value: Any, folder: Path) -> Sequence[Any]:
         file = section(value, name, str)
         return read_prompts((), folder / Path(file).expanduser())
     if name == "seed" and isinstance(value, str | int):
-        return seeds(str(value))
+        return parse_seeds(str(value), MOST)
     if not isinstance(value, list):
         shown = repr(value)[:40]
         raise UsageError(f"{name} must be a list of values here, got {shown}; write [{shown}]")
@@ -172,23 +171,11 @@ def values_of(name: str, value: Any, folder: Path) -> Sequence[Any]:
     return value
 
 
-def seeds(text: str) -> Sequence[int]:
-    """Return the seeds of ranges such as 1-100 or 1-10,42. Raises UsageError."""
-    found: list[int] = []
-    for part in text.split(","):
-        form = RANGE.fullmatch(part.strip())
-        first, last = (int(form[1]), int(form[2] or form[1])) if form else (1, 0)
-        if last < first:
-            raise UsageError(f'seed must be like "1-100" or "1-10,42", got {text[:40]!r}')
-        if len(found) + last - first >= MOST:
-            raise UsageError(f"a sweep may have at most {MOST} seeds, got {text[:40]}")
-        found += range(first, last + 1)
-    return found
-
-
 def read(option: click.Option, value: Any, folder: Path) -> Value:
     """Return the value of an option. A model may be a path from `folder`. Raises UsageError."""
     found = read_value(option, value, folder)
+    if option.name == "prompt" and found == "-":
+        raise UsageError("prompt must be text here, got -; standard input is for `wanpipe run`")
     if option.name == "model" and (folder / Path(found).expanduser()).is_dir():
         return str(folder / Path(found).expanduser())
     return found
