@@ -88,9 +88,9 @@ def plan(params: Params) -> Download:
     Raises UsageError for what is no repository or revision, and HubError for a repository that
     cannot be read, or that does not tell which of its files belong together.
     """
-    repository = read_repository(params)
     from wanpipe.checkpoints.hub.selection import select
 
+    repository = read_repository(params)
     api = open_hub()
     listing = list_repository(api, repository)
     names = select(listing, params.include)

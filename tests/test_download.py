@@ -199,7 +199,11 @@ def test_a_damaged_part_is_left_for_a_new_one(
     part = tmp_path / "hf/hub/models--Wan-AI--Tiny/blobs" / f"{identity(vae)}.incomplete"
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(1000))  # as a power loss leaves it
+    t5 = tiny / "models_t5_umt5-xxl-enc-bf16.pth"
+    shutil.copyfile(t5, part.with_name(f"{identity(t5)}.incomplete"))  # whole, not in its place
     made = here.do("download", TINY)
+    assert not [path for _, path, _, _ in hub.requests if path == f"blob/{TINY}/{t5.name}"]
+    assert not list(part.parent.glob("*.incomplete"))
     says = "Wan2.1_VAE.pth: what was there of it is damaged; starting again"
     assert [event["text"] for event in made.events if event["event"] == "remark"] == [says]
     assert (Path(made.paths[0]) / vae.name).read_bytes() == vae.read_bytes()

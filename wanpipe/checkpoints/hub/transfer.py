@@ -201,7 +201,7 @@ def fetch(
     url = hf_hub_url(repository.id, file.name, revision=commit, endpoint=api.endpoint)
     waiting = "waiting for another process that downloads it"
     with target.lock(file, stopped, partial(on_failure, waiting)):
-        if target.missing_bytes(file):
+        if not target.has_content(file):  # a part may be whole, but not in its place yet
             with Part(target.part(file), file.size, advance, stopped) as part:
                 resumed = part.done > 0
                 receive(api, url, part, stopped, on_failure)
