@@ -14,6 +14,7 @@ COMMANDS = {
     "preview": "stages.preview",
     "show": "stages.show",
     "log": "stages.log",
+    "gallery": "stages.gallery",
     "cache": "stages.cache",
     "demo": "stages.demo",
 }
