@@ -138,7 +138,9 @@ def describe(store: Store, runs: Sequence[Run], view: View) -> list[Card]:
             date=max([run.created, *dates]) if dates else run.created,
         )
         damaged = [
-            row for key in run.steps if (row := view.rows.get(f"denoise/{key}")) and not row.readable
+            row
+            for key in run.steps
+            if (row := view.rows.get(f"denoise/{key}")) and not row.readable
         ]
         card.notes += [f"Step {run.number(row.key) + 1} is damaged" for row in damaged]
         if not rows:
@@ -165,7 +167,9 @@ def settings_of(run: Run) -> dict[str, str]:
         if name not in ("width", "height", "loras") and value not in (None, UNSET):
             found[OWN_LABELS.get(name, name.replace("_", " "))] = value
     low, high = settings.guide_scale
-    found["guidance"] = low if low == high else f"{number(low)} low noise, {number(high)} high noise"
+    found["guidance"] = (
+        low if low == high else f"{number(low)} low noise, {number(high)} high noise"
+    )
     if not settings.trim_first_frames:
         del found["trimmed"]
     for index, lora in enumerate(settings.loras):

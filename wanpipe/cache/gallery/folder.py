@@ -104,7 +104,9 @@ def check_folder(path: Path) -> None:
         raise UsageError(f"a gallery is a folder, but {path} is a file; give another name")
     if not root.exists():
         if not root.parent.is_dir():
-            raise UsageError(f"no folder {path.parent} for the gallery {path.name}; create it first")
+            raise UsageError(
+                f"no folder {path.parent} for the gallery {path.name}; create it first"
+            )
         return
     if (root / MARK).is_file():
         return

@@ -80,9 +80,7 @@ def latent_of(root: Path, step: str, run: Run) -> "np.ndarray":
     return latent[:, (settings.reference_frames or 0) + settings.trim_first_frames :]
 
 
-def mean_colors(
-    blocks: "Iterable[np.ndarray]", shape: tuple[int, ...]
-) -> "np.ndarray | None":
+def mean_colors(blocks: "Iterable[np.ndarray]", shape: tuple[int, ...]) -> "np.ndarray | None":
     """Average frames (T, Y, X, 3) uint8 over the pixels of each value of a latent of a shape
     (C, F, H, W), as colors (F, H, W, 3) in [-1, 1]; None if they do not fit.
     """
@@ -162,10 +160,13 @@ class PictureWriter:
         """Write a picture (Y, X, 3) uint8 as WebP."""
         from PIL import Image
 
-        # a few pixels have no detail to lose
-        options = {"quality": QUALITY, "method": 4, "lossless": pixels.size < LOSSLESS_BYTES}
         image = Image.fromarray(pixels)
-        self.folder.write(name, lambda draft: image.save(draft, **options))
+        lossless = pixels.size < LOSSLESS_BYTES
+
+        def save(draft: Path) -> None:
+            image.save(draft, quality=QUALITY, method=4, lossless=lossless)
+
+        self.folder.write(name, save)
 
     def film(self, video: Video) -> tuple[str | None, str | None]:
         """Put a video into the folder; return its name, or why there is none.

@@ -1,15 +1,17 @@
 """Writes the command that makes a run again, or finishes it, ready to be pasted into a shell."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import UNSET
 
 from wanpipe.store import Run, Settings, Store
 from wanpipe.store.runs import Lora
 
-ALL = "lora"  # the option for a LoRA of every expert
-EXPERTS = {"high_noise_model": "lora-high", "low_noise_model": "lora-low"}
+Option = tuple[str, ...]  # a name with its values
+
+ALL = "--lora"  # the option for a LoRA of every expert
+EXPERTS = {"high_noise_model": "--lora-high", "low_noise_model": "--lora-low"}
 
 
 def remake_command(run: Run, store: Store) -> str | None:
@@ -23,69 +25,67 @@ def remake_command(run: Run, store: Store) -> str | None:
         return None  # the noise was a file
     if any(lora.hash not in run.loras for lora in run.settings.loras):
         return None  # its file is not known
-    cache = ["--cache", str(store.root.absolute())]
-    model = ["--model", run.model.directory] if run.model.directory else []
-    output = ["--output", f"run-{run.key[:8]}.mp4"]
-    rates = [video.fps for video in run.videos[-1:] if video.fps != run.fps]
-    rate = [word for fps in rates for word in ("--fps", number(fps))]
+    common: list[Option] = [("--cache", str(store.root.absolute()))]
+    common += [("--model", run.model.directory)] if run.model.directory else []
+    output: list[Option] = [("--output", f"run-{run.key[:8]}.mp4")]
+    output += [("--fps", number(one.fps)) for one in run.videos[-1:] if one.fps != run.fps]
+    fixed = [*noise_options(run)] if from_noise else []
     changing = [*changing_options(run.settings), *lora_options(run)]
-    if from_noise and run.inputs.keys() == {"text"} and run.prompt and model:
-        words = ["run", *cache, *model, "--prompt", run.prompt, *negative_options(run)]
-        words += [*noise_options(run), *changing, *output, *rate]
-        return f"wanpipe {join(words)}"
-    sources = [*run.inputs.values()] if from_noise else [str(run.start), *run.inputs.values()]
-    words = ["denoise", *cache, *model]
-    words += [word for source in sources for word in ("--from", source)]
-    words += noise_options(run) if from_noise else []
-    decoding = ["decode", *cache, *model, *output, *rate]
-    denoising = join([*words, *changing])
-    return f'step=$(wanpipe {denoising}) &&\n  wanpipe {join(decoding)} --from "$step"'
+    if from_noise and run.inputs.keys() == {"text"} and run.prompt and run.model.directory:
+        text = [("--prompt", run.prompt), *negative_options(run)]
+        return join("run", [*common, *text, *fixed, *changing, *output])
+    sources = [*([] if from_noise else [str(run.start)]), *run.inputs.values()]
+    denoising = join("denoise", [*common, *(("--from", one) for one in sources), *fixed, *changing])
+    decoding = join("decode", [*common, *output])
+    return f'step=$({denoising}) &&\n{decoding} --from "$step"'
 
 
-def negative_options(run: Run) -> list[str]:
-    """Return the options of the negative prompt; none if it is not known."""
+def negative_options(run: Run) -> list[Option]:
+    """Return the option of the negative prompt; none if it is not known."""
     if run.negative_prompt is None:
         return []
     if not run.negative_prompt:
-        return ["--no-negative-prompt"]
-    return ["--negative-prompt", run.negative_prompt]
+        return [("--no-negative-prompt",)]
+    return [("--negative-prompt", run.negative_prompt)]
 
 
-def noise_options(run: Run) -> list[str]:
-    """Return the options that cannot change within a run."""
+def noise_options(run: Run) -> Iterator[Option]:
+    """Yield the options that cannot change within a run."""
     settings = run.settings
-    words = ["--seed", str(run.seed)]
-    for name in ("width", "height", "num_frames", "steps"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    words += ["--shift", number(settings.shift), "--scheduler", settings.scheduler]
+    yield "--seed", str(run.seed)
+    yield "--width", str(settings.width)
+    yield "--height", str(settings.height)
+    yield "--num-frames", str(settings.num_frames)
+    yield "--steps", str(settings.steps)
+    yield "--shift", number(settings.shift)
+    yield "--scheduler", settings.scheduler
     if settings.timesteps:
-        words += ["--timesteps", ",".join(map(number, settings.timesteps))]
+        yield "--timesteps", ",".join(map(number, settings.timesteps))
     if settings.trim_first_frames:
-        words += ["--trim-first-frames", str(settings.trim_first_frames)]
+        yield "--trim-first-frames", str(settings.trim_first_frames)
     if settings.strength is not UNSET:
-        words += ["--strength", number(settings.strength)]
-    return words
+        yield "--strength", number(settings.strength)
 
 
-def changing_options(settings: Settings) -> Iterator[str]:
+def changing_options(settings: Settings) -> Iterator[Option]:
     """Yield the options that a branch may change."""
     low, high = settings.guide_scale
-    yield from ("--guide-scale", number(low) if low == high else f"{number(low)},{number(high)}")
+    yield "--guide-scale", number(low) if low == high else f"{number(low)},{number(high)}"
     if settings.step_cache is not None:
-        yield from ("--step-cache", number(settings.step_cache))
+        yield "--step-cache", number(settings.step_cache)
     if settings.context_scale is not UNSET:
-        yield from ("--context-scale", number(settings.context_scale))
+        yield "--context-scale", number(settings.context_scale)
 
 
-def lora_options(run: Run) -> Iterator[str]:
-    """Yield the options of each LoRA file, in order."""
+def lora_options(run: Run) -> Iterator[Option]:
+    """Yield the option of each LoRA file, in order."""
     given: set[tuple[str, str]] = set()
     for lora in run.settings.loras:
         name, path = option_of(lora), run.loras[lora.hash]
         if lora.half is True and (name, path) in given:
             continue  # the other half of a file that one option gave
         given.add((name, path))
-        yield from (f"--{name}", path, number(lora.strength))
+        yield name, path, number(lora.strength)
 
 
 def option_of(lora: Lora) -> str:
@@ -100,9 +100,10 @@ def number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def join(words: list[str]) -> str:
-    """Join words for a shell."""
-    return " ".join(map(quote, words))
+def join(command: str, options: Iterable[Option]) -> str:
+    """Write a command of wanpipe for a shell, each option on a line of its own."""
+    lines = [" ".join([name, *map(quote, values)]) for name, *values in options]
+    return " \\\n  ".join([f"wanpipe {command}", *lines])
 
 
 def quote(word: str) -> str:

@@ -106,7 +106,7 @@ def add_strips(card: Card, colors: Colors, writer: PictureWriter) -> None:
 def write_pages(cards: Sequence[Card], folder: Folder, store: Store) -> None:
     """Write the style sheet, the script, the page of each run, and the page of all runs."""
     environment = templates()
-    common: dict[str, Any] = {"cache": str(store.root)}
+    common: dict[str, Any] = {"cache": str(store.root.absolute())}
     for kind, name in (("css", "style"), ("js", "script")):
         text = files(__package__).joinpath(PAGES, f"gallery.{kind}").read_text("utf-8")
         # a page of an earlier version keeps the files that it was written for
