@@ -105,7 +105,7 @@ function showPair(dialog, cards) {
     const figure = all("figure", dialog)[index];
     const { film: name, settings } = card.dataset;
     const poster = find("img", card);
-    const label = find(".facts", card).textContent;
+    const label = all("span", find(".facts", card)).map((fact) => fact.textContent).join(", ");
     const shown = name ? film(name, label) : make("img", { src: poster.src, alt: label });
     if (name && poster) shown.poster = poster.src;
     find(".picture", figure).replaceChildren(shown);
