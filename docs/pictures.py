@@ -187,16 +187,16 @@ def gallery() -> None:
 def browse(page: Path, name: str, height: int) -> None:
     """Draw a page as wide as a desktop's window."""
     command = [BROWSER, "--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
-    command += [f"--window-size=1280,{height}", "--virtual-time-budget=3000"]
+    command += [f"--window-size=1280,{height}", "--timeout=3000"]
     command += [f"--screenshot={Path(name).absolute()}.png", page.as_uri()]
     subprocess.run(command, check=True, capture_output=True)
-    shrink(Path(f"{name}.png"), name)
+    shrink(Path(f"{name}.png"), name, colors=256)
 
 
-def shrink(source: Path, name: str) -> None:
+def shrink(source: Path, name: str, colors: int = COLORS) -> None:
     """Write a PNG with a palette."""
     with Image.open(source) as picture:
-        small = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
         small.save(TARGET / f"{name}.png", optimize=True)
 
 
