@@ -53,6 +53,7 @@ def test_the_wheel_holds_two_packages_and_its_metadata(wheel: Path) -> None:
 def test_the_wheel_holds_every_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = [path for name in ("stages", "wanpipe") for path in (ROOT / name).rglob("*.py")]
+    modules += (ROOT / "wanpipe/cache/gallery/pages").iterdir()
     assert [path for path in modules if path.relative_to(ROOT).as_posix() not in names] == []
 
 
