@@ -7,7 +7,7 @@ WANPIPE := $(BIN)/wanpipe
 # MLX's backend: Metal on macOS, CUDA with an NVIDIA driver, otherwise the CPU
 EXTRA := $(shell [ "$$(uname)" = Darwin ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo '[cuda13]' || echo '[cpu]'; })
 
-.PHONY: help demo picture docs test quick lint types unit format package films clean
+.PHONY: help demo picture docs test quick lint types unit browser format package films clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,7 +29,9 @@ demo: .venv/ready  ## make videos with the tiny included model
 	$(DEMO) "a blue square grows on a grey background"
 	@echo "The first prompt again: everything is already in the cache."
 	$(DEMO) "a red circle moves right on a white background"
+	@$(WANPIPE) gallery --output out/demo/gallery --quiet >/dev/null
 	@echo "Look at out/demo: six videos, and a contact sheet (.png) for each prompt."
+	@echo "Open out/demo/gallery/index.html: the videos with their steps and settings."
 
 picture: .venv/ready  ## draw the pictures of the README and the documentation
 	$(BIN)/python docs/picture.py
@@ -42,6 +44,7 @@ docs: .venv/ready  ## build the documentation into site/; open site/index.html
 
 test: lint types docs unit  ## run all checks and build the documentation
 
+TESTS = -m 'not browser'
 quick: TESTS = -m 'not slow'
 quick: lint types unit  ## run the checks without the slow tests
 
@@ -56,6 +59,10 @@ types: .venv/ready
 unit: export OPENBLAS_NUM_THREADS = 1
 unit: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
+
+browser: export OPENBLAS_NUM_THREADS = 1
+browser: .venv/ready  ## test the gallery in Chromium, where there is one
+	$(BIN)/python -m pytest -m browser -rs tests/browser
 
 format: .venv/ready  ## format the code
 	$(BIN)/ruff check --fix .

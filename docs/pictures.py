@@ -2,7 +2,8 @@
 
     make picture
 
-Writes docs/images/: terminal sessions as SVG; contact sheets and a preview of drafts as PNG.
+Writes docs/images/: terminal sessions as SVG; contact sheets, a preview of drafts and pages of a
+gallery as PNG.
 Runs every command that a picture shows, in a new folder.
 """
 
@@ -11,6 +12,7 @@ import io
 import re
 import shlex
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +30,14 @@ from wanpipe.cli import session
 from wanpipe.cli.progress import BarReport
 from wanpipe.demo.examples import EXAMPLES
 from wanpipe.runtime.report import Task
+from wanpipe.store import Store
 
 TARGET = Path(__file__).parent / "images"
 MODEL = "Wan2.1-T2V-1.3B"  # the folder's name in the pictures
 CIRCLE = "a red circle moves right on a white background"
 STAR = "a yellow star spins quickly on a black background"
 WIDTH = 88  # characters
+BROWSER = "chromium"
 COLORS = 128  # in the palette of a PNG
 README = ("last-image", "continue", "reference", "control")  # examples in one picture
 # rich's frame, without the font that it would load from outside
@@ -161,10 +165,38 @@ def examples() -> None:
     shrink(Path("examples.png"), "examples")
 
 
-def shrink(source: Path, name: str) -> None:
+def gallery() -> None:
+    """Draw the gallery of some runs in Chromium: finished ones, a draft and a branch."""
+    screen = Screen()
+    for prompt in (STAR, "a blue square grows on a grey background", CIRCLE):
+        screen.type(f'wanpipe demo "{prompt}" --seed 1 --seed 2 --output-dir demo', quiet=True)
+    text = screen.type(
+        'wanpipe encode-text --model model --prompt "a green triangle spins on a white background"',
+        quiet=True,
+    )
+    screen.type(f"wanpipe denoise --model model --from {text} --seed 5 --stop-at 8", quiet=True)
+    tenth = Path(last(screen, "--seed 1 --stop-at 10")).name[:8]
+    branch = screen.type(f"wanpipe denoise --from {tenth} --guide-scale 6", quiet=True)
+    screen.type(f"wanpipe decode --from {branch} --output branch.mp4", quiet=True)
+    page = Path(screen.type("wanpipe gallery --output gallery --limit 8", quiet=True)).absolute()
+    [key] = {run.key for run in Store("cache").runs.of(Path(branch).name)}
+    browse(page, "gallery", 1000)
+    browse(page.with_name("runs") / f"{key}.html", "gallery-run", 1000)
+
+
+def browse(page: Path, name: str, height: int) -> None:
+    """Draw a page as wide as a desktop's window."""
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
+    command += [f"--window-size=1280,{height}", "--timeout=3000"]
+    command += [f"--screenshot={Path(name).absolute()}.png", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True)
+    shrink(Path(f"{name}.png"), name, colors=256)
+
+
+def shrink(source: Path, name: str, colors: int = COLORS) -> None:
     """Write a PNG with a palette."""
     with Image.open(source) as picture:
-        small = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
         small.save(TARGET / f"{name}.png", optimize=True)
 
 
@@ -177,6 +209,10 @@ def main() -> None:
         branched()
         drafts()
         examples()
+        if shutil.which(BROWSER):
+            gallery()
+        else:
+            print(f"The pictures of the gallery stay as they are: there is no {BROWSER}.")
     for path in sorted(TARGET.iterdir()):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

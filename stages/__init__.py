@@ -15,6 +15,7 @@ COMMANDS = {
     "preview": "stages.preview",
     "show": "stages.show",
     "log": "stages.log",
+    "gallery": "stages.gallery",
     "cache": "stages.cache",
     "sweep": "stages.sweep",
     "worker": "stages.worker",

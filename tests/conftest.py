@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-pytest_plugins = ["tests.workshop"]
+pytest_plugins = ["tests.workshop", "tests.gallery_site"]
 # A shell that starts the tests in the background makes them and their children ignore both signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -85,6 +85,7 @@ def test_type_checkers_read_the_types_of_both_packages(wheel: Path) -> None:
 def test_the_wheel_holds_every_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = [path for name in ("stages", "wanpipe") for path in (ROOT / name).rglob("*.py")]
+    modules += (ROOT / "wanpipe/cache/gallery/pages").iterdir()
     assert [path for path in modules if path.relative_to(ROOT).as_posix() not in names] == []
 
 

@@ -5,6 +5,7 @@ to [-1, 1], with one row per channel.
 Source: ComfyUI, comfy/latent_formats.py, classes Wan21 (16 channels) and Wan22 (48 channels).
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from wanpipe.errors import UsageError
@@ -90,19 +91,61 @@ WAN22_BIAS: Row = (0.0317, -0.0878, -0.1388)
 MAPS = {len(WAN21): (WAN21, WAN21_BIAS), len(WAN22): (WAN22, WAN22_BIAS)}
 
 
-def linear_frames(latent: "np.ndarray") -> "np.ndarray":
+WEIGHT = 0.01  # of the published map in a fit, relative to that of all samples
+
+
+def linear_frames(latent: "np.ndarray", colors: "np.ndarray | None" = None) -> "np.ndarray":
     """Map a normalized latent (C, F, H, W) to frames (F, H, W, 3) uint8.
 
-    Raises UsageError for a number of channels that has no map.
+    `colors` (C+1, 3) is a map that `fit` returned; by default the published one is used. Raises
+    UsageError for a number of channels that has no map.
     """
     import numpy as np
 
-    if len(latent) not in MAPS:
-        known = " or ".join(map(str, MAPS))
-        raise UsageError(f"a preview needs {known} channels, got {len(latent)}; use --vae")
-    factors, bias = (np.asarray(part, np.float32) for part in MAPS[len(latent)])
+    if colors is None:
+        colors = published(len(latent))
+        if colors is None:
+            known = " or ".join(map(str, MAPS))
+            raise UsageError(f"a preview needs {known} channels, got {len(latent)}; use --vae")
     # the product over (C, F*H*W): channels last would first copy the whole latent
-    colors = factors.T @ latent.reshape(len(latent), -1) + bias[:, None]  # (3, F*H*W)
-    frames = colors.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
+    mapped = colors[:-1].T @ latent.reshape(len(latent), -1) + colors[-1][:, None]  # (3, F*H*W)
+    frames = mapped.T.reshape(*latent.shape[1:], 3)  # (F, H, W, 3)
     rounded: np.ndarray = np.rint(np.clip((frames + 1) * 127.5, 0, 255))
     return rounded.astype(np.uint8)
+
+
+def published(channels: int) -> "np.ndarray | None":
+    """Return the published map for latents of so many channels as (C+1, 3) float32, the bias last;
+    None if there is none.
+    """
+    import numpy as np
+
+    if channels not in MAPS:
+        return None
+    factors, bias = MAPS[channels]
+    return np.asarray([*factors, bias], np.float32)
+
+
+def fit(samples: "Iterable[tuple[np.ndarray, np.ndarray]]") -> "np.ndarray | None":
+    """Fit a map (C+1, 3) to latents (C, F, H, W) and the colors (F, H, W, 3) in [-1, 1] that a VAE
+    decoded them to; None without samples.
+
+    Least squares with a small weight on the published map (ridge regression), so what the samples
+    do not determine stays as published. For a VAE that is not an official one.
+    """
+    import numpy as np
+
+    squares = products = None
+    for latent, colors in samples:
+        columns = latent.reshape(len(latent), -1).astype(np.float64)
+        columns = np.vstack([columns, np.ones_like(columns[:1])])  # (C+1, F*H*W)
+        square, product = columns @ columns.T, columns @ colors.reshape(-1, 3)
+        squares = square if squares is None else squares + square
+        products = product if products is None else products + product
+    if squares is None or products is None:
+        return None
+    prior = published(len(squares) - 1)
+    weight = WEIGHT * squares[-1, -1]  # the number of samples
+    known = np.zeros_like(products) if prior is None else prior
+    found = np.linalg.solve(squares + weight * np.eye(len(squares)), products + weight * known)
+    return found.astype(np.float32)
