@@ -3,6 +3,7 @@
 Loads Dask only inside functions; it is an extra.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,12 @@ def load() -> None:
         raise WanpipeError(
             "a sweep needs Dask, which is not installed; run `pip install 'wanpipe[dask]'`"
         ) from error
-    quiet = dict.fromkeys(("distributed", "distributed.client", "distributed.worker"), "critical")
-    dask.config.set({"logging": quiet})
+    names = ("distributed", "distributed.client", "distributed.worker")
+    dask.config.set({"logging": dict.fromkeys(names, "critical")})
     import distributed  # noqa: F401
+
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def check_address(address: str, tls: Tls) -> None:
