@@ -19,6 +19,7 @@ from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models import rope
 from wanpipe.models.config import DiTConfig
 from wanpipe.models.dit import Block, DiT, Stream
+from wanpipe.models.dit_blocks import KV
 from wanpipe.models.geometry import Triple
 from wanpipe.models.layers import (
     add_norm,
@@ -99,7 +100,7 @@ class Inputs:
     row: mx.array  # (B, L, D)
     keys: mx.array  # (L, D), padded for self attention
     hidden: mx.array  # (B, L, F)
-    kept: tuple[mx.array, ...]  # (T, D)
+    kept: tuple[mx.array, mx.array]  # (T, D)
     gate: mx.array  # (B, 1, D), float32
 
 
@@ -120,7 +121,7 @@ def draw(config: DiTConfig, tokens: int, dtype: mx.Dtype) -> Inputs:
         row=row,
         keys=keys,
         hidden=normal(1, tokens, config.ffn_dim),
-        kept=tuple(normal(config.text_len, D) for _ in range(2)),
+        kept=(normal(config.text_len, D), normal(config.text_len, D)),
         gate=normal(1, 1, D, dtype=mx.float32),
     )
 
@@ -189,7 +190,7 @@ def bench(name: str, config: DiTConfig, latent: Triple, repeats: int, rows: Rows
     def advance(i: Inputs) -> tuple[mx.array, ...]:
         # like in a model, the block first applies the pending addition of the block before
         stream = Stream(i.stream, [i.row], i.gate)
-        block(stream, time, table, i.kept)
+        block(stream, time, table, KV(text=i.kept))
         return stream.x, *stream.parts
 
     whole = seconds(advance, sets, True, repeats)

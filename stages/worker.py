@@ -17,6 +17,7 @@ from stages import COMMANDS
 from wanpipe.cli import options
 from wanpipe.cli.progress import JsonReport, PlainReport, QuietReport
 from wanpipe.cli.session import cache_option, output_options, push_option, remote_option
+from wanpipe.errors import UsageError
 from wanpipe.runtime.report import Report
 from wanpipe.sweeps import connection, worker
 from wanpipe.sweeps.options import take_tls, tls
@@ -53,7 +54,6 @@ def place_of(cache: Path, remote: str | None, push: str | None, **more: Any) -> 
 @click.command("worker")
 @click.option(
     "--scheduler",
-    required=True,
     metavar="URL",
     help="Work for the Dask scheduler at tcp://HOST:PORT or tls://HOST:PORT.",
 )
@@ -81,7 +81,7 @@ def place_of(cache: Path, remote: str | None, push: str | None, **more: Any) -> 
     show_default=True,
     help="End after this time without a scheduler.",
 )
-@click.option("--child", is_flag=True, hidden=True, help="End when standard input is closed.")
+@click.option("--child", is_flag=True, hidden=True, help="Work for the sweep at the other end.")
 @cache_option
 @remote_option
 @push_option
@@ -101,8 +101,12 @@ def command(
     machines share, or to --remote as well.
     """
     place = {one: asked.pop(one) for one in ("cache", "remote", "push")}
-    given = worker.Options(tls=take_tls(asked), **asked)
-    connection.check_address(given.scheduler, given.tls)
+    scheduler, child = asked.pop("scheduler"), asked.pop("child")
+    if scheduler is None and not child:
+        raise UsageError("a worker needs a scheduler; give --scheduler URL")
+    given = worker.Options(scheduler=scheduler or "", child=child, tls=take_tls(asked), **asked)
+    if not child:
+        connection.check_address(given.scheduler, given.tls)
     connection.load()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before MLX starts

@@ -64,7 +64,7 @@ def test_a_stage_can_be_used_without_click(name: str, tmp_path: Path) -> None:
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     shown = inside(command, "--help", cwd=tmp_path)
     assert shown.code == 0
-    assert "--cache" in shown.paths
+    assert "--quiet" in shown.paths or command == "cache"
     assert not shown.stderr
 
 

@@ -42,7 +42,7 @@ def complete(words: str, number: int) -> list[str]:
         ("wanpipe ", 1, [*stages.COMMANDS]),
         ("wanpipe en", 1, ["encode-text", "encode-image", "encode-video"]),
         ("wanpipe run --auto", 2, ["--auto-seeds"]),
-        ("wanpipe run --scheduler ", 3, ["unipc", "dpm++", "euler"]),
+        ("wanpipe run --scheduler ", 3, ["unipc", "dpm++", "euler", "lcm"]),
         ("wanpipe cache p", 2, ["pin", "pull", "push"]),
         ("wanpipe nothing --x", 2, []),
         ("wanpipe run 'open", 2, []),

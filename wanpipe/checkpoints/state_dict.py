@@ -233,7 +233,8 @@ def map_part(
 ) -> dict[str, tuple[SourceTensor, ...]]:
     """Map official names to some stored `tensors` that have one layout and prefix."""
     stored, scales = split_scales(file, prefix, tensors)
-    if packed := [name for name in stored if name.endswith(MLX_SCALES)]:
+    packed = [name for name in stored if name.endswith(MLX_SCALES)]
+    if packed and layout.rules:  # without rules it is a model of ours
         raise CheckpointError(
             f"{file.paths[0]} is quantized by MLX ({quote_name(packed[0])}); use the model that it "
             "was made from, and quantize here"

@@ -17,6 +17,8 @@ from wanpipe.runtime.disk import LITTER
 if TYPE_CHECKING:
     import numpy as np
 
+THREADS = 4  # that compress frames
+FASTEST = 1  # of zlib: a third of the time of its default, for files a sixth larger
 NAME = re.compile(r"\d{5,}\.png")
 SOFTWARE, OURS = "Software", "wanpipe"  # a standard PNG keyword, and our text for it
 LINEAGE = '{"wanpipe":'  # start of the comment in frames of 0.1.0, which lack the keyword
@@ -48,6 +50,8 @@ def is_frame(path: Path) -> bool:
 
 def save_frames(folder: Path, slices: Iterable["np.ndarray"], metadata: Mapping[str, str]) -> None:
     """Write slices of frames, each (T, Y, X, 3) uint8, into a new folder. Raises OSError."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -56,9 +60,17 @@ def save_frames(folder: Path, slices: Iterable["np.ndarray"], metadata: Mapping[
     for name, value in metadata.items():
         info.add_itxt(name, value)
     folder.mkdir()
-    for number, frame in enumerate(itertools.chain.from_iterable(slices)):
-        interrupt.check()
-        Image.fromarray(frame).save(folder / f"{number:05d}.png", pnginfo=info)
+
+    def save(frame: "np.ndarray", number: int) -> None:
+        path = folder / f"{number:05d}.png"
+        Image.fromarray(frame).save(path, pnginfo=info, compress_level=FASTEST)
+
+    frames, number = itertools.chain.from_iterable(slices), 0
+    with ThreadPoolExecutor(THREADS) as pool:  # Pillow compresses without Python's lock
+        while batch := list(itertools.islice(frames, THREADS)):
+            interrupt.check()
+            list(pool.map(save, batch, itertools.count(number)))  # raises what a thread raised
+            number += len(batch)
 
 
 def load_frames(folder: Path, first: bool = False) -> tuple["np.ndarray", float, dict[str, str]]:

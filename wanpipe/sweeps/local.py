@@ -14,9 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime.report import Report
+from wanpipe.sweeps import connection
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 HOST = "127.0.0.1"
 MOST_ENDS = 10  # of workers in a row, without a word of one
@@ -66,12 +71,12 @@ def seats(workers: int | None, memory: int | None) -> list[Seat]:
 class Crew:
     """The worker processes, by seat. `folder` has the log of each."""
 
-    address: str
     options: tuple[str, ...]
     seats: list[Seat]
     folder: Path
     environment: dict[str, str]
     processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    address: str | None = None  # of the scheduler, once it is there
     started: int = 0
     ends: int = 0
 
@@ -79,10 +84,10 @@ class Crew:
         """Start a worker. Its number becomes its name."""
         self.started += 1
         name = str(self.started)
-        words = ["worker", "--scheduler", self.address, "--name", name, "--child", *self.options]
+        words = ["worker", "--child", "--name", name, *self.options]
         words += ["--memory", str(seat.memory)] if seat.memory is not None else []
         with self.log(name).open("wb") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "wanpipe", *words],
                 env={**os.environ, **self.environment, **seat.environment},
                 stdin=subprocess.PIPE,  # open for as long as this process lives
@@ -90,14 +95,23 @@ class Crew:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C on the terminal is the sweep's
             )
+        if self.address is not None:
+            tell(process, self.address)
+        return process
 
     def log(self, name: str) -> Path:
         """Return the log of a worker."""
         return self.folder / f"{name}.log"
 
     def begin(self) -> None:
-        """Start all workers."""
+        """Start all workers. They load what they need, and wait for an address."""
         self.processes = [self.start(seat) for seat in self.seats]
+
+    def connect(self, address: str) -> None:
+        """Let all workers connect to the scheduler at an address."""
+        self.address = address
+        for process in self.processes:
+            tell(process, address)
 
     def tend(self) -> None:
         """Start workers again that ended. Raises WanpipeError if they cannot work."""
@@ -127,11 +141,24 @@ class Crew:
             if deadline is not None and time.monotonic() > deadline:
                 break
             time.sleep(POLL_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End what is left of the workers."""
         for process in self.processes:
             process.kill()
             process.wait()
             if process.stdin is not None:
-                process.stdin.close()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
+
+
+def tell(process: "subprocess.Popen[bytes]", address: str) -> None:
+    """Write the scheduler's address to a worker. One that has ended is noticed later."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(f"{address}\n".encode())
+        process.stdin.flush()
 
 
 @contextmanager
@@ -142,33 +169,46 @@ def cluster(
 
     After an error the workers stop between two steps, which is waited for.
     """
-    from distributed import LocalCluster
-
-    with (
-        tempfile.TemporaryDirectory(prefix="wanpipe-", ignore_cleanup_errors=True) as name,
-        LocalCluster(
-            n_workers=0,
-            host=HOST,
-            protocol="tcp://",
-            dashboard_address=f"{HOST}:0",
-            scheduler_kwargs={"allowed_failures": retries},
-        ) as scheduler,
-    ):
+    with tempfile.TemporaryDirectory(prefix="wanpipe-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         environment = {"DASK_TEMPORARY_DIRECTORY": str(folder)}
         environment |= {REMOTE: remote} if remote else {}
-        crew = Crew(scheduler.scheduler_address, options, seats, folder, environment)
+        crew = Crew(options, seats, folder, environment)
         try:
-            crew.begin()
-            if has_dashboard():
-                report.remark(f"Dask's dashboard is at {scheduler.dashboard_link}")
-            yield crew
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                report.remark("workers finish their step; interrupt again to stop at once")
-            crew.end(None)
-            raise
-        crew.end(END_SECONDS)
+            crew.begin()  # while this process loads Dask
+            with scheduler(retries) as cluster:
+                yield from at_work(crew, cluster, report)
+        finally:
+            crew.kill()
+
+
+def scheduler(retries: int) -> "LocalCluster":
+    """Return a scheduler in this process, without workers."""
+    connection.load()
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=0,
+        host=HOST,
+        protocol="tcp://",
+        dashboard_address=f"{HOST}:0",
+        scheduler_kwargs={"allowed_failures": retries},
+    )
+
+
+def at_work(crew: Crew, cluster: "LocalCluster", report: Report) -> Iterator[Crew]:
+    """Connect the workers, yield them, and end them."""
+    try:
+        crew.connect(cluster.scheduler_address)
+        if has_dashboard():
+            report.remark(f"Dask's dashboard is at {cluster.dashboard_link}")
+        yield crew
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            report.remark("workers finish their step; interrupt again to stop at once")
+        crew.end(None)
+        raise
+    crew.end(END_SECONDS)
 
 
 def has_dashboard() -> bool:

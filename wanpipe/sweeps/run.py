@@ -64,12 +64,13 @@ def carry_out(graph: Graph, options: Options, store: Store) -> dict[str, Outcome
     progress = Progress(graph, store.report)
     if not todo:
         return progress.outcomes
-    connection.load()
     with ExitStack() as stack:
         crew, address = None, options.scheduler
         if address is None:
             crew = stack.enter_context(started(options, store))
             address = crew.address
+            assert address is not None  # it is connected
+        connection.load()
         client = stack.enter_context(connected(address, options.tls))
         stack.enter_context(progress)
         Sweep(client, progress, crew, address).run(todo, options.retries)

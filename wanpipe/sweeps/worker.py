@@ -37,7 +37,7 @@ class Options:
     or a network `interface`, else from the address that reaches the scheduler.
 
     Without a scheduler for `death_timeout` seconds the worker ends. One that is a `child` of a
-    sweep ends with it.
+    sweep reads the URL from standard input, and ends when that is closed.
     """
 
     scheduler: str
@@ -101,6 +101,9 @@ class Life:
 
     def start(self) -> None:
         """Be a worker, on the thread."""
+        if self.options.child:
+            self.options = replace(self.options, scheduler=read_line())
+            threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
         asyncio.run(self.live())
 
     async def live(self) -> None:
@@ -189,14 +192,12 @@ def serve(place: Place, options: Options, warm: Callable[[], None]) -> None:
     A scheduler that is lost is waited for; the command that runs is finished first. Raises
     UsageError for an address that this machine cannot have, WanpipeError if no scheduler answers.
     """
-    if options.child:
-        threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
     while True:
         life = Life(options, place.name)
         tasks.work_at(replace(place, tell=life.tell))
         life.run(warm)
         if life.error is not None:
-            raise failure(life.error, options) from life.error
+            raise failure(life.error, life.options) from life.error
         if not life.lost or options.child:
             return
         place.report.remark(f"lost the scheduler at {options.scheduler}; waiting for it")
@@ -218,6 +219,17 @@ def failure(error: Exception, options: Options) -> WanpipeError:
             return UsageError(f"--interface: {first_line(cause)}")
         cause = cause.__cause__
     return WanpipeError(f"the worker cannot join {options.scheduler}: {first_line(error)}")
+
+
+def read_line() -> str:
+    """Return a line of standard input; end this process at once if it is closed before."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            os._exit(1)
+        line += byte
+    return line.decode().strip()
 
 
 def end_with_parent() -> None:
