@@ -7,7 +7,7 @@ WANPIPE := $(BIN)/wanpipe
 # MLX's backend: Metal on macOS, CUDA with an NVIDIA driver, otherwise the CPU
 EXTRA := $(shell [ "$$(uname)" = Darwin ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo '[cuda13]' || echo '[cpu]'; })
 
-.PHONY: help demo picture docs test quick lint types unit browser format package films clean
+.PHONY: help demo picture docs test quick lint types unit long browser format package films clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,8 +44,8 @@ docs: .venv/ready  ## build the documentation into site/; open site/index.html
 
 test: lint types docs unit  ## run all checks and build the documentation
 
-TESTS = -m 'not browser'
-quick: TESTS = -m 'not slow'
+TESTS = -m 'not browser and not long'
+quick: TESTS = -m 'not slow and not long'
 quick: lint types unit  ## run the checks without the slow tests
 
 lint: .venv/ready
@@ -59,6 +59,9 @@ types: .venv/ready
 unit: export OPENBLAS_NUM_THREADS = 1
 unit: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
+
+long: TESTS = -m long
+long: unit  ## run the tests that take a quarter of a minute or more
 
 browser: export OPENBLAS_NUM_THREADS = 1
 browser: .venv/ready  ## test the gallery in Chromium, where there is one

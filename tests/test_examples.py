@@ -72,6 +72,7 @@ def test_the_shell_script_has_no_syntax_error() -> None:
     assert os.access(EXAMPLES / "slurm.sh", os.X_OK)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_slurm_carries_out_a_plan_level_by_level(place: Place, shell: dict[str, str]) -> None:
     write(place, TEXT)

@@ -148,6 +148,7 @@ def test_wrong_options_are_refused(words: tuple[object, ...], says: str, place: 
     place.refuse("sweep", "sweep.toml", *words, code=2, says=says)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_of_real_workers_makes_its_videos(place: Place) -> None:
     write(place, SEEDS)

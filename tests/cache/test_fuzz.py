@@ -33,7 +33,7 @@ from wanpipe.store.index_file import FILE, checksum
 from wanpipe.store.keys import key_of
 from wanpipe.store.runs import ModelReference
 
-CASES = 220  # of each kind of document; an export has half of them, which take longer
+CASES = 120  # of each kind of document; an export has half of them, which take longer
 SECONDS, BYTES = 10, 1 << 30  # of one case, and of all
 Change = Callable[[Path, random.Random], None]
 

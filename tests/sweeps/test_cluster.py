@@ -29,6 +29,7 @@ def said(process: Process, words: str) -> bool:
     return any(words in line for line in process.stderr)
 
 
+@pytest.mark.long
 def test_a_lost_scheduler_ends_a_sweep_and_workers_wait_for_the_next(
     models: Models, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_two_sweeps_at_once_share_entries_and_a_late_worker_takes_part(
     assert sum(outcome["computed"] for outcome in made.values()) == 1 + 4 * 12 + 4
 
 
+@pytest.mark.long
 def test_workers_with_their_own_caches_share_a_remote(models: Models, tmp_path: Path) -> None:
     remote = ("--remote", (tmp_path / "remote").as_uri(), "--push", "steps")
     (tmp_path / "remote").mkdir()

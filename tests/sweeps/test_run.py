@@ -43,7 +43,12 @@ def test_two_workers_make_every_entry_once_and_with_the_bits_of_plain_runs(
     ("family", "experts", "videos"),
     [
         ("wan21-t2v", ("model",), 6),
-        ("wan22-t2v-a14b", ("high_noise_model", "low_noise_model"), 2),
+        pytest.param(
+            "wan22-t2v-a14b",
+            ("high_noise_model", "low_noise_model"),
+            2,
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_worker_loads_each_network_once_for_all_videos(
@@ -69,7 +74,9 @@ def test_a_node_that_fails_ends_only_those_that_need_it(models: Models, tmp_path
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)]
+)
 def test_an_ended_sweep_leaves_no_process_and_goes_on(
     number: int, models: Models, tmp_path: Path
 ) -> None:
