@@ -46,9 +46,8 @@ def write_sweep(
 ) -> Path:
     """Write a sweep file of so many videos, with the same number of seeds for each prompt."""
     seeds = list(range(1, videos // len(prompts) + 1))
-    rows = {"model": str(model), "steps": steps, **size, "output": "video-{seed}.mp4"}
-    if len(prompts) > 1:
-        del rows["output"]  # the default name has the prompt
+    output = "{prompt}-{seed}.png"  # folders of frames, which need no ffmpeg
+    rows = {"model": str(model), "steps": steps, **size, "output": output}
     lines = [f"{name} = {json.dumps(value)}" for name, value in rows.items()]
     lines += ["[axes]", f"prompt = {json.dumps(list(prompts))}", f"seed = {json.dumps(seeds)}"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
