@@ -19,6 +19,18 @@ COMMAND = re.compile(r" {4,}(?:\$ |>>> |wanpipe |make |pip |uv |hf |import |from
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<address>[^)\s]+)[^)]*\)")
 FILE = re.compile(r"`((?:bench|docs|stages|tests|wanpipe)/[\w./-]+)`")
 NAMES = [path.relative_to(ROOT).as_posix() for path in pages()]
+LONG = {  # pages whose blocks take a quarter of a minute or more
+    f"docs/tasks/{name}.md"
+    for name in (
+        "a-shared-cache",
+        "change-a-video",
+        "community-files",
+        "control-and-inpainting",
+        "many-seeds-many-prompts",
+        "several-devices",
+    )
+}
+RUN = [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in NAMES]
 
 
 def page(tmp_path: Path, text: str) -> list[Block]:
@@ -52,10 +64,14 @@ def reader(tmp_path: Path, shelf: Path, hub: str) -> Reader:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUN)
 def test_every_block_runs_as_written(name: str, reader: Reader) -> None:
     for block in blocks(ROOT / name):
         reader.run(block)
+
+
+def test_the_long_pages_exist() -> None:
+    assert set(NAMES) >= LONG
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -90,6 +90,7 @@ def test_workers_with_their_own_caches_share_a_remote(models: Models, tmp_path: 
     assert len(list((tmp_path / "remote").glob("[a-z]*/*/zarr.json"))) == 1 + 4 * 4 + 4
 
 
+@pytest.mark.long
 def test_tls_lets_in_only_those_whom_the_authority_signed(models: Models, tmp_path: Path) -> None:
     ours, others = tmp_path / "ours", tmp_path / "others"
     for folder in (ours, others):
