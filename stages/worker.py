@@ -55,7 +55,7 @@ def place_of(cache: Path, remote: str | None, push: str | None, **more: Any) -> 
 @click.option(
     "--scheduler",
     metavar="URL",
-    help="Work for the Dask scheduler at tcp://HOST:PORT or tls://HOST:PORT.  [required]",
+    help="Work for the Dask scheduler at tcp://HOST:PORT or tls://HOST:PORT.",
 )
 @click.option("--interface", metavar="NAME", help="Listen on this network interface, e.g. eth0.")
 @click.option(
