@@ -29,6 +29,7 @@ from wanpipe import demo
 from wanpipe.models.config import VAEConfig
 from wanpipe.store import Store
 from wanpipe.store.entry import read_entry
+from wanpipe.sweeps.local import THREADS
 
 GOAL = 1.9  # for two devices
 PROMPTS = (
@@ -37,8 +38,6 @@ PROMPTS = (
 )
 FULL = {"width": 832, "height": 480, "num-frames": 81}
 TINY = {"width": 64, "height": 64, "num-frames": 5}
-# one thread a worker, so that one worker does not take both cores
-THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def write_sweep(
@@ -119,7 +118,7 @@ def main() -> None:
     options.add_argument("--folder", type=Path, help="Directory for all files.")
     args = options.parse_args()
     if not mx.cuda.is_available():
-        os.environ.update(dict.fromkeys(THREADS, "1"))
+        os.environ.update(dict.fromkeys(THREADS, "1"))  # so that no worker takes all cores
     size = {"width": 96, "height": 96, "num-frames": 17} if args.demo else FULL
     size = TINY if args.small else size
     rows = Rows(args.json)

@@ -106,33 +106,10 @@ def digests(cache: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def scheduler(port: int = 0, *options: object) -> Iterator[tuple[Process, str]]:
-    """A Dask scheduler at 127.0.0.1, and its address."""
-    words = ["scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", *options]
+def running(module: str, *words: object) -> Iterator[Process]:
+    """A process of a module, which is killed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "dask", *map(str, words)],
-        env=ENVIRONMENT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert process.stderr is not None
-        said = iter(process.stderr.readline, "")
-        found = next(match for line in said if (match := re.search(r"(tcp|tls)://[\d.:]+", line)))
-        yield process, found[0]
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextmanager
-def worker(address: str, cache: Path, *options: object) -> Iterator[Process]:
-    """A worker process with a cache."""
-    words = ["worker", "--scheduler", address, "--cache", cache, "--events", "json", *options]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wanpipe", *map(str, words)],
+        [sys.executable, "-m", module, *map(str, words)],
         env=ENVIRONMENT,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -144,6 +121,25 @@ def worker(address: str, cache: Path, *options: object) -> Iterator[Process]:
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def scheduler(port: int = 0, *options: object) -> Iterator[tuple[Process, str]]:
+    """A Dask scheduler at 127.0.0.1, and its address."""
+    words = ("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", *options)
+    with running("dask", *words) as process:
+        assert process.stderr is not None
+        said = iter(process.stderr.readline, "")
+        found = next(match for line in said if (match := re.search(r"(tcp|tls)://[\d.:]+", line)))
+        yield process, found[0]
+
+
+@contextmanager
+def worker(address: str, cache: Path, *options: object) -> Iterator[Process]:
+    """A worker process with a cache."""
+    words = ("worker", "--scheduler", address, "--cache", cache, "--events", "json", *options)
+    with running("wanpipe", *words) as process:
+        yield process
 
 
 def kill(number: int) -> None:
