@@ -57,11 +57,13 @@ types: .venv/ready
 
 # tests multiply small matrices, and may run beside other work
 unit: export OPENBLAS_NUM_THREADS = 1
+# they write thousands of small files: in memory, where Linux offers 8 GB or more for that
+unit: export TMPDIR ?= $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8e6 {print "/dev/shm"}')
 unit: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 long: TESTS = -m long
-long: unit  ## run the tests that take a quarter of a minute or more
+long: unit  ## run the tests that `make test` leaves out, because they take minutes
 
 browser: export OPENBLAS_NUM_THREADS = 1
 browser: .venv/ready  ## test the gallery in Chromium, where there is one

@@ -59,6 +59,7 @@ def another(place: Place, tmp_path: Path) -> Place:
     return Place(root, place.model)
 
 
+@pytest.mark.long
 def test_the_end_of_another_rank_is_told_and_the_same_command_goes_on(
     place: Place, another: Place
 ) -> None:
@@ -96,6 +97,7 @@ def test_all_ranks_end_with_the_first(number: signal.Signals, place: Place) -> N
     assert all_end(others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_killed_run_goes_on_with_another_number_of_devices(
     before: int, after: int, place: Place, another: Place
@@ -112,6 +114,7 @@ def test_a_killed_run_goes_on_with_another_number_of_devices(
     assert {step.made.devices for step in made} == {1, 2}
 
 
+@pytest.mark.long
 def test_a_rank_that_stands_still_is_told_and_ended(place: Place) -> None:
     hurry = "from wanpipe.runtime import link; link.BEAT_SECONDS, link.SILENCE_SECONDS = 0.2, 1.5"
     process = begin(place, *run_of(place, "--steps", LONG, "--devices", 2), first=hurry)
@@ -124,6 +127,7 @@ def test_a_rank_that_stands_still_is_told_and_ended(place: Place) -> None:
     assert all_end(others)
 
 
+@pytest.mark.long
 def test_the_end_of_a_rank_ends_mlx_launch(place: Place) -> None:
     with mlx_launch(place, *run_of(place, "--steps", LONG)) as process:
         after_steps(process, 2)
@@ -136,6 +140,7 @@ def test_the_end_of_a_rank_ends_mlx_launch(place: Place) -> None:
     assert " is lost: it ended; finished steps are kept, " in line
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_mlx_launch_and_the_same_command_goes_on(place: Place) -> None:
     command = run_of(place, "--steps", 20)
     with mlx_launch(place, *command) as process:

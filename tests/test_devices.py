@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(is_gpu(), reason="several processes on one GPU a
 EVEN = ("--width", 128, "--height", 96, "--num-frames", 9, "--guide-scale", 2)
 IMAGE = ("--image", "image.png", "--fit", "cover")
 STYLE = "a_lightning_down_up_alpha.safetensors"
+NAG_AND_LCM = (*IMAGE, "--guide-scale", 1, "--nag", 11, "--scheduler", "lcm")
+LONG = pytest.mark.long
 
 
 @pytest.fixture
@@ -45,9 +47,10 @@ def furnished(family: str, models: Models, tmp_path: Path) -> list[Place]:
     [
         ("wan21-t2v", ("--lora", STYLE, 0.5)),
         ("wan22-t2v-a14b", ()),
-        ("wan21-i2v", IMAGE),  # its networks attend to the tokens of CLIP
-        ("wan21-vace", ()),
-        ("wan21-t2v", ("--nag", 11)),
+        # its networks attend to the tokens of CLIP
+        pytest.param("wan21-i2v", IMAGE, marks=LONG),
+        pytest.param("wan21-vace", (), marks=LONG),
+        pytest.param("wan21-t2v", ("--nag", 11), marks=LONG),
     ],
 )
 def test_two_devices_make_the_steps_of_one(
@@ -64,15 +67,15 @@ def test_two_devices_make_the_steps_of_one(
     [
         # 8 tokens: the last device has two, and one of zeros
         (3, "wan21-t2v", ("--guide-scale", 2, "--lora", STYLE, 0.5)),
-        (3, "wan21-t2v", EVEN),
         (2, "wan21-t2v", ("--guide-scale", 1)),
-        (3, "wan21-i2v", (*IMAGE, "--guide-scale", 1, "--nag", 11, "--scheduler", "lcm")),
-        pytest.param(4, "wan21-t2v", EVEN, marks=pytest.mark.slow),
-        (3, "wan21-i2v", (*IMAGE, "--guide-scale", 2)),
-        (3, "wan22-t2v-a14b", EVEN),
         (2, "wan22-ti2v-5b", ("--guide-scale", 1)),
-        (3, "wan22-ti2v-5b", (*IMAGE, "--guide-scale", 2)),
-        (3, "wan21-vace", EVEN),
+        pytest.param(3, "wan21-t2v", EVEN, marks=LONG),
+        pytest.param(4, "wan21-t2v", EVEN, marks=LONG),
+        pytest.param(3, "wan21-i2v", (*IMAGE, "--guide-scale", 2), marks=LONG),
+        pytest.param(3, "wan21-i2v", NAG_AND_LCM, marks=LONG),
+        pytest.param(3, "wan22-t2v-a14b", EVEN, marks=LONG),
+        pytest.param(3, "wan22-ti2v-5b", (*IMAGE, "--guide-scale", 2), marks=LONG),
+        pytest.param(3, "wan21-vace", EVEN, marks=LONG),
     ],
 )
 def test_devices_that_share_tokens_make_the_same_steps(
@@ -82,7 +85,7 @@ def test_devices_that_share_tokens_make_the_same_steps(
     assert close(together(several, devices, *options), alone(one, *options))
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=LONG)])
 def test_devices_stream_the_blocks_of_a_quantized_model(
     devices: int, place: Place, another: Place
 ) -> None:

@@ -19,15 +19,27 @@ COMMAND = re.compile(r" {4,}(?:\$ |>>> |wanpipe |make |pip |uv |hf |import |from
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<address>[^)\s]+)[^)]*\)")
 FILE = re.compile(r"`((?:bench|docs|stages|tests|wanpipe)/[\w./-]+)`")
 NAMES = [path.relative_to(ROOT).as_posix() for path in pages()]
-LONG = {  # pages whose blocks take a quarter of a minute or more
-    f"docs/tasks/{name}.md"
+LONG = {  # pages whose blocks take many seconds; README.md is tried for every change
+    f"docs/{name}.md"
     for name in (
-        "a-shared-cache",
-        "change-a-video",
-        "community-files",
-        "control-and-inpainting",
-        "many-seeds-many-prompts",
-        "several-devices",
+        "how-the-cache-works",
+        "index",
+        "on-a-mac",
+        "tasks/a-shared-cache",
+        "tasks/change-a-video",
+        "tasks/a-gallery",
+        "tasks/community-files",
+        "tasks/continue-a-video",
+        "tasks/control-and-inpainting",
+        "tasks/distilled-models",
+        "tasks/image-to-video",
+        "tasks/make-a-video-again",
+        "tasks/many-seeds-many-prompts",
+        "tasks/models",
+        "tasks/seeds-and-drafts",
+        "tasks/several-devices",
+        "tasks/text-to-video",
+        "tasks/two-processes",
     )
 }
 RUN = [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in NAMES]

@@ -297,10 +297,12 @@ def test_a_signal_while_modules_are_imported_ends_with_one_line(
         assert events[-1]["text"].startswith("interrupted; ")
 
 
+@pytest.mark.long
 def test_signals_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     Campaign(tmp_path, whole_run, list(CODES)).go(10)
 
 
+@pytest.mark.long
 def test_signals_at_random_moments_within_one_process_lose_nothing() -> None:
     command = [sys.executable, "-m", "bench.kills", "--within", "--count", "20", "--signal", "INT"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -40,6 +40,7 @@ def killed_run(folder: Path, number: int | None, seconds: float) -> Ended:
     return Ended(process.exitcode, "", "")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(is_cuda(), reason="a process that began CUDA cannot be forked")
 def test_kills_over_all_stages_lose_nothing(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, killed_run, [signal.SIGKILL])

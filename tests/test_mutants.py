@@ -46,6 +46,7 @@ def test_every_part_of_a_field_that_differs_has_its_fault(name: str) -> None:
     assert {part for part, values in found.items() if len(values) > 1} <= {*PARTS[name]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "expected"), [("frames", "killed"), ("unipc 0", "SURVIVES")])
 def test_a_fault_survives_where_no_test_looks_for_it(case: str, expected: str) -> None:
     name = "decode: vae constant"

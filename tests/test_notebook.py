@@ -27,7 +27,7 @@ def outputs(notebook: Any) -> list[Any]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_sweeps_guidance_over_one_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,7 @@ def published(place: Place, first: int = 0) -> list[Entry]:
     return steps
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twenty_kills_lose_no_finished_step_and_change_no_bit(place: Place, tmp_path: Path) -> None:
     text = place.text()
     shutil.copytree(place.cache, tmp_path / "other" / "cache")

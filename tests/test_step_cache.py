@@ -45,7 +45,10 @@ def other(place: Place, tmp_path: Path) -> Place:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
+@pytest.mark.parametrize(
+    "solver",
+    ["unipc", *(pytest.param(one, marks=pytest.mark.long) for one in ("dpm++", "euler"))],
+)
 def test_a_run_cut_at_every_step_is_the_straight_one(
     solver: str, place: Place, tmp_path: Path
 ) -> None:
@@ -64,7 +67,7 @@ def test_a_run_cut_at_every_step_is_the_straight_one(
     assert same(on.chain(step), straight)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_between_changes_no_bit(place: Place, tmp_path: Path) -> None:
     text, options = place.text(), (*CACHED, "--steps", 60)
     killed = other(place, tmp_path)
@@ -124,7 +127,7 @@ def test_a_threshold_reaches_run(place: Place) -> None:
     assert skipped(place.do("run", *words))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seeds_together_are_each_alone(place: Place, tmp_path: Path) -> None:
     text = place.text()
     alone = other(place, tmp_path)
@@ -183,6 +186,7 @@ def test_an_image_as_the_only_frame_of_ti2v_stands_still(models: Models, tmp_pat
     assert skipped(result) == [*range(2, 9)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", ["prompt", "guidance"])
 def test_a_branch_starts_with_an_empty_cache(change: str, place: Place) -> None:
     straight = place.chain(place.made("denoise", "--from", place.text(), *CACHED))
@@ -206,6 +210,7 @@ def test_whatever_else_a_velocity_depends_on_resets(name: str) -> None:
     assert steps_since_reset(step, None) == 0
 
 
+@pytest.mark.long
 def test_a_threshold_can_be_given_anew_or_taken_away_on_the_way(place: Place) -> None:
     chain = place.chain(place.made("denoise", "--from", place.text(), *CACHED))
     words = ("denoise", "--from", chain[7].key, "--step-cache")

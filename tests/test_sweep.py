@@ -15,8 +15,7 @@ from tests.commands import succeed
 from tests.sweeps.sheets import SEEDS, graph_of, write
 from tests.workshop import Place, files, inside
 from wanpipe.store import Store
-from wanpipe.sweeps.node import Graph
-from wanpipe.sweeps.outcome import Outcome, State
+from wanpipe.sweeps.node import Graph, Outcome, State
 
 FOUR = '[axes]\nprompt = ["a cat", "a dog"]\nseed = "1-2"\n'
 

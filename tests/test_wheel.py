@@ -78,6 +78,7 @@ def test_an_index_would_take_the_package(package: Path, wheel: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_type_checkers_read_the_types_of_both_packages(wheel: Path) -> None:
     assert {"stages/py.typed", "wanpipe/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
 
@@ -89,6 +90,7 @@ def test_the_wheel_holds_every_module(wheel: Path) -> None:
     assert [path for path in modules if path.relative_to(ROOT).as_posix() not in names] == []
 
 
+@pytest.mark.long
 def test_an_installed_wheel_makes_a_film_in_an_empty_folder(
     environment: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_an_installed_wheel_makes_a_film_in_an_empty_folder(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "film.mp4"]
 
 
+@pytest.mark.long
 def test_an_installed_wheel_is_used_from_python(environment: Path, tmp_path: Path) -> None:
     code = "import wanpipe, stages; print(wanpipe.__file__, callable(wanpipe.denoise))"
     command = [str(environment / "python"), "-c", code]
@@ -113,6 +116,7 @@ def test_an_installed_wheel_is_used_from_python(environment: Path, tmp_path: Pat
     assert shown[1] == "True"
 
 
+@pytest.mark.long
 def test_another_package_named_stages_ahead_of_ours_is_named(
     environment: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ def test_the_source_shows_the_target_except_under_the_mask(task: str) -> None:
     assert (case.source[~made] == case.target[~made]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["vace-moving-box", "vace-still-box", "vace-swap"])
 def test_a_box_hides_the_old_object_and_has_room_for_the_new_one(task: str) -> None:
     for number in range(0, 50, 7):
@@ -34,12 +35,14 @@ def test_a_box_hides_the_old_object_and_has_room_for_the_new_one(task: str) -> N
         assert (case.source[kept] == case.target[kept]).all()
 
 
+@pytest.mark.long
 def test_a_box_of_background_leaves_the_object_alone() -> None:
     for number in range(0, 50, 7):
         case = cases.CASES["vace-background"](number)
         assert not (judge.coverage(case.target) & (case.mask > 0)).any()
 
 
+@pytest.mark.long
 def test_a_film_that_goes_on_begins_at_the_end_of_a_whole_film_and_stays_on_the_canvas() -> None:
     for number in range(50):
         case = cases.CASES["i2v-later5"](number)
@@ -53,6 +56,7 @@ def test_a_film_that_goes_on_begins_at_the_end_of_a_whole_film_and_stays_on_the_
         assert np.abs(edges[1] - back[-1]).max() < 1.5
 
 
+@pytest.mark.long
 def test_a_prompt_without_words_names_neither_shape_nor_color() -> None:
     for number in range(50):
         case = cases.CASES["vace-reference"](number)

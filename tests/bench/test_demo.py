@@ -26,6 +26,7 @@ def all_right(scores: dict[str, bool | None]) -> bool:
     return all(value is not False for value in scores.values())
 
 
+@pytest.mark.long
 def test_videos_follow_held_out_prompts(store: Store) -> None:
     setup = bench.Setup(label="T2V", model=bench.converted("t2v", store), steps=STEPS)
     clips = bench.videos(setup, CHOSEN, store)
@@ -54,6 +55,7 @@ def test_an_image_is_the_first_frame_and_moves_like_the_prompt(
     assert all_right(judge.score(clip, CHOSEN[0][2]))
 
 
+@pytest.mark.long
 def test_the_lora_draws_outlines_and_follows_the_prompt(store: Store) -> None:
     number, prompt, scene = CHOSEN[0]
     place = Place(store.root.parent, bench.converted("t2v", store).directory)

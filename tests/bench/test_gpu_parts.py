@@ -23,6 +23,7 @@ def small(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "command"), [part for part in PARTS if part[0] not in NEEDS_CUDA])
 def test_a_part_runs_and_prints_rows(name: str, command: str, tmp_path: Path) -> None:
     done = small(command, tmp_path)

@@ -182,23 +182,23 @@ class Case:
 
 
 CASES = (
-    Case("wan21-t2v", "diffusion_pytorch_model.safetensors", mutations.safetensors, convert, 110),
-    Case("comfy", "diffusion_models/wan.safetensors", mutations.safetensors, convert, 60),
+    Case("wan21-t2v", "diffusion_pytorch_model.safetensors", mutations.safetensors, convert, 60),
+    Case("comfy", "diffusion_models/wan.safetensors", mutations.safetensors, convert, 40),
     Case(
-        "diffusers", "vae/diffusion_pytorch_model.safetensors", mutations.safetensors, convert, 40
+        "diffusers", "vae/diffusion_pytorch_model.safetensors", mutations.safetensors, convert, 25
     ),
-    Case("wan21-t2v", "models_t5_umt5-xxl-enc-bf16.pth", mutations.torch_zip, convert, 100),
-    Case("wan21-t2v", "Wan2.1_VAE.pth", mutations.torch_zip, convert, 50),
-    Case("gguf", "wan-Q8_0.gguf", mutations.gguf, convert, 110),
-    Case("gguf", "umt5-Q8_0.gguf", mutations.gguf, convert, 60),
-    Case("wan21-t2v", "config.json", as_json, convert, 80),
-    Case("diffusers", "transformer/config.json", as_json, convert, 40),
+    Case("wan21-t2v", "models_t5_umt5-xxl-enc-bf16.pth", mutations.torch_zip, convert, 60),
+    Case("wan21-t2v", "Wan2.1_VAE.pth", mutations.torch_zip, convert, 30),
+    Case("gguf", "wan-Q8_0.gguf", mutations.gguf, convert, 60),
+    Case("gguf", "umt5-Q8_0.gguf", mutations.gguf, convert, 40),
+    Case("wan21-t2v", "config.json", as_json, convert, 45),
+    Case("diffusers", "transformer/config.json", as_json, convert, 25),
     Case("two-experts", "model_index.json", as_json, convert, 30),
-    Case("wan21-i2v", "diffusion_pytorch_model.safetensors.index.json", as_json, convert, 50),
-    Case("wan21-t2v", "google/umt5-xxl/tokenizer.json", as_json, tokenize, 80),
-    Case("loras", "a_lightning_down_up_alpha.safetensors", mutations.safetensors, apply_lora, 60),
-    Case("loras", "c_lightx2v_diff.safetensors", mutations.safetensors, apply_lora, 60),
-    Case("loras", "e_diffusers_transformer.safetensors", mutations.safetensors, apply_lora, 40),
+    Case("wan21-i2v", "diffusion_pytorch_model.safetensors.index.json", as_json, convert, 30),
+    Case("wan21-t2v", "google/umt5-xxl/tokenizer.json", as_json, tokenize, 45),
+    Case("loras", "a_lightning_down_up_alpha.safetensors", mutations.safetensors, apply_lora, 40),
+    Case("loras", "c_lightx2v_diff.safetensors", mutations.safetensors, apply_lora, 40),
+    Case("loras", "e_diffusers_transformer.safetensors", mutations.safetensors, apply_lora, 25),
 )
 
 

@@ -63,8 +63,15 @@ SHOWN = {
 }
 
 
+# one example for every change; all of them with `make long`
+SHORT = "text"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("what", EXAMPLES)
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(one, marks=[] if one == SHORT else pytest.mark.long) for one in EXAMPLES],
+)
 def test_an_example_shows_what_its_inputs_and_prompt_say(what: str, tmp_path: Path) -> None:
     place = Place(tmp_path, demo.T2V)
     made = place.do("demo", "--what", what)

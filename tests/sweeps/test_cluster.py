@@ -56,6 +56,7 @@ def test_a_lost_scheduler_ends_a_sweep_and_workers_wait_for_the_next(
         assert works.wait(60) == 143
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_share_entries_and_a_late_worker_takes_part(
     models: Models, tmp_path: Path
 ) -> None:

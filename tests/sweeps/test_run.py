@@ -23,6 +23,7 @@ TWELVE = ("--prompts", 3, "--seeds", 4)
 LONGER = ("--seeds", 2, "--steps", 14)
 
 
+@pytest.mark.long
 def test_two_workers_make_every_entry_once_and_with_the_bits_of_plain_runs(
     models: Models, tmp_path: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_a_worker_loads_each_network_once_for_all_videos(
     assert found.computed() == 1 + videos * 4 + videos
 
 
+@pytest.mark.long
 def test_killed_workers_lose_no_step_and_change_no_bit(models: Models, tmp_path: Path) -> None:
     assert killed_workers(models("wan21-t2v"), tmp_path, kills=2, seed=1) == 2
 

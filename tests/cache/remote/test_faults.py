@@ -13,11 +13,13 @@ from tests.cache.remote.faults import faulty_pushes, killed_pushes
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_no_fault_of_a_connection_leaves_a_part_of_an_entry(tmp_path: Path) -> None:
     with s3() as endpoint:
         assert faulty_pushes(endpoint, tmp_path, faults=24, seed=3) >= 24
 
 
+@pytest.mark.long
 def test_no_kill_leaves_a_part_of_an_entry(tmp_path: Path) -> None:
     with s3() as endpoint:
         assert killed_pushes(endpoint, tmp_path, kills=6, seed=4) == 6
