@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 from bench.weights import Rows, parser
@@ -34,7 +33,7 @@ SHARED = 20  # videos of one text
 MORE = {"resources": {GPU: 1}, "memory_limit": 0, "dashboard": False}
 
 
-async def nap(key: str, stage: str, command: tuple[str, ...], *needs: Any) -> tasks.Made:
+async def nap(key: str, stage: str, command: tuple[str, ...]) -> tasks.Made:
     """Wait instead of a command."""
     started = time.monotonic()
     await asyncio.sleep(float(command[0]))

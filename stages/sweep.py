@@ -22,7 +22,7 @@ from wanpipe.sweeps.options import take_tls, tls
 from wanpipe.sweeps.results import ENDED, check_outputs, rows_of, state_of, write_sheet, write_table
 
 if TYPE_CHECKING:
-    from wanpipe.sweeps.outcome import Outcome
+    from wanpipe.sweeps.node import Outcome
 
 
 @click.command("sweep")

@@ -1,6 +1,9 @@
-"""A node of a sweep: one command of wanpipe, and the entry that it makes."""
+"""A node of a sweep: one command of wanpipe, the entry that it makes, and what became of it."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["exists", "done", "failed", "skipped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,23 @@ class Node:
     size: int = 0  # bytes on disk, as far as they can be told
     videos: tuple[str, ...] = ()  # names of the sweep's videos that need this node
     output: str | None = None  # the path of the video that the command writes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a node: made by a `worker` in so many `seconds`, failed with one line, or
+    skipped because something that it needs failed.
+
+    `computed` counts the entries that were computed, and `loaded` names the networks.
+    """
+
+    key: str
+    state: State
+    error: str | None = None
+    seconds: float = 0.0
+    worker: str | None = None
+    computed: int = 0
+    loaded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,7 @@ from wanpipe.cli.progress import BarReport
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.text import printable
 from wanpipe.runtime.units import format_duration
-from wanpipe.sweeps.node import Graph, Node
-from wanpipe.sweeps.outcome import Outcome, State
+from wanpipe.sweeps.node import Graph, Node, Outcome, State
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -10,8 +10,7 @@ from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime.documents import encode
 from wanpipe.runtime.output import check_writable, replace_output
 from wanpipe.store import DamageError, Store
-from wanpipe.sweeps.node import Graph, Video
-from wanpipe.sweeps.outcome import Outcome
+from wanpipe.sweeps.node import Graph, Outcome, Video
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ Whatever exists is not computed again, so a sweep that ended early goes on where
 
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ from wanpipe.runtime.documents import first_line
 from wanpipe.store import Store
 from wanpipe.sweeps import connection, local, tasks
 from wanpipe.sweeps.connection import Tls
-from wanpipe.sweeps.node import Graph, Node
-from wanpipe.sweeps.outcome import Outcome
+from wanpipe.sweeps.node import Graph, Node, Outcome
 from wanpipe.sweeps.progress import Progress
 from wanpipe.sweeps.tasks import NodeError
+from wanpipe.sweeps.waiting import Waiting
 from wanpipe.sweeps.worker import GPU
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def carry_out(graph: Graph, options: Options, store: Store) -> dict[str, Outcome
         connection.load()
         client = stack.enter_context(connected(address, options.tls))
         stack.enter_context(progress)
-        Sweep(client, progress, crew, address).run(todo, options.retries)
+        Sweep(client, progress, crew, address, options.retries, Waiting(todo)).run()
     return progress.outcomes
 
 
@@ -115,25 +115,30 @@ def connected(address: str, tls: Tls) -> "Iterator[Client]":
 
 @dataclass
 class Sweep:
-    """The nodes that a client waits for. `crew` are the workers of this machine."""
+    """The nodes that a client waits for. `crew` are the workers of this machine.
+
+    A node is submitted when all that it needs is made, so Dask knows of no dependencies: it would
+    give all that follows a text to the worker that encoded the text.
+    """
 
     client: "Client"
     progress: Progress
     crew: "local.Crew | None"
     address: str
+    retries: int
+    waiting: Waiting
     futures: "dict[str, Future[Any]]" = field(default_factory=dict)
     news: "queue.SimpleQueue[dict[str, Any]]" = field(default_factory=queue.SimpleQueue)
     heard: float = field(default_factory=time.monotonic)  # when somebody worked
 
-    def run(self, nodes: Sequence[Node], retries: int) -> None:
-        """Submit all nodes, and wait until each has ended."""
+    def run(self) -> None:
+        """Submit nodes as they become ready, and wait until all have ended."""
         from distributed import as_completed
 
         # called on the client's thread
         self.client.subscribe_topic(tasks.TOPIC, lambda event: self.news.put(event[1]))
-        self.submit(nodes, retries)
-        loop, futures = self.client.loop, list(self.futures.values())
-        done = as_completed(futures, loop=loop, with_results=True, raise_errors=False)
+        done = as_completed(loop=self.client.loop, with_results=True, raise_errors=False)
+        self.submit(self.waiting.ready(), done)
         while self.futures:
             interrupt.check()
             if self.crew is not None:
@@ -143,30 +148,31 @@ class Sweep:
             self.progress.show()
             time.sleep(POLL_SECONDS)
 
-    def submit(self, nodes: Sequence[Node], retries: int) -> None:
-        """Give all nodes to the scheduler. The key of a task is that of the entry, so several
-        sweeps share it.
+    def submit(self, nodes: Iterable[Node], done: "as_completed") -> None:
+        """Give nodes to the scheduler. The key of a task is that of the entry, so several sweeps
+        share it.
         """
-        levels = priorities(nodes)
-        for node in sorted(nodes, key=lambda one: -levels[one.key]):
+        for node in nodes:
             interrupt.check()
-            needs = [self.futures[key] for key in node.needs if key in self.futures]
-            self.futures[node.key] = self.client.submit(
+            future = self.client.submit(
                 tasks.make,
                 node.key,
                 node.stage,
                 node.command,
-                *needs,
                 key=node.key,
                 pure=False,
                 resources={GPU: 1},
-                retries=retries,
-                priority=levels[node.key],
+                retries=self.retries,
+                priority=self.waiting.priorities[node.key],
             )
+            self.futures[node.key] = future
+            done.add(future)
             self.progress.queued(node)
 
     def take(self, done: "as_completed") -> None:
-        """Take what workers told and what ended. Raises WanpipeError if the scheduler is lost."""
+        """Take what workers told and what ended, and submit what became ready. Raises WanpipeError
+        if the scheduler is lost.
+        """
         while not self.news.empty():
             self.heed()
             self.progress.told(self.news.get())
@@ -177,11 +183,15 @@ class Sweep:
                     f"lost the scheduler at {self.address}; run the same command again, what was "
                     "made is kept"
                 )
-            del self.futures[future.key]
+            key = future.key
+            del self.futures[key]
             if isinstance(result, dict):
-                self.progress.done(future.key, result)
+                self.progress.done(key, result)
+                self.submit(self.waiting.made(key), done)
             else:
-                self.progress.failed(*blamed(future.key, result[1]))
+                self.progress.failed(key, key, said(result[1]))
+                for skipped in self.waiting.lost(key):
+                    self.progress.failed(skipped, key, said(result[1]))
 
     def heed(self) -> None:
         """Note that somebody works."""
@@ -198,26 +208,13 @@ class Sweep:
                 self.progress.report.remark(f"no worker is there; start one with `{command}`")
 
 
-def priorities(nodes: Sequence[Node]) -> dict[str, int]:
-    """Return the priority of each node: by rank, then by how much of the graph lies before it.
-
-    So a worker goes through all videos with one network before it loads the next.
-    """
-    depth: dict[str, int] = {}
-    for node in nodes:
-        depth[node.key] = 1 + max((depth.get(key, 0) for key in node.needs), default=0)
-    most = max(depth.values(), default=0) + 1
-    return {node.key: -(node.rank * most + depth[node.key]) for node in nodes}
-
-
-def blamed(key: str, error: BaseException) -> tuple[str, str, str]:
-    """Return the key of a node, the key of the one that failed, and the line that tells why."""
+def said(error: BaseException) -> str:
+    """Return the line that tells why a node could not be made."""
     from distributed import KilledWorker
 
     if isinstance(error, NodeError):
-        return key, error.key, error.text
+        return error.text
     if isinstance(error, KilledWorker):
         times = error.allowed_failures + 1
-        text = f"its worker ended {times} times while it ran; see the worker's log and memory"
-        return key, str(error.task), text
-    return key, key, f"{type(error).__name__}: {first_line(error)}"
+        return f"its worker ended {times} times while it ran; see the worker's log and memory"
+    return f"{type(error).__name__}: {first_line(error)}"

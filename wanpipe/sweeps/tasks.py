@@ -102,8 +102,8 @@ class Counting(Report):
         self.place.tell({"event": what, "key": self.key, "name": self.place.name, **fields})
 
 
-def make(key: str, stage: str, command: tuple[str, ...], *needs: Made) -> Made:
-    """Carry out the command of a node. Dask calls this on a worker, when all `needs` are made.
+def make(key: str, stage: str, command: tuple[str, ...]) -> Made:
+    """Carry out the command of a node. Dask calls this on a worker.
 
     Returns the worker, seconds, how many entries were computed, and which networks were loaded.
     Raises NodeError, with one line.
