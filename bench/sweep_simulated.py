@@ -111,7 +111,7 @@ def main() -> None:
         before = sum(psutil.Process(process.pid).cpu_times()[:2])
         started = time.monotonic()
         with patch.object(tasks, "make", nap):
-            found = carry_out(graph, Options(scheduler=address), Store("cache", Report()))
+            found = carry_out(graph, Options(scheduler=address), Store("cache", Report()), None)
         wall = time.monotonic() - started
         spent = sum(psutil.Process(process.pid).cpu_times()[:2]) - before
     assert {outcome.state for outcome in found.values()} == {"done"}

@@ -89,18 +89,27 @@ def command(
     store = session.store
     given = running.Options(tls=take_tls(asked), **asked)
     check_outputs(table, sheet)
-    graph = plan(read_sweep(file, known_options()), store, draft)
-    if as_plan:
-        print_json(*plan_rows(graph, store))
-        return
-    for event in summary(graph):
-        store.report.event(**event)
-    if not session.dry_run:
-        make_folders(graph)
-        outcomes = running.carry_out(graph, given, store)
-        finish(graph, outcomes, session, table, sheet)
-    else:
+    sweep = read_sweep(file, known_options())
+    if as_plan or session.dry_run:
+        graph = plan(sweep, store, draft)
+        if as_plan:
+            print_json(*plan_rows(graph, store))
+            return
+        announce(graph, session)
         session.print_paths([Path(video.path) for video in graph.videos])
+        return
+    with running.at_work(given, store) as crew:
+        graph = plan(sweep, store, draft)
+        announce(graph, session)
+        make_folders(graph)
+        outcomes = running.carry_out(graph, given, store, crew)
+    finish(graph, outcomes, session, table, sheet)
+
+
+def announce(graph: Graph, session: Session) -> None:
+    """Report how much there is to do."""
+    for event in summary(graph):
+        session.store.report.event(**event)
 
 
 def make_folders(graph: Graph) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ FOUR = '[axes]\nprompt = ["a cat", "a dog"]\nseed = "1-2"\n'
 def serial(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A place whose sweeps are carried out in this process. Seed 13 has no luck."""
 
-    def carry_out(graph: Graph, options: Any, store: Store) -> dict[str, Outcome]:
+    def carry_out(graph: Graph, options: Any, store: Store, crew: None) -> dict[str, Outcome]:
         found: dict[str, Outcome] = {}
         for node in graph.nodes:
             ended = {found[key].state for key in node.needs if key in found}
@@ -39,6 +40,7 @@ def serial(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
             found[node.key] = Outcome(key=node.key, state=state, error=error, seconds=1.0)
         return found
 
+    monkeypatch.setattr("wanpipe.sweeps.run.at_work", lambda options, store: nullcontext())
     monkeypatch.setattr("wanpipe.sweeps.run.carry_out", carry_out)
     return place
 

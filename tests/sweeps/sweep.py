@@ -20,7 +20,7 @@ from wanpipe.runtime.report import Report
 from wanpipe.store import Store
 from wanpipe.sweeps.connection import Tls
 from wanpipe.sweeps.node import Graph
-from wanpipe.sweeps.run import Options, carry_out
+from wanpipe.sweeps.run import Options, at_work, carry_out
 
 
 def main() -> None:
@@ -54,7 +54,9 @@ def main() -> None:
         scheduler=given.scheduler, workers=given.workers, retries=given.retries, tls=tls
     )
     try:
-        found = carry_out(planned, asked, Store(given.cache, JsonReport()))
+        store = Store(given.cache, JsonReport())
+        with at_work(asked, store) as crew:
+            found = carry_out(planned, asked, store, crew)
     except Interrupted as error:
         sys.exit(error.code)
     except WanpipeError as error:

@@ -14,14 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime.report import Report
-from wanpipe.sweeps import connection
-
-if TYPE_CHECKING:
-    from distributed import LocalCluster
 
 HOST = "127.0.0.1"
 MOST_ENDS = 10  # of workers in a row, without a word of one
@@ -104,7 +99,7 @@ class Crew:
         return self.folder / f"{name}.log"
 
     def begin(self) -> None:
-        """Start all workers. They load what they need, and wait for an address."""
+        """Start all workers. They load what they need, and wait for a scheduler."""
         self.processes = [self.start(seat) for seat in self.seats]
 
     def connect(self, address: str) -> None:
@@ -162,12 +157,9 @@ def tell(process: "subprocess.Popen[bytes]", address: str) -> None:
 
 
 @contextmanager
-def cluster(
-    seats: list[Seat], options: tuple[str, ...], remote: str | None, retries: int, report: Report
-) -> Iterator[Crew]:
-    """Start a scheduler and its workers, and end them. `options` are those of `wanpipe worker`.
-
-    After an error the workers stop between two steps, which is waited for.
+def workers(seats: list[Seat], options: tuple[str, ...], remote: str | None) -> Iterator[Crew]:
+    """Start workers, which wait for a scheduler, and end them. `options` are those of
+    `wanpipe worker`.
     """
     with tempfile.TemporaryDirectory(prefix="wanpipe-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -175,40 +167,38 @@ def cluster(
         environment |= {REMOTE: remote} if remote else {}
         crew = Crew(options, seats, folder, environment)
         try:
-            crew.begin()  # while this process loads Dask
-            with scheduler(retries) as cluster:
-                yield from at_work(crew, cluster, report)
+            crew.begin()
+            yield crew
         finally:
             crew.kill()
 
 
-def scheduler(retries: int) -> "LocalCluster":
-    """Return a scheduler in this process, without workers."""
-    connection.load()
+@contextmanager
+def cluster(crew: Crew, retries: int, report: Report) -> Iterator[str]:
+    """Start a scheduler in this process, let workers connect, and yield its address.
+
+    After an error the workers stop between two steps, which is waited for.
+    """
     from distributed import LocalCluster
 
-    return LocalCluster(
+    with LocalCluster(
         n_workers=0,
         host=HOST,
         protocol="tcp://",
         dashboard_address=f"{HOST}:0",
         scheduler_kwargs={"allowed_failures": retries},
-    )
-
-
-def at_work(crew: Crew, cluster: "LocalCluster", report: Report) -> Iterator[Crew]:
-    """Connect the workers, yield them, and end them."""
-    try:
+    ) as cluster:
         crew.connect(cluster.scheduler_address)
         if has_dashboard():
             report.remark(f"Dask's dashboard is at {cluster.dashboard_link}")
-        yield crew
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            report.remark("workers finish their step; interrupt again to stop at once")
-        crew.end(None)
-        raise
-    crew.end(END_SECONDS)
+        try:
+            yield cluster.scheduler_address
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                report.remark("workers finish their step; interrupt again to stop at once")
+            crew.end(None)
+            raise
+        crew.end(END_SECONDS)
 
 
 def has_dashboard() -> bool:

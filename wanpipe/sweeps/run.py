@@ -52,39 +52,46 @@ class Options:
     memory: int | None = None
 
 
-def carry_out(graph: Graph, options: Options, store: Store) -> dict[str, Outcome]:
-    """Make every entry of a graph that does not exist, and return what became of each node by key.
+@contextmanager
+def at_work(options: Options, store: Store) -> "Iterator[local.Crew | None]":
+    """Start workers on this machine, if there is no scheduler elsewhere, and end them.
 
-    A node that fails ends only those that need it. Raises UsageError for options that cannot be,
-    and WanpipeError if the scheduler does not answer or is lost.
+    They load what they need while the sweep is planned. Raises UsageError for options that cannot
+    be.
     """
     if options.scheduler is not None:
         connection.check_address(options.scheduler, options.tls)
+        yield None
+        return
+    words = ["--cache", str(store.root.absolute())]
+    words += ["--push", options.push] if options.push else []
+    seats = local.seats(options.workers, options.memory)
+    with local.workers(seats, tuple(words), options.remote) as crew:
+        yield crew
+
+
+def carry_out(
+    graph: Graph, options: Options, store: Store, crew: "local.Crew | None"
+) -> dict[str, Outcome]:
+    """Make every entry of a graph that does not exist, and return what became of each node by key.
+
+    A node that fails ends only those that need it. Raises WanpipeError if the scheduler does not
+    answer or is lost.
+    """
     todo = [node for node in graph.nodes if not node.exists]
     progress = Progress(graph, store.report)
     if not todo:
         return progress.outcomes
+    connection.load()
     with ExitStack() as stack:
-        crew, address = None, options.scheduler
-        if address is None:
-            crew = stack.enter_context(started(options, store))
-            address = crew.address
-            assert address is not None  # it is connected
-        connection.load()
+        address = options.scheduler
+        if crew is not None:
+            address = stack.enter_context(local.cluster(crew, options.retries, store.report))
+        assert address is not None  # without a crew there is a scheduler
         client = stack.enter_context(connected(address, options.tls))
         stack.enter_context(progress)
         Sweep(client, progress, crew, address, options.retries, Waiting(todo)).run()
     return progress.outcomes
-
-
-@contextmanager
-def started(options: Options, store: Store) -> "Iterator[local.Crew]":
-    """Start workers on this machine."""
-    words = ["--cache", str(store.root.absolute())]
-    words += ["--push", options.push] if options.push else []
-    seats = local.seats(options.workers, options.memory)
-    with local.cluster(seats, tuple(words), options.remote, options.retries, store.report) as crew:
-        yield crew
 
 
 @contextmanager
