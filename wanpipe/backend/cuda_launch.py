@@ -13,7 +13,12 @@ import mlx.core as mx
 from wanpipe.backend import nvrtc
 from wanpipe.backend.device import architecture
 
-C_TYPES = {mx.float32: "float", mx.bfloat16: "bfloat16", mx.float16: "float16"}
+C_TYPES = {
+    mx.float32: "float",
+    mx.bfloat16: "bfloat16",
+    mx.float16: "float16",
+    mx.uint32: "unsigned",
+}
 
 # prepended to every kernel
 HEADER = """

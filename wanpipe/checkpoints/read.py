@@ -91,6 +91,10 @@ class TensorFile(AbstractContextManager["TensorFile"]):
         info, location = self._find(name)
         return location.quantization.name if location.quantization else info.dtype
 
+    def offset(self, name: str) -> int:
+        """Return where the numbers of a tensor begin in its file."""
+        return self._find(name)[1].offset
+
     def read(self, name: str) -> Array:
         """Read a tensor whole, as stored."""
         info, location = self._find(name)

@@ -8,7 +8,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from wanpipe.backend import pinned
 from wanpipe.backend.device import load_device, prefetch_to_gpu
+from wanpipe.backend.pinned import Span
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
@@ -17,6 +19,7 @@ from wanpipe.runtime import interrupt
 
 FLOAT32_NAMES = "float32"  # metadata of a converted file: names of the tensors that stay float32
 PACKED_DTYPE = "U32"  # format of a quantized matrix
+MLX_DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16, PACKED_DTYPE: mx.uint32}
 # Tensors to wait for together, about a block of a transformer: on CUDA every wait takes 3 ms, and
 # what was read stays in the host's memory until it is handed over.
 TENSORS_PER_EVAL = 32
@@ -59,6 +62,11 @@ class Weights:
     def __init__(self, path: Path, dtype: mx.Dtype) -> None:
         with open_tensors(path) as file:
             self.stored: Mapping[str, TensorInfo] = file.tensors
+            self.spans = {
+                name: Span(offset=file.offset(name), shape=info.shape, dtype=MLX_DTYPES[info.dtype])
+                for name, info in file.tensors.items()
+                if info.dtype in MLX_DTYPES
+            }
             full = set(file.metadata.get(FLOAT32_NAMES, "").split())
         codes = {name for name, info in self.stored.items() if info.dtype == PACKED_DTYPE}
         self.path, self.dtype, self._kept = path, dtype, full | codes
@@ -76,10 +84,7 @@ class Weights:
         array: mx.array = self._arrays.pop(name)
         mx.eval(array)  # else a GPU would wait for it, see `load_device`
         prefetch_to_gpu(array)
-        if name not in self._kept and array.dtype != self.dtype:
-            array = array.astype(self.dtype)
-            mx.eval(array)  # else what was read would stay until it is used
-        return array
+        return self.cast(name, array)
 
     def fill(self, network: Network, prefix: str = "") -> Network:
         """Move what is under `prefix` into a network that has layers for it, and return it."""
@@ -91,6 +96,24 @@ class Weights:
             taken += [(name.removeprefix(prefix), self.take(name)) for name in some]
         network.load_weights(taken)
         return network
+
+    def fill_at_once(self, network: Network) -> Network:
+        """Move all tensors into a network whose shapes they have, and return it."""
+        names = list(parameter_shapes(network))
+        if not pinned.reads([self.spans[name] for name in names]):
+            return self.fill(network)
+        names.sort(key=lambda name: self.spans[name].offset)
+        arrays = pinned.read(self.path, [self.spans[name] for name in names])
+        pairs = zip(names, arrays, strict=True)
+        network.load_weights([(name, self.cast(name, array)) for name, array in pairs])
+        return network
+
+    def cast(self, name: str, array: mx.array) -> mx.array:
+        """Return what was read in the dtype that it is used in."""
+        if name not in self._kept and array.dtype != self.dtype:
+            array = array.astype(self.dtype)
+            mx.eval(array)  # else what was read would stay until it is used
+        return array
 
 
 def load_network(
@@ -119,4 +142,4 @@ def load_network(
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
     for name in without:
         setattr(network, name, [])
-    return weights.fill(network)
+    return weights.fill_at_once(network)

@@ -1,0 +1,103 @@
+"""Times how long weights take from a file to the device, beside the speed of plain reads.
+
+    python -m bench.read [--model 14b] [--repeats 3]
+
+Writes a file of random weights in the official size, which is in the page cache afterwards. Then
+reads it into a reused buffer with as many threads as wanpipe uses (`read`), loads the network
+(`load`), and loads it through MLX's own reader (`mlx`), in turn. Goal: loading at 0.9 times the
+speed of plain reads.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from bench.dit import small
+from bench.sizes import DITS
+from bench.weights import Random, Rows, parser
+from wanpipe.backend.device import compute_dtype, mlx_dtype
+from wanpipe.backend.pinned import PIECE, THREADS
+from wanpipe.checkpoints.rules import dit as rules
+from wanpipe.models.config import DiTConfig
+from wanpipe.models.dit import DiT
+from wanpipe.weights.load import Weights, load_network
+
+GOAL = 0.9
+
+
+def plain(path: Path) -> None:
+    """Read a file with threads, each into a buffer of its own."""
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(THREADS) as pool:
+
+        def part(first: int) -> None:
+            view = memoryview(np.empty(PIECE, np.uint8))
+            for offset in range(first * PIECE, size, THREADS * PIECE):
+                os.preadv(file.fileno(), [view], offset)
+
+        list(pool.map(part, range(THREADS)))
+
+
+def load(config: DiTConfig, path: Path, dtype: mx.Dtype) -> None:
+    """Load a network as wanpipe does."""
+    network = load_network(DiT(config), path, dtype)
+    mx.eval(network.parameters())
+
+
+def through_mlx(config: DiTConfig, path: Path, dtype: mx.Dtype) -> None:
+    """Load a network through MLX's reader."""
+    network = Weights(path, dtype).fill(DiT(config))
+    mx.eval([array + 0 for _, array in tree_flatten(network.parameters())])  # on the device
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Return the time of a call, with no memory kept by MLX before or after."""
+    mx.synchronize()
+    start = time.perf_counter()
+    call()
+    mx.synchronize()
+    taken = time.perf_counter() - start
+    mx.clear_cache()
+    return taken
+
+
+def main() -> None:
+    """Write the file, and read it in each way in turn."""
+    options = parser(__doc__)
+    options.add_argument("--model", default="14b", choices=list(DITS))
+    options.add_argument("--folder", type=Path, help="Directory for the file.")
+    args = options.parse_args()
+    config = small(DITS[args.model][0]) if args.small else DITS[args.model][0]
+    dtype = mlx_dtype(compute_dtype("bfloat16"))
+    rows = Rows(args.json)
+    rows.print_machine()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        path = Path(folder) / "model.safetensors"
+        start = time.perf_counter()
+        size = Random(DiT(config), rules.RULES).write(path).bytes
+        mx.clear_cache()
+        rows.print("file", gb=size / 1e9, written=time.perf_counter() - start)
+        ways: dict[str, Callable[[], None]] = {
+            "read": lambda: plain(path),
+            "load": lambda: load(config, path, dtype),
+            "mlx": lambda: through_mlx(config, path, dtype),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(args.repeats):
+            for name, call in ways.items():
+                taken[name].append(seconds(call))
+        for name, times in taken.items():
+            rows.print(name, first=times[0], best=min(times), gb_s=size / 1e9 / min(times))
+        ratio = min(taken["read"]) / min(taken["load"])
+        rows.print("ratio", ratio=ratio, goal=GOAL, peak_gb=mx.get_peak_memory() / 1e9)
+
+
+if __name__ == "__main__":
+    main()
