@@ -1,15 +1,16 @@
 """Reads parts of a file into arrays on a CUDA GPU, through page-locked memory of the host.
 
 MLX reads into managed memory, whose pages the driver places one by one when the CPU first writes
-them; that is several times slower than the read. Here threads read into two page-locked buffers in
-turn, while the GPU copies out of the other one.
+them; that takes several times as long as the read. Here threads read into page-locked buffers in
+turn, while the GPU copies out of others.
 """
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,11 +23,11 @@ from wanpipe.backend.device import is_cuda
 from wanpipe.errors import CheckpointError
 from wanpipe.runtime import interrupt
 
-BUFFER_BYTES = 3 << 26  # the largest matrix of a 14B model has 142 MB
-ALIGNMENT = 256  # bytes
-THREADS = 8
-PIECE = 1 << 23  # bytes that a thread reads at once
-COPY_BLOCKS, COPY_THREADS = 1056, 256  # eight blocks for each processor of an H100
+BUFFER_BYTES = 9 << 24  # the largest matrix of a 14B model has 142 MB
+BUFFERS = 3  # one that is read into, one that waits, and one that is copied from
+THREADS = min(16, os.cpu_count() or 1)
+MIN_PIECE = 1 << 20  # bytes that a thread reads at once
+COPY_BLOCKS, COPY_THREADS = 256, 256
 
 # reads host memory at an address, which reaches the kernel as two halves
 COPY = """
@@ -35,7 +36,7 @@ COPY = """
   const char* from = reinterpret_cast<const char*>(
       (unsigned long long)(unsigned)high << 32 | (unsigned)low);
   char* to = reinterpret_cast<char*>(out);
-  const size_t packs = size_t(bytes) / 16;
+  const size_t packs = (low & 15) ? 0 : size_t(bytes) / 16;
   for (size_t at = first; at < packs; at += stride)
     store<float, 4>(reinterpret_cast<float*>(to + 16 * at),
         load<float, 4>(reinterpret_cast<const float*>(from + 16 * at)));
@@ -66,61 +67,57 @@ def reads(spans: Sequence[Span]) -> bool:
 def read(path: Path, spans: Sequence[Span]) -> Iterator[mx.array]:
     """Yield the arrays of a file in order; the GPU may still copy the last ones.
 
-    Raises CheckpointError for a file that cannot be read, or ends too early.
+    The spans are in the order of the file. Raises CheckpointError for a file that cannot be read,
+    or ends too early.
     """
     groups = list(grouped(spans))
-    copied: list[list[mx.array]] = [[], []]
+    copied: dict[int, list[mx.array]] = {}  # by buffer
+    reading: deque[list[Future[None]]] = deque()
     with (
-        buffers() as addresses,
+        buffers(min(BUFFERS, len(groups))) as addresses,
         path.open("rb", buffering=0) as file,
         ThreadPoolExecutor(THREADS, thread_name_prefix="read") as pool,
     ):
-
-        def begin(number: int) -> list[Future[None]]:
-            """Begin to read a group into its buffer."""
-            mx.eval(copied[number % 2])  # what was in the buffer before
-            jobs = pieces(groups[number], addresses[number % 2])
-            return [pool.submit(fetch, file.fileno(), path, *job) for job in jobs]
-
         try:
-            ahead = begin(0) if groups else []
-            for number, group in enumerate(groups):
+            for number in range(-len(addresses) + 1, len(groups)):
                 interrupt.check()
-                ready, ahead = ahead, begin(number + 1) if number + 1 < len(groups) else []
-                for piece in ready:
-                    piece.result()
-                start = addresses[number % 2]
-                arrays = [copy(start + place, span) for place, span in group]
-                mx.async_eval(arrays)
-                copied[number % 2] = arrays
-                yield from arrays
+                if (ahead := number + len(addresses) - 1) < len(groups):
+                    buffer = ahead % len(addresses)
+                    mx.eval(copied.pop(buffer, []))
+                    jobs = pieces(groups[ahead], addresses[buffer])
+                    reading.append([pool.submit(fetch, file.fileno(), path, *job) for job in jobs])
+                if number >= 0:
+                    for piece in reading.popleft():
+                        piece.result()
+                    group, start = groups[number], addresses[number % len(addresses)]
+                    arrays = [copy(start + span.offset - group[0].offset, span) for span in group]
+                    mx.async_eval(arrays)
+                    copied[number % len(addresses)] = arrays
+                    yield from arrays
         finally:
             pool.shutdown(cancel_futures=True)
-            mx.eval(copied)  # before the buffers are freed
+            mx.eval(list(copied.values()))  # before the buffers are freed
 
 
-Group = list[tuple[int, Span]]  # each span with its place in a buffer
-
-
-def grouped(spans: Sequence[Span]) -> Iterator[Group]:
-    """Yield spans that fit into a buffer together, in order."""
-    group: Group = []
-    place = 0
+def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Yield spans whose part of the file fits into a buffer, in order."""
+    group: list[Span] = []
     for span in spans:
-        if group and place + span.nbytes > BUFFER_BYTES:
+        if group and span.offset + span.nbytes - group[0].offset > BUFFER_BYTES:
             yield group
-            group, place = [], 0
-        group.append((place, span))
-        place += -(-span.nbytes // ALIGNMENT) * ALIGNMENT
+            group = []
+        group.append(span)
     if group:
         yield group
 
 
-def pieces(group: Group, address: int) -> Iterator[tuple[int, int, int]]:
-    """Yield what a thread reads at once: its offset in the file, its address, and its bytes."""
-    for place, span in group:
-        for start in range(0, span.nbytes, PIECE):
-            yield span.offset + start, address + place + start, min(PIECE, span.nbytes - start)
+def pieces(group: Sequence[Span], address: int) -> Iterator[tuple[int, int, int]]:
+    """Yield what each thread reads of a group: its offset in the file, its address, its bytes."""
+    first = group[0].offset
+    count = group[-1].offset + group[-1].nbytes - first
+    size = max(MIN_PIECE, -(-count // THREADS))
+    for start in range(0, count, size):
+        yield first + start, address + start, min(size, count - start)
 
 
 def fetch(file: int, path: Path, offset: int, address: int, count: int) -> None:
@@ -154,7 +151,7 @@ def copy(address: int, span: Span) -> mx.array:
 
 
 @contextmanager
-def buffers() -> Iterator[tuple[int, int]]:
-    """Give the addresses of two page-locked buffers. Raises MemoryError if there is no room."""
-    with cuda_driver.pinned(BUFFER_BYTES) as first, cuda_driver.pinned(BUFFER_BYTES) as second:
-        yield first, second
+def buffers(count: int) -> Iterator[list[int]]:
+    """Give the addresses of page-locked buffers. Raises MemoryError if there is no room."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(cuda_driver.pinned(BUFFER_BYTES)) for _ in range(count)]
