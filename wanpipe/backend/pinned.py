@@ -8,10 +8,11 @@ turn, while the GPU copies out of others.
 import ctypes
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Span:
 
 def reads(spans: Sequence[Span]) -> bool:
     """Return whether `read` can bring these arrays to the device."""
-    fits = (span.dtype in C_TYPES and 0 < span.nbytes <= BUFFER_BYTES for span in spans)
+    fits = (span.dtype in C_TYPES and span.nbytes > 0 for span in spans)
     return is_cuda() and cuda_driver.driver() is not None and all(fits)
 
 
@@ -70,6 +71,32 @@ def read(path: Path, spans: Sequence[Span]) -> Iterator[mx.array]:
     The spans are in the order of the file. Raises CheckpointError for a file that cannot be read,
     or ends too early.
     """
+    split = [list(parts(span)) for span in spans]
+    with closing(read_parts(path, [part for some in split for part in some])) as arrays:
+        for some in split:
+            found = list(islice(arrays, len(some)))
+            if len(found) == 1:
+                yield found[0]
+            else:
+                joined = mx.concatenate(found)
+                mx.eval(joined)  # else the parts would stay until it is used
+                yield joined
+
+
+def parts(span: Span) -> Iterator[Span]:
+    """Yield parts of a span, rows of its first axis, that each fit into a buffer."""
+    if span.nbytes <= BUFFER_BYTES:
+        yield span
+        return
+    row = span.nbytes // span.shape[0]
+    count = max(1, BUFFER_BYTES // row)
+    for first in range(0, span.shape[0], count):
+        rows = min(count, span.shape[0] - first)
+        yield replace(span, offset=span.offset + first * row, shape=(rows, *span.shape[1:]))
+
+
+def read_parts(path: Path, spans: Sequence[Span]) -> Generator[mx.array, None, None]:
+    """Yield the arrays of spans that each fit into a buffer, as `read` does."""
     groups = list(grouped(spans))
     copied: dict[int, list[mx.array]] = {}  # by buffer
     reading: deque[list[Future[None]]] = deque()

@@ -1,0 +1,85 @@
+"""Reading through page-locked buffers, with ordinary memory in their place."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from wanpipe.backend import cuda_driver, pinned
+from wanpipe.backend.pinned import Span
+from wanpipe.errors import CheckpointError
+
+SMALL = 256  # bytes of a buffer
+NUMBERS = np.arange(1000, dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take ordinary memory for buffers, and copy with NumPy."""
+
+    @contextmanager
+    def buffer(count: int) -> Iterator[int]:
+        held = (ctypes.c_char * count)()
+        yield ctypes.addressof(held)
+        held[:] = b"\xff" * count  # an array that still looks there is seen
+
+    def copy(address: int, span: Span) -> mx.array:
+        held = (ctypes.c_char * span.nbytes).from_address(address)
+        return mx.array(np.frombuffer(held, np.float32).reshape(span.shape).copy())
+
+    monkeypatch.setattr(pinned, "BUFFER_BYTES", SMALL)
+    monkeypatch.setattr(pinned, "MIN_PIECE", 16)
+    monkeypatch.setattr(cuda_driver, "pinned", buffer)
+    monkeypatch.setattr(pinned, "copy", copy)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file of a thousand numbers."""
+    path = tmp_path / "numbers"
+    path.write_bytes(NUMBERS.tobytes())
+    return path
+
+
+def span(start: int, *shape: int) -> Span:
+    """The span of numbers from `start` on."""
+    return Span(offset=4 * start, shape=shape, dtype=mx.float32)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [],
+        [span(0, 3)],
+        [span(0, 60), span(60, 4), span(64, 64), span(128, 1)],
+        [span(number, 1) for number in range(0, 1000, 7)],
+        [span(10, 5), span(900, 5)],  # far apart
+        [span(0, 10, 30), span(300, 7), span(307, 99, 7)],  # larger than a buffer
+    ],
+)
+def test_arrays_are_those_of_the_file(file: Path, spans: list[Span]) -> None:
+    found = list(pinned.read(file, spans))
+    assert len(found) == len(spans)
+    for one, array in zip(spans, found, strict=True):
+        first, count = one.offset // 4, one.nbytes // 4
+        np.testing.assert_array_equal(array, NUMBERS[first : first + count].reshape(one.shape))
+
+
+@pytest.mark.parametrize("spans", [[span(990, 20)], [span(0, 8), span(500, 600)]])
+def test_a_file_that_ends_too_early_is_refused(file: Path, spans: list[Span]) -> None:
+    with pytest.raises(CheckpointError, match="numbers ends inside a tensor"):
+        list(pinned.read(file, spans))
+
+
+def test_reading_can_end_early(file: Path) -> None:
+    arrays = pinned.read(file, [span(number, 50) for number in range(0, 1000, 50)])
+    np.testing.assert_array_equal(next(arrays), NUMBERS[:50])
+    del arrays  # closes files and frees buffers
+
+
+def test_nothing_is_read_this_way_without_cuda() -> None:
+    assert not pinned.reads([span(0, 3)])
