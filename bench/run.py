@@ -5,10 +5,10 @@
 
 Writes a model directory with the demo's tokenizer, and a T5 of two small layers or, with `--text`,
 of full size. Then runs the command as a process and records when its events arrive. Each round has
-a prompt of its own; the first round hashes the weights, and compiles the GPU kernels. Goal: 97 % of the wall time in
-denoising steps and decoding. The default output is PNG frames. `--output none` runs the stages one
-by one and writes no video. `--trace` writes the timeline of the last round in Chrome's format,
-which chrome://tracing and Perfetto show.
+a prompt of its own; the first round hashes the weights, and compiles the GPU kernels. Goal: 97 % of
+the wall time in denoising steps and decoding. The default output is PNG frames. `--output none`
+runs the stages one by one and writes no video. `--trace` writes the timeline of the last round in
+Chrome's format, which chrome://tracing and Perfetto show.
 """
 
 import json

@@ -1,11 +1,9 @@
-"""Prefetches managed memory to the GPU, and locks memory of the host, through the CUDA driver API.
+"""Prefetches managed memory to the GPU, and locks memory of the host, with the CUDA driver API.
 
 MLX allocates managed memory: a page migrates when the CPU or the GPU touches it.
 """
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import mlx.core as mx
@@ -54,22 +52,18 @@ def prefetch(array: mx.array) -> None:
     library.cuMemPrefetchAsync(start, ctypes.c_size_t(array.nbytes), GPU, stream)
 
 
-@contextmanager
-def pinned(count: int) -> Iterator[int]:
-    """Lock so many bytes of the host's memory for the GPU, and give their address. Raises
-    MemoryError if the driver refuses.
+def lock_memory(count: int) -> int:
+    """Lock so many bytes of the host's memory for the GPU, as long as this process lives, and
+    return their address. Raises MemoryError if the driver refuses.
     """
     library = driver()
     assert library is not None  # CUDA computes
     library.cuCtxSetCurrent(_context_and_stream(library)[0])
     address = ctypes.c_void_p()
-    if library.cuMemAllocHost_v2(ctypes.byref(address), ctypes.c_size_t(count)):
+    failed = library.cuMemAllocHost_v2(ctypes.byref(address), ctypes.c_size_t(count))
+    if failed or address.value is None:
         raise MemoryError(f"the CUDA driver cannot lock {count} bytes of memory")
-    assert address.value is not None
-    try:
-        yield address.value
-    finally:
-        library.cuMemFreeHost(address)
+    return address.value
 
 
 @cache

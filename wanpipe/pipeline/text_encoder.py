@@ -46,7 +46,7 @@ def encode(
         ask()
 
     makers = numbered(lambda: Block(config), config.layers)
-    blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype)
+    blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype, short=True)
     run_blocks(blocks, len(streams), step)
     norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
     return [rms_norm(x, norm) for x in streams]

@@ -69,11 +69,12 @@ class Weights:
             }
             full = set(file.metadata.get(FLOAT32_NAMES, "").split())
         codes = {name for name, info in self.stored.items() if info.dtype == PACKED_DTYPE}
-        self.path, self.dtype, self._kept = path, dtype, full | codes
+        self.path, self.dtype, self._kept, self.begun = path, dtype, full | codes, False
         self._arrays: Any = mx.load(str(path), stream=load_device())
 
     def begin(self, names: Iterable[str]) -> None:
         """Begin to read tensors that were not taken yet, and do not wait."""
+        self.begun = True
         mx.async_eval([self._arrays[name] for name in names if name in self._arrays])
 
     def take(self, name: str) -> mx.array:
@@ -87,8 +88,18 @@ class Weights:
         return self.cast(name, array)
 
     def fill(self, network: Network, prefix: str = "") -> Network:
-        """Move what is under `prefix` into a network that has layers for it, and return it."""
+        """Move what is under `prefix` into a network that has layers for it, and return it.
+
+        Raises CheckpointError for a tensor that the file lacks.
+        """
         names = [prefix + name for name in parameter_shapes(network)]
+        if self.reads_at_once(names):
+            names.sort(key=lambda name: self.spans[name].offset)
+            arrays = pinned.read(self.path, [self.spans[name] for name in names])
+            for name, array in zip(names, arrays, strict=True):
+                loaded = self.cast(name, array)
+                network.load_weights([(name.removeprefix(prefix), loaded)], strict=False)
+            return network
         taken = []
         for start in range(0, len(names), TENSORS_PER_EVAL):
             some = names[start : start + TENSORS_PER_EVAL]
@@ -97,16 +108,13 @@ class Weights:
         network.load_weights(taken)
         return network
 
-    def fill_at_once(self, network: Network) -> Network:
-        """Move all tensors into a network whose shapes they have, and return it."""
-        names = list(parameter_shapes(network))
-        if not pinned.reads([self.spans[name] for name in names]):
-            return self.fill(network)
-        names.sort(key=lambda name: self.spans[name].offset)
-        arrays = pinned.read(self.path, [self.spans[name] for name in names])
-        pairs = zip(names, arrays, strict=True)
-        network.load_weights([(name, self.cast(name, array)) for name, array in pairs])
-        return network
+    def reads_at_once(self, names: Iterable[str]) -> bool:
+        """Return whether tensors are read to the device at once, and not through MLX.
+
+        That is faster, but nothing is read while the GPU computes.
+        """
+        spans = [self.spans.get(name) for name in names]
+        return None not in spans and not self.begun and pinned.reads(filter(None, spans))
 
     def cast(self, name: str, array: mx.array) -> mx.array:
         """Return what was read in the dtype that it is used in."""
@@ -142,4 +150,4 @@ def load_network(
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
     for name in without:
         setattr(network, name, [])
-    return weights.fill_at_once(network)
+    return weights.fill(network)
