@@ -69,8 +69,8 @@ def reads(spans: Iterable[Span]) -> bool:
 def read(path: Path, spans: Sequence[Span]) -> Iterator[mx.array]:
     """Yield the arrays of a file in order; the GPU may still copy the last ones.
 
-    The spans are in the order of the file. One file is read at a time. Raises CheckpointError for a file that cannot be read,
-    or ends too early.
+    The spans are in the order of the file. One file is read at a time. Raises CheckpointError for a
+    file that cannot be read, or ends too early.
     """
     split = [list(parts(span)) for span in spans]
     with closing(read_parts(path, [part for some in split for part in some])) as arrays:
