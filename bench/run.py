@@ -330,6 +330,7 @@ def main() -> None:
         model.mkdir()
         write_model(model, sizes.dit, sizes.vae, sizes.variant, sizes.experts, t5)
         mx.clear_cache()
+        os.sync()  # else the first entries wait until the weights are on disk
         for number in range(args.rounds):
             folder = Path(where) / str(number)
             folder.mkdir()
