@@ -25,11 +25,11 @@ from bench import limits
 from bench.peer import run_diffusers
 from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
 from wanpipe.backend.device import describe, is_cuda, memory_limit
-from wanpipe.models import vae
-from wanpipe.models.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae_blocks import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.vae import vae
+from wanpipe.models.vae.blocks import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.vae.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan, MemoryPlan
 from wanpipe.pipeline.vae_cost import Op, chunk_ops

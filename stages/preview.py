@@ -78,7 +78,7 @@ def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray
     import mlx.core as mx
 
     from wanpipe.backend.device import compute_dtype, mlx_dtype
-    from wanpipe.models import vae
+    from wanpipe.models.vae import vae
     from wanpipe.weights.load import load_network
 
     network = vae.Decoder(model.config.vae)

@@ -10,9 +10,10 @@ from mlx.utils import tree_flatten
 
 from bench.sizes import VAE_21, VAE_22
 from tests.models.official import allocated, on_the_cpu
-from wanpipe.models import causal_conv, layers, vae, vae_blocks
-from wanpipe.models.causal_conv import CausalCache
+from wanpipe.models import layers
 from wanpipe.models.config import VAEConfig
+from wanpipe.models.vae import blocks, causal_conv, vae
+from wanpipe.models.vae.causal_conv import CausalCache
 from wanpipe.pipeline.vae_cost import Part, chunk_ops, cost
 
 CONFIGS = {
@@ -54,7 +55,7 @@ def test_flops_match_the_convolutions_that_run(
         actual.append(2.0 * y.size * prod(weight.shape[1:]))
         return y
 
-    for module in (causal_conv, vae_blocks):
+    for module in (causal_conv, blocks):
         monkeypatch.setattr(module, "convolve", convolve)
     config, shape = CONFIGS[version], (2, 2, 3)
     run(network(config, part), part, config, shape, 4)
@@ -77,7 +78,7 @@ def test_cache_and_weights_match_the_network(version: str, part: Part) -> None:
     assert expected.cache == cached
     named: Any = tree_flatten(net.parameters())
     weights = sum(value.nbytes for name, value in named if not name.endswith("gamma"))
-    ups = [layer for layer in net.modules() if isinstance(layer, vae_blocks.Upsample)]
+    ups = [layer for layer in net.modules() if isinstance(layer, blocks.Upsample)]
     derived = sum(layer._polyphase(layer.conv.weight).nbytes for layer in ups)
     assert expected.weights == weights + derived
 
@@ -98,7 +99,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(mx.fast, "rms_norm", lambda x, *_: -x)
     for module, name in (
         (causal_conv, "sum_terms"),
-        (vae_blocks, "sum_terms"),
+        (blocks, "sum_terms"),
         (causal_conv, "scale_silu"),
         (causal_conv, "scale"),
     ):

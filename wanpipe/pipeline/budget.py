@@ -17,7 +17,7 @@ from wanpipe.errors import UsageError
 from wanpipe.models import tuning
 from wanpipe.models.config import DiTConfig, T5Config, VAEConfig, context_channels
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
-from wanpipe.models.tiling import host_bytes
+from wanpipe.models.vae.tiling import host_bytes
 from wanpipe.pipeline import vae_cost
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import format_si

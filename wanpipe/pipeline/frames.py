@@ -118,7 +118,7 @@ class Decoding:
         import numpy as np
 
         from wanpipe.backend.device import mlx_dtype
-        from wanpipe.models import tiling, vae
+        from wanpipe.models.vae import tiling, vae
         from wanpipe.weights.load import load_network
 
         config = self.model.config.vae
