@@ -177,6 +177,22 @@ class VAEConfig(Document, frozen=True, kw_only=True):
         return self.stride[1] // 8
 
 
+class TinyVAEConfig(Document, frozen=True, kw_only=True):
+    """Dimensions of the decoder of TAEHV: the channels of its three stages, then of its output.
+
+    An output position has `patch_size` pixels along each side.
+    """
+
+    z_dim: Size
+    widths: tuple[Size, Size, Size, Size]
+    patch_size: Size
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Pixels per latent position along frames, rows and columns."""
+        return (4, 8 * self.patch_size, 8 * self.patch_size)
+
+
 class Quantization(Document, frozen=True, kw_only=True):
     """Affine quantization of the blocks' matrices: one scale and bias per `group_size` weights."""
 
