@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from wanpipe.checkpoints.rules import taehv
-from wanpipe.models.vae.tiny import GROWTH
+from wanpipe.models.config import TINY_GROWTH
 
 Tensors = dict[str, np.ndarray]
 WIDTHS = (256, 128, 64, 64)  # of the real ones
@@ -36,8 +36,8 @@ def draw_weights(kind: str, widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> 
 
     conv(taehv.INPUT, z_dim, widths[0])
     bias(taehv.INPUT)
-    for number, (blocks, matrix, last) in enumerate(taehv.STAGES):
-        width, rows = widths[number], widths[number] * (GROWTH[number] + (number == 0))
+    for number, (blocks, matrix, last) in enumerate(taehv.LEVELS):
+        width, rows = widths[number], widths[number] * (TINY_GROWTH[number] + (number == 0))
         for block in blocks:
             for index, inputs in ((0, 2 * width), (2, width), (4, width)):
                 conv(f"decoder.{block}.conv.{index}", inputs, width)

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 sys.path.insert(0, str(HERE.parent.parent))
 
-from tests.tiny_vae import KINDS, draw_latent, draw_weights  # noqa: E402
+from tests.tiny_vae import KINDS, draw_latent, draw_weights
 
 
 def reference(path: Path) -> Any:
@@ -53,9 +53,8 @@ def main() -> None:
     for kind in KINDS:
         frames = decode(taehv, kind)
         inside = ((frames > 0) & (frames < 1)).float().mean()
-        print(
-            f"{kind}: {tuple(frames.shape)}, {inside:.0%} inside [0, 1], deviation {frames.std():.2f}"
-        )
+        shape, deviation = tuple(frames.shape), frames.std()
+        print(f"{kind}: {shape}, {inside:.0%} inside [0, 1], deviation {deviation:.2f}")
         data = save({"frames": frames.numpy()})
         write(data, HERE / "expected" / "tiny-vae" / f"{kind}.safetensors")
 

@@ -1,5 +1,4 @@
-"""The tiny autoencoder against the reference, and frames streamed from one latent frame to the next.
-"""
+"""The tiny VAE against the reference, and its stream of frames."""
 
 from pathlib import Path
 
@@ -8,9 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import golden
-from tests.models.official import on_the_cpu
-from tests.tiny_vae import KINDS, NARROW, draw_latent, draw_weights, write_tiny_vae
-from wanpipe.models.vae import causal_conv
+from tests.tiny_vae import KINDS, draw_latent, draw_weights, write_tiny_vae
 from wanpipe.models.vae.tiny import Decoder
 from wanpipe.store import Store
 from wanpipe.weights.tiny_vae import open_tiny_vae

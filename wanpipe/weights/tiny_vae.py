@@ -4,13 +4,12 @@ Dimensions follow from the shapes, so any of its files that has this decoder can
 one reads its header alone.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wanpipe.checkpoints.rules import taehv
 from wanpipe.checkpoints.tensors import TensorInfo, quote_name
 from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models.config import TinyVAEConfig
@@ -23,27 +22,29 @@ if TYPE_CHECKING:
     from wanpipe.checkpoints.rename import PlannedRename
     from wanpipe.models.vae.tiny import Decoder
 
-FILES = {16: "taew2_1", 48: "taew2_2"}  # of TAEHV, by latent channels
+# by the latent channels of a Wan model: the file of TAEHV, and the side of its patches in pixels
+FILES, PATCHES = {16: "taew2_1", 48: "taew2_2"}, {16: 1, 48: 2}
 LARGEST_WIDTH = 1 << 14  # channels; TAEHV has 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyVAE:
-    """A file with the decoder of a tiny autoencoder: its content hash and its dimensions."""
+    """The file of a tiny autoencoder: its content hash, and the dimensions of its decoder."""
 
     path: Path
     hash: str
     config: TinyVAEConfig
     renames: "tuple[PlannedRename, ...]" = field(repr=False)
 
-    def check(self, channels: int, stride: int, subject: str) -> None:
-        """Raise UsageError unless it decodes latents of `channels` to `stride` pixels a side."""
-        if (self.config.z_dim, self.config.stride[1]) != (channels, stride):
-            other = FILES.get(channels)
+    def check(self, channels: int) -> None:
+        """Raise UsageError unless it decodes latents of so many channels to frames of the size that
+        the VAE gives.
+        """
+        found = self.config.z_dim, self.config.patch_size
+        if found != (channels, PATCHES.get(channels)):
             raise UsageError(
-                f"{self.path} decodes latents of {self.config.z_dim} channels, to "
-                f"{self.config.stride[1]} pixels a side, but {subject} has {channels} channels and "
-                f"{stride} pixels; use {other or 'the VAE of the model'}"
+                f"{self.path} must decode latents of {channels} channels, got one for {found[0]} "
+                f"with patches of {found[1]}; use {FILES.get(channels, 'the VAE')}"
             )
 
     def load(self, dtype: "mx.Dtype", store: Store) -> "Decoder":
@@ -52,6 +53,7 @@ class TinyVAE:
 
         from wanpipe.checkpoints.read import open_tensors
         from wanpipe.checkpoints.rename import apply_transform
+        from wanpipe.checkpoints.rules import taehv
         from wanpipe.models.vae.tiny import Decoder
 
         if store.hash_cache.hash(self.path) != self.hash:
@@ -69,24 +71,41 @@ class TinyVAE:
         return network
 
 
-def open_tiny_vae(path: Path, store: Store) -> TinyVAE:
-    """Open the file of a tiny autoencoder, .safetensors or .pth.
+def open_tiny_vae(path: Path, channels: int, store: Store) -> TinyVAE:
+    """Open the file of a tiny autoencoder, .safetensors or .pth, for latents of so many channels.
 
-    Raises CheckpointError for a file that cannot be read, or that does not have its decoder.
+    Raises CheckpointError for a file that cannot be read or is another network, UsageError for one
+    that is for other latents.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; give the path of taew2_1 or taew2_2")
+    try:
+        digest = store.hash_cache.hash(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    tiny = read_tiny_vae(path, digest)
+    tiny.check(channels)
+    return tiny
+
+
+@lru_cache(8)  # a plan of many videos asks for each
+def read_tiny_vae(path: Path, digest: str) -> TinyVAE:
+    """Read the header of a file, whose content hash is given. Raises CheckpointError."""
     from wanpipe.checkpoints.dtypes import FLOATS
     from wanpipe.checkpoints.read import open_tensors
     from wanpipe.checkpoints.rename import plan_renames
+    from wanpipe.checkpoints.rules import taehv
     from wanpipe.models.vae.tiny import Decoder
     from wanpipe.weights.load import parameter_shapes
 
     with open_tensors(path) as file:
         config = read_config(file)
         targets = parameter_shapes(Decoder(config))
-        tensors = {
-            name: shortened(name, info, targets) if name in taehv.MATRICES else info
-            for name, info in file.tensors.items()
-        }
+        tensors = dict(file.tensors)
+        for number, name in enumerate(taehv.MATRICES):
+            if name in tensors:
+                rows = targets[f"levels.{number}.grow.matrix"][0]
+                tensors[name] = last_rows(tensors[name], rows)
         renames = plan_renames(tensors, taehv.RULES, targets, str(path))
         for one in renames:
             if (found := tensors[one.source].dtype) not in FLOATS:
@@ -94,12 +113,13 @@ def open_tiny_vae(path: Path, store: Store) -> TinyVAE:
                     f"{path}: {quote_name(one.source)} must hold floating-point numbers, got "
                     f"{found}"
                 )
-    digest = store.hash_cache.hash(path)
     return TinyVAE(path=path, hash=digest, config=config, renames=tuple(renames))
 
 
 def read_config(file: "TensorFile") -> TinyVAEConfig:
     """Read the dimensions off the shapes. Raises CheckpointError for another network."""
+    from wanpipe.checkpoints.rules import taehv
+
     path, tensors = file.paths[0], file.tensors
     if taehv.SUPER in tensors:
         raise CheckpointError(
@@ -120,18 +140,16 @@ def read_config(file: "TensorFile") -> TinyVAEConfig:
             f"{path} must make three colors of square patches from its latent channels, got "
             f"{output[0]} values from {first[1]} channels; use taew2_1 or taew2_2"
         )
-    widths = (first[0], *(kernel[0] for kernel in kernels))
+    second, third, last = (kernel[0] for kernel in kernels)
+    widths = (first[0], second, third, last)
     return TinyVAEConfig(z_dim=first[1], widths=widths, patch_size=patch)
 
 
-def shortened(
-    name: str, info: TensorInfo, targets: Mapping[str, tuple[int, ...]]
-) -> TensorInfo:
-    """Return a matrix that makes frames without the first rows, if it is for more frames.
+def last_rows(info: TensorInfo, rows: int) -> TensorInfo:
+    """Return the last rows of a matrix that makes frames, if it makes more than needed.
 
-    Files may share weights with a model that makes more; the reference takes the last rows, too.
+    The reference takes these of files that share weights with a network that makes more frames.
     """
-    rows = targets[f"stages.{taehv.MATRICES.index(name)}.grow.matrix"][0]
     if not info.shape or info.shape[0] <= rows:
         return info
     return replace(info, shape=(rows, *info.shape[1:]))

@@ -6,15 +6,15 @@ Data for the engine in `rename`. In the file, layers are numbered with those tha
 from wanpipe.checkpoints.rename import RenameRule
 
 INPUT, OUTPUT = "decoder.1", "decoder.22"  # the first and the last convolution
-# of each stage: its three blocks, the matrix that makes frames, and the convolution after it
-STAGES = (((3, 4, 5), 7, 8), ((9, 10, 11), 13, 14), ((15, 16, 17), 19, 20))
-MATRICES = tuple(f"decoder.{matrix}.conv.weight" for _, matrix, _ in STAGES)
-KERNELS = tuple(f"decoder.{last}.weight" for _, _, last in STAGES)
+# of each level: its three blocks, the matrix that makes frames, and the convolution after it
+LEVELS = (((3, 4, 5), 7, 8), ((9, 10, 11), 13, 14), ((15, 16, 17), 19, 20))
+MATRICES = tuple(f"decoder.{matrix}.conv.weight" for _, matrix, _ in LEVELS)
+KERNELS = tuple(f"decoder.{last}.weight" for _, _, last in LEVELS)
 SUPER = "decoder.1.conv.0.weight"  # only the larger decoder, of files called _super, has it
 
 
-def _stage(stage: int, blocks: tuple[int, ...], matrix: int, last: int) -> tuple[RenameRule, ...]:
-    target = f"stages.{stage}"
+def _level(level: int, blocks: tuple[int, ...], matrix: int, last: int) -> tuple[RenameRule, ...]:
+    target = f"levels.{level}"
     return (
         *(
             RenameRule(
@@ -34,7 +34,7 @@ _ENCODER = ("encoder.{i}", "encoder.{i}.conv", "encoder.{i}.conv.{j}", "encoder.
 
 RULES = (
     RenameRule(f"{INPUT}.{{leaf}}", "input.{leaf}", "conv"),
-    *(rule for number, stage in enumerate(STAGES) for rule in _stage(number, *stage)),
+    *(rule for number, level in enumerate(LEVELS) for rule in _level(number, *level)),
     RenameRule(f"{OUTPUT}.{{leaf}}", "output.{leaf}", "conv"),
     *(RenameRule(f"{module}.{{leaf}}", None) for module in _ENCODER),
 )

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.models.config import TinyVAEConfig
+from wanpipe.models.config import TINY_BLOCKS, TINY_GROWTH, TinyVAEConfig
 from wanpipe.models.layers import matmul
 from wanpipe.models.vae.blocks import polyphase_kernels
 from wanpipe.models.vae.causal_conv import SAME, CausalCache, Conv, DerivedWeight, convolve
 
-BLOCKS = 3  # of each stage
-GROWTH = (1, 2, 2)  # frames that each stage makes of one
 LEAD = 3  # frames that are decoded before the first one of the video
 
 
@@ -84,12 +82,12 @@ class Grow(nn.Module):
         return y.reshape(T * frames, 2 * H, 2 * W, outputs)  # (T, Y, X, O)
 
 
-class Stage(nn.Module):
+class Level(nn.Module):
     """Blocks at one size, and the layer that leads to the next size."""
 
     def __init__(self, inputs: int, outputs: int, frames: int) -> None:
         super().__init__()
-        self.blocks = [MemoryBlock(inputs) for _ in range(BLOCKS)]
+        self.blocks = [MemoryBlock(inputs) for _ in range(TINY_BLOCKS)]
         self.grow = Grow(inputs, outputs, frames)
 
 
@@ -100,8 +98,8 @@ class Decoder(nn.Module):
         super().__init__()
         first, *_, last = widths = config.widths
         self.input = conv(config.z_dim, first)
-        sizes = zip(widths, widths[1:], GROWTH, strict=False)
-        self.stages = [Stage(inputs, outputs, frames) for inputs, outputs, frames in sizes]
+        sizes = zip(widths, widths[1:], TINY_GROWTH, strict=False)
+        self.levels = [Level(inputs, outputs, frames) for inputs, outputs, frames in sizes]
         self.output = conv(last, 3 * config.patch_size**2)
         self._patch = config.patch_size
 
@@ -120,9 +118,9 @@ class Decoder(nn.Module):
     def chunk(self, z: mx.array, cache: CausalCache) -> mx.array:
         """Decode one latent frame (1, H, W, C) to four, with the `cache` of those before it."""
         x = relu(self.input(z))
-        *stages, last = self.stages
-        for stage in stages:
-            x = cache.evaluate(stage.grow(cache.run(stage.blocks, x)))
+        *levels, last = self.levels
+        for level in levels:
+            x = cache.evaluate(level.grow(cache.run(level.blocks, x)))
         x = cache.run(last.blocks, x)
         # full size: two frames at a time
         pieces = [self._to_pixels(last.grow(x[t : t + 1]), cache) for t in range(len(x))]
