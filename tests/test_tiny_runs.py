@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.sweeps.sheets import SEEDS, graph_of, make
 from tests.test_preview import rows
 from tests.tiny_vae import NARROW, draw_weights, write_tiny_vae
 from tests.workshop import SMALL, Place, inside
@@ -132,6 +133,20 @@ def test_a_preview_is_decoded_by_a_tiny_vae(place: Place, tiny: Path) -> None:
     place.refuse(
         "preview", *drafts, "--vae", "--vae-tiny", tiny, code=2, says="either --vae or a tiny VAE"
     )
+
+
+def test_a_sweep_decodes_with_a_tiny_vae(place: Place, tiny: Path) -> None:
+    text = f'vae-tiny = "{tiny}"\n{SEEDS}'
+    graph = graph_of(place, text)
+    make(place, graph)
+    videos = [node for node in graph.nodes if node.stage == "decode"]
+    assert {node.network for node in videos} == {hash_file(tiny)}
+    for node in videos:
+        assert place.entry(place.cache / "decode" / node.key).material.decoder == "tiny"
+    shutil.rmtree(place.cache / "denoise")
+    again = [node for node in graph_of(place, text).nodes if node.stage == "decode"]
+    assert [node.key for node in again] == [node.key for node in videos]
+    assert all("--vae-tiny" not in node.command for node in again)  # their frames are there
 
 
 @pytest.mark.parametrize(
