@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
+from stages import run
 from tests.commands import Result
 from tests.test_encode_video import furnished
 from tests.test_lora_runs import STYLE
 from tests.test_lora_runs import furnished as with_loras
 from tests.workshop import PROMPT, SMALL, Models, Place, inside
+from wanpipe.cache.gallery import remake
+from wanpipe.cli.like import SETTINGS
+from wanpipe.denoising.settings import CHANGING
 from wanpipe.media.video import read_metadata, write_video
 from wanpipe.runtime.documents import decode
+from wanpipe.store import Settings
 from wanpipe.store.keys import canonical
 
 OUT = ("--output", "again.gif")
@@ -66,6 +72,7 @@ def test_the_same_again_is_found_in_the_cache(studio: Place) -> None:
         ("--no-negative-prompt", "--scheduler", "euler", "--shift", 3, "--guide-scale", 2.5),
         ("--timesteps", "1000,750,500,250", "--trim-first-frames", 1),
         ("--steps", 10, "--step-cache", 0.05),
+        ("--nag", 5, "--nag-tau", 3, "--nag-alpha", 0.5, "--guide-scale", 1),
     ],
 )
 def test_in_an_empty_cache_it_has_the_same_keys_and_bits(
@@ -263,3 +270,9 @@ def test_files_that_are_no_video_are_refused(studio: Place) -> None:
         ("0000000", 1, "no entry 0000000"),
     ):
         studio.refuse("run", "--like", name, code=code, says=says)
+
+
+def test_every_setting_of_a_run_is_an_option_of_the_commands_that_make_it_again() -> None:
+    names = {field.name for field in structs.fields(Settings)} - {"loras", "reference_frames"}
+    assert names <= {*SETTINGS} <= {option.name for option in run.command.params}
+    assert {*CHANGING} - {"loras"} <= {*remake.CHANGING} <= {*SETTINGS}

@@ -28,7 +28,6 @@ from wanpipe.runtime.documents import (
     Seed,
     Text,
     convert,
-    to_builtins,
 )
 from wanpipe.runtime.units import quote
 from wanpipe.sampling import SOLVERS
@@ -36,12 +35,16 @@ from wanpipe.store import Entry, Settings, Store
 from wanpipe.store.schema import ROLES
 from wanpipe.weights.model import Model, current_directory, open_model
 
+# what the settings of a run have, as options
 SETTINGS = (
     "width",
     "height",
     "num_frames",
     "steps",
     "guide_scale",
+    "nag",
+    "nag_tau",
+    "nag_alpha",
     "shift",
     "scheduler",
     "timesteps",
@@ -156,10 +159,7 @@ class Like:
 
     def sampling(self, given: set[str]) -> dict[str, Any]:
         """Return the recorded settings as options, except those that the given ones replace."""
-        recorded = to_builtins(self.settings)
-        found = {name: recorded[name] for name in SETTINGS if recorded.get(name) is not None}
-        low, high = self.settings.guide_scale
-        found["guide_scale"] = (low,) if low == high else (low, high)
+        found = self.settings.options()
         if given & {"steps", "timesteps"}:  # each decides the other
             found = {name: found[name] for name in found.keys() - {"steps", "timesteps"}}
         steps = schedule_of(self.settings).steps

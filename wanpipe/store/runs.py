@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from msgspec import UNSET, Meta, UnsetType, field, structs
 
@@ -84,6 +84,20 @@ class Settings(Document, frozen=True, kw_only=True):
     def size(self) -> tuple[int, int, int]:
         """Width and height in pixels, and frames before the first ones are trimmed."""
         return self.width, self.height, self.num_frames + 4 * self.trim_first_frames
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of a run that give these settings, by name, but for LoRAs and what
+        follows from a video.
+        """
+        found: dict[str, Any] = to_builtins(self)
+        del found["loras"]
+        found.pop("reference_frames", None)
+        low, high = self.guide_scale
+        found["guide_scale"] = (low,) if low == high else (low, high)
+        scale = found.pop("nag", {})
+        names = {"scale": "nag", "tau": "nag_tau", "alpha": "nag_alpha"}
+        found |= {names[name]: value for name, value in scale.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def loras_for(self, expert: str) -> list[Lora]:
         """Return the LoRAs of an expert, in the order in which they are added."""

@@ -2,14 +2,21 @@
 
 import shlex
 from collections.abc import Iterable, Iterator
-
-from msgspec import UNSET
+from typing import Any
 
 from wanpipe.store import Run, Settings, Store
 from wanpipe.store.runs import Lora
 
 Option = tuple[str, ...]  # a name with its values
 
+CHANGING = (
+    "guide_scale",
+    "nag",
+    "nag_tau",
+    "nag_alpha",
+    "step_cache",
+    "context_scale",
+)
 ALL = "--lora"  # the option for a LoRA of every expert
 EXPERTS = {"high_noise_model": "--lora-high", "low_noise_model": "--lora-low"}
 
@@ -51,30 +58,24 @@ def negative_options(run: Run) -> list[Option]:
 
 def noise_options(run: Run) -> Iterator[Option]:
     """Yield the options that cannot change within a run."""
-    settings = run.settings
     yield "--seed", str(run.seed)
-    yield "--width", str(settings.width)
-    yield "--height", str(settings.height)
-    yield "--num-frames", str(settings.num_frames)
-    yield "--steps", str(settings.steps)
-    yield "--shift", number(settings.shift)
-    yield "--scheduler", settings.scheduler
-    if settings.timesteps:
-        yield "--timesteps", ",".join(map(number, settings.timesteps))
-    if settings.trim_first_frames:
-        yield "--trim-first-frames", str(settings.trim_first_frames)
-    if settings.strength is not UNSET:
-        yield "--strength", number(settings.strength)
+    for name, value in run.settings.options().items():
+        if name not in CHANGING and (name, value) != ("trim_first_frames", 0):
+            yield option(name, value)
 
 
 def changing_options(settings: Settings) -> Iterator[Option]:
     """Yield the options that a branch may change."""
-    low, high = settings.guide_scale
-    yield "--guide-scale", number(low) if low == high else f"{number(low)},{number(high)}"
-    if settings.step_cache is not None:
-        yield "--step-cache", number(settings.step_cache)
-    if settings.context_scale is not UNSET:
-        yield "--context-scale", number(settings.context_scale)
+    for name, value in settings.options().items():
+        if name in CHANGING:
+            yield option(name, value)
+
+
+def option(name: str, value: Any) -> Option:
+    """Return a setting as an option."""
+    words = value if isinstance(value, list | tuple) else [value]
+    text = ",".join(word if isinstance(word, str) else number(word) for word in words)
+    return f"--{name.replace('_', '-')}", text
 
 
 def lora_options(run: Run) -> Iterator[Option]:
