@@ -182,7 +182,8 @@ def locate_model(reference: str, store: Store) -> Path:
         if snapshot := repository and repository.snapshot():
             return snapshot
         if repository is not None:
-            raise CheckpointError(f"no model {not_there(repository)}") from error
+            other = f"a directory, an entry of {store.root}"
+            raise CheckpointError(not_there(repository, other)) from error
         raise CheckpointError(
             f"no model {reference}: neither a directory nor an entry of {store.root}; "
             "make one with `wanpipe convert`"
