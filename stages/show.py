@@ -25,7 +25,7 @@ from wanpipe.runtime.documents import to_builtins as plain_data
 from wanpipe.runtime.text import to_json
 from wanpipe.runtime.units import format_si
 from wanpipe.store import Store
-from wanpipe.weights.model import Model, open_model
+from wanpipe.weights.model import Model, is_named_model, open_model
 
 if TYPE_CHECKING:
     from wanpipe.weights.lora import LoraFile
@@ -39,7 +39,7 @@ def run(reference: str, store: Store) -> dict[str, Any]:
 
     Raises UsageError, StoreError or CheckpointError if it is none of these.
     """
-    rows = describe_path(Path(reference))
+    rows = None if is_named_model(reference, store) else describe_path(Path(reference))
     if rows is not None:
         return dict(rows)
     if found := store.find_run(reference):

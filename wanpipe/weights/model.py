@@ -170,7 +170,7 @@ def locate_model(reference: str, store: Store) -> Path:
     """
     from wanpipe.checkpoints.hub.cache import not_there, parse_repository
 
-    if Path(reference).is_dir():
+    if Path(reference).is_dir() and not is_named_model(reference, store):
         return Path(reference)
     try:
         path = store.locate(reference)
@@ -188,3 +188,16 @@ def locate_model(reference: str, store: Store) -> Path:
             f"no model {reference}: neither a directory nor an entry of {store.root}; "
             "make one with `wanpipe convert`"
         ) from error
+
+
+def is_named_model(reference: str, store: Store) -> bool:
+    """Return whether a reference is the name of a model, and no model lies in a folder of that
+    name. People name a model as the folder of its checkpoint.
+    """
+    if not (store.names.get(reference) or "").startswith("convert/"):
+        return False
+    try:
+        read_model_config(Path(reference))
+    except CheckpointError:
+        return True
+    return False
