@@ -18,6 +18,7 @@ from wanpipe.checkpoints.hub.cache import locate_file
 from wanpipe.checkpoints.tensors import list_names
 from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
+from wanpipe.cli.values import REFERENCE
 from wanpipe.denoising.loras import find_file
 from wanpipe.errors import CheckpointError, StoreError
 from wanpipe.pipeline.lineage import read_lineage
@@ -187,7 +188,7 @@ def describe_video(path: Path) -> Rows:
 
 
 @click.command("show")
-@click.argument("reference")
+@click.argument("reference", type=REFERENCE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @read_only_options
 def command(session: Session, reference: str, as_json: bool) -> None:
