@@ -22,6 +22,7 @@ from wanpipe.media.names import DEFAULT
 from wanpipe.runtime.documents import DocumentError, convert, first_line, read_regular
 from wanpipe.sweeps.arguments import Value, read_value
 from wanpipe.sweeps.names import check_template
+from wanpipe.weights.model import is_model
 
 MOST = 100_000  # videos of a sweep
 LONGEST = 1 << 24  # bytes of a file, which may have all prompts
@@ -180,6 +181,6 @@ def read(option: click.Option, value: Any, folder: Path) -> Value:
     found = read_value(option, value, folder)
     if option.name == "prompt" and found == "-":
         raise UsageError("prompt must be text here, got -; standard input is for `wanpipe run`")
-    if option.name == "model" and (folder / Path(found).expanduser()).is_dir():
+    if option.name == "model" and is_model(folder / Path(found).expanduser()):
         return str(folder / Path(found).expanduser())
     return found

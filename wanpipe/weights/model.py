@@ -194,10 +194,14 @@ def is_named_model(reference: str, store: Store) -> bool:
     """Return whether a reference is the name of a model, and no model lies in a folder of that
     name. People name a model as the folder of its checkpoint.
     """
-    if not (store.names.get(reference) or "").startswith("convert/"):
-        return False
+    named = store.names.get(reference) or ""
+    return named.startswith("convert/") and not is_model(Path(reference))
+
+
+def is_model(directory: Path) -> bool:
+    """Return whether a converted model lies in a directory."""
     try:
-        read_model_config(Path(reference))
+        read_model_config(directory)
     except CheckpointError:
-        return True
-    return False
+        return False
+    return True
