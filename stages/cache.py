@@ -18,7 +18,7 @@ from wanpipe.cache.table import entry_table, usage_table
 from wanpipe.cli import options
 from wanpipe.cli.printing import print_json, print_lines, print_path
 from wanpipe.cli.session import Session, help_option, read_only_options, whole_options
-from wanpipe.cli.values import Age, Size
+from wanpipe.cli.values import REFERENCE, Age, Size
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.runtime.disk import store_errors
 from wanpipe.store import Store
@@ -27,7 +27,9 @@ from wanpipe.store.schema import STAGES
 if TYPE_CHECKING:
     from wanpipe.cache.remote.tier import Tier
 
-entries_argument = click.argument("references", nargs=-1, required=True, metavar="ENTRY...")
+entries_argument = click.argument(
+    "references", type=REFERENCE, nargs=-1, required=True, metavar="ENTRY..."
+)
 
 
 @click.group("cache")
@@ -273,7 +275,7 @@ def import_(session: Session, file: Path) -> None:
 
 
 @command.command("push")
-@click.argument("references", nargs=-1, metavar="[ENTRY]...")
+@click.argument("references", type=REFERENCE, nargs=-1, metavar="[ENTRY]...")
 @click.option(
     "--push",
     "policy",

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
+from wanpipe.cli.values import REFERENCE
 from wanpipe.errors import UsageError
 from wanpipe.models.config import Quantization
 from wanpipe.pipeline.conversion import (
@@ -183,7 +184,10 @@ def quantization(params: Params) -> dict[str, Quantization]:
 @options.checkpoint
 @options.quantization
 @click.option(
-    "--from-model", metavar="MODEL", help="Quantize this converted model instead of a checkpoint."
+    "--from-model",
+    type=REFERENCE,
+    metavar="MODEL",
+    help="Quantize this converted model instead of a checkpoint.",
 )
 @click.option(
     "--output-dir",

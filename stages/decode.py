@@ -129,7 +129,7 @@ def check_output(params: Params) -> str:
     video can be, or for an invalid frame rate.
     """
     if params.output is not None:
-        fields_of(params.output)
+        fields_of(params.output.name)
     kind = "mp4" if params.output is None else video_format(params.output)
     if params.fps is not None:
         check_rate(kind, params.fps)

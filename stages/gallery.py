@@ -14,6 +14,7 @@ from wanpipe.cli import options
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
 from wanpipe.cli.session import cache_option, output_options
+from wanpipe.cli.values import REFERENCE
 from wanpipe.errors import StoreError, UsageError
 from wanpipe.store import Run, Store
 
@@ -105,6 +106,7 @@ def keys_of(reference: str, runs: Sequence[Run], store: Store) -> list[str]:
 @click.option(
     "--run",
     "runs",
+    type=REFERENCE,
     multiple=True,
     metavar="RUN",
     help="Show only this run: a run, one of its entries, or its video. Repeatable.",

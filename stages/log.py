@@ -12,6 +12,7 @@ from wanpipe.cache.branches import StepFormatter, View
 from wanpipe.cache.tree import draw
 from wanpipe.cli.printing import print_lines
 from wanpipe.cli.session import Session, read_only_options
+from wanpipe.cli.values import REFERENCE
 from wanpipe.errors import UsageError
 from wanpipe.store import Store
 
@@ -45,7 +46,7 @@ def run(reference: str, store: Store) -> Iterator[str]:
 
 
 @click.command("log")
-@click.argument("reference", metavar="ENTRY")
+@click.argument("reference", type=REFERENCE, metavar="ENTRY")
 @read_only_options
 def command(session: Session, reference: str) -> None:
     """Draw a run and its branches as a tree.

@@ -15,6 +15,7 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.session import Session, read_only_options
+from wanpipe.cli.values import REFERENCE
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.media.latent_rgb import linear_frames
 from wanpipe.runtime.output import check_writable, replace_output
@@ -147,7 +148,7 @@ def drafts(store: Store) -> list[str]:
 
 
 @click.command("preview")
-@click.argument("references", nargs=-1, metavar="[ENTRY]...")
+@click.argument("references", type=REFERENCE, nargs=-1, metavar="[ENTRY]...")
 @click.option("--all-drafts", is_flag=True, help="Show every unfinished run in the cache.")
 @click.option("--vae", is_flag=True, help="Decode with the VAE: slower, but exact.")
 @options.tiny

@@ -16,6 +16,7 @@ from wanpipe.cli.like import Like
 from wanpipe.cli.prompts import read_prompt
 from wanpipe.cli.seeds import choose_seeds
 from wanpipe.cli.session import Session, stage_options
+from wanpipe.cli.values import REFERENCE
 from wanpipe.denoising.launched import serves_another
 from wanpipe.errors import UsageError
 from wanpipe.media.names import Named, check_distinct, name_video
@@ -153,6 +154,7 @@ def plan_model(
 @click.command("run")
 @click.option(
     "--like",
+    type=REFERENCE,
     metavar="VIDEO",
     help="Make this video again, with what else is given changed: a video that wanpipe wrote, a "
     "run, a step or frames.",

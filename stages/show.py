@@ -1,7 +1,8 @@
 """show: describe an entry, a run, a converted model, a video, a LoRA or a GGUF file, and where it
 comes from.
 
-Reads: an entry of the cache, a model directory, a video that wanpipe wrote, a LoRA or GGUF file.
+Reads: an entry of the cache, a model directory, a video that wanpipe wrote, a LoRA or GGUF file;
+the Hub's cache.
 Writes: nothing; prints the description on stdout.
 """
 
@@ -13,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanpipe.cache.describe import Rows, describe_entry, describe_run
+from wanpipe.checkpoints.hub.cache import locate_file
 from wanpipe.checkpoints.tensors import list_names
 from wanpipe.cli.printing import print_json, print_lines
 from wanpipe.cli.session import Session, read_only_options
+from wanpipe.cli.values import REFERENCE
 from wanpipe.denoising.loras import find_file
-from wanpipe.errors import CheckpointError
+from wanpipe.errors import CheckpointError, StoreError
 from wanpipe.pipeline.lineage import read_lineage
 from wanpipe.runtime.documents import to_builtins as plain_data
 from wanpipe.runtime.text import to_json
 from wanpipe.runtime.units import format_si
 from wanpipe.store import Store
-from wanpipe.weights.model import Model, open_model
+from wanpipe.weights.model import Model, is_named_model, open_model
 
 if TYPE_CHECKING:
     from wanpipe.weights.lora import LoraFile
@@ -32,30 +35,45 @@ LABELS = {"film": "video"}  # what a person reads for a key of the JSON
 
 
 def run(reference: str, store: Store) -> dict[str, Any]:
-    """Describe a video, a LoRA, a GGUF file, a model directory, or an entry or run by path, key
-    prefix or name.
+    """Describe a video, a LoRA, a GGUF file, a model directory, an entry or run by path, key prefix
+    or name, or what a repository holds in the Hub's cache: ORG/NAME or ORG/NAME:FILE.
 
-    Raises UsageError or CheckpointError if it is none of these.
+    Raises UsageError, StoreError or CheckpointError if it is none of these.
     """
-    path = Path(reference)
-    if path.is_dir() and (path / "config.json").is_file():
-        return dict(describe_model(open_model(path)))
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        return dict(describe_gguf(path))
-    if path.suffix.lower() == ".safetensors" and path.is_file():
-        return dict(describe_lora(path))
-    if (path / "adapter_config.json").is_file():
-        return dict(describe_lora(find_file(path)))
-    if path.is_dir() and any(path.glob("*.png")):
-        return dict(describe_video(path))
-    if path.exists() and not path.is_dir():
-        return dict(describe_video(path))
+    rows = None if is_named_model(reference, store) else describe_path(Path(reference))
+    if rows is not None:
+        return dict(rows)
     if found := store.find_run(reference):
         return dict(describe_run(found, store))
-    entry = store.peek_reference(reference)
+    try:
+        entry = store.peek_reference(reference)
+    except StoreError as error:
+        path = locate_file(Path(reference), f"a file, an entry of {store.root}")
+        if path == Path(reference):
+            raise
+        rows = describe_path(path)
+        if rows is None:
+            raise CheckpointError(
+                f"{reference} is neither a converted model nor a LoRA; convert the checkpoint with "
+                f"`wanpipe convert --checkpoint-dir {reference}`"
+            ) from error
+        return dict(rows)
     if entry.stage == "convert":
         return dict(describe_model(open_model(entry.path)))
     return dict(describe_entry(entry, Store(entry.root, store.report)))
+
+
+def describe_path(path: Path) -> Rows | None:
+    """Describe a file, or a folder with a model, a LoRA or frames; return None for others."""
+    if not path.is_dir():
+        suffix = path.suffix.lower() if path.is_file() else ""
+        describe = {".gguf": describe_gguf, ".safetensors": describe_lora}.get(suffix)
+        return (describe or describe_video)(path) if path.exists() else None
+    if (path / "config.json").is_file():
+        return describe_model(open_model(path))
+    if any(path.glob("*.safetensors")):
+        return describe_lora(find_file(path))
+    return describe_video(path) if any(path.glob("*.png")) else None
 
 
 def describe_model(model: Model) -> Rows:
@@ -170,14 +188,15 @@ def describe_video(path: Path) -> Rows:
 
 
 @click.command("show")
-@click.argument("reference")
+@click.argument("reference", type=REFERENCE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @read_only_options
 def command(session: Session, reference: str, as_json: bool) -> None:
     """Describe an entry, a model, a video, a LoRA or a GGUF file.
 
     REFERENCE is an entry or a run (path, key prefix or name), the directory of a converted model, a
-    video that wanpipe wrote, or a LoRA or GGUF file.
+    video that wanpipe wrote, or a LoRA or GGUF file. ORG/NAME is a model or a LoRA that was
+    downloaded from the Hugging Face Hub, and ORG/NAME:FILE one of its files.
     """
     rows = run(reference, session.store)
     if as_json:

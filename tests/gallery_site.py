@@ -88,7 +88,7 @@ def filled(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
         place.do("run", *last, "--prompt", "a cat", "--seed", seed, "--output", f"cat-{seed}.mp4")
     place.do("run", *last, "--prompt", HOSTILE, "--seed", 10**20, "--output", "odd.mp4")
     text = place.text("a dog runs")
-    place.do("denoise", "--from", text, *SMALL, "--seed", 3, "--stop-at", 2)
+    place.do("denoise", "--from", text, *SMALL, "--seed", 3, "--stop-at", 2, "--name", "draft")
     first = next(run for run in place_runs(place) if run.seed == 1)
     second = place.cache / "denoise" / first.steps[1]
     branch = place.made("denoise", "--from", second, "--guide-scale", 2)

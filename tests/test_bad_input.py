@@ -171,8 +171,9 @@ def test_a_missing_model_is_refused(command: tuple[str, ...], place: Place) -> N
 def test_a_checkpoint_given_as_a_model_is_refused_with_the_command_to_convert_it(
     place: Place, checkpoints: Path
 ) -> None:
-    words = ("encode-text", "--prompt", "x", "--model", checkpoints / "wan21-t2v")
-    place.refuse(*words, code=1, says="convert the checkpoint with `wanpipe convert")
+    path = checkpoints / "wan21-t2v"
+    says = f"convert the checkpoint with `wanpipe convert --checkpoint-dir {path}`"
+    place.refuse("encode-text", "--prompt", "x", "--model", path, code=1, says=says)
 
 
 def test_a_command_without_a_model_names_the_missing_option(place: Place) -> None:

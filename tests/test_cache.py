@@ -17,6 +17,7 @@ from tests.store.builders import chain, frames, text
 from tests.workshop import PROMPT, SMALL, Place, inside
 from wanpipe.cache.archive import export, import_
 from wanpipe.cache.listing import Filter, list_entries
+from wanpipe.cache.table import entry_table
 from wanpipe.errors import WanpipeError
 from wanpipe.runtime.units import format_age, format_si, format_table, parse_age, parse_size
 from wanpipe.store import Entry, Store
@@ -52,6 +53,22 @@ def test_ls_prints_stage_description_size_age_and_name(store: Store) -> None:
     assert re.search(r"kB \d s best", printed)
     assert "encode-text “a dog”" in printed
     assert "decode “a cat”, 832x480, 81 frames" in printed
+
+
+def test_ls_names_the_latest_video_of_a_run_and_of_its_frames(place: Place) -> None:
+    def last_cells(**conditions: Any) -> dict[str, str]:
+        table = entry_table(list_entries(Store(place.cache), Filter(**conditions)))
+        return {line.split()[1]: re.split(r"  +", line)[-1] for line in table.splitlines()}
+
+    place.film()
+    cells = last_cells()
+    assert [cells[stage] for stage in ("denoise", "decode")] == ["film.mp4"] * 2
+    assert "film" not in cells["encode-text"]
+    place.film("--output", "film.gif")
+    assert last_cells()["denoise"] == "film.gif and 1 more"
+    (place.root / "film.gif").unlink()
+    assert last_cells()["decode"] == "film.gif (gone) and 1 more"
+    assert "film" not in last_cells(stage="denoise")["denoise"]
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,18 @@ def test_a_name_can_be_reused(studio: Place) -> None:
     assert step.inputs["text"] == second.name != first.name
 
 
+def test_a_name_that_moves_is_told_with_its_entry_before(studio: Place) -> None:
+    def remarks(prompt: str) -> list[str]:
+        words = ("encode-text", "--model", studio.model, "--prompt", prompt, "--name", "moved")
+        events = studio.do(*words).events
+        return [event["text"] for event in events if event["event"] == "remark"]
+
+    first = studio.text("first").name
+    assert remarks("first") == []
+    assert remarks("first") == []
+    assert remarks("second") == [f"moved was the name of encode-text {first[:8]} before"]
+
+
 def test_an_invalid_name_is_refused_before_any_work(studio: Place) -> None:
     for name in (
         "a/b",

@@ -81,6 +81,19 @@ def test_model_version_insists(checkpoint: Path, here: Place) -> None:
     here.do(*words, "2.1")
 
 
+def test_a_model_may_have_the_name_of_its_checkpoints_folder(checkpoint: Path, here: Place) -> None:
+    folder = here.root / "wan"
+    shutil.copytree(checkpoint, folder)
+    model = here.made("convert", "--checkpoint-dir", "wan", "--name", "wan")
+    text = here.made("encode-text", "--model", "wan", "--prompt", "x")
+    assert text == here.made("encode-text", "--model", model, "--prompt", "x")
+    shown = [inside("show", one, cwd=here.root).paths for one in ("wan", model)]
+    assert shown[0][2:] == shown[1][2:]
+    shutil.rmtree(folder)  # a model in the folder comes before the name
+    shutil.copytree(model, folder)
+    assert inside("show", "wan", cwd=here.root).paths[:2] == ["model", "wan"]
+
+
 def test_a_name_stands_for_the_model(checkpoint: Path, here: Place) -> None:
     here.do("convert", "--checkpoint-dir", checkpoint, "--name", "tiny")
     assert here.do("encode-text", "--model", "tiny", "--prompt", "x").computed()

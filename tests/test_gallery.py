@@ -77,6 +77,8 @@ def test_a_finished_run_has_its_video_and_a_draft_its_latest_step(
     [strips] = page.values("data-strips")
     assert [strip["step"] for strip in json.loads(strips)] == [1, 2]
     assert "2 of 4 steps" in page.texts["facts"]
+    assert page.texts["facts"].startswith("draft seed 3")
+    assert "draft seed 3" in Page.read(site / "index.html").texts["facts"]
 
 
 def test_the_poster_is_the_first_frame(site: Path, filled: Place) -> None:

@@ -204,6 +204,8 @@ def test_a_branch_and_noise_of_a_file_are_told(studio: Place) -> None:
     studio.do("decode", "--from", other, "--output", "branch.gif")
     says = f"branch.gif branches from step {half.name[:8]} of another run"
     studio.refuse("run", "--like", "branch.gif", code=2, says=says)
+    says = "with what it changes, which `wanpipe show branch.gif` lists"
+    studio.refuse("run", "--like", "branch.gif", code=2, says=says)
     np.save(studio.root / "noise.npy", np.random.default_rng(1).normal(size=(16, 2, 4, 4)))
     studio.film("--noise", "noise.npy")
     studio.refuse("run", "--like", "film.mp4", code=2, says="give it with --noise, or use --seed")

@@ -30,8 +30,8 @@ def missing(entry: dict[str, Any], *differences: dict[str, str], **more: Any) ->
         ),
         (
             "nodes",
-            {"stage": "decode", "nodes": 0, "units": 0, "cached": 2},
-            "decode: 0 to compute, 2 cached",
+            {"stage": "denoise", "nodes": 0, "units": 0, "cached": 2},
+            "denoise: 0 to compute, 2 cached",
         ),
         ("sweep", {"videos": 1, "missing": 0}, "1 video, 0 to make"),
         (

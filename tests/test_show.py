@@ -12,7 +12,8 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from tests.checkpoints.ggufs import write_pair
-from tests.conftest import DATA
+from tests.conftest import DATA, unpack
+from tests.hub_server import store_snapshot
 from tests.workshop import PROMPT, SMALL, Models, Place, inside
 from wanpipe.media.video import write_video
 
@@ -99,6 +100,34 @@ def test_a_gguf_file_shows_its_network_and_types(checkpoints: Path, tmp_path: Pa
     }
     rows = show(place, folder / "umt5-Q8_0.gguf")
     assert (rows["network"], rows["architecture"]) == ("text encoder", "t5encoder")
+
+
+def test_what_was_downloaded_is_shown_by_the_name_of_its_repository(
+    studio: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    source, file = tmp_path / "source", "style.safetensors"
+    packed = DATA / "expected/wan21-t2v/lora_files/a_lightning_down_up_alpha.safetensors.xz"
+    unpack(packed, source / f"{file}.xz")
+    model = store_snapshot(tmp_path / "hub", studio.model, "someone/Model", "1" * 40)
+    lora = store_snapshot(tmp_path / "hub", source, "someone/Style", "2" * 40)
+    assert show(studio, "someone/Model") == show(studio, model)
+    for reference in ("someone/Style", f"someone/Style:{file}", f"someone/Style@{'2' * 40}"):
+        assert show(studio, reference) == show(studio, lora / file)
+
+
+def test_a_repository_that_cannot_be_shown_is_refused(
+    studio: Place, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    store_snapshot(tmp_path / "hub", checkpoints / "wan22-t2v-a14b", "someone/Wan", "1" * 40)
+    says = "with `wanpipe convert --checkpoint-dir someone/Wan`"
+    studio.refuse("show", "someone/Wan", code=1, says=says)
+    says = "run `wanpipe download someone/Other`"
+    studio.refuse("show", "someone/Other", code=1, says=says)
+    says = "run `wanpipe download someone/Wan --include x.safetensors`"
+    studio.refuse("show", "someone/Wan:x.safetensors", code=1, says=says)
+    studio.refuse("show", "not/a/repository", code=1, says="no entry not/a/repository")
 
 
 def test_show_writes_nothing(studio: Place) -> None:

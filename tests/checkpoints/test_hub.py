@@ -163,7 +163,7 @@ def test_an_incomplete_snapshot_tells_what_completes_it(
     (tmp_path / "blob").rename(blob)
     assert here.do("convert", "--checkpoint-dir", snapshot).computed()
     words = ("run", "--checkpoint-dir", "Wan-AI/Other", "--prompt", "x")
-    says = f"nor in the Hugging Face cache at {hub_cache()}; run `wanpipe download Wan-AI/Other`"
+    says = f"nor in the Hugging Face cache at {hub_cache()}; to download it, run `wanpipe download "
     here.refuse(*words, code=1, says=says)
 
 

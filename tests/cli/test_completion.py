@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import stages
+from wanpipe.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
 COMPLETE = """
@@ -22,11 +23,12 @@ print("heavy", [name for name in ("mlx.core", "zarr", "numpy") if name in sys.mo
 """
 
 
-def complete(words: str, number: int) -> list[str]:
+def complete(words: str, number: int, cwd: Path | None = None) -> list[str]:
     """What click prints to a shell for word `number` of a command line, and what was loaded."""
     asked = {"_WANPIPE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
     result = subprocess.run(
         [sys.executable, "-c", COMPLETE],
+        cwd=cwd,
         env={**os.environ, **asked, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -53,6 +55,30 @@ def test_commands_and_options_are_completed_without_heavy_imports(
 ) -> None:
     *lines, code, heavy = complete(words, number)
     assert [line.removeprefix("plain,") for line in lines if line] == found
+    assert (code, heavy) == ("code 0", "heavy []")
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "found"),
+    [
+        ("wanpipe show ", 2, ["plain,draft-1", "plain,draft-2", "plain,wan"]),
+        ("wanpipe denoise --from dr", 3, ["plain,draft-1", "plain,draft-2"]),
+        ("wanpipe run --cache other --model ", 5, ["plain,wan14"]),
+        ("wanpipe show cat.mp", 2, ["file,cat.mp"]),
+        ("wanpipe run --cache nowhere --model ", 5, ["file,"]),
+    ],
+)
+def test_names_in_the_cache_are_completed_before_files(
+    words: str, number: int, found: list[str], tmp_path: Path
+) -> None:
+    for cache, names in (
+        ("cache", ("wan", "draft-1", "draft-2", "w\nplain,x")),
+        ("other", ("wan14",)),
+    ):
+        for name in names:
+            Store(tmp_path / cache).names.set(name, f"denoise/{'0' * 32}")
+    *lines, code, heavy = complete(words, number, tmp_path)
+    assert lines == found
     assert (code, heavy) == ("code 0", "heavy []")
 
 

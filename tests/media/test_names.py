@@ -19,9 +19,10 @@ CAT = Named(key=KEY, number=3, prompt="A cat, plays: the/piano & sings loudly", 
         ("out/{n}-{seed}-{key}.gif", "out/3-7-01234567.gif"),
         ("{prompt}.webm", "a-cat-plays-the-piano-sings.webm"),
         ("{seed}{seed}", "77"),
+        ("{n:03}-{seed:2}.mp4", "003- 7.mp4"),
         ("plain.mp4", "plain.mp4"),
         ("{}.mp4", "{}.mp4"),
-        ("{1} {a b} {-}.mp4", "{1} {a b} {-}.mp4"),
+        ("{1} {a b} {-} {{seed}} {n.mp4", "{1} {a b} {-} {7} {n.mp4"),
         ("{folder}/a.mp4", "{folder}/a.mp4"),
     ],
 )
@@ -45,9 +46,17 @@ def test_several_videos_get_their_seed_unless_a_field_tells_them_apart(
     assert name_video(None if output is None else Path(output), CAT, several=True) == Path(name)
 
 
-@pytest.mark.parametrize("name", ["{sed}.mp4", "{seed}-{Prompt}.mp4", "{prompt__class__}.mp4"])
+@pytest.mark.parametrize(
+    "name", ["{sed}.mp4", "{seed}-{Prompt}.mp4", "{prompt__class__}.mp4", "{guide-scale}"]
+)
 def test_an_unknown_field_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"is no field of a name; use \{seed\}, \{key\}"):
+        name_video(Path(name), CAT)
+
+
+@pytest.mark.parametrize("name", ["{prompt:3}.mp4", "{key:08}", "{n:999}", "{seed!r}", "{n:>3}"])
+def test_a_form_that_is_no_width_of_a_number_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="only numbers have a form, their width"):
         name_video(Path(name), CAT)
 
 

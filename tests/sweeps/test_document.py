@@ -1,5 +1,6 @@
 """The sweep file: what it means, and what it is refused for, before anything is written."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from wanpipe.sweeps.arguments import arguments, read_value
 from wanpipe.sweeps.document import MOST, Sweep
 
 BASE = 'model = "MODEL"\nprompt = "a cat"\n'
+SMALLEST = "width = 32\nheight = 32\nnum-frames = 5\nsteps = 2\n"
 AXES = 'model = "MODEL"\n[axes]\nprompt = ["a cat"]\n'
 
 
@@ -115,10 +117,17 @@ def test_values_are_those_of_the_command_line_and_can_be_spelled(
         (AXES + "[[zip]]\n", "nothing is there"),
         (AXES + "prompt-file = 'none.txt'\n", "prompt is given twice"),
         ("model = 'MODEL'\n[axes]\nprompt-file = 'none.txt'\n", "none.txt cannot be read"),
-        ('output = "{sede}.mp4"\n' + BASE, "output has {sede}, which is no value of this sweep"),
-        ('output = "{prompt!r}.mp4"\n' + BASE, "output has {prompt!r}"),
-        ('output = "{n:999}.mp4"\n' + BASE, "output has {n:999}"),
-        ('output = "{n.mp4"\n' + BASE, "is no template"),
+        (
+            'output = "{sede}.mp4"\n' + BASE,
+            "{sede} in {sede}.mp4 is no field of a name; use {n}, {key}",
+        ),
+        (
+            'output = "{prompt!r}.mp4"\n' + BASE,
+            "{prompt!r} in {prompt!r}.mp4 cannot be filled: only numbers have",
+        ),
+        ('output = "{n:999}.mp4"\n' + BASE, "{n:999} in {n:999}.mp4 cannot be filled"),
+        ('output = "{exif:2}.mp4"\nexif = true\n' + BASE, "only numbers have a form"),
+        (BASE + "[zip]\nwidth = [32]\n", "zip must be a list of tables, got one; write [[zip]]"),
         ('output = "{n}.avi"\n' + BASE, "video 1: a video must end in .mp4, .webm, .gif"),
         ('output = "same.mp4"\n' + BASE + "[axes]\nseed = [1, 2]\n", "videos 1 and 2 would both"),
         (BASE + "num-frames = 80\n", "video 1: frames must be 4n+1, got 80; use 77 or 81"),
@@ -138,6 +147,17 @@ def test_a_file_that_is_missing_or_no_text_is_refused(place: Place) -> None:
     place.refuse("sweep", "deep.toml", code=2, says="deep.toml: it is no TOML: ")
 
 
+def test_a_model_may_have_the_name_of_its_checkpoints_folder(
+    place: Place, checkpoints: Path
+) -> None:
+    shutil.copytree(checkpoints / "wan21-t2v", place.root / "wan")
+    model = place.made("convert", "--checkpoint-dir", "wan", "--name", "wan")
+    (place.root / "sweep.toml").write_text(f'model = "wan"\nprompt = "a cat"\n{SMALLEST}')
+    named = place.do("sweep", "sweep.toml", "--dry-run")
+    (place.root / "sweep.toml").write_text(f'model = "{model}"\nprompt = "a cat"\n{SMALLEST}')
+    assert named.paths == place.do("sweep", "sweep.toml", "--dry-run").paths
+
+
 def test_a_model_that_is_not_there_is_an_error(place: Place) -> None:
     (place.root / "sweep.toml").write_text('model = "none"\nprompt = "a cat"\n')
     place.refuse("sweep", "sweep.toml", code=1, says="video 1: no model none: ")
@@ -147,3 +167,9 @@ def test_seeds_are_counted_before_they_are_listed() -> None:
     assert list(parse_seeds("3", MOST)) == [3]
     with pytest.raises(UsageError, match="at most 100000"):
         parse_seeds("1-90000,90001-180000", MOST)
+
+
+def test_workers_of_this_machine_do_not_go_with_a_scheduler(place: Place) -> None:
+    (place.root / "sweep.toml").write_text(f'model = "{place.model}"\nprompt = "a cat"\n')
+    words = ("sweep", "sweep.toml", "--scheduler", "tcp://127.0.0.1:9", "--workers", 2)
+    place.refuse(*words, code=2, says="--scheduler uses those that are connected to it; give one")

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from wanpipe.errors import UsageError
+from wanpipe.media.names import MAX_NAME_BYTES
 from wanpipe.sweeps.names import name_videos
 
 FOLDER = Path("/films")
+LONG = {"prompt": "猫" * 90, "image": Path("x" * 90), "last_image": Path("y" * 90)}
 
 
 def name(template: str, **values: object) -> str:
@@ -45,6 +47,12 @@ def test_values_become_parts_of_names(template: str, found: str) -> None:
 
 def test_no_value_leads_out_of_the_folder() -> None:
     assert name("{negative-prompt}/x.mp4", negative_prompt="../../etc") == "etc/x.mp4"
+
+
+def test_a_prompt_is_cut_to_the_room_that_other_values_leave() -> None:
+    made = name("{prompt}-{image}-{last-image}.mp4", **LONG)
+    assert made.endswith(f"-{'x' * 60}-{'y' * 60}.mp4")
+    assert len(made.encode()) <= MAX_NAME_BYTES
 
 
 def test_two_videos_of_one_name_are_an_error() -> None:

@@ -47,6 +47,12 @@ class ListedEntry:
     run: Run | None = None
     done: int | None = None
 
+    @property
+    def videos(self) -> list[str]:
+        """Paths of the videos that were written of a run, or of frames; the latest last."""
+        videos = self.run.videos if self.run else []
+        return [one.path for one in videos if self.done is not None or one.frames == self.row.key]
+
     def to_json(self) -> dict[str, Any]:
         """Return all fields as one JSON object."""
         run = self.run

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from wanpipe.cache.listing import ListedEntry
 from wanpipe.runtime import units
@@ -9,7 +10,8 @@ from wanpipe.runtime.text import printable
 
 
 def entry_table(rows: Sequence[ListedEntry]) -> str:
-    """Format entries and runs in columns: key, stage, description, size, age, names."""
+    """Format entries and runs in columns: key, stage, description, size, age, names,
+    video."""
     now = time.time()
     return (
         units.format_table([columns(row, now) for row in rows], frozenset({3, 4})) if rows else ""
@@ -27,7 +29,24 @@ def columns(one: ListedEntry, now: float) -> tuple[str, ...]:
         what = f"{units.quote(one.prompt)}, {what}" if what else units.quote(one.prompt)
     names = ", ".join([*one.names, "pinned"] if one.pinned else one.names)
     age = units.format_age(now - units.parse_timestamp(row.time)) if row.time else "?"
-    return row.key[:12], row.stage, what, units.format_si(one.bytes, "B"), age, names
+    return (
+        row.key[:12],
+        row.stage,
+        what,
+        units.format_si(one.bytes, "B"),
+        age,
+        names,
+        latest(one.videos),
+    )
+
+
+def latest(videos: Sequence[str]) -> str:
+    """Name the latest of some videos, and tell if it is gone and how many others there are."""
+    if not videos:
+        return ""
+    path = Path(videos[-1])
+    more = f" and {len(videos) - 1} more" if len(videos) > 1 else ""
+    return f"{printable(path.name)}{'' if path.exists() else ' (gone)'}{more}"
 
 
 def usage_table(sizes: Mapping[str, Mapping[str, int]]) -> str:

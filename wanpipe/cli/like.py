@@ -4,6 +4,7 @@ The record may be a stranger's, in the metadata of a video: it is checked as opt
 path in it is opened.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,7 +120,8 @@ class Like:
         if record.branches_from is not None:
             raise UsageError(
                 f"{reference} branches from step {record.branches_from[:8]} of another run, so it "
-                f"is not made from noise; use `wanpipe denoise --from {record.branches_from[:8]}`"
+                f"is not made from noise; use `wanpipe denoise --from {record.branches_from[:8]}` "
+                f"with what it changes, which `wanpipe show {shlex.quote(reference)}` lists"
             )
         return Like(name=reference, record=record, settings=settings, store=store)
 

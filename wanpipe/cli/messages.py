@@ -137,7 +137,7 @@ def node(kind: str, fields: dict[str, Any]) -> str:
 def nodes(fields: dict[str, Any]) -> str:
     """Report how many entries of a stage a sweep computes."""
     line = f"{fields['stage']}: {fields['nodes']} to compute"
-    if fields["stage"] == "denoise":
+    if fields["stage"] == "denoise" and fields["nodes"]:
         line += f" ({count(fields['units'], 'step')})"
     return line + (f", {fields['cached']} cached" if fields["cached"] else "")
 

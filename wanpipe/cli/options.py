@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from wanpipe.cli import seeds
-from wanpipe.cli.values import Integers, Numbers, Size
+from wanpipe.cli.values import REFERENCE, Integers, Numbers, Size
 from wanpipe.errors import UsageError
 
 Command = Callable[..., None]
@@ -33,6 +33,7 @@ def group(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 
 model = click.option(
     "--model",
+    type=REFERENCE,
     metavar="MODEL",
     help="Use this converted model: a directory, a cache entry, a name, or a repository ORG/NAME "
     "that was downloaded.",
@@ -41,6 +42,7 @@ sources = click.option(
     "--from",
     "references",
     multiple=True,
+    type=REFERENCE,
     metavar="ENTRY",
     help="Start from this cache entry: a path, a key prefix or a name. Repeatable.",
 )

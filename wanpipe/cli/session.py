@@ -55,8 +55,16 @@ class Session:
         """
         for index, (path, entry) in enumerate(zip(paths, entries or paths, strict=True)):
             if self.name is not None and not self.dry_run:
-                self.store.name(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", entry)
+                self.give(self.name if len(paths) == 1 else f"{self.name}-{index + 1}", entry)
             print_path(path)
+
+    def give(self, name: str, entry: Path) -> None:
+        """Name an entry, and tell if the name was another one's: gc may delete that now."""
+        before = self.store.names.get(name)
+        self.store.name(name, entry)
+        if before not in (None, self.store.names.get(name)):
+            stage, _, key = before.partition("/")
+            self.store.report.remark(f"{name} was the name of {stage} {key[:8]} before")
 
 
 cache_option = click.option(

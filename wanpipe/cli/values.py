@@ -2,12 +2,15 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from wanpipe.errors import UsageError
 from wanpipe.runtime.units import parse_age, parse_size
+from wanpipe.store import Store
 
 
 class Size(click.ParamType[int]):
@@ -83,3 +86,24 @@ class Integers(click.ParamType[tuple[int, ...]]):
             message = f"must be {self.count} integers separated by commas, got {value!r}"
             self.fail(message, parameter, context)
         return tuple(int(part) for part in parts)
+
+
+class Reference(click.ParamType[str]):
+    """What can be a name in the cache or a path. A shell completes names first, then files."""
+
+    name = "text"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the names in the cache that start with a text; without any, ask for files."""
+        names = Store(ctx.params.get("cache") or Path("cache")).names.all()
+        found = [
+            CompletionItem(name)
+            for name in names
+            if name.startswith(incomplete) and name.isprintable()
+        ]
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+REFERENCE = Reference()

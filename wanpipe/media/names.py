@@ -1,18 +1,23 @@
-"""Names of videos: templates such as {prompt}-{seed}.mp4, filled with what a video is made from."""
+"""Names of videos: templates such as {prompt}-{seed:03}.mp4, filled with what a video is made from.
+
+A field is a name in braces; a number may have a width. Other braces stay as they are.
+"""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wanpipe.errors import UsageError
 
-FIELDS = ("seed", "key", "prompt", "n")
+FIELDS = {"seed": 0, "key": "", "prompt": "", "n": 1}  # of a run, with values as they may be
 DISTINCT = {"seed", "key", "n"}  # by which the videos of one prompt differ
-DEFAULT = Path("{prompt}-{key}.mp4")
-FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+DEFAULT = "{prompt}-{key}.mp4"
+FIELD = re.compile(r"\{([A-Za-z_][\w-]*)((?:[:!][^{}]*)?)\}")
+WIDTH = re.compile(r":0?\d{1,2}")  # of a number: :03 is three digits
 WORDS, LETTERS = 6, 60  # of a prompt in a name
 MAX_NAME_BYTES = 200  # file systems allow 255
 KEY_DIGITS = 8
@@ -36,48 +41,57 @@ def name_video(output: Path | None, named: Named, several: bool = False) -> Path
     If it is one of `several` and nothing in the name tells them apart, the seed is added. Raises
     UsageError for a field that is unknown, or that the video does not have.
     """
-    if output is None:
-        return fill_name(DEFAULT, named)
-    path = fill_name(output, named)
-    if not several or DISTINCT & set(fields_of(output)):
-        return path
-    return path.with_stem(f"{path.stem}-{named.number if named.seed is None else named.seed}")
-
-
-def fields_of(path: Path) -> list[str]:
-    """Return the fields in the name of a file; folders have none. Raises UsageError for an unknown
-    one.
-    """
-    found = FIELD.findall(path.name)
+    output = Path(DEFAULT) if output is None else output
+    found = fields_of(output.name)
+    key, number = named.key[:KEY_DIGITS], named.number
+    values = {"key": key, "n": number, "seed": named.seed, "prompt": named.prompt}
     for name in found:
-        if name not in FIELDS:
-            known = ", ".join(f"{{{one}}}" for one in FIELDS)
+        if values[name] is None:
             raise UsageError(
-                f"{{{name}}} in {path.name} is no field of a name; use {known}, or another name"
+                f"{{{name}}} in {output.name} cannot be filled, because the video has no {name}; "
+                "leave it out"
             )
+    path = output.with_name(fill(output.name, values))
+    if not several or DISTINCT & set(found):
+        return path
+    return path.with_stem(f"{path.stem}-{number if named.seed is None else named.seed}")
+
+
+def fields_of(template: str, known: Mapping[str, Any] = FIELDS) -> list[str]:
+    """Return the fields in a template. Raises UsageError for one that is not among the `known`
+    values, or that has a width and is no number.
+    """
+    found = []
+    for field in FIELD.finditer(template):
+        name, form = field.groups()
+        if name not in known:
+            listed = ", ".join(f"{{{one}}}" for one in known)
+            raise UsageError(
+                f"{{{name}}} in {template} is no field of a name; use {listed}, or another name"
+            )
+        if form and not (type(known[name]) is int and WIDTH.fullmatch(form)):
+            raise UsageError(
+                f"{field[0]} in {template} cannot be filled: only numbers have a form, their "
+                "width, such as {n:03}"
+            )
+        found.append(name)
     return found
 
 
-def fill_name(path: Path, named: Named) -> Path:
-    """Fill the fields in the name of a file: {seed}, {key}, {prompt} and {n}.
-
-    A prompt is cut to the room that the others leave. Raises UsageError as `name_video` does.
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Return a checked template with its fields filled. The prompt is cut to the room that the
+    others leave in the name of a file.
     """
-    found = fields_of(path)
-    values = {"key": named.key[:KEY_DIGITS], "n": str(named.number)}
-    if named.seed is not None:
-        values["seed"] = str(named.seed)
-    if named.prompt is not None and "prompt" in found:
-        others = FIELD.sub(lambda field: values.get(field[1], ""), path.name)
-        room = MAX_NAME_BYTES - len(os.fsencode(others))
-        values["prompt"] = words_of(named.prompt, max(0, room // found.count("prompt")))
-    for name in found:
-        if name not in values:
-            raise UsageError(
-                f"{{{name}}} in {path.name} cannot be filled, because the video has no {name}; "
-                "leave it out"
-            )
-    return path.with_name(FIELD.sub(lambda field: values[field[1]], path.name))
+
+    def filled(prompt: str) -> str:
+        texts = {**values, "prompt": prompt}
+        return FIELD.sub(lambda field: format(texts[field[1]], field[2][1:]), template)
+
+    count = [field[1] for field in FIELD.finditer(template)].count("prompt")
+    if not count:
+        return filled("")
+    room = MAX_NAME_BYTES - len(os.fsencode(Path(filled("")).name))
+    return filled(words_of(values["prompt"], max(0, room // count)))
 
 
 def words_of(prompt: str, most: int = MAX_NAME_BYTES) -> str:

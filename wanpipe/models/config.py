@@ -4,6 +4,7 @@ Each document validates its own values and how they agree. Reads no file but con
 no array library.
 """
 
+import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -385,7 +386,7 @@ def read_model_config(directory: Path) -> ModelConfig:
     if header.components is None:
         raise CheckpointError(
             f"{directory} is not a converted model; convert the checkpoint with `wanpipe convert "
-            "--checkpoint-dir`"
+            f"--checkpoint-dir {shlex.quote(str(directory))}`"
         )
     raise CheckpointError(
         f"{path} has schema {ascii(header.schema)[:40]}, but this wanpipe reads {SCHEMA}; "

@@ -18,9 +18,11 @@ import click
 from wanpipe.cli.prompts import read_prompts
 from wanpipe.cli.seeds import parse_seeds
 from wanpipe.errors import UsageError
+from wanpipe.media.names import DEFAULT
 from wanpipe.runtime.documents import DocumentError, convert, first_line, read_regular
 from wanpipe.sweeps.arguments import Value, read_value
-from wanpipe.sweeps.names import TEMPLATE, check_template, shown
+from wanpipe.sweeps.names import check_template
+from wanpipe.weights.model import is_model
 
 MOST = 100_000  # videos of a sweep
 LONGEST = 1 << 24  # bytes of a file, which may have all prompts
@@ -73,8 +75,11 @@ def read_toml(path: Path) -> Table:
 def read_document(data: Table, folder: Path, known: Mapping[str, click.Option]) -> Sweep:
     """Return the sweep of a document. Raises UsageError."""
     axes = section(data.pop(AXES, {}), AXES, Table)
-    zips = section(data.pop(ZIP, []), ZIP, list[Table])
-    template = section(data.pop(OUTPUT, TEMPLATE), OUTPUT, str)
+    zips = data.pop(ZIP, [])
+    if isinstance(zips, dict):
+        raise UsageError(f"{ZIP} must be a list of tables, got one; write [[{ZIP}]]")
+    zips = section(zips, ZIP, list[Table])
+    template = section(data.pop(OUTPUT, DEFAULT), OUTPUT, str)
     if PROMPTS in data:
         raise UsageError(f"{PROMPTS} has a prompt for each video; write it below [{AXES}]")
     check_keys(data, axes, zips, known)
@@ -94,7 +99,7 @@ def read_document(data: Table, folder: Path, known: Mapping[str, click.Option]) 
     for name in ("model", "prompt"):
         if name not in videos[0]:
             raise UsageError(f"no {name} is given; write {name} = …")
-    check_template(template, dict(shown(videos[0])))
+    check_template(template, videos[0])
     varied = tuple(name for part in next(product(*read_factors)) for name in part)
     return Sweep(folder=folder, template=template, varied=varied, videos=tuple(videos))
 
@@ -176,6 +181,6 @@ def read(option: click.Option, value: Any, folder: Path) -> Value:
     found = read_value(option, value, folder)
     if option.name == "prompt" and found == "-":
         raise UsageError("prompt must be text here, got -; standard input is for `wanpipe run`")
-    if option.name == "model" and (folder / Path(found).expanduser()).is_dir():
+    if option.name == "model" and is_model(folder / Path(found).expanduser()):
         return str(folder / Path(found).expanduser())
     return found

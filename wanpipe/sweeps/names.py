@@ -1,61 +1,27 @@
-"""Names of a sweep's videos, from a template such as "{prompt}-{seed}.mp4"."""
+"""Names of a sweep's videos: any option that it sets can be a field of their template."""
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from wanpipe.errors import UsageError
-from wanpipe.media.names import LETTERS, words_of
+from wanpipe.media.names import LETTERS, fields_of, fill
 
-TEMPLATE = "{prompt}-{key}.mp4"
-WIDTH = re.compile(r"0?\d{1,2}")  # of a number: 03 is three digits
 OTHERS = re.compile(r"[^\w.+-]+")
 Fields = Mapping[str, Any]
 
 
-def check_template(template: str, fields: Fields) -> None:
-    """Raise UsageError for a template that cannot be read, or whose fields are not among these."""
-    fields = {"n": 1, "key": "", **fields}
-    try:
-        parsed = list(Formatter().parse(template))
-    except ValueError as error:
-        raise UsageError(f"output {template!r} is no template: {error}") from error
-    for _, field, form, conversion in parsed:
-        if field is None:
-            continue
-        if field not in fields:
-            raise UsageError(
-                f"output has {{{field}}}, which is no value of this sweep; use "
-                f"{', '.join(f'{{{name}}}' for name in fields)}"
-            )
-        number = isinstance(fields[field], int)
-        if conversion or (form and not (number and WIDTH.fullmatch(form))):
-            raise UsageError(
-                f"output has {{{field}{'!' if conversion else ':'}{conversion or form}}}; only "
-                "numbers have a form, their width, such as {n:03}"
-            )
+def check_template(template: str, values: Fields) -> None:
+    """Raise UsageError for a template that has a field which is not among the values of options."""
+    fields_of(template, {"n": 1, "key": "", **dict(shown(values))})
 
 
-def fill(template: str, fields: Fields) -> str:
-    """Return a checked template with its fields filled in."""
-    parts: list[str] = []
-    for text, field, form, _ in Formatter().parse(template):
-        parts.append(text)
-        if field is not None:
-            value = fields[field]
-            parts.append(format(value, form) if form else readable(field, value))
-    return "".join(parts)
-
-
-def readable(field: str, value: Any) -> str:
-    """Return a value as a part of a file's name: a prompt by its first words, a path by the name of
-    its file, several values joined.
+def readable(value: Any) -> str:
+    """Return a value as a part of a file's name: a path by the name of its file, several values
+    joined.
     """
-    if field == "prompt":
-        return words_of(value)
     return OTHERS.sub("-", joined(value))[:LETTERS].strip("-.") or "none"
 
 
@@ -89,7 +55,11 @@ def name_videos(
     for number, (values, key) in enumerate(zip(videos, keys, strict=True), 1):
         fields = {"n": number, "key": key, **dict(shown(values))}
         fields["model"] = Path(fields["model"]).name
-        path = Path(os.path.normpath(folder / Path(fill(template, fields)).expanduser()))
+        texts = {
+            name: value if name == "prompt" or type(value) is int else readable(value)
+            for name, value in fields.items()
+        }
+        path = Path(os.path.normpath(folder / Path(fill(template, texts)).expanduser()))
         if path in found:
             raise UsageError(
                 f"videos {found[path]} and {number} would both be {path.name}; put more values "

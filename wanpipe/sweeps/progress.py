@@ -13,10 +13,12 @@ from wanpipe.runtime.units import format_duration
 from wanpipe.sweeps.node import Graph, Node, Outcome, State
 
 if TYPE_CHECKING:
+    from rich.constrain import Constrain
     from rich.live import Live
     from rich.table import Table
 
 SHOW_SECONDS = 0.25  # between two pictures of the table
+MARGIN = 4  # columns: where a terminal shows ^C, so that the line does not wrap
 MOST_NAMES = 3  # of videos in a row
 ENDED: tuple[State, ...] = ("exists", "done")
 
@@ -49,7 +51,8 @@ class Progress(AbstractContextManager["Progress"]):
             from rich.live import Live
 
             console = self.report.console
-            self.live = Live(self.table(), console=console, auto_refresh=False, transient=True)
+            picture = self.picture(console.width)
+            self.live = Live(picture, console=console, auto_refresh=False, transient=True)
             self.live.start()
         return self
 
@@ -75,7 +78,8 @@ class Progress(AbstractContextManager["Progress"]):
             return
         if news.get("event") == "started":
             self.running[key] = Running(worker)
-            self.event("started", key, worker=worker)
+            if self.live is None:  # the table shows it
+                self.event("started", key, worker=worker)
         elif news.get("event") == "progress":
             running = self.running.setdefault(key, Running(worker))
             running.steps = f"{news.get('done')}/{news.get('total')}"
@@ -135,7 +139,7 @@ class Progress(AbstractContextManager["Progress"]):
         """Draw the table again, if it is shown and old."""
         if self.live is not None and time.monotonic() - self.shown > SHOW_SECONDS:
             self.shown = time.monotonic()
-            self.live.update(self.table(), refresh=True)
+            self.live.update(self.picture(self.live.console.width), refresh=True)
 
     def summary(self) -> str:
         """Return how many videos and entries are there, and the time left."""
@@ -154,6 +158,12 @@ class Progress(AbstractContextManager["Progress"]):
         left = self.seconds_left()
         parts += [] if left is None else [f"{format_duration(left)} left"]
         return ", ".join(parts)
+
+    def picture(self, width: int) -> "Constrain":
+        """Return the table for a terminal of this width."""
+        from rich.constrain import Constrain
+
+        return Constrain(self.table(), width - MARGIN)
 
     def table(self) -> "Table":
         """Return a table with a row for each node that is being made."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wanpipe.errors import WanpipeError
+from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.runtime import interrupt
 from wanpipe.runtime.documents import first_line
 from wanpipe.store import Store
@@ -60,6 +60,11 @@ def at_work(options: Options, store: Store) -> "Iterator[local.Crew | None]":
     be.
     """
     if options.scheduler is not None:
+        if options.workers is not None:
+            raise UsageError(
+                "--workers starts workers on this machine, and --scheduler uses those that are "
+                "connected to it; give one"
+            )
         connection.check_address(options.scheduler, options.tls)
         yield None
         return

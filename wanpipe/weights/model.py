@@ -170,7 +170,7 @@ def locate_model(reference: str, store: Store) -> Path:
     """
     from wanpipe.checkpoints.hub.cache import not_there, parse_repository
 
-    if Path(reference).is_dir():
+    if Path(reference).is_dir() and not is_named_model(reference, store):
         return Path(reference)
     try:
         path = store.locate(reference)
@@ -182,8 +182,26 @@ def locate_model(reference: str, store: Store) -> Path:
         if snapshot := repository and repository.snapshot():
             return snapshot
         if repository is not None:
-            raise CheckpointError(f"no model {not_there(repository)}") from error
+            other = f"a directory, an entry of {store.root}"
+            raise CheckpointError(not_there(repository, other)) from error
         raise CheckpointError(
             f"no model {reference}: neither a directory nor an entry of {store.root}; "
             "make one with `wanpipe convert`"
         ) from error
+
+
+def is_named_model(reference: str, store: Store) -> bool:
+    """Return whether a reference is the name of a model, and no model lies in a folder of that
+    name. People name a model as the folder of its checkpoint.
+    """
+    named = store.names.get(reference) or ""
+    return named.startswith("convert/") and not is_model(Path(reference))
+
+
+def is_model(directory: Path) -> bool:
+    """Return whether a converted model lies in a directory."""
+    try:
+        read_model_config(directory)
+    except CheckpointError:
+        return False
+    return True

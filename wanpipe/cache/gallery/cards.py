@@ -50,6 +50,7 @@ class Card:
     date: str
     neighbor: "Card | None" = None
     tree: Sequence[Line] = ()
+    names: Sequence[str] = ()  # of its steps and frames, and whether one is pinned
     film: str | None = None
     poster: str | None = None
     still: str | None = None
@@ -128,13 +129,17 @@ def describe(store: Store, runs: Sequence[Run], view: View) -> list[Card]:
     for run in runs:
         rows = [view.trees.steps[key] for key in run.steps if key in view.trees.steps]
         decoded = [row for key in run.steps for row in frames.get(key, ())]
-        dates = [row.time for row in [*rows, *decoded]]
+        entries = [*rows, *decoded]
+        dates = [row.time for row in entries]
         card = Card(
             run=run,
             rows=rows,
             settings=settings_of(run),
             command=remake_command(run, store),
-            bytes=sum(row.bytes for row in [*rows, *decoded]),
+            bytes=sum(row.bytes for row in entries),
+            names=list(
+                dict.fromkeys(name for row in entries for name in view.names.get(row.id, ()))
+            ),
             date=max([run.created, *dates]) if dates else run.created,
         )
         damaged = [

@@ -156,6 +156,7 @@ def details(card: Card) -> list[tuple[str, str]]:
     """Return all that is known of a run: label and text."""
     run = card.run
     return [
+        *((("names", ", ".join(card.names)),) if card.names else ()),
         *card.settings.items(),
         ("size on disk", card.size),
         ("computed in", seconds_of(card)),

@@ -87,29 +87,30 @@ def is_file_name(text: str) -> bool:
     return text.isprintable() and "\\" not in text and not {"", ".", ".."} & set(parts)
 
 
-def locate(path: Path) -> Path:
+def locate(path: Path, other: str = "a directory") -> Path:
     """Return a path that exists as it is. For a repository, return its snapshot in the cache.
 
-    Raises CheckpointError for a repository that is not there. Any other path is returned as it is.
+    Raises CheckpointError for a repository that is not there; the message says that it is not
+    `other` either. Any other path is returned as it is.
     """
     repository = None if os.path.lexists(path) else parse_repository(str(path))
     if repository is None:
         return path
     snapshot = repository.snapshot()
     if snapshot is None:
-        raise CheckpointError(not_there(repository))
+        raise CheckpointError(not_there(repository, other))
     return snapshot
 
 
-def not_there(repository: Repository) -> str:
-    """Return the message for a repository that is not in the cache."""
+def not_there(repository: Repository, other: str) -> str:
+    """Return the message for a repository that is neither `other` nor in the cache."""
     return (
-        f"{repository} is neither a directory nor in the Hugging Face cache at {hub_cache()}; "
-        f"run `{repository.command()}`"
+        f"{repository} is neither {other} nor in the Hugging Face cache at {hub_cache()}; "
+        f"to download it, run `{repository.command()}`"
     )
 
 
-def locate_file(path: Path) -> Path:
+def locate_file(path: Path, other: str = "a directory") -> Path:
     """Return a path as `locate` does; also take ORG/NAME:FILE, one file of a repository.
 
     Raises CheckpointError for a file that is not in the cache.
@@ -117,7 +118,7 @@ def locate_file(path: Path) -> Path:
     whole, colon, file = str(path).partition(":")
     repository = None if os.path.lexists(path) or not colon else parse_repository(whole)
     if repository is None or not is_file_name(file):
-        return locate(path)
+        return locate(path, other)
     snapshot = repository.snapshot()
     if snapshot is None or not (snapshot / file).is_file():
         raise CheckpointError(
