@@ -177,7 +177,7 @@ def send(bucket: Bucket, store: Store, entry: Entry, there: set[str]) -> list[En
             if source is not None:
                 sent += send(bucket, store, source, there)
     if run is not None:
-        push_run(bucket, run, entry.key)
+        push_run(bucket, run, entry.key, there)
     if push(bucket, entry):
         sent.append(entry)
     there.add(f"{entry.stage}/{entry.key}")
