@@ -192,7 +192,7 @@ def test_a_bucket_that_does_not_exist_is_told_and_ends_no_run(
         ),
         (
             "Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error",
-            "no credentials in the environment, a profile or the role of this machine",
+            "no credentials in the environment, and this machine has no role that gives them",
         ),
     ],
 )

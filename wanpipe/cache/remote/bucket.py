@@ -1,7 +1,7 @@
 """Objects under one URL: reads, conditional writes and listings, with errors of one line.
 
 Every object store that obstore knows behaves the same here. Credentials are those that obstore
-finds: environment, profiles, roles of the machine. Nothing here reads or repeats them.
+finds: environment, files, roles of the machine. Nothing here reads or repeats them.
 """
 
 import re
@@ -243,7 +243,7 @@ def open_url(url: str) -> Any:
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
             f"--remote must not hold a password or a query ({parts.scheme}://…); give credentials "
-            "in the environment or a profile"
+            "in the environment"
         )
     if parts.scheme not in SCHEMES:
         raise UsageError(f"--remote must be a URL with one of {schemes}, got {url}")
@@ -272,8 +272,8 @@ def reason(error: Exception) -> str:
     """Return what obstore or the server says, in one line without timings and signatures."""
     text = str(error).partition("\n\nDebug source")[0]
     if METADATA_ADDRESS in text:
-        return "no credentials in the environment, a profile or the role of this machine"
+        return "no credentials in the environment, and this machine has no role that gives them"
     if answer := ANSWER.search(text):
         text = f"{text.partition('<')[0]}{answer[1]}: {answer[2]}"
     text = (text.splitlines() or [type(error).__name__])[0]
-    return printable(TIMING.sub(": ", QUERY.sub("?…", text))[:MAX_LINE])
+    return printable(TIMING.sub(": ", QUERY.sub("?…", text))[:MAX_LINE]).rstrip(": ")
