@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.remote_servers import SERVERS
+from bench.remote_servers import SERVERS, started
 from tests.cache.remote.faults import faulty_pushes, killed_pushes
 
 ROUND = 20

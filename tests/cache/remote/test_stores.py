@@ -13,7 +13,7 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
 from stages import convert
-from tests.buckets import create_bucket, gcs, s3_environment, serving
+from tests.buckets import create_bucket, gcs, moto, s3_environment, serving
 from tests.store.builders import RecordingReport, arrays, fill, forbidden, recipe, text, tree
 from tests.workshop import PROMPT, Place, inside
 from wanpipe.cache.remote import gc
@@ -94,20 +94,31 @@ def careless(header: str) -> Iterator[str]:
         yield endpoint
 
 
-def test_a_server_that_writes_over_what_exists_is_not_pushed_to(
+def test_a_server_that_writes_over_what_exists_is_only_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = RecordingReport()
-    store = Store(tmp_path / "cache", report)
-    with careless("HTTP_IF_NONE_MATCH") as endpoint:
-        for name, value in s3_environment(endpoint).items():
+    report, url = RecordingReport(), f"s3://films/{tmp_path.name}"
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two", report)
+    with moto() as sound, careless("HTTP_IF_NONE_MATCH") as endpoint:  # both have the same objects
+        for name, value in sound.variables.items():
             monkeypatch.setenv(name, value)
-        url = f"s3://films/{tmp_path.name}"
-        with opened(url, None, store):
-            text(store)
+        with opened(url, None, one):
+            shared = text(one, "a cat")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with opened(url, None, two):
+            text(two, "a dog")
+            assert two.remote is not None
+            two.remote.worker.wait(0)  # type: ignore[attr-defined]
+            text(two, "a bird")
+            text(two, "a cat")
+        assert report.count("pulled") == 1
         [remark] = report.remarks
         assert "its server writes over objects that must stay (it ignores If-None-Match)" in remark
-        assert list_remote(Bucket(url), list(STAGES)) == []
+        assert list_remote(Bucket(url), list(STAGES)) == [f"encode-text/{shared.key}"]
+        result = inside("cache", "push", "--remote", url, cwd=tmp_path)
+        assert result.code == 0
+        result = inside("cache", "push", "--remote", url, "--cache", two.root, cwd=tmp_path)
+        assert (result.code, result.paths) == (1, [])
 
 
 def test_a_web_server_that_sends_no_ranges_gives_models_too(tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ class RemoteError(StoreError):
     """A remote that cannot be reached, or refuses."""
 
 
+class ReadOnlyError(RemoteError):
+    """A store that nothing can be pushed to."""
+
+
 class WithoutRangesError(RemoteError):
     """A server that sends an object only as a whole."""
 
@@ -152,13 +156,14 @@ class Bucket:
         return self.write(path, data, replace=replace)
 
     def check_conditions(self) -> None:
-        """Raise RemoteError for a store that writes over what exists although it must not: two
+        """Raise ReadOnlyError for a store that writes over what exists although it must not: two
         machines could mix their objects in one entry. Asks once.
         """
         with self.probing:
             # the first write may make the object, so only the second one must be refused
             if not self.conditional and self.write(PROBE, b"") and self.write(PROBE, b""):
-                raise RemoteError(
+                self.read_only = True
+                raise ReadOnlyError(
                     f"{self.url} cannot be pushed to, its server writes over objects that must "
                     "stay (it ignores If-None-Match); use a server with conditional writes"
                 )
