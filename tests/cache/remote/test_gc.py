@@ -49,12 +49,13 @@ def test_everything_old_goes_with_the_records_of_its_runs(
     with opened(url, "steps", store):
         frames(store, steps[-1])
     [(run, _)] = list_runs(bucket)
+    bucket.put("denoise/notes.txt", b"of someone else")
     would = gc.collect(bucket, store, 30 * DAY, dry_run=True, now=later)
     assert len(names(url)) == 4
     gone = gc.collect(bucket, store, 30 * DAY, now=later)
     assert gone == would
     assert gone[0] == f".runs/{run}.json"
-    assert [path for path, _, _ in bucket.objects("")] == [PROBE]
+    assert {path for path, _, _ in bucket.objects("")} == {PROBE, "denoise/notes.txt"}
 
 
 def test_the_record_of_a_run_stays_while_one_of_its_steps_does(

@@ -14,6 +14,7 @@ from wanpipe.cache.remote.pull import STEPS, list_runs, read_run, record
 from wanpipe.cache.remote.push import STALE_SECONDS
 from wanpipe.cache.validate import InvalidEntryError
 from wanpipe.store.arrays import METADATA
+from wanpipe.store.keys import is_key
 from wanpipe.store.runs import Run
 from wanpipe.store.schema import ROLES, STAGES
 from wanpipe.store.store import Store
@@ -57,24 +58,28 @@ def collect(
             [path for name in gone for path in found[name].paths if not is_document(path)]
         )
         bucket.delete([*records, *unused_marks(bucket, left, stale)])
+    removed = sum(found[name].bytes for name in gone)
     store.report.event(
         "collected",
         dry_run=dry_run,
         entries=len(gone),
-        bytes=sum(found[name].bytes for name in gone),
+        bytes=removed,
         entries_left=len(found) - len(gone),
-        bytes_left=sum(one.bytes for one in found.values())
-        - sum(found[name].bytes for name in gone),
+        bytes_left=sum(one.bytes for one in found.values()) - removed,
     )
     return [*records, *gone]
 
 
 def list_found(bucket: Bucket, stages: Collection[str]) -> dict[str, Found]:
-    """Return the objects of each entry of some stages, by stage/key."""
+    """Return the objects of each entry of some stages, by stage/key. What has no key is not
+    wanpipe's.
+    """
     found: dict[str, Found] = defaultdict(Found)
     for stage in stages:
         for path, size, when in bucket.objects(stage):
             name = "/".join(path.split("/")[:2])
+            if not is_key(name.rpartition("/")[2]):
+                continue
             one = found[name]
             one.paths.append(path)
             one.bytes += size
