@@ -186,16 +186,16 @@ def gc_command(
     first. Keeps entries that are named, pinned or in use. You can resume from any step that
     remains.
 
-    With --remote, deletes entries that were pushed longer than AGE ago, and leftovers of pushes
-    that never ended.
+    With --remote, deletes entries that were pushed longer than AGE ago, leftovers of pushes that
+    never ended, and records of runs without a step. Keeps what a remaining step is resumed with.
     """
     if remote is not None:
         if max_size is not None or keep_steps is not None:
             raise UsageError("--remote takes --older-than and --models only; leave the others out")
-        from wanpipe.cache.remote import whole
+        from wanpipe.cache.remote import gc as remote_gc
         from wanpipe.cache.remote.bucket import Bucket
 
-        print_lines(whole.collect(Bucket(remote), session.store, older_than, models, dry_run))
+        print_lines(remote_gc.collect(Bucket(remote), session.store, older_than, models, dry_run))
         return
     from wanpipe.cache.collect import collect
     from wanpipe.cache.gc import Limits, parse_keep_steps

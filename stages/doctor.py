@@ -268,11 +268,14 @@ def is_sound(path: Path) -> bool:
 
 
 def reach(url: str) -> Finding:
-    """Ask the remote for an object that need not exist."""
+    """Ask the remote for what is in it; a web server, which has no listing, for an object."""
     from wanpipe.cache.remote.bucket import Bucket
 
     bucket = Bucket(url)
-    bucket.size("convert")
+    if bucket.read_only:
+        bucket.size("convert")
+    else:
+        bucket.folders()
     return Finding(
         check="", text=f"{without_secrets(url)} answers{', read only' if bucket.read_only else ''}"
     )

@@ -1,29 +1,67 @@
-"""An S3 server in this process, and a proxy before it that does not always do what it should."""
+"""An object store in this process, and a proxy before one that does not always do what it should.
 
+moto's S3 server speaks for Google Cloud Storage too: their XML interfaces differ in the header of a
+conditional write, which is translated.
+"""
+
+import json
 import random
+import secrets
 import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 ANSWERS = ("500 Internal Server Error", "403 Forbidden", "412 Precondition Failed")
 FAULTS = ("cut", "delay", "answer")
+SIGNATURE = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"
+SESSION = secrets.token_hex(4)  # a store that stays has what earlier tests left
 KEYS = {
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-repeats",
     "AWS_REGION": "us-east-1",
-    "AWS_ALLOW_HTTP": "true",
 }
 
 
-def environment(endpoint: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Server:
+    """An object store: the URL of a bucket, the endpoint where it listens, and the variables with
+    which obstore finds it at an endpoint.
+    """
+
+    url: str
+    endpoint: str
+    environment: Callable[[str], dict[str, str]]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What obstore needs to find it."""
+        return self.environment(self.endpoint)
+
+    def place(self, folder: Path) -> str:
+        """The place in the bucket of what is tried in a folder; servers in one process share it."""
+        return f"{self.url}/{SESSION}/{folder.name}"
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
     """What obstore needs to find an S3 server."""
     return {**KEYS, "AWS_ENDPOINT_URL": endpoint}
+
+
+def gcs_environment(endpoint: str) -> dict[str, str]:
+    """What obstore needs to find a server of Google Cloud Storage's interface, without a token."""
+    nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    account = {"gcs_base_url": endpoint, "disable_oauth": True, **nobody}
+    return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account)}
 
 
 def create_bucket(endpoint: str) -> None:
@@ -41,17 +79,46 @@ def create_bucket(endpoint: str) -> None:
 
 
 @contextmanager
-def s3() -> Iterator[str]:
-    """An S3 server with the bucket `films`; gives its endpoint."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+def serving(app: Callable[..., Iterable[bytes]]) -> Iterator[str]:
+    """Serve a WSGI application on this machine; gives its endpoint."""
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *_: object) -> None:
+            pass
+
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
-        host, port = server.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        create_bucket(endpoint)
-        yield endpoint
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        server.stop()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def moto() -> Iterator[Server]:
+    """An S3 server with the bucket `films`."""
+    with serving(DomainDispatcherApplication(create_backend_app)) as endpoint:
+        create_bucket(endpoint)
+        yield Server("s3://films", endpoint, s3_environment)
+
+
+@contextmanager
+def gcs() -> Iterator[Server]:
+    """A server of Google Cloud Storage's XML interface with the bucket `films`."""
+    app = DomainDispatcherApplication(create_backend_app)
+
+    def translated(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        environ["HTTP_AUTHORIZATION"] = SIGNATURE  # which moto does not check
+        if environ.get("HTTP_X_GOOG_IF_GENERATION_MATCH") == "0":
+            environ["HTTP_IF_NONE_MATCH"] = "*"
+        return app(environ, start)
+
+    with serving(translated) as endpoint:
+        create_bucket(endpoint)
+        yield Server("gs://films", endpoint, gcs_environment)
 
 
 class Proxy:

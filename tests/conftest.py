@@ -48,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-factor", type=int, default=1, metavar="N", help="Run N times as many fuzz cases."
     )
+    parser.addoption(
+        "--remote", metavar="URL", help="Run the tests of the remote in a folder of this bucket."
+    )
 
 
 @pytest.fixture

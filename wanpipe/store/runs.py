@@ -26,9 +26,9 @@ from wanpipe.runtime.documents import (
     Seed,
     Text,
     convert,
+    decode,
     encode,
     first_line,
-    load,
     read_regular,
     to_builtins,
 )
@@ -175,6 +175,16 @@ def with_key(run: Run) -> Run:
 Kind = TypeVar("Kind", Run, ModelReference)
 
 
+def parse(data: bytes, kind: type[Kind], key: str) -> Kind:
+    """Return the record in the bytes of a file. Raises DocumentError if it is invalid, or not the
+    one of this key.
+    """
+    record = decode(data, kind)
+    if record.key != key or (isinstance(record, Run) and with_key(record).key != key):
+        raise DocumentError("it does not have the key of what it says")
+    return record
+
+
 @dataclass(frozen=True)
 class Records(Generic[Kind]):
     """Mutable records of one kind in the cache at `root`, each a JSON file named by its key. The
@@ -199,12 +209,9 @@ class Records(Generic[Kind]):
     def get(self, key: str) -> Kind:
         """Read one record. Raises StoreError if it is missing or invalid."""
         try:
-            record = load(self.path(key), self.kind)
+            return parse(read_regular(self.path(key)), self.kind, key)
         except (OSError, DocumentError) as error:
             raise StoreError(f"{self.path(key)} cannot be read ({first_line(error)})") from error
-        if record.key != key or (isinstance(record, Run) and with_key(record).key != key):
-            raise StoreError(f"{self.path(key)} does not have the key of what it says")
-        return record
 
     def all(self, containing: str = "") -> list[Kind]:
         """Return all valid records whose text contains `containing`, the latest used first;

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.buckets import s3
+from tests.buckets import moto
 from tests.cache.remote.faults import faulty_pushes, killed_pushes
 
 pytestmark = pytest.mark.slow
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.long
 def test_no_fault_of_a_connection_leaves_a_part_of_an_entry(tmp_path: Path) -> None:
-    with s3() as endpoint:
-        assert faulty_pushes(endpoint, tmp_path, faults=24, seed=3) >= 24
+    with moto() as server:
+        assert faulty_pushes(server, tmp_path, faults=24, seed=3) >= 24
 
 
 @pytest.mark.long
 def test_no_kill_leaves_a_part_of_an_entry(tmp_path: Path) -> None:
-    with s3() as endpoint:
-        assert killed_pushes(endpoint, tmp_path, kills=6, seed=4) == 6
+    with moto() as server:
+        assert killed_pushes(server, tmp_path, kills=6, seed=4) == 6

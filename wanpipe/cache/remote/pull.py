@@ -13,14 +13,13 @@ from msgspec import structs
 from wanpipe.cache.archive import check_numbers
 from wanpipe.cache.remote.bucket import Bucket, each
 from wanpipe.cache.validate import InvalidEntryError, check_array, files_of, validate
-from wanpipe.errors import StoreError
 from wanpipe.runtime.disk import check_free_space, fsync_tree, make_directory, store_errors
-from wanpipe.runtime.documents import MAX_BYTES, convert
+from wanpipe.runtime.documents import MAX_BYTES, DocumentError, convert
 from wanpipe.runtime.report import Report
 from wanpipe.store.arrays import METADATA, DamageError, damage_errors, read_metadata
 from wanpipe.store.entry import Entry, read_entry, read_group
 from wanpipe.store.keys import hash_file, is_key
-from wanpipe.store.runs import RUNS, Run, Runs
+from wanpipe.store.runs import RUNS, Run, parse
 from wanpipe.store.schema import STAGES, Record
 from wanpipe.store.scratch import PULL
 from wanpipe.store.store import Store
@@ -46,7 +45,7 @@ def pull(bucket: Bucket, store: Store, stage: str, key: str) -> bool:
         else:
             with store.scratch.open(store.scratch.folder(stage)) as scratch:
                 entry = fetch(bucket, scratch / prefix, document)
-                run = fetch_run(bucket, scratch, key) if stage == "denoise" else None
+                run = fetch_run(bucket, key) if stage == "denoise" else None
                 check_numbers([entry], [run] if run else [])
                 fsync_tree(entry.path)
                 store.install(entry.path, target)
@@ -133,21 +132,39 @@ def check_files(
             task.advance()
 
 
-def fetch_run(bucket: Bucket, folder: Path, step: str) -> Run | None:
+def fetch_run(bucket: Bucket, step: str) -> Run | None:
     """Return the run that a step was pushed with, so that it can be continued; None if there is
     none. Raises InvalidEntryError for a record that is no such run.
     """
     key = (bucket.read(f"{STEPS}/{step}", KEY_BYTES) or b"").decode("ascii", "replace")
-    data = bucket.read(f"{RUNS}/{key}.json", MAX_BYTES) if is_key(key) else None
+    run = read_run(bucket, key) if is_key(key) else None
+    if run is not None and step not in run.steps:
+        raise InvalidEntryError(f"{record(key)} has no step {step[:8]}")
+    return run
+
+
+def read_run(bucket: Bucket, key: str) -> Run | None:
+    """Return the record of a run, None if there is none. Raises InvalidEntryError for one that is
+    not sound.
+    """
+    data = bucket.read(record(key), MAX_BYTES)
     if data is None:
         return None
-    records = Runs(folder)
-    make_directory(records.path(key).parent)
-    records.path(key).write_bytes(data)
     try:
-        run = records.get(key)
-    except StoreError as error:
-        raise InvalidEntryError(f"{RUNS}/{key}.json is no sound record") from error
-    if step not in run.steps:
-        raise InvalidEntryError(f"{RUNS}/{key}.json has no step {step[:8]}")
-    return structs.replace(run, videos=[])
+        return structs.replace(parse(data, Run, key), videos=[])
+    except DocumentError as error:
+        raise InvalidEntryError(f"{record(key)} is no sound record") from error
+
+
+def record(run: str) -> str:
+    """Return the path of the record of a run."""
+    return f"{RUNS}/{run}.json"
+
+
+def list_runs(bucket: Bucket) -> list[tuple[str, float]]:
+    """Return the key of every run that has a record, and when that was written, in seconds since
+    1970.
+    """
+    rows = [(path, time.timestamp()) for path, _, time in bucket.objects(RUNS)]
+    keys = [(path.removeprefix(f"{RUNS}/").removesuffix(".json"), time) for path, time in rows]
+    return [(key, time) for key, time in keys if is_key(key)]

@@ -12,12 +12,12 @@ from msgspec import structs
 
 from wanpipe.cache.archive import check_link
 from wanpipe.cache.remote.bucket import Bucket, RemoteError, each
-from wanpipe.cache.remote.pull import STEPS
+from wanpipe.cache.remote.pull import STEPS, record
 from wanpipe.cache.validate import files_of
 from wanpipe.runtime.documents import encode
 from wanpipe.store.arrays import METADATA
 from wanpipe.store.entry import Entry
-from wanpipe.store.runs import RUNS, Run
+from wanpipe.store.runs import Run
 
 STALE_SECONDS = 600.0  # after which objects without an entry's document belong to no running push
 
@@ -76,10 +76,14 @@ def is_stale(bucket: Bucket, prefix: str, names: list[str]) -> bool:
     return not times or (datetime.now(UTC) - max(times)).total_seconds() > STALE_SECONDS
 
 
-def push_run(bucket: Bucket, run: Run, step: str) -> None:
-    """Copy the record of a run, and note that a step belongs to it.
+def push_run(bucket: Bucket, run: Run, step: str, there: set[str]) -> None:
+    """Copy the record of a run, and note that a step belongs to it. `there` remembers the records
+    that were copied: Google Cloud Storage takes one write of an object a second.
 
     The paths of videos stay here: they mean nothing elsewhere.
     """
-    bucket.put(f"{RUNS}/{run.key}.json", encode(structs.replace(run, videos=[])), replace=True)
+    name = record(run.key)
+    if name not in there:
+        bucket.put(name, encode(structs.replace(run, videos=[])), replace=True)
+        there.add(name)
     bucket.put(f"{STEPS}/{step}", run.key.encode(), replace=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from wanpipe.cache.archive import run_of
-from wanpipe.cache.remote.bucket import Bucket, RemoteError, each
+from wanpipe.cache.remote.bucket import Bucket, ReadOnlyError, RemoteError, each
 from wanpipe.cache.remote.pull import pull
 from wanpipe.cache.remote.push import push, push_run
 from wanpipe.cache.validate import InvalidEntryError
@@ -132,10 +132,12 @@ class Tier:
 
     def send(self, entry: Entry) -> None:
         """Push an entry after its inputs, unless the remote has failed."""
-        if self.failure is not None:
+        if self.failure is not None or self.bucket.read_only:
             return
         try:
             send(self.bucket, self.store, entry, self.there)
+        except ReadOnlyError as error:
+            self.report.remark(str(error))
         except StoreError as error:
             self.fail(error)
 
@@ -177,7 +179,7 @@ def send(bucket: Bucket, store: Store, entry: Entry, there: set[str]) -> list[En
             if source is not None:
                 sent += send(bucket, store, source, there)
     if run is not None:
-        push_run(bucket, run, entry.key)
+        push_run(bucket, run, entry.key, there)
     if push(bucket, entry):
         sent.append(entry)
     there.add(f"{entry.stage}/{entry.key}")

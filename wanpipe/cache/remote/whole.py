@@ -1,19 +1,15 @@
-"""Operations on a whole remote: push what it lacks, pull entries with what they need, list, verify
-and collect.
+"""Operations on a whole remote: push what it lacks, pull entries with what they need, list and
+verify.
 """
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from wanpipe.cache.archive import run_of
 from wanpipe.cache.listing import Filter, list_entries
 from wanpipe.cache.remote.bucket import Bucket, RemoteError, each
-from wanpipe.cache.remote.pull import STEPS as STEP_RUNS
-from wanpipe.cache.remote.pull import check_files, fetch
-from wanpipe.cache.remote.push import STALE_SECONDS
+from wanpipe.cache.remote.pull import check_files, fetch, list_runs, read_run, record
 from wanpipe.cache.remote.tier import ALL, STEPS, Tier, inputs_of, send
 from wanpipe.cache.validate import InvalidEntryError
 from wanpipe.errors import StoreError
@@ -83,14 +79,17 @@ def list_remote(bucket: Bucket, stages: Sequence[str]) -> list[str]:
 
 
 def find_unsound(bucket: Bucket, store: Store) -> Iterator[tuple[str, StoreError]]:
-    """Read every entry of the remote, and yield stage/key and the reason of each that no cache
-    would take. What is being pushed does not count.
+    """Read every entry and record of a run of the remote, and yield the name and the reason of each
+    that no cache would take. What is being pushed does not count.
     """
-    names = list_remote(bucket, list(STAGES))
-    with store.report.task("verify", len(names)) as task:
-        for name in names:
+    checks: list[tuple[str, Callable[[], object]]] = [
+        (name, partial(verify, bucket, store, name)) for name in list_remote(bucket, list(STAGES))
+    ]
+    checks += [(record(key), partial(read_run, bucket, key)) for key, _ in list_runs(bucket)]
+    with store.report.task("verify", len(checks)) as task:
+        for name, check in checks:
             try:
-                verify(bucket, store, name)
+                check()
             except (InvalidEntryError, DamageError) as error:
                 yield name, error
             task.advance()
@@ -107,53 +106,3 @@ def verify(bucket: Bucket, store: Store, name: str) -> None:
         else:
             for file in check_files(bucket, scratch / name, document):
                 file.unlink()
-
-
-@dataclass
-class Found:
-    """The objects of one entry in a listing; `sealed` is the time of its document."""
-
-    paths: list[str] = field(default_factory=list)
-    bytes: int = 0
-    latest: float = 0.0
-    sealed: float | None = None
-
-
-def collect(
-    bucket: Bucket, store: Store, older_than: float | None, models: bool, dry_run: bool
-) -> list[str]:
-    """Delete entries that were pushed longer than `older_than` seconds ago, and leftovers of pushes
-    that never ended; return stage/key of each. Converted models stay without `models`.
-    """
-    found: dict[str, Found] = defaultdict(Found)
-    for stage in STAGES if models else list(STAGES)[1:]:
-        for path, size, when in bucket.objects(stage):
-            name = "/".join(path.split("/")[:2])
-            one = found[name]
-            one.paths.append(path)
-            one.bytes += size
-            one.latest = max(one.latest, when.timestamp())
-            if path == f"{name}/{METADATA}":
-                one.sealed = when.timestamp()
-    now, gone = time.time(), {}
-    for name, one in sorted(found.items()):
-        age = now - one.latest if one.sealed is None else now - one.sealed
-        limit = STALE_SECONDS if one.sealed is None else older_than
-        if limit is not None and age > limit:
-            gone[name] = one
-    if not dry_run:
-        for name, one in gone.items():
-            # the document first: without it nobody reads the rest
-            bucket.delete([f"{name}/{METADATA}"] if one.sealed is not None else [])
-            bucket.delete([path for path in one.paths if path != f"{name}/{METADATA}"])
-            if name.startswith("denoise/"):
-                bucket.delete([f"{STEP_RUNS}/{name.partition('/')[2]}"])
-    store.report.event(
-        "collected",
-        dry_run=dry_run,
-        entries=len(gone),
-        bytes=sum(one.bytes for one in gone.values()),
-        entries_left=len(found) - len(gone),
-        bytes_left=sum(one.bytes for name, one in found.items() if name not in gone),
-    )
-    return list(gone)
