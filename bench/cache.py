@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from wanpipe.models.geometry import latent_shape
-from wanpipe.models.vae import to_uint8
+from wanpipe.models.vae.vae import to_uint8
 from wanpipe.pipeline.frames import take_behind
 from wanpipe.runtime.documents import convert, encode, to_builtins
 from wanpipe.store import Draft, Publisher, Recipe, Run, Store, material

@@ -31,7 +31,7 @@ from wanpipe.weights.model import Model, open_model
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from wanpipe.models.vae import Decoder, Encoder
+    from wanpipe.models.vae.vae import Decoder, Encoder
 
 SEED = 100  # seed of the first prompt's video; later prompts count up
 TILES = ((48, 16), (64, 16), (64, 32), (72, 48), (80, 64))  # size and overlap in pixels
@@ -221,7 +221,7 @@ def round_trips(
     chosen: list[Case], outline: bool, store: Store
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode and decode clips; yield inputs and outputs, uint8 (T, Y, X, 3)."""
-    from wanpipe.models.vae import video_uint8
+    from wanpipe.models.vae.vae import video_uint8
 
     encoder, decoder = load_vae(store)
     for number, _, scene in chosen:
@@ -231,8 +231,8 @@ def round_trips(
 
 def tiles(chosen: list[Case], store: Store) -> None:
     """Compare decoding in tiles with decoding whole frames."""
-    from wanpipe.models import tiling
-    from wanpipe.models.vae import video_uint8
+    from wanpipe.models.vae import tiling
+    from wanpipe.models.vae.vae import video_uint8
 
     print("\n| tile, overlap | clips | to whole frames | worst pixel |\n|---|---|---|---|")
     encoder, decoder = load_vae(store)
@@ -251,7 +251,7 @@ def load_vae(store: Store) -> "tuple[Encoder, Decoder]":
     """Load the encoder and the decoder of the demo models."""
     import mlx.core as mx
 
-    from wanpipe.models import vae as networks
+    from wanpipe.models.vae import vae as networks
     from wanpipe.weights.load import load_network
 
     model = converted("i2v-a14b", store)

@@ -15,8 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from bench.weights import Rows, parser
-from wanpipe.models import causal_conv, layers, rope
-from wanpipe.models.causal_conv import CausalCache, CausalConv, Norm, sum_terms
+from wanpipe.models import layers, rope
+from wanpipe.models.vae import causal_conv
+from wanpipe.models.vae.causal_conv import CausalCache, CausalConv, Norm, sum_terms
 
 CHOOSERS = (layers, rope, causal_conv)  # modules that choose between the kernel and plain MLX
 CUDA = layers.is_cuda()

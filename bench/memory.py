@@ -63,10 +63,10 @@ def networks(size: Size) -> list[tuple[str, Any, Any, Any, str]]:
     from wanpipe.checkpoints.rules import dit as dit_rules
     from wanpipe.checkpoints.rules import umt5 as t5_rules
     from wanpipe.checkpoints.rules import vae as vae_rules
-    from wanpipe.models import vae
     from wanpipe.models.config import DiTConfig, T5Config, VAEConfig
     from wanpipe.models.dit import DiT
     from wanpipe.models.umt5 import T5
+    from wanpipe.models.vae import vae
 
     dims = {"dim": size.dim, "ffn_dim": 4 * size.dim, "heads": size.dim // 64, "layers": 3}
     dit = DiTConfig(**dims, in_dim=36, out_dim=16, text_dim=size.text)

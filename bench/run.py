@@ -32,7 +32,6 @@ from wanpipe.checkpoints.rename import RenameRule
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.checkpoints.rules import umt5 as t5_rules
 from wanpipe.checkpoints.rules import vae as vae_rules
-from wanpipe.models import vae
 from wanpipe.models.config import (
     SCHEMA,
     Component,
@@ -44,6 +43,7 @@ from wanpipe.models.config import (
 )
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
+from wanpipe.models.vae import vae
 from wanpipe.models.variants import VARIANTS
 from wanpipe.runtime.documents import Document, encode
 

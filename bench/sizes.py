@@ -3,7 +3,7 @@
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
+from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, TinyVAEConfig, VAEConfig
 from wanpipe.models.geometry import Triple
 
 # latents (F, H, W) of 81 frames of 832x480 and 1280x720, and of 121 frames of 1280x704
@@ -35,6 +35,11 @@ DITS: dict[str, tuple[DiTConfig, Triple]] = {
 
 VAE_21 = VAEConfig(version="2.1", encoder_dim=96, decoder_dim=96, z_dim=16)
 VAE_22 = VAEConfig(version="2.2", encoder_dim=160, decoder_dim=256, z_dim=48)
+# the decoders of TAEHV, by the version of the VAE that they stand for
+TINY = {
+    "2.1": TinyVAEConfig(z_dim=16, widths=(256, 128, 64, 64), patch_size=1),
+    "2.2": TinyVAEConfig(z_dim=48, widths=(256, 128, 64, 64), patch_size=2),
+}
 T5_XXL = T5Config(vocab=256384, dim=4096, attention_dim=4096, ffn_dim=10240, heads=64, layers=24)
 CLIP_H = CLIPConfig(dim=1280, ffn_dim=5120, heads=16, layers=32)
 

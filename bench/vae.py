@@ -2,11 +2,13 @@
 
     python -m bench.vae [--small] [--at-once N] [--unlimited] [--torch] [NAME ...]
     python -m bench.vae [--small] [--at-once N] --layers | --conv [NAME ...]
+    python -m bench.vae [--small] --tiny [NAME ...]
 
 Prints the median time of a decode, an encode, and an encode of an image-to-video clip, most of
 which is gray. Each is held to the memory of its plan. The limit is the arithmetic at the ceiling of
 bench/limits.py. `--torch` adds diffusers. `--layers` times every distinct layer alone. `--conv`
-compares three implementations of every distinct 3x3x3 convolution.
+compares three implementations of every distinct 3x3x3 convolution. `--tiny` decodes with the VAE
+and with the tiny one, in float32 on a CPU; CPU_SIZES are sizes for that.
 """
 
 import statistics
@@ -23,13 +25,13 @@ from mlx.utils import tree_map_with_path
 
 from bench import limits
 from bench.peer import run_diffusers
-from bench.sizes import HD, TI2V_HD, VAE_21, VAE_22, WIDE
-from wanpipe.backend.device import describe, is_cuda, memory_limit
-from wanpipe.models import vae
-from wanpipe.models.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
+from bench.sizes import HD, TI2V_HD, TINY, VAE_21, VAE_22, WIDE
+from wanpipe.backend.device import compute_dtype, describe, is_cuda, memory_limit, mlx_dtype
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae_blocks import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.vae import tiny, vae
+from wanpipe.models.vae.blocks import AttentionBlock, Downsample, Norm, Upsample
+from wanpipe.models.vae.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan, MemoryPlan
 from wanpipe.pipeline.vae_cost import Op, chunk_ops
@@ -41,6 +43,7 @@ SIZES = {
     "2.1-1280x720x81": (VAE_21, HD),
     "2.2-1280x704x121": (VAE_22, TI2V_HD),
 }
+CPU_SIZES = {"2.1-256x256x9": (VAE_21, (3, 32, 32)), "2.2-256x256x9": (VAE_22, (3, 16, 16))}
 SMALL = {
     "2.1-small": (VAEConfig(version="2.1", encoder_dim=16, decoder_dim=16, z_dim=16), (3, 4, 6)),
     "2.2-small": (VAEConfig(version="2.2", encoder_dim=16, decoder_dim=16, z_dim=48), (2, 2, 4)),
@@ -127,6 +130,26 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Name
         still = clock(lambda: encoder.encode(clip(lambda: gray)))
         print_row(f"{name} encode image, then gray", still, need)
     compare(name, "encode", config, (3, 4 * shape[0] - 3, *sides), seconds, args)
+
+
+def decode_tiny(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> None:
+    """Time a decode with the VAE and with the tiny one, in the dtype that a run computes in."""
+    dtype, latent = compute_dtype("bfloat16"), mx.random.normal((config.z_dim, *shape))
+    times = []
+    for part in (config, TINY[config.version]):
+        network = vae.Decoder(part) if isinstance(part, VAEConfig) else tiny.Decoder(part)
+        randomize(network).set_dtype(mlx_dtype(dtype))
+        need = budget.decode_plans(part, shape, ITEMSIZE[dtype], is_cuda())[0]
+
+        def run(network: vae.Decoder | tiny.Decoder = network) -> None:
+            for frames in network.frames(latent):
+                mx.eval(frames)
+
+        with held(need, args):
+            times.append(clock(run))
+            label = "tiny decode" if times[1:] else "decode"
+            print_row(f"{name} {label}, {dtype}", times[-1], need)
+    print(f"| {name} decode, times tiny | | {times[0] / times[1]:.1f} | | | | |", flush=True)
 
 
 def compare(
@@ -294,19 +317,23 @@ def main() -> None:
     parser.add_argument("--torch", action="store_true", help="Also time diffusers.")
     parser.add_argument("--layers", action="store_true", help="Time every distinct layer alone.")
     parser.add_argument("--conv", action="store_true", help="Compare convolutions.")
+    parser.add_argument("--tiny", action="store_true", help="Compare the VAE with the tiny one.")
     args = parser.parse_args()
     sizes = SMALL if args.small else SIZES
+    named = {**sizes, **CPU_SIZES}
     print(f"{describe()}, mlx {mx.__version__}", flush=True)
     if not (args.layers or args.conv):
         print("| work | TFLOP | seconds | TFLOP/s | of the limit | peak | planned |")
         print("|---|---|---|---|---|---|---|", flush=True)
     for name in args.names or sizes:
-        config, shape = sizes[name]
+        config, shape = named[name]
         if args.layers:
             layers(name, config, shape, decode_plan(config, shape, args).at_once)
         if args.conv:
             convolutions(name, config, shape, decode_plan(config, shape, args).at_once)
-        if not (args.layers or args.conv):
+        if args.tiny:
+            decode_tiny(name, config, shape, args)
+        elif not (args.layers or args.conv):
             decode(name, config, shape, args)
             encode(name, config, shape, args)
         mx.clear_cache()

@@ -1,6 +1,7 @@
 """decode: decode a latent to frames, and write the frames as a video.
 
-Reads: a denoise entry and a model's vae; or a decode entry, for another video of the same frames.
+Reads: a denoise entry and a model's vae, or a tiny VAE; or a decode entry, for another video of the
+same frames.
 Writes: `frames` (T, Y, X, 3) uint8; with --output a video, a GIF or a folder of PNGs.
 """
 
@@ -23,6 +24,7 @@ from wanpipe.pipeline.plan import Plan, Work, plan_entries
 from wanpipe.pipeline.video_writer import Before, VideoWriter
 from wanpipe.store import Entry, Store
 from wanpipe.weights.model import Model, find_model
+from wanpipe.weights.tiny_vae import open_tiny_vae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Params:
 
     `after` is the video that it continues; the output has both, with one fade between them. `fps`
     None means the model's. `memory` is a limit in bytes; None means what the device recommends.
+    `vae_tiny` is the file of a tiny VAE to decode with.
     """
 
     output: Path | None = None
@@ -38,13 +41,15 @@ class Params:
     tiling: str = "auto"
     memory: int | None = None
     after: Path | None = None
+    vae_tiny: Path | None = None
 
 
 def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> Plan[Entry]:
     """Plan the frames of a step, with the first memory plan whose frames exist, or that fits.
 
     `model` may be None if frames are given. Raises UsageError for invalid parameters, for a latent
-    that the VAE cannot decode, and if --memory is less than any memory plan needs.
+    that the VAE cannot decode, and if --memory is less than any memory plan needs, CheckpointError
+    for a file that is no tiny VAE.
     """
     check_output(params)
     if inputs.frames is None and inputs.step is None:
@@ -57,20 +62,26 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
     if params.output is not None and params.after is not None:
         check_keeps(params.output, [params.after])
     if inputs.frames is not None:
+        if params.vae_tiny is not None:
+            raise UsageError("a tiny VAE decodes a step, but frames are given; leave it out")
         return plan_video(source, inputs.frames, params, before, store)
     assert model is not None, "only frames can do without a model"
     assert inputs.step is not None
+    channels, tiny = model.config.vae.z_dim, params.vae_tiny
     decoding = Decoding(
         model=model,
         step=inputs.step,
         run=source.run,
         trim=source.trim,
         reference_frames=source.reference_frames,
+        tiny=None if tiny is None else open_tiny_vae(tiny, channels, store),
     )
     plans = decoding.plans(params.tiling)
     existing = [one for one in plans if not store.must_compute(decoding.recipe(one))]
     memory_plan = (
-        existing[0] if existing else choose_plan("vae", plans, params.memory, store.report)
+        existing[0]
+        if existing
+        else choose_plan(decoding.component, plans, params.memory, store.report)
     )
     if params.output is not None and not existing and not store.read_only:
         check_writable(params.output)  # before the work, not after the last step
@@ -83,8 +94,8 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
             video.finish(entry)
         return entry
 
-    work = [] if existing else [Work(component="vae", stage="decode", plan=memory_plan)]
-    return plan_entries([recipe], make, work, store)
+    work = Work(component=decoding.component, stage="decode", plan=memory_plan)
+    return plan_entries([recipe], make, [] if existing else [work], store)
 
 
 def plan_video(
@@ -131,14 +142,18 @@ def check_output(params: Params) -> str:
 @options.model
 @options.sources
 @options.video
+@options.tiny
 @options.memory
 @stage_options
-def command(session: Session, model: str | None, references: tuple[str, ...], **asked: Any) -> None:
+def command(
+    session: Session, model: str | None, references: tuple[str, ...], tiny: bool, **asked: Any
+) -> None:
     """Decode a latent to frames, and write them as a video.
 
     Pass a step, or frames that are already decoded. Without --output, only saves the frames in the
     cache.
     """
+    asked["vae_tiny"] = options.read_tiny(tiny, asked["vae_tiny"])
     inputs = resolve_inputs(references, ("step", "frames"), session.store)
     needed = inputs.frames is None and inputs.step is not None
     found = find_model(model, inputs.entries, session.store, inputs.run) if needed else None

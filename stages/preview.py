@@ -1,14 +1,14 @@
 """preview: draw drafts as one image, with a row of frames for each.
 
-Reads: `x0` of denoise entries; with --vae also a model's vae.
+Reads: `x0` of denoise entries; with --vae also a model's vae, with --vae-tiny a tiny one.
 Writes: a PNG; prints its path.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,7 @@ from wanpipe.runtime.output import check_writable, replace_output
 from wanpipe.store import Entry, Run, Store, key_of
 from wanpipe.store.entry import read_entry
 from wanpipe.weights.model import Model, find_model
+from wanpipe.weights.tiny_vae import open_tiny_vae
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,18 +33,21 @@ COLUMNS = 5
 class Params:
     """Where to write the image, and how many frames to show of each video.
 
-    Without `output` the image is named after its steps.
+    Without `output` the image is named after its steps. `vae_tiny` is the file of a tiny VAE to
+    decode with.
     """
 
     output: Path | None = None
     columns: int = COLUMNS
+    vae_tiny: Path | None = None
 
 
 def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | None = None) -> Path:
     """Draw the clean video that each step predicts, and return the path of the image.
 
-    With a `model` the frames are decoded by its VAE; otherwise a linear map approximates them.
-    Raises UsageError for an output that is not .png.
+    With a `model` the frames are decoded by its VAE; without one and without a tiny VAE, a linear
+    map approximates them. Raises UsageError for an output that is not .png, CheckpointError for a
+    file that is no tiny VAE.
     """
     from wanpipe.media import video
 
@@ -56,35 +60,45 @@ def run(steps: Sequence[Entry], params: Params, store: Store, model: Model | Non
         check_writable(output)
         if output.is_dir():
             raise UsageError(f"a preview is a file, but {output} is a folder; give another name")
+    decode = decoder(steps, params, store, model)
     rows = []
     with store.report.task("preview", len(steps)) as task:
         for step in steps:
             run = Store(step.root, store.report).runs.latest(step.key)
             trim = run.settings.trim_first_frames if run else 0
             latent = step.read("x0")[:, (run.settings.reference_frames or 0) if run else 0 :]
-            if model is None:
-                frames = linear_frames(latent)[trim:]
-            else:
-                frames = true_frames(latent, model, store)[4 * trim :]
-            rows.append((label(step, run), frames))
+            # a linear map gives one frame for each latent frame
+            dropped = trim if decode is linear_frames else 4 * trim
+            rows.append((label(step, run), decode(latent)[dropped:]))
             task.advance()
     with writable(output), replace_output(output) as draft:
         video.contact_sheet(rows, params.columns).save(draft, compress_level=1)
     return output
 
 
-def true_frames(latent: "np.ndarray", model: Model, store: Store) -> "np.ndarray":
-    """Decode a normalized latent (C, F, H, W) with the model's VAE to frames (T, Y, X, 3) uint8."""
+def decoder(
+    steps: Sequence[Entry], params: Params, store: Store, model: Model | None
+) -> "Callable[[np.ndarray], np.ndarray]":
+    """Return what turns a normalized latent (C, F, H, W) into frames (T, Y, X, 3) uint8."""
+    if model is None and params.vae_tiny is None:
+        return linear_frames
     import mlx.core as mx
 
     from wanpipe.backend.device import compute_dtype, mlx_dtype
-    from wanpipe.models import vae
+    from wanpipe.models.vae import vae
     from wanpipe.weights.load import load_network
 
+    if params.vae_tiny is not None:
+        if model is not None:
+            raise UsageError("a preview is decoded by one VAE; give either --vae or a tiny VAE")
+        [tiny, *_] = [open_tiny_vae(params.vae_tiny, step.shape("x0")[0], store) for step in steps]
+        small = tiny.load(mlx_dtype(compute_dtype("bfloat16")), store)
+        return lambda latent: vae.video_uint8(small.frames(mx.array(latent)))
+    assert model is not None
     network = vae.Decoder(model.config.vae)
     dtype = mlx_dtype(compute_dtype(model.config.dtype))
     load_network(network, model.checked("vae", store), dtype)
-    return vae.video_uint8(network.frames(mx.array(latent)))
+    return lambda latent: vae.video_uint8(network.frames(mx.array(latent)))
 
 
 def label(step: Entry, run: Run | None) -> str:
@@ -136,6 +150,7 @@ def drafts(store: Store) -> list[str]:
 @click.argument("references", nargs=-1, metavar="[ENTRY]...")
 @click.option("--all-drafts", is_flag=True, help="Show every unfinished run in the cache.")
 @click.option("--vae", is_flag=True, help="Decode with the VAE: slower, but exact.")
+@options.tiny
 @options.model
 @click.option(
     "--output",
@@ -157,17 +172,17 @@ def command(
     references: tuple[str, ...],
     all_drafts: bool,
     vae: bool,
+    tiny: bool,
     model: str | None,
-    output: Path | None,
-    columns: int,
+    **asked: Any,
 ) -> None:
     """Draw drafts as one image, with a row of frames for each.
 
     Each ENTRY is a step. Its row shows the video that the step predicts. To finish a draft, run
     `wanpipe denoise --from ENTRY`.
     """
-    store = session.store
+    store, asked["vae_tiny"] = session.store, options.read_tiny(tiny, asked["vae_tiny"])
     steps = choose(references, all_drafts, store)
     made_by = Store(steps[0].root, store.report).runs.latest(steps[0].key) if vae else None
     found = find_model(model, steps, store, made_by) if vae else None
-    print_path(run(steps, Params(output=output, columns=columns), store, found))
+    print_path(run(steps, Params(**asked), store, found))

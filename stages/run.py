@@ -173,6 +173,7 @@ def plan_model(
 @options.memory
 @options.devices
 @options.video
+@options.tiny
 @stage_options
 def command(
     session: Session,
@@ -256,7 +257,10 @@ def read(asked: dict[str, Any]) -> Params:
         image=image,
         video=video,
         denoise=denoise.Params(**sampling, **sides),
-        decode=decode.Params(**some("output", "fps", "tiling", "memory", "after")),
+        decode=decode.Params(
+            **some("output", "fps", "tiling", "memory", "after"),
+            vae_tiny=options.read_tiny(asked["tiny"], asked["vae_tiny"]),
+        ),
     )
 
 

@@ -341,7 +341,7 @@ class Planner:
     ) -> Node:
         """Return the node of a video: its frames are decoded from the last step, or exist."""
         [entry], [target] = plan.entries, plan.targets
-        network = self.network(one.model.hash("vae"), plan.work)
+        network = self.network(target.recipe.material.vae, plan.work)
         # without the step, nothing tells how its frames were made, and how fast they are
         alone = there and not self.store.has("denoise", one.run.last)
         asked = vars(one.params.decode) | {
@@ -349,6 +349,7 @@ class Planner:
             "references": (entry.key if alone else one.run.last,),
             "fps": one.fps if alone else one.params.decode.fps,
             "output": path,
+            "vae_tiny": None if alone else one.params.decode.vae_tiny,
             "tiling": "none" if target.recipe.material.tiling is None else "spatial",
         }
         return Node(

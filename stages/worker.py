@@ -39,7 +39,7 @@ def warm() -> None:
     mx.eval(mx.zeros(1) + 1)
     for name in STAGES:
         import_module(COMMANDS[name])
-    for name in ("wanpipe.denoising.denoiser", "wanpipe.models.vae", "zarr"):
+    for name in ("wanpipe.denoising.denoiser", "wanpipe.models.vae.vae", "zarr"):
         import_module(name)
 
 

@@ -197,6 +197,8 @@ ROWS = [
     Row("text", NAG, "{text} => {other negative}"),
     Row("vae", DECODE, "{model} => {other vae}", apart=True),
     Row("step", DECODE, "{step} => {other step}"),
+    Row("decoder vae", DECODE, "--vae-tiny tiny.safetensors"),
+    Row("vae", f"{DECODE} --vae-tiny tiny.safetensors", "tiny.s => other-tiny.s"),
     Row("tiling", "decode --model {model} --from {wide step}", "--tiling spatial"),
     Row("trim_first_frames step", "decode --model {model} --from {long step}", "long => trimmed"),
     Row(

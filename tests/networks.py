@@ -15,10 +15,11 @@ from wanpipe.checkpoints.rules import clip as clip_rules
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.checkpoints.rules import umt5 as umt5_rules
 from wanpipe.checkpoints.rules import vae as vae_rules
-from wanpipe.models import umt5, vae
+from wanpipe.models import umt5
 from wanpipe.models.clip import CLIP
 from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 from wanpipe.models.dit import DiT
+from wanpipe.models.vae import vae
 
 
 def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int = 1) -> Graph:

@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.stand_ins import CHECKPOINTS, EXPERTS, FRAMES, SIDE, STEPS
+from tests.tiny_vae import NARROW, draw_weights, write_tiny_vae
 from wanpipe import demo
 from wanpipe.demo import world
 from wanpipe.media.video import write_video
@@ -234,6 +235,7 @@ def lay_out(folder: Path, shelf: Path) -> None:
     mask[: len(mask) // 2] = 255
     Image.fromarray(mask).save(folder / "mask.png")
     shutil.copyfile(demo.LORA, folder / STYLE)
+    write_tiny_vae(folder / "taew2_1.safetensors", draw_weights("taew2_1", NARROW))
     for name in EXPERTS:
         shutil.copyfile(shelf / "expert.safetensors", folder / name)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.workshop import SMALL, Place, files, inside
 from wanpipe.media import video
 from wanpipe.media.video import read_video
-from wanpipe.models.vae import Decoder
+from wanpipe.models.vae.vae import Decoder
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.lineage import Source
 from wanpipe.pipeline.video_writer import VideoWriter

@@ -32,6 +32,7 @@ from tests.field_rows import (
     Row,
 )
 from tests.golden_runs import Record, chain_of, furnish, golden, record_of, split
+from tests.tiny_vae import NARROW, draw_weights, write_tiny_vae
 from tests.workshop import Models, inside
 from wanpipe.store import key_of
 from wanpipe.store.materials import VideoEncoding
@@ -53,6 +54,9 @@ class Bench:
         furnish(self.root)
         draw_images(self.root)
         draw_clips(self.root)
+        for seed, name in enumerate(("tiny", "other-tiny")):
+            weights = draw_weights("taew2_1", NARROW, seed)
+            write_tiny_vae(self.root / f"{name}.safetensors", weights)
         self.made: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 KILLS = 12
 # forks from a process that has loaded what a run needs, so that kills fall into the work itself
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["tests.test_kills", "stages.run", "wanpipe.models.vae"])
+server.set_forkserver_preload(["tests.test_kills", "stages.run", "wanpipe.models.vae.vae"])
 
 
 def film(folder: Path) -> None:

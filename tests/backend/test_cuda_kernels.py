@@ -12,8 +12,9 @@ import pytest
 
 from wanpipe.backend import cuda_launch, nvrtc
 from wanpipe.backend.cuda_launch import C_TYPES
-from wanpipe.models import causal_conv, layers, rope
-from wanpipe.models.causal_conv import CausalCache, CausalConv, Norm
+from wanpipe.models import layers, rope
+from wanpipe.models.vae import causal_conv
+from wanpipe.models.vae.causal_conv import CausalCache, CausalConv, Norm
 
 DISPATCHERS = (layers, rope, causal_conv)
 OPTIONS = {"eps": 1e-6, "dtype": mx.bfloat16}

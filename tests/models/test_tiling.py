@@ -9,8 +9,8 @@ import pytest
 
 from bench.weights import Random
 from wanpipe.checkpoints.rules import vae as vae_rules
-from wanpipe.models import tiling, vae
 from wanpipe.models.config import VAEConfig
+from wanpipe.models.vae import tiling, vae
 
 CONFIG = VAEConfig(version="2.1", encoder_dim=4, decoder_dim=4, z_dim=16)
 

@@ -11,7 +11,7 @@ from official import converted
 from tests.conftest import golden, relative_error, settings
 from tests.models.official import allocated, on_the_cpu
 from wanpipe.errors import UsageError
-from wanpipe.models import causal_conv, vae
+from wanpipe.models.vae import causal_conv, vae
 from wanpipe.weights.load import load_network
 
 FOLDERS = {"2.1": "wan21-t2v", "2.2": "wan22-ti2v-5b"}

@@ -8,12 +8,12 @@ import mlx.nn as nn
 import pytest
 
 from tests.conftest import relative_error
-from wanpipe.models import causal_conv, vae_paths
-from wanpipe.models.causal_conv import CausalCache, CausalConv, ConvBase
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae import Decoder, Encoder
-from wanpipe.models.vae_blocks import ResidualBlock, Upsample
+from wanpipe.models.vae import causal_conv, paths
+from wanpipe.models.vae.blocks import ResidualBlock, Upsample
+from wanpipe.models.vae.causal_conv import CausalCache, CausalConv, ConvBase
+from wanpipe.models.vae.vae import Decoder, Encoder
 
 SIZES = [(1, 3, 5), (4, 2, 2), (2, 6, 1)]
 CONFIGS = {
@@ -87,7 +87,7 @@ def test_upsample_uses_new_weights() -> None:
 @pytest.mark.parametrize("factor_t", [1, 2])
 def test_dup_up_matches_the_official_code(inputs: int, outputs: int, factor_t: int) -> None:
     x = mx.random.normal((2, 3, 5, inputs))
-    ours = vae_paths.dup_up(x, outputs, factor_t).reshape(2 * factor_t, 6, 10, outputs)
+    ours = paths.dup_up(x, outputs, factor_t).reshape(2 * factor_t, 6, 10, outputs)
     assert mx.array_equal(ours, official_dup_up(x, outputs, factor_t))
 
 

@@ -21,11 +21,12 @@ from wanpipe.backend.device import memory_limit
 from wanpipe.checkpoints.rename import RenameRule, match_rules
 from wanpipe.checkpoints.rules import dit as dit_rules
 from wanpipe.errors import UsageError
-from wanpipe.models import rope, tiling, tuning, vae
+from wanpipe.models import rope, tuning
 from wanpipe.models.config import DiTConfig, VAEConfig
 from wanpipe.models.dit import Block, DiT, Stream
 from wanpipe.models.dit_blocks import KV
 from wanpipe.models.geometry import Triple
+from wanpipe.models.vae import tiling, vae
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import Expert, MemoryPlan
 from wanpipe.runtime.report import Report

@@ -10,15 +10,17 @@ from mlx.utils import tree_flatten
 
 from bench.sizes import VAE_21, VAE_22
 from tests.models.official import allocated, on_the_cpu
-from wanpipe.models import causal_conv, layers, vae, vae_blocks
-from wanpipe.models.causal_conv import CausalCache
-from wanpipe.models.config import VAEConfig
+from wanpipe.models import layers
+from wanpipe.models.config import TinyVAEConfig, VAEConfig
+from wanpipe.models.vae import blocks, causal_conv, tiny, vae
+from wanpipe.models.vae.causal_conv import CausalCache
 from wanpipe.pipeline.vae_cost import Part, chunk_ops, cost
 
 CONFIGS = {
     "2.1": VAEConfig(version="2.1", encoder_dim=16, decoder_dim=16, z_dim=16),
     "2.2": VAEConfig(version="2.2", encoder_dim=16, decoder_dim=32, z_dim=48),
 }
+TINY = TinyVAEConfig(z_dim=16, widths=(64, 32, 16, 16), patch_size=1)
 CONVOLUTIONS = {"causal", "frame", "polyphase", "time", "down"}
 parts = pytest.mark.parametrize("part", ["decoder", "encoder"])
 versions = pytest.mark.parametrize("version", CONFIGS)
@@ -54,7 +56,7 @@ def test_flops_match_the_convolutions_that_run(
         actual.append(2.0 * y.size * prod(weight.shape[1:]))
         return y
 
-    for module in (causal_conv, vae_blocks):
+    for module in (causal_conv, blocks):
         monkeypatch.setattr(module, "convolve", convolve)
     config, shape = CONFIGS[version], (2, 2, 3)
     run(network(config, part), part, config, shape, 4)
@@ -77,7 +79,7 @@ def test_cache_and_weights_match_the_network(version: str, part: Part) -> None:
     assert expected.cache == cached
     named: Any = tree_flatten(net.parameters())
     weights = sum(value.nbytes for name, value in named if not name.endswith("gamma"))
-    ups = [layer for layer in net.modules() if isinstance(layer, vae_blocks.Upsample)]
+    ups = [layer for layer in net.modules() if isinstance(layer, blocks.Upsample)]
     derived = sum(layer._polyphase(layer.conv.weight).nbytes for layer in ups)
     assert expected.weights == weights + derived
 
@@ -98,7 +100,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(mx.fast, "rms_norm", lambda x, *_: -x)
     for module, name in (
         (causal_conv, "sum_terms"),
-        (vae_blocks, "sum_terms"),
+        (blocks, "sum_terms"),
         (causal_conv, "scale_silu"),
         (causal_conv, "scale"),
     ):
@@ -122,6 +124,56 @@ def test_peak_memory_is_what_mlx_allocates(
     most = allocated(lambda: run(net, part, config, shape, at_once))
     peak = cost(config, part, shape, 2, at_once).peak
     assert weights + most == pytest.approx(peak, rel=0.15)
+
+
+def tiny_network(config: TinyVAEConfig) -> tiny.Decoder:
+    net = tiny.Decoder(config)
+    net.set_dtype(mx.bfloat16)
+    mx.eval(net.parameters())
+    return net
+
+
+def run_tiny(net: tiny.Decoder, shape: tuple[int, int, int]) -> None:
+    for _ in net.frames(mx.zeros((TINY.z_dim, *shape))):
+        pass
+
+
+def test_flops_of_the_tiny_decoder_match_the_convolutions_that_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actual: list[float] = []
+    original = causal_conv.convolve
+
+    def convolve(x: mx.array, weight: mx.array, *rest: Any) -> mx.array:
+        y = original(x, weight, *rest)
+        actual.append(2.0 * y.size * prod(weight.shape[1:]))
+        return y
+
+    for module in (causal_conv, tiny):
+        monkeypatch.setattr(module, "convolve", convolve)
+    run_tiny(tiny_network(TINY), (2, 2, 3))
+    assert sum(actual) == cost(TINY, "decoder", (2, 2, 3), 2).flops
+
+
+def test_cache_and_weights_of_the_tiny_decoder_match_the_network() -> None:
+    net, cache = tiny_network(TINY), CausalCache()
+    net.chunk(mx.zeros((1, 2, 3, TINY.z_dim), mx.bfloat16), cache)
+    expected = cost(TINY, "decoder", (2, 2, 3), 2)
+    assert expected.cache == sum(frames.nbytes for frames in cache._frames)
+    named: Any = tree_flatten(net.parameters())
+    derived = sum(level.grow._kernels(level.grow.kernel).nbytes for level in net.levels)
+    assert expected.weights == sum(value.nbytes for _, value in named) + derived
+
+
+@on_the_cpu
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("shape", [(3, 12, 16), (3, 20, 26)])
+def test_the_tiny_decoder_takes_no_more_memory_than_planned(shape: tuple[int, int, int]) -> None:
+    net = tiny_network(TINY)
+    run_tiny(net, shape)
+    weights = sum(value.nbytes for _, value in tree_flatten(net.parameters()))
+    peak = cost(TINY, "decoder", shape, 2).peak
+    assert 0.5 * peak <= weights + allocated(lambda: run_tiny(net, shape)) <= peak
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties import repeatable
-from wanpipe.models import tiling
+from wanpipe.models.vae import tiling
 
 
 @repeatable

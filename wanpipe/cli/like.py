@@ -81,6 +81,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     references: Annotated[list[Name], Meta(max_length=1000)] = []
     after: Name | None = None
     branches_from: Hash | None = None
+    vae_tiny: Hash | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,10 @@ class Like:
             self.store.report.remark(
                 f"{self.name} was joined to {quote(record.after)}; give --after FILE to join this "
                 "one too"
+            )
+        if record.vae_tiny is not None and not given & {"vae_tiny", "tiny"}:
+            self.store.report.remark(
+                f"{self.name} was decoded by a tiny VAE; give --vae-tiny FILE to use it again"
             )
         return asked | {name: value for name, value in found.items() if name not in given}
 
@@ -275,7 +280,12 @@ class Like:
                 f"step {step[:8]} is not {record.denoise[:8]}, that of {self.name}: an input, the "
                 "model, the type of its weights, the device or wanpipe is another one"
             )
-        elif record.decode not in (None, frames.key) and self.is_whole() and "tiling" not in given:
+        elif (
+            record.decode not in (None, frames.key)
+            and self.is_whole()
+            and not given & {"tiling", "tiny", "vae_tiny"}
+            and record.vae_tiny is None  # `complete` told
+        ):
             self.store.report.remark(
                 f"frames {frames.key[:8]} are not {str(record.decode)[:8]}, those of {self.name}: "
                 "they are decoded by another VAE, or with another --tiling"

@@ -3,6 +3,7 @@
 A default that depends on the model is part of the help text, because click does not know it.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,35 @@ video = group(
         "into each other.",
     ),
 )
+TINY = "WANPIPE_VAE_TINY"
+tiny = group(
+    click.option(
+        "--tiny",
+        is_flag=True,
+        help="Decode with the tiny VAE that --vae-tiny or $WANPIPE_VAE_TINY names: much faster, "
+        "with less detail.",
+    ),
+    click.option(
+        "--vae-tiny",
+        type=PATH,
+        metavar="FILE",
+        help="Decode with this tiny VAE: taew2_1 or, for TI2V-5B, taew2_2 of TAEHV, as "
+        ".safetensors or .pth.",
+    ),
+)
+
+
+def read_tiny(tiny: bool, file: Path | None) -> Path | None:
+    """Return the file of the tiny VAE to decode with; None for the model's own VAE.
+
+    The environment only names the file: without --tiny it changes nothing. Raises UsageError if no
+    file is named.
+    """
+    if file is None and tiny:
+        if not (named := os.environ.get(TINY)):
+            raise UsageError(f"--tiny needs the file of a tiny VAE; use --vae-tiny or ${TINY}")
+        return Path(named)
+    return file
 
 
 def read_negative(text: str | None, none: bool) -> str | None:

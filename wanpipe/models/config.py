@@ -35,6 +35,7 @@ CHANNELS = {"2.1": 16, "2.2": 48}  # latent channels of each VAE
 # Architecture of both VAEs: `dim_mult` and `temperal_downsample` of the official code
 DIM_MULT = (1, 2, 4, 4)  # channels of each level, in units of the base width
 TEMPORAL_DOWNSAMPLE = (False, True, True)  # whether the next level halves the frame rate
+TINY_BLOCKS, TINY_GROWTH = 3, (1, 2, 2)  # of each level of TAEHV: blocks, and frames made of one
 
 LastImage = Literal["no", "optional", "required"]
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -175,6 +176,22 @@ class VAEConfig(Document, frozen=True, kw_only=True):
     def patch_size(self) -> int:
         """Pixels along a side of one input position of the encoder (`patchify`)."""
         return self.stride[1] // 8
+
+
+class TinyVAEConfig(Document, frozen=True, kw_only=True):
+    """Dimensions of the decoder of TAEHV: the channels of its three levels, then of its output.
+
+    An output position has `patch_size` pixels along each side.
+    """
+
+    z_dim: Size
+    widths: tuple[Size, Size, Size, Size]
+    patch_size: Size
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Pixels per latent position along frames, rows and columns."""
+        return (4, 8 * self.patch_size, 8 * self.patch_size)
 
 
 class Quantization(Document, frozen=True, kw_only=True):

@@ -15,9 +15,9 @@ from msgspec import UNSET
 from wanpipe.backend.ways import ALONE, Way
 from wanpipe.errors import UsageError
 from wanpipe.models import tuning
-from wanpipe.models.config import DiTConfig, T5Config, VAEConfig, context_channels
+from wanpipe.models.config import DiTConfig, T5Config, TinyVAEConfig, VAEConfig, context_channels
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
-from wanpipe.models.tiling import host_bytes
+from wanpipe.models.vae.tiling import host_bytes
 from wanpipe.pipeline import vae_cost
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.units import format_si
@@ -278,7 +278,7 @@ def text_plan(config: T5Config, blocks: int, lengths: Sequence[int]) -> MemoryPl
 
 
 def decode_plans(
-    config: VAEConfig, latent: Triple, computed: int, stacks: bool
+    config: VAEConfig | TinyVAEConfig, latent: Triple, computed: int, stacks: bool
 ) -> list[DecodePlan]:
     """Return the plans of decoding a latent (F, H, W), the fastest first.
 
@@ -304,6 +304,8 @@ def decode_plans(
             plan, latents + (max(summed, whole_video + written) if tiles else written)
         )
 
+    if isinstance(config, TinyVAEConfig):
+        return [plan_of(latent, 2, "")]
     one = plan_of(latent, 1, "its last layers take one frame at a time")
     if prod(latent[1:]) * prod(config.stride[1:]) // config.patch_size**2 > FILLING:
         whole = [replace(one, strategy="")]

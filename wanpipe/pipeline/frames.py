@@ -1,4 +1,4 @@
-"""Decodes the latent of a step with the VAE."""
+"""Decodes the latent of a step with the VAE, or with a tiny autoencoder."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from wanpipe.pipeline.video_writer import VideoWriter
 from wanpipe.runtime.worker import Worker
 from wanpipe.store import Draft, Entry, Recipe, Run, Store, material
 from wanpipe.weights.model import Model
+from wanpipe.weights.tiny_vae import TinyVAE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,25 +26,34 @@ TILES = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """The decoding of a step's latent (C, F, H, W) with a model's VAE."""
+    """The decoding of a step's latent (C, F, H, W) with a model's VAE, or with a `tiny` one."""
 
     model: Model
     step: Entry
     run: Run | None
     trim: int
     reference_frames: int  # latent frames of reference images, before those of the video
+    tiny: TinyVAE | None = None
+
+    @property
+    def component(self) -> str:
+        """The network that decodes."""
+        return "vae" if self.tiny is None else "vae_tiny"
 
     def plans(self, tiling: str) -> list[DecodePlan]:
         """Return the memory plans that --tiling allows, the best first.
 
-        Raises UsageError for a latent that the VAE cannot decode.
+        Raises UsageError for a latent that the VAE cannot decode, and for tiles of a tiny one.
         """
         from wanpipe.backend.device import compute_dtype, is_cuda
 
         config = self.model.config
+        if self.tiny is not None and tiling == "spatial":
+            raise UsageError("a tiny VAE decodes whole frames; leave out --tiling spatial")
         frames, height, width = self.size()
         computed = ITEMSIZE[compute_dtype(config.dtype)]
-        plans = budget.decode_plans(config.vae, (frames, height, width), computed, is_cuda())
+        network = config.vae if self.tiny is None else self.tiny.config
+        plans = budget.decode_plans(network, (frames, height, width), computed, is_cuda())
         large = max(height, width) * config.vae.stride[1] > geometry.TILE
         whole = [plan for plan in plans if not plan.tiled]
         tiled = [plan for plan in plans if plan.tiled and large]
@@ -70,7 +80,7 @@ class Decoding:
 
         named = material(
             "decode",
-            vae=self.model.hash("vae"),
+            vae=self.model.hash("vae") if self.tiny is None else self.tiny.hash,
             step=self.step.key,
             tiling=TILES if plan.tiled else None,
             trim_first_frames=self.trim,
@@ -78,6 +88,8 @@ class Decoding:
         )
         if self.reference_frames:  # else absent, so that keys without references stay the same
             named = structs.replace(named, reference_frames=self.reference_frames)
+        if self.tiny is not None:
+            named = structs.replace(named, decoder="tiny")
         made = {"model": str(self.model.directory.resolve())}
         return Recipe(material=named, inputs={"step": self.step.key}, made=made)
 
@@ -94,7 +106,7 @@ class Decoding:
             slices = self.slices(latent, recipe.material.dtype, plan, store)
             frames = 4 * (latent.shape[1] - 1) + 1 - trim
             shape = (frames, latent.shape[2] * stride[1], latent.shape[3] * stride[2], 3)
-            video.begin(recipe.key)
+            video.begin(recipe)
             with (
                 draft.stream("frames", shape) as sink,
                 store.report.task("decode", latent.shape[1]) as task,
@@ -118,16 +130,20 @@ class Decoding:
         import numpy as np
 
         from wanpipe.backend.device import mlx_dtype
-        from wanpipe.models import tiling, vae
+        from wanpipe.models.vae import tiling, vae
         from wanpipe.weights.load import load_network
 
-        config = self.model.config.vae
-        network = vae.Decoder(config)
-        load_network(network, self.model.checked("vae", store), mlx_dtype(dtype))
-        store.report.event("loaded", component="vae")
-        if plan.tiled:
-            return tiling.decode(network, mx.array(latent), config.stride[1])
-        whole = network.frames(mx.array(latent), plan.at_once)
+        config, z = self.model.config.vae, mx.array(latent)
+        if self.tiny is not None:
+            whole = self.tiny.load(mlx_dtype(dtype), store).frames(z)
+            store.report.event("loaded", component=self.component)
+        else:
+            network = vae.Decoder(config)
+            load_network(network, self.model.checked("vae", store), mlx_dtype(dtype))
+            store.report.event("loaded", component=self.component)
+            if plan.tiled:
+                return tiling.decode(network, z, config.stride[1])
+            whole = network.frames(z, plan.at_once)
         return (np.array(vae.to_uint8(piece)) for piece in whole)
 
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from wanpipe.backend.device import mlx_dtype
-from wanpipe.models import vae
 from wanpipe.models.clip import CLIP
+from wanpipe.models.vae import vae
 from wanpipe.store import Store
 from wanpipe.weights.load import load_network
 from wanpipe.weights.model import Model

@@ -1,6 +1,7 @@
-"""Analytic FLOP and memory model of the VAE encoder and decoder, per chunk of frames.
+"""Analytic FLOP and memory model of the VAE encoder and decoder, per chunk of frames, and of the
+tiny decoder.
 
-Needs only a VAEConfig, and loads no array library. Models a GPU, where each kernel writes
+Needs only a config, and loads no array library. Models a GPU, where each kernel writes
 one array and the arrays of an evaluation are freed after it. The workspace of convolutions is not
 included. Sizes count values unless they are in bytes; a multiply-add is two operations.
 """
@@ -10,7 +11,14 @@ from functools import lru_cache
 from math import prod
 from typing import Literal
 
-from wanpipe.models.config import DIM_MULT, TEMPORAL_DOWNSAMPLE, VAEConfig
+from wanpipe.models.config import (
+    DIM_MULT,
+    TEMPORAL_DOWNSAMPLE,
+    TINY_BLOCKS,
+    TINY_GROWTH,
+    TinyVAEConfig,
+    VAEConfig,
+)
 from wanpipe.models.tuning import stacks_frames
 
 FLOAT32 = 4  # bytes
@@ -165,7 +173,7 @@ class ChunkTrace:
 
 
 def chunk_ops(
-    config: VAEConfig,
+    config: VAEConfig | TinyVAEConfig,
     part: Part,
     shape: tuple[int, int, int],
     first: bool = False,
@@ -174,8 +182,10 @@ def chunk_ops(
 ) -> list[Op]:
     """List the ops of one chunk for a latent (F, H, W): the `first` chunk, or any later one.
 
-    `at_once` is that of `Decoder.frames`; the encoder ignores it.
+    `at_once` is that of `Decoder.frames`; the encoder and the tiny decoder ignore it.
     """
+    if isinstance(config, TinyVAEConfig):
+        return _tiny(config, shape[1], shape[2], (first, stack_frames)).ops
     trace = _decoder if part == "decoder" else _encoder
     return trace(config, shape[1], shape[2], (first, stack_frames), at_once).ops
 
@@ -232,6 +242,34 @@ def _encoder(
     return trace
 
 
+def _tiny(config: TinyVAEConfig, H: int, W: int, flags: tuple[bool, bool]) -> ChunkTrace:
+    """Trace the tiny decoder. Two blocks, or two halves of its last frames, are in flight."""
+    trace, widths = ChunkTrace(1, H, W, config.z_dim, *flags), config.widths
+    trace.record("frame", widths[0], (3, 3), trace.size + 2 * trace.frame * widths[0])
+    for level, frames in enumerate(TINY_GROWTH):
+        trace.C, outputs = widths[level], widths[level + 1]
+        for _ in range(TINY_BLOCKS):
+            x, memory = trace.size, trace.frame * trace.C
+            live = 2 * (8 * x + memory)
+            trace.C *= 2  # a frame, and the one before it
+            trace.record("frame", widths[level], (3, 3), live, cached=memory, largest=2 * x)
+            trace.C = widths[level]
+            for _ in range(2):
+                trace.record("frame", trace.C, (3, 3), live)
+        if level == len(TINY_GROWTH) - 1:  # one frame after another
+            trace.repeats, trace.held = trace.T, 2 * trace.size
+            trace.T = 1
+        channels, positions = 4 * frames * outputs, trace.T * (trace.H + 1) * (trace.W + 1)
+        weights = trace.C * (frames * trace.C + 9 * outputs + 4 * channels)  # and made of them
+        live = 2 * (trace.size + 3 * positions * channels)
+        trace.record("polyphase", channels, (2, 2), live, positions=positions, parameters=weights)
+        trace.T, trace.H, trace.W = trace.T * frames, 2 * trace.H, 2 * trace.W
+    trace.C, colors = widths[-1], 3 * config.patch_size**2
+    pixels = trace.T * trace.frame * colors
+    trace.record("frame", colors, (3, 3), 4 * trace.size, float32=2 * trace.repeats * 3 * pixels)
+    return trace
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """Bytes of one part of a VAE, and the operations for a whole video.
@@ -254,7 +292,7 @@ class Cost:
 
 @lru_cache(64)
 def cost(
-    config: VAEConfig,
+    config: VAEConfig | TinyVAEConfig,
     part: Part,
     shape: tuple[int, int, int],
     itemsize: int,

@@ -10,7 +10,7 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 
-from wanpipe.models.vae import Encoder
+from wanpipe.models.vae.vae import Encoder
 from wanpipe.pipeline.video_inputs import Clip
 
 SIDE = 8  # pixels of a mask along each side of a latent position; they become channels

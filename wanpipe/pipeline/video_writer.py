@@ -11,12 +11,14 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from wanpipe.errors import UsageError, WanpipeError
 from wanpipe.pipeline.budget import WAITING_SLICES
 from wanpipe.pipeline.lineage import Source
 from wanpipe.runtime.report import Report
 from wanpipe.runtime.worker import POLL_SECONDS, Worker
-from wanpipe.store import Entry, Store
+from wanpipe.store import Entry, Recipe, Store
 from wanpipe.store.keys import hash_file, key_of
 from wanpipe.store.runs import Video
 
@@ -111,10 +113,10 @@ class VideoWriter(Worker[bool]):
         self.put(None)
         super().__exit__()
 
-    def begin(self, key: str) -> None:
-        """Start the video of the future entry `key`; `take` gets its frames."""
+    def begin(self, recipe: Recipe) -> None:
+        """Start the video of the future entry of `recipe`; `take` gets its frames."""
         if self.output is not None:
-            self.submit(partial(self.write, self.output, key, self.slices()))
+            self.submit(partial(self.write, self.output, recipe, self.slices()))
 
     def take(self, frames: "np.ndarray") -> None:
         """Write frames. Does nothing if no video is being written, or if that has ended."""
@@ -140,7 +142,7 @@ class VideoWriter(Worker[bool]):
         if output is None:
             return
         self.put(None)
-        done = list(self.results(0)) or [self.write(output, entry.key, entry.blocks("frames"))]
+        done = list(self.results(0)) or [self.write(output, entry, entry.blocks("frames"))]
         fields = {"kind": "written"} if done[0] else {"kind": "reused", "stage": "film"}
         self.store.report.event(**fields, path=str(output))
         run = self.source.run
@@ -149,8 +151,8 @@ class VideoWriter(Worker[bool]):
             video = Video(path=str(output.resolve()), frames=entry.key, fps=fps)
             self.store.save_video(run, video)
 
-    def write(self, output: Path, key: str, slices: Iterable["np.ndarray"]) -> bool:
-        """Write the frames of the entry `key` as a video with its lineage.
+    def write(self, output: Path, frames: Entry | Recipe, slices: Iterable["np.ndarray"]) -> bool:
+        """Write the frames of an existing or future entry as a video with its lineage.
 
         Returns False without writing if the same video exists.
         """
@@ -159,7 +161,9 @@ class VideoWriter(Worker[bool]):
 
         rate = self.source.rate(self.fps)
         rate = int(rate) if rate == int(rate) else rate
-        lineage = {**self.source.lineage(), "decode": key, "fps": rate}
+        lineage = {**self.source.lineage(), "decode": frames.key, "fps": rate}
+        if frames.material.decoder is not UNSET:
+            lineage |= {"decoder": frames.material.decoder, "vae_tiny": frames.material.vae}
         if self.before is not None:
             lineage |= self.before.lineage()
             slices = self.before.join(slices, rate, Report())

@@ -197,7 +197,8 @@ class Tiles(Document, frozen=True, kw_only=True):
 class Decoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="decode"):
     """The frames of a step, decoded by a VAE.
 
-    The latent frames of reference images are dropped before decoding.
+    The latent frames of reference images are dropped before decoding. With a tiny `decoder`, `vae`
+    is the content hash of its file.
     """
 
     step: Annotated[Hash, Meta(title="step")]
@@ -206,6 +207,7 @@ class Decoding(Material, frozen=True, kw_only=True, tag_field="stage", tag="deco
     trim_first_frames: Annotated[Count, Meta(title="trimmed frames")]
     dtype: Dtype
     reference_frames: Annotated[Count | UnsetType, Meta(title="reference frames")] = UNSET
+    decoder: Annotated[Literal["tiny"] | UnsetType, Meta(title="decoder")] = UNSET
 
 
 AnyMaterial = Conversion | TextEmbedding | ImageEncoding | VideoEncoding | Step | Decoding

@@ -236,6 +236,7 @@ STAGES = {
                 )
             },
             inputs=("step",),
+            describe=lambda record: "" if record.material.decoder is UNSET else "tiny VAE",
         ),
     )
 }

@@ -23,11 +23,11 @@ from wanpipe.checkpoints.rules import vae as vae_rules
 from wanpipe.checkpoints.state_dict import open_network
 from wanpipe.checkpoints.tensors import quote_name
 from wanpipe.errors import CheckpointError, UsageError
-from wanpipe.models import vae
 from wanpipe.models.clip import CLIP
 from wanpipe.models.config import ModelConfig, Quantization
 from wanpipe.models.dit import DiT
 from wanpipe.models.umt5 import T5
+from wanpipe.models.vae import vae
 from wanpipe.runtime.documents import Document
 from wanpipe.weights.load import FLOAT32_NAMES, PACKED_DTYPE, parameter_shapes
 from wanpipe.weights.quantize import quantized_specs

@@ -7,7 +7,8 @@ Source: wan/modules/vae.py (Wan2.1) and vae2_2.py (Wan2.2), whose blocks are the
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.models.causal_conv import (
+from wanpipe.models.layers import Linear, attend
+from wanpipe.models.vae.causal_conv import (
     SAME,
     CausalCache,
     CausalConv,
@@ -18,7 +19,6 @@ from wanpipe.models.causal_conv import (
     convolve,
     sum_terms,
 )
-from wanpipe.models.layers import Linear, attend
 
 
 class ResidualBlock(nn.Module):

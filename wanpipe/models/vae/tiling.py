@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
-    from wanpipe.models.vae import Decoder
+    from wanpipe.models.vae.vae import Decoder
 
 FLOAT32 = 4  # bytes
 Ramp = tuple[slice, "np.ndarray"]  # latent rows or columns of a tile, and weights of their pixels
@@ -136,7 +136,7 @@ def add_tile(values: "np.ndarray", rows: list[Strip], columns: list[Strip], cell
             start, part = (row.start, column.start), values[:, row.inside, column.inside]
             total = cells.pop(start) + part if start in cells else part
             if row.last and column.last:
-                # as `models.vae.to_uint8`, but on the host
+                # as `models.vae.vae.to_uint8`, but on the host
                 cells[start] = np.rint((total + 1) * 127.5).astype(np.uint8)
             else:
                 cells[start] = np.ascontiguousarray(total)

@@ -1,7 +1,7 @@
 """The down and up paths of both VAEs: the layers between full size and the latent's.
 
 Wan2.1 has a sequence of residual blocks and resampling layers, Wan2.2 stages whose shortcuts
-average or duplicate values. Blocks come from `vae_blocks`; `vae` adds the other layers of the
+average or duplicate values. Blocks come from `blocks`; `vae` adds the other layers of the
 encoder and the decoder. Source: wan/modules/vae.py, `Encoder3d` and `Decoder3d`, and
 wan/modules/vae2_2.py, also `AvgDown3D` and `DupUp3D`.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.models.causal_conv import CausalCache
 from wanpipe.models.config import DIM_MULT, TEMPORAL_DOWNSAMPLE
-from wanpipe.models.vae_blocks import Downsample, ResidualBlock, Upsample
+from wanpipe.models.vae.blocks import Downsample, ResidualBlock, Upsample
+from wanpipe.models.vae.causal_conv import CausalCache
 
 
 def down_path_21(base: int) -> list[nn.Module]:

@@ -11,11 +11,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from wanpipe.models.causal_conv import CausalCache, CausalConv, Norm
 from wanpipe.models.config import DIM_MULT, VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.vae_blocks import Middle
-from wanpipe.models.vae_paths import DOWN, UP
+from wanpipe.models.vae.blocks import Middle
+from wanpipe.models.vae.causal_conv import CausalCache, CausalConv, Norm
+from wanpipe.models.vae.paths import DOWN, UP
 
 # fmt: off
 # Mean and standard deviation of each latent channel; source: `WanVAE`, `Wan2_2_VAE`.

@@ -1,0 +1,1 @@
+"""The VAEs in plain MLX: those of Wan, and the tiny one of TAEHV."""
