@@ -13,7 +13,7 @@ from operator import add
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.backend import blas, cuda_kernels
+from wanpipe.backend import blas, cpu_kernels, cuda_kernels
 from wanpipe.backend.device import is_cuda, is_gpu
 from wanpipe.errors import UsageError
 from wanpipe.models.execution import BoundedEval, defer_eval
@@ -174,7 +174,7 @@ class Norm(nn.Module):
             return scale(y, self.gamma, dtype=x.dtype)
         if is_gpu():
             return scale_silu(y, self.gamma, dtype=x.dtype)
-        return blas.silu(scale(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
+        return cpu_kernels.silu(scale(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
 
     def concat(self, before: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
         """Prepend two normed frames to the norm of x; return the result and its last two frames."""
