@@ -11,6 +11,7 @@ import numpy as np
 
 BAND = 1 << 18  # values of unfolded windows at a time, to fit the processor's cache
 ROWS, KEYS = 256, 512  # queries and keys whose scores are computed at a time
+SUMMED = 64  # keys whose values are summed one by one, which loses precision
 
 
 def matmul(a: mx.array, b: mx.array) -> mx.array:
@@ -79,7 +80,7 @@ def attend(
 
     Scores are computed for some queries and keys at a time, with a running maximum (online
     softmax). MLX's own attention on the CPU sums key by key: with the 500 equal padding keys of a
-    short prompt, its relative error is 2e-5.
+    short prompt, its relative error is 2e-5. Here values are summed in groups of keys.
     """
     mx.eval(q, k, v)
     queries, keys, values = host(q), host(k), host(v)
@@ -113,6 +114,9 @@ def _attend_rows(
         weights = np.exp(scores, out=scores)
         decay = np.exp(before - maximum)
         total = total * decay + weights.sum(axis=-1, keepdims=True)
-        x = x * decay + weights @ v[part]
+        x *= decay
+        for first in range(0, weights.shape[1], SUMMED):
+            group = slice(first, first + SUMMED)
+            x += weights[:, group] @ v[part][group]
     x /= total
     return x
