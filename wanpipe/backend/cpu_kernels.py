@@ -13,13 +13,30 @@ import numpy as np
 from wanpipe.backend.blas import host
 
 
-def silu(x: mx.array) -> mx.array:
-    """Compute x * sigmoid(x)."""
-    values = host(x)
-    with np.errstate(over="ignore"):  # far below zero the quotient is zero
-        denominator = np.exp(-values)
-        denominator += 1
-    return mx.array(np.divide(values, denominator, out=denominator)).astype(x.dtype)
+def sum_terms(*terms: mx.array) -> mx.array:
+    """Add arrays, and return the dtype of the first one."""
+    mx.eval(*terms)
+    first, second, *rest = (host(term) for term in terms)
+    total = first + second
+    for term in rest:
+        total += term
+    return mx.array(total).astype(terms[0].dtype)
+
+
+def rms_norm_silu(x: mx.array, gamma: mx.array, eps: float, silu: bool) -> mx.array:
+    """Apply RMSNorm with `gamma` over the last axis of x (..., C), and SiLU after it if `silu`."""
+    rows = host(x).reshape(-1, x.shape[-1])
+    # a product: to add up short rows one by one is slow
+    mean = np.square(rows) @ np.full((x.shape[-1], 1), 1 / x.shape[-1], np.float32)
+    y = rows / np.sqrt(mean + np.float32(eps))
+    y *= host(gamma)
+    if silu:
+        with np.errstate(over="ignore"):  # far below zero the quotient is zero
+            denominator = np.negative(y)
+            np.exp(denominator, out=denominator)
+            denominator += 1
+        y /= denominator
+    return mx.array(y.reshape(x.shape)).astype(x.dtype)
 
 
 def gelu(x: mx.array) -> mx.array:
