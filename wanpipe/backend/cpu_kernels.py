@@ -26,9 +26,7 @@ def sum_terms(*terms: mx.array) -> mx.array:
 def rms_norm_silu(x: mx.array, gamma: mx.array, eps: float, silu: bool) -> mx.array:
     """Apply RMSNorm with `gamma` over the last axis of x (..., C), and SiLU after it if `silu`."""
     rows = host(x).reshape(-1, x.shape[-1])
-    # a product: to add up short rows one by one is slow
-    mean = np.square(rows) @ np.full((x.shape[-1], 1), 1 / x.shape[-1], np.float32)
-    y = rows / np.sqrt(mean + np.float32(eps))
+    y = rows / _root_mean_square(rows, eps)
     y *= host(gamma)
     if silu:
         with np.errstate(over="ignore"):  # far below zero the quotient is zero
@@ -86,8 +84,8 @@ def add_norm(
 
 
 def _layer_norm(x: np.ndarray, shift: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    y: np.ndarray = x - x.mean(axis=-1, keepdims=True)
-    y /= np.sqrt(np.square(y).mean(axis=-1, keepdims=True) + np.float32(eps))
+    y: np.ndarray = x - _mean(x)
+    y /= _root_mean_square(y, eps)
     y *= weight
     y += shift
     return y
@@ -113,7 +111,21 @@ def norm_rotate(
 
 
 def _rms_norm(x: np.ndarray, weight: mx.array | None, eps: float) -> np.ndarray:
-    y: np.ndarray = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + np.float32(eps))
+    y: np.ndarray = x / _root_mean_square(x, eps)
     if weight is not None:
         y *= host(weight)
     return y
+
+
+def _root_mean_square(x: np.ndarray, eps: float) -> np.ndarray:
+    mean = _mean(np.square(x))
+    mean += np.float32(eps)
+    root: np.ndarray = np.sqrt(mean, out=mean)
+    return root
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    """Return the mean of the last axis (..., 1): a product, because NumPy adds short rows slowly."""
+    width = x.shape[-1]
+    mean: np.ndarray = x @ np.full((width, 1), 1 / width, np.float32)
+    return mean
