@@ -13,13 +13,14 @@ from tests.graphs import Graph, Tracer, gpu
 from wanpipe.checkpoints.rename import RenameRule
 from wanpipe.checkpoints.rules import clip as clip_rules
 from wanpipe.checkpoints.rules import dit as dit_rules
+from wanpipe.checkpoints.rules import taehv
 from wanpipe.checkpoints.rules import umt5 as umt5_rules
 from wanpipe.checkpoints.rules import vae as vae_rules
 from wanpipe.models import umt5
 from wanpipe.models.clip import CLIP
 from wanpipe.models.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 from wanpipe.models.dit import DiT
-from wanpipe.models.vae import vae
+from wanpipe.models.vae import tiny, vae
 
 
 def dit(tracer: Tracer, config: DiTConfig, shape: tuple[int, ...], groups: int = 1) -> Graph:
@@ -57,9 +58,16 @@ def encoder(tracer: Tracer, config: VAEConfig, shape: tuple[int, ...]) -> Graph:
     return chunks(tracer, vae.Encoder(config), rules, videos)
 
 
+def tiny_decoder(tracer: Tracer, version: str, shape: tuple[int, ...]) -> Graph:
+    """Trace two chunks of the tiny decoder, four frames each."""
+    config = sizes.TINY[version]
+    latents = [mx.zeros((1, *shape[1:], config.z_dim)) for _ in range(2)]
+    return chunks(tracer, tiny.Decoder(config), taehv.RULES, latents)
+
+
 def chunks(
     tracer: Tracer,
-    part: vae.Decoder | vae.Encoder,
+    part: vae.Decoder | vae.Encoder | tiny.Decoder,
     rules: Sequence[RenameRule],
     inputs: list[mx.array],
 ) -> Graph:
@@ -110,6 +118,8 @@ NETWORKS: dict[str, Callable[[Tracer], Graph]] = {
     "vae-2.1-encoder-1280x720": lambda tracer: encoder(tracer, sizes.VAE_21, HD),
     "vae-2.2-decoder-1280x704": lambda tracer: decoder(tracer, sizes.VAE_22, TI2V_HD),
     "vae-2.2-encoder-1280x704": lambda tracer: encoder(tracer, sizes.VAE_22, TI2V_HD),
+    "vae-tiny-2.1-1280x720": lambda tracer: tiny_decoder(tracer, "2.1", HD),
+    "vae-tiny-2.2-1280x704": lambda tracer: tiny_decoder(tracer, "2.2", TI2V_HD),
     "umt5-xxl-512-tokens": lambda tracer: text_encoder(tracer, sizes.T5_XXL),
     "clip-vit-h": lambda tracer: vision(tracer, sizes.CLIP_H),
 }

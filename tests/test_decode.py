@@ -300,7 +300,7 @@ def test_what_waits_for_a_film_is_not_written_after_an_interruption(
     source = Source.of(None, Inputs(frames=entry), store)
     film = VideoWriter(source, studio.root / "new.mp4", None, store)
     with pytest.raises(KeyboardInterrupt), film:
-        film.begin(entry.key)
+        film.begin(entry)
         for frames in 5 * [entry.read("frames")]:
             film.take(frames)
         while not written:

@@ -253,7 +253,7 @@ def test_the_dtype_that_a_gpu_computes_in_is_in_the_key(
 LATER = {
     "encode-image": {"last_pixels", "last_clip_pixels"},
     "denoise": {"video", "context_scale", "step_noise", "nag"},
-    "decode": {"reference_frames"},
+    "decode": {"reference_frames", "decoder"},
 }
 
 

@@ -64,7 +64,8 @@ def test_a_video_of_a_tiny_vae_says_so(studio: Place, step: Path, tiny: Path) ->
     assert "decoder" not in read_lineage(studio.root / "film.mp4")
     shown = inside("show", made.paths[0], cwd=studio.root)
     assert "material decoder tiny" in " ".join(shown.paths)
-    assert "tiny VAE" in " ".join(inside("cache", "ls", cwd=studio.root).paths)
+    for words in (("cache", "ls"), ("log", made.paths[0])):
+        assert "tiny VAE" in " ".join(inside(*words, cwd=studio.root).paths)
 
 
 def test_a_run_takes_a_tiny_vae(place: Place, tiny: Path) -> None:

@@ -93,6 +93,13 @@ def test_numbers_that_are_no_floats_are_refused(tmp_path: Path) -> None:
         opened(write_tiny_vae(tmp_path / "a.safetensors", tensors))
 
 
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    tensors = draw_weights("taew2_1", NARROW)
+    tensors["decoder.1.bias"][3] = np.nan
+    with pytest.raises(WanpipeError, match=r"decoder\.1\.bias holds numbers that are not finite"):
+        parameters(write_tiny_vae(tmp_path / "a.safetensors", tensors))
+
+
 @pytest.mark.parametrize(
     ("kind", "channels", "says"),
     [

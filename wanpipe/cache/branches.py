@@ -92,5 +92,6 @@ class StepFormatter:
         parts += [part for part in self.settings(row).split(", ") if part not in initial]
         if row.inputs != self.first.inputs:
             parts.append(self.prompt(row))
-        parts += [f"frames {one.key[:8]}" for one in self.view.trees.frames.get(key, ())]
+        for one in self.view.trees.frames.get(key, ()):
+            parts.append(f"frames {one.key[:8]}" + f" ({one.what})" * bool(one.what))
         return parts

@@ -113,10 +113,10 @@ class VideoWriter(Worker[bool]):
         self.put(None)
         super().__exit__()
 
-    def begin(self, recipe: Recipe) -> None:
-        """Start the video of the future entry of `recipe`; `take` gets its frames."""
+    def begin(self, frames: Entry | Recipe) -> None:
+        """Start the video of an existing or future entry; `take` gets its frames."""
         if self.output is not None:
-            self.submit(partial(self.write, self.output, recipe, self.slices()))
+            self.submit(partial(self.write, self.output, frames, self.slices()))
 
     def take(self, frames: "np.ndarray") -> None:
         """Write frames. Does nothing if no video is being written, or if that has ended."""

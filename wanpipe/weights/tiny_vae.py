@@ -48,8 +48,11 @@ class TinyVAE:
             )
 
     def load(self, dtype: "mx.Dtype", store: Store) -> "Decoder":
-        """Read the decoder's weights. Raises CheckpointError for a file that has changed."""
+        """Read the decoder's weights. Raises CheckpointError for a file that has changed, or that
+        holds numbers that are not finite.
+        """
         import mlx.core as mx
+        import numpy as np
 
         from wanpipe.checkpoints.read import open_tensors
         from wanpipe.checkpoints.rename import apply_transform
@@ -62,6 +65,11 @@ class TinyVAE:
         with open_tensors(self.path) as file:
             for one in self.renames:
                 values = file.read_float32(one.source)
+                if not np.isfinite(values).all():
+                    raise CheckpointError(
+                        f"{self.path}: {quote_name(one.source)} holds numbers that are not finite; "
+                        "download it again"
+                    )
                 if one.source in taehv.MATRICES:
                     values = values[-one.shape[0] :]
                 values = apply_transform(values, one.transform)

@@ -49,7 +49,10 @@ def build(output: Path, runs: Sequence[Run], store: Store) -> Path:
 def illustrate(cards: Sequence[Card], view: View, folder: Folder, store: Store) -> None:
     """Write the pictures and videos of all runs, and note what is damaged or missing."""
     writer = PictureWriter(store.root, folder)
-    frames = {step: rows[0] for step, rows in view.trees.frames.items()}
+    # those of the VAE, if there are any, rather than those of a tiny one
+    frames = {
+        step: min(rows, key=lambda row: row.what != "") for step, rows in view.trees.frames.items()
+    }
     models: dict[str, list[Run]] = {}
     for run in store.runs.all():
         models.setdefault(model_of(run), []).append(run)
