@@ -9,8 +9,8 @@ import math
 import mlx.core as mx
 import numpy as np
 
-BAND = 1 << 18  # values of unfolded windows or scores at a time, to fit the processor's cache
-MIN_ROWS, KEYS = 64, 512  # at least so many queries and at most so many keys at a time
+BAND = 1 << 18  # values of unfolded windows at a time, to fit the processor's cache
+ROWS, KEYS = 256, 512  # queries and keys whose scores are computed at a time
 SUMMED = 64  # keys whose values are summed one by one, which loses precision
 
 
@@ -94,39 +94,37 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array |
     queries, keys, values = host(q), host(k), host(v)
     added = None if mask is None else host(mask)
     B, N, L, D = queries.shape
-    size = max(MIN_ROWS, BAND // (N * min(KEYS, keys.shape[2])))
     merged = np.empty((B, L, N, D), np.float32)
-    for b, r in np.ndindex(B, -(-L // size)):
-        rows = slice(r * size, (r + 1) * size)
-        attended = _attend_rows(
-            queries[b, :, rows] * np.float32(scale),
-            keys[b],
-            values[b],
-            None if added is None else added[:, rows],
+    for b, n, r in np.ndindex(B, N, -(-L // ROWS)):
+        rows = slice(r * ROWS, (r + 1) * ROWS)
+        merged[b, rows, n] = _attend_rows(
+            queries[b, n, rows] * np.float32(scale),
+            keys[b, n],
+            values[b, n],
+            None if added is None else added[n, rows],
         )
-        merged[b, rows] = attended.swapaxes(0, 1)
     return mx.array(merged.reshape(B, L, N * D)).astype(v.dtype)
 
 
 def _attend_rows(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None
 ) -> np.ndarray:
-    """Attend with scaled queries q (N, R, D) to k and v (N, L, D); `mask` (N, R, L) is added."""
-    maximum = np.full((*q.shape[:2], 1), -math.inf, np.float32)
+    """Attend with scaled queries q (R, D) to k and v (L, D); `mask` (R, L) is added."""
+    maximum = np.full((len(q), 1), -math.inf, np.float32)
     total, x = np.zeros_like(maximum), np.zeros_like(q)
-    for start in range(0, k.shape[1], KEYS):
+    for start in range(0, len(k), KEYS):
         part = slice(start, start + KEYS)
-        scores = q @ k[:, part].swapaxes(1, 2)
+        scores = q @ k[part].T
         if mask is not None:
-            scores += mask[:, :, part]
+            scores += mask[:, part]
         before, maximum = maximum, np.maximum(maximum, scores.max(axis=-1, keepdims=True))
         scores -= maximum
         weights = np.exp(scores, out=scores)
         decay = np.exp(before - maximum)
         total = total * decay + weights.sum(axis=-1, keepdims=True)
         x *= decay
-        for first in range(0, weights.shape[-1], SUMMED):
+        for first in range(0, weights.shape[1], SUMMED):
             group = slice(first, first + SUMMED)
-            x += weights[:, :, group] @ v[:, part][:, group]
+            x += weights[:, group] @ v[part][group]
     x /= total
     return x

@@ -125,7 +125,7 @@ def _root_mean_square(x: np.ndarray, eps: float) -> np.ndarray:
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
-    """Return the mean of the last axis (..., 1): a product, because NumPy adds short rows slowly."""
+    """Return the mean of the last axis (..., 1) as a product: NumPy adds short rows slowly."""
     width = x.shape[-1]
     mean: np.ndarray = x @ np.full((width, 1), 1 / width, np.float32)
     return mean

@@ -131,10 +131,8 @@ def add_norm(
     and weight (D).
     """
     if not is_metal():
-        kernels = cuda_kernels if is_cuda() else cpu_kernels
-        return kernels.add_norm(
-            x, parts, gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype
-        )
+        kernel = cuda_kernels.add_norm if is_cuda() else cpu_kernels.add_norm
+        return kernel(x, parts, gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype)
     y = (mx.concatenate(parts) if len(parts) > 1 else parts[0]).reshape(x.shape)
     x = add(x, y, dtype=x.dtype) if gate is None else add_gated(x, y, gate, dtype=x.dtype)
     if plus_one:

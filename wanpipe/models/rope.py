@@ -63,8 +63,8 @@ def norm_rotate(
 ) -> mx.array:
     """Apply RMSNorm with `weight` (D) to rows x (L, D), then rotate the heads of `width`."""
     if not is_metal():
-        kernels = cuda_kernels if is_cuda() else cpu_kernels
-        return kernels.norm_rotate(x, weight, table, width=width, eps=eps)
+        kernel = cuda_kernels.norm_rotate if is_cuda() else cpu_kernels.norm_rotate
+        return kernel(x, weight, table, width=width, eps=eps)
     heads = mx.fast.rms_norm(x, None, eps).reshape(len(x), -1, width)  # (L, N, D / N)
     return rotate(heads, weight, table).reshape(x.shape)
 
