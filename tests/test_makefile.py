@@ -1,4 +1,6 @@
-"""`make films`: a prompt reaches wanpipe as it was typed, and a new prompt makes a new text."""
+"""`make films`: a prompt reaches wanpipe as it was typed, and a new prompt makes a new text.
+`make demo`: three prompts, then the first again.
+"""
 
 import json
 import subprocess
@@ -32,10 +34,10 @@ class Films:
         self.program.write_text(STUB.format(python=sys.executable, log=str(self.log)), "utf-8")
         self.program.chmod(0o755)
 
-    def make(self, *words: str) -> list[list[str]]:
+    def make(self, *words: str, target: str = "films") -> list[list[str]]:
         """Run make, and return the arguments of every command that it ran."""
         self.log.write_text("", "utf-8")
-        make = ["make", "-f", str(ROOT / "Makefile"), "films", f"WANPIPE={self.program}", *words]
+        make = ["make", "-f", str(ROOT / "Makefile"), target, f"WANPIPE={self.program}", *words]
         subprocess.run(make, cwd=self.folder, check=True, capture_output=True, timeout=60)
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
 
@@ -67,3 +69,26 @@ def test_only_a_changed_setting_runs_commands_again(films: Films) -> None:
     assert len(films.make("PROMPT=costs $6", *asked)) == 5
     again = films.make("PROMPT=costs $6", *asked[:2], "DENOISE=--steps 40")
     assert [words[0] for words in again] == ["denoise", "decode"] * 2
+
+
+def test_the_demo_makes_each_of_three_prompts_then_reads_the_first_again(films: Films) -> None:
+    (films.folder / "pyproject.toml").touch()
+    (films.folder / ".venv").mkdir()
+    (films.folder / ".venv" / "ready").touch()
+    *demos, last = films.make(target="demo")
+    assert all(words[:5] == ["demo", "--seed", "1", "--seed", "2"] for words in demos)
+    prompts = [words[-1] for words in demos]
+    assert len(prompts) == 4
+    assert len(set(prompts[:3])) == 3
+    assert prompts[3] == "a red circle moves right on a white background"
+    assert prompts[3] in prompts[:3]
+    assert last[0] == "gallery"
+
+
+def test_the_demo_fails_if_one_of_its_prompts_does(films: Films) -> None:
+    (films.folder / "pyproject.toml").touch()
+    (films.folder / ".venv").mkdir()
+    (films.folder / ".venv" / "ready").touch()
+    films.program.write_text("#!/bin/sh\ncase $* in *star*) exit 1; esac\n", "utf-8")
+    with pytest.raises(subprocess.CalledProcessError):
+        films.make(target="demo")

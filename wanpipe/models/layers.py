@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.backend import blas, cuda_kernels
+from wanpipe.backend import blas, cpu_kernels, cuda_kernels
 from wanpipe.backend.device import is_cuda, is_gpu, is_metal
 
 # Keys per tile of cuDNN's attention on an H100: with whole tiles it is 7 % faster at 32760 tokens.
@@ -99,6 +99,8 @@ def gelu(x: mx.array, *, dtype: mx.Dtype) -> mx.array:
     """Apply the tanh form of GELU to `x`, which must have `dtype`."""
     if is_cuda() and cuda_kernels.has_whole_vectors(x):
         return cuda_kernels.gelu(x)  # MLX's tanh takes six times as long as the memory access
+    if not is_gpu():
+        return cpu_kernels.gelu(x)
     return tanh_gelu(x, dtype=dtype)
 
 
@@ -106,6 +108,8 @@ def norm_modulate(
     x: mx.array, shift: mx.array, scale: mx.array, *, eps: float, dtype: mx.Dtype
 ) -> mx.array:
     """Normalize the stream x (G, L / G, D), modulate by (G, 1, D), and return `dtype`."""
+    if not is_gpu():
+        return cpu_kernels.norm_modulate(x, shift, scale, eps=eps, dtype=dtype)
     return modulate(mx.fast.layer_norm(x, None, None, eps), shift, scale, dtype=dtype)
 
 
@@ -126,10 +130,9 @@ def add_norm(
     `plus_one`, the norm is modulated by `shift` and `scale` (G, 1, D); otherwise they are its bias
     and weight (D).
     """
-    if is_cuda():
-        return cuda_kernels.add_norm(
-            x, parts, gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype
-        )
+    if not is_metal():
+        kernel = cuda_kernels.add_norm if is_cuda() else cpu_kernels.add_norm
+        return kernel(x, parts, gate, shift, scale, plus_one=plus_one, eps=eps, dtype=dtype)
     y = (mx.concatenate(parts) if len(parts) > 1 else parts[0]).reshape(x.shape)
     x = add(x, y, dtype=x.dtype) if gate is None else add_gated(x, y, gate, dtype=x.dtype)
     if plus_one:
@@ -151,6 +154,8 @@ def layer_norm(x: mx.array, norm: nn.LayerNorm, dtype: mx.Dtype) -> mx.array:
 
 def rms_norm(x: mx.array, norm: nn.RMSNorm) -> mx.array:
     """Apply `norm` to the last axis in float32, and return the dtype of `x`."""
+    if not is_gpu():
+        return cpu_kernels.rms_norm(x, norm.weight, norm.eps)
     # a float32 weight would promote the result, and all that follows, to float32
     return mx.fast.rms_norm(x, norm.weight.astype(x.dtype), norm.eps)
 
@@ -192,7 +197,7 @@ def attend(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not is_gpu():
-        return merge_heads(_attend_blockwise(q * scale, k, v, mask).astype(v.dtype))
+        return blas.attend(q, k, v, scale, mask)
     B, N, L, D = q.shape
     flops = 4 * B * N * L * k.shape[2] * D
     parts = min(N, math.ceil(flops / MAX_ATTENTION_FLOPS)) if is_metal() else 1
@@ -210,25 +215,6 @@ def merge_heads(x: mx.array) -> mx.array:
     return x.transpose(0, 2, 1, 3).flatten(2)  # (B, L, N * D)
 
 
-def _attend_blockwise(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-    """Attend on the CPU over 64 keys at a time with a running maximum (online softmax).
-
-    Never holds scores of (L, L). MLX's own attention on the CPU sums key by key: with the 500 equal
-    padding keys of a short prompt, its relative error is 2e-5.
-    """
-    maximum, total, x = mx.array(-math.inf), mx.array(0.0), mx.array(0.0)
-    for start in range(0, k.shape[2], 64):
-        keys = slice(start, start + 64)
-        scores = matmul(q, k[:, :, keys].swapaxes(2, 3))
-        scores = scores if mask is None else scores + mask[:, :, keys]
-        before, maximum = maximum, mx.maximum(maximum, scores.max(axis=-1, keepdims=True))
-        decay, weights = mx.exp(before - maximum), mx.exp(scores - maximum)
-        total = total * decay + weights.sum(axis=-1, keepdims=True)
-        x = x * decay + matmul(weights, v[:, :, keys])
-        mx.eval(maximum, total, x)  # otherwise the arrays of every iteration stay until the last
-    return x / total
-
-
 def matmul(a: mx.array, b: mx.array) -> mx.array:
     """Multiply matrices: by MLX on a GPU, by NumPy on the CPU."""
     return a @ b if is_gpu() else blas.matmul(a, b)
@@ -236,10 +222,9 @@ def matmul(a: mx.array, b: mx.array) -> mx.array:
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
     """Multiply x (..., I) by the transpose of `weight` (O, I), and add the optional `bias`."""
-    if bias is not None and is_gpu():
-        return mx.addmm(bias, x, weight.T)
-    y = matmul(x, weight.T)
-    return y if bias is None else y + bias
+    if not is_gpu():
+        return blas.linear(x, weight, bias)
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
 class Linear(nn.Linear):

@@ -9,8 +9,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from wanpipe.backend import cuda_kernels
-from wanpipe.backend.device import is_cuda
+from wanpipe.backend import cpu_kernels, cuda_kernels
+from wanpipe.backend.device import is_cuda, is_metal
 from wanpipe.models.layers import fused
 
 THETA = 10000.0
@@ -62,8 +62,9 @@ def norm_rotate(
     x: mx.array, weight: mx.array, table: Tables, *, width: int, eps: float
 ) -> mx.array:
     """Apply RMSNorm with `weight` (D) to rows x (L, D), then rotate the heads of `width`."""
-    if is_cuda():
-        return cuda_kernels.norm_rotate(x, weight, table, width=width, eps=eps)
+    if not is_metal():
+        kernel = cuda_kernels.norm_rotate if is_cuda() else cpu_kernels.norm_rotate
+        return kernel(x, weight, table, width=width, eps=eps)
     heads = mx.fast.rms_norm(x, None, eps).reshape(len(x), -1, width)  # (L, N, D / N)
     return rotate(heads, weight, table).reshape(x.shape)
 

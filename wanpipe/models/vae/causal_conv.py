@@ -13,7 +13,7 @@ from operator import add
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.backend import blas, cuda_kernels
+from wanpipe.backend import blas, cpu_kernels, cuda_kernels
 from wanpipe.backend.device import is_cuda, is_gpu
 from wanpipe.errors import UsageError
 from wanpipe.models.execution import BoundedEval, defer_eval
@@ -115,6 +115,8 @@ def sum_terms(*terms: mx.array, dtype: mx.Dtype) -> mx.array:
     """Add `terms` in float32 and return `dtype`. A term may be a bias (C) for all positions."""
     if is_cuda() and cuda_kernels.has_whole_vectors(terms[0]):
         return cuda_kernels.sum_terms([term.astype(dtype) for term in terms])
+    if not is_gpu():
+        return cpu_kernels.sum_terms(*terms).astype(dtype)
     return _sum_terms(*terms, dtype=dtype)
 
 
@@ -169,12 +171,11 @@ class Norm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         # the reference divides by max(norm, 1e-12); added to a mean square, that is 1e-24 / C
-        y = mx.fast.rms_norm(x, None, 1e-24 / x.shape[-1])
-        if not self.silu:
-            return scale(y, self.gamma, dtype=x.dtype)
-        if is_gpu():
-            return scale_silu(y, self.gamma, dtype=x.dtype)
-        return blas.silu(scale(y, self.gamma, dtype=mx.float32)).astype(x.dtype)
+        eps = 1e-24 / x.shape[-1]
+        if not is_gpu():
+            return cpu_kernels.rms_norm_silu(x, self.gamma, eps, self.silu)
+        function = scale_silu if self.silu else scale
+        return function(mx.fast.rms_norm(x, None, eps), self.gamma, dtype=x.dtype)
 
     def concat(self, before: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
         """Prepend two normed frames to the norm of x; return the result and its last two frames."""
