@@ -19,9 +19,7 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)' --group dev
 	touch $@
 
-# the demo's matrices are so small that a second BLAS thread makes it slower, and so many that it
-# takes a quarter longer to decode where glibc returns their memory to the system each time
-demo picture: export OPENBLAS_NUM_THREADS = 1
+# decoding takes a quarter longer where glibc returns the memory of each array to the system
 demo picture: export MALLOC_MMAP_THRESHOLD_ = 268435456
 demo picture: export MALLOC_TRIM_THRESHOLD_ = 268435456
 DEMO = $(WANPIPE) demo --seed 1 --seed 2 --output-dir out/demo

@@ -4,6 +4,7 @@ Reads: the checkpoints in wanpipe/demo, trained on colored shapes that move.
 Writes: the results of `run` for every seed, what they are made from, and a contact sheet.
 """
 
+import os
 import re
 import tempfile
 import textwrap
@@ -166,6 +167,8 @@ def command(session: Session, **asked: Any) -> None:
     """
     if session.name is not None:
         raise UsageError("--name is for one entry, a demo makes many; leave it out")
+    # before NumPy loads: matrices are so small that a second thread only costs time
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     chosen = seeds.choose_seeds(asked["seeds"], asked.pop("auto_seeds"), session.store.report)
     asked["seeds"] = chosen or (0,)
     session.print_paths(make_videos(Params(**asked), session))

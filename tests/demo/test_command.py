@@ -1,5 +1,8 @@
 """`wanpipe demo`: videos from an empty directory, and remarks about the prompt."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from tests.workshop import Place
 from wanpipe import demo
 from wanpipe.demo.examples import EXAMPLES
 from wanpipe.media.video import read_video
+from wanpipe.sweeps.local import THREADS
 
 
 def remarks(place: Place, prompt: str) -> list[str]:
@@ -89,6 +93,25 @@ def test_a_plan_of_an_example_writes_no_file(tmp_path: Path) -> None:
     place = Place(tmp_path, demo.T2V)
     place.do("demo", "--what", "control", "--dry-run")
     assert not (tmp_path / "demo").exists()
+
+
+def test_one_blas_thread_is_chosen_before_numpy_loads(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from stages import demo
+from wanpipe.app import main
+demo.make_videos = lambda *given: [os.environ["OPENBLAS_NUM_THREADS"], "numpy" in sys.modules]
+main(["demo", "a red circle moves left"])
+"""
+    environment = {name: os.environ[name] for name in os.environ if name not in THREADS}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1", "False"], done.stderr
 
 
 def test_an_empty_prompt_is_rejected(tmp_path: Path) -> None:
