@@ -20,6 +20,7 @@ parts=(
   "dit-14b      bench.dit 14b --torch --json"
   "vae          bench.vae --torch"
   "run          bench.run --json"
+  "read         bench.read --json"
   "streamed-14b bench.dit 14b --streamed --json"
   "text         bench.text --json"
   "parity       bench.parity --json"
