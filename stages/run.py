@@ -25,6 +25,7 @@ from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
 from wanpipe.store import Entry, Store
 from wanpipe.store.schema import STAGES
+from wanpipe.weights import kept
 from wanpipe.weights.model import Model, find_model, open_model
 
 # options that tell how a checkpoint is converted
@@ -115,8 +116,9 @@ def plan_condition(model: Model, params: Params, store: Store) -> list[Plan[Any]
 def run(model: Model, params: Params, store: Store) -> list[Path]:
     """Make one video per seed, computing only what the cache lacks, and return their paths."""
     planned = plan(model, params, store)
-    for one in planned.plans:
-        one.make()
+    with kept.keeping():
+        for one in planned.plans:
+            one.make()
     return list(planned.videos)
 
 

@@ -56,7 +56,8 @@ def test_a_worker_loads_each_network_once_for_all_videos(
     family: str, experts: tuple[str, ...], videos: int, models: Models, tmp_path: Path
 ) -> None:
     found = sweep(models(family), "--cache", tmp_path, "--seeds", videos, "--workers", 1)
-    assert [found.loaded(expert) for expert in experts] == [1] * len(experts)
+    networks = (*experts, "vae")
+    assert [found.loaded(name) for name in networks] == [1] * len(networks)
     assert found.computed() == 1 + videos * 4 + videos
 
 

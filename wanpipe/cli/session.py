@@ -44,8 +44,11 @@ class Session:
             for plan in plans:
                 dry_run.report(plan)
         else:
-            for plan in plans:
-                plan.make()
+            from wanpipe.weights import kept
+
+            with kept.keeping():  # several videos load each network once
+                for plan in plans:
+                    plan.make()
 
     def print_paths(self, paths: Sequence[Path], entries: Sequence[Path] | None = None) -> None:
         """Print the paths of the results, one per line, and name them if --name is given.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import structs
 
@@ -20,6 +20,9 @@ from wanpipe.weights.tiny_vae import TinyVAE
 if TYPE_CHECKING:
     import numpy as np
 
+    from wanpipe.models.vae import vae
+
+Network = TypeVar("Network")
 # tiling that changes pixels, as keys have it
 TILES = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
 
@@ -125,26 +128,42 @@ class Decoding:
     def slices(
         self, latent: "np.ndarray", dtype: str, plan: DecodePlan, store: Store
     ) -> "Iterable[np.ndarray]":
-        """Load the decoder and yield frames, (T, Y, X, 3) uint8 each."""
+        """Load the decoder, or take the one that was kept, and yield frames, (T, Y, X, 3) uint8
+        each.
+        """
         import mlx.core as mx
         import numpy as np
 
         from wanpipe.backend.device import mlx_dtype
         from wanpipe.models.vae import tiling, vae
-        from wanpipe.weights.load import load_network
+        from wanpipe.weights import kept
 
-        config, z = self.model.config.vae, mx.array(latent)
+        z, config = mx.array(latent), self.model.config.vae
         if self.tiny is not None:
-            whole = self.tiny.load(mlx_dtype(dtype), store).frames(z)
-            store.report.event("loaded", component=self.component)
+            name = ("tiny VAE", self.tiny.hash, dtype)
+            tiny, numbers = self.tiny, mlx_dtype(dtype)
+            whole = kept.kept(name, lambda: self.told(tiny.load(numbers, store), store)).frames(z)
         else:
-            network = vae.Decoder(config)
-            load_network(network, self.model.checked("vae", store), mlx_dtype(dtype))
-            store.report.event("loaded", component=self.component)
+            name = ("VAE", self.model.hash("vae"), dtype)
+            network = kept.kept(name, lambda: self.told(self.load(dtype, store), store))
             if plan.tiled:
                 return tiling.decode(network, z, config.stride[1])
             whole = network.frames(z, plan.at_once)
         return (np.array(vae.to_uint8(piece)) for piece in whole)
+
+    def load(self, dtype: str, store: Store) -> "vae.Decoder":
+        """Load the model's VAE."""
+        from wanpipe.backend.device import mlx_dtype
+        from wanpipe.models.vae import vae
+        from wanpipe.weights.load import load_network
+
+        network = vae.Decoder(self.model.config.vae)
+        return load_network(network, self.model.checked("vae", store), mlx_dtype(dtype))
+
+    def told(self, network: Network, store: Store) -> Network:
+        """Report that the decoder is loaded, and return it."""
+        store.report.event("loaded", component=self.component)
+        return network
 
 
 def take_behind(

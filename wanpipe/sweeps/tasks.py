@@ -115,7 +115,7 @@ def make(key: str, stage: str, command: tuple[str, ...]) -> Made:
         raise NodeError(key, f"a worker carries out {', '.join(STAGES)}, got {command[:1]}")
     report, started, out = Counting(key, place), time.monotonic(), io.StringIO()
     report.tell("started")
-    if command[0] != "denoise":
+    if command[0] == "convert":
         kept.clear()
     try:
         with contextlib.redirect_stdout(out):

@@ -1,11 +1,13 @@
-"""Keeps the network that a process loaded last, for its next command with the same one.
+"""Keeps the network that a process loaded last, for the next video that takes the same one.
 
-Off by default. `wanpipe worker` switches it on, so that many videos load a transformer once. There
-is one place, emptied before another network takes memory, so that memory plans stay true.
+Off by default. A command that makes several videos switches it on, to load each network once, and
+`wanpipe worker` leaves it on.
+There is one place, emptied before another network takes memory, so that memory plans stay true.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Network = TypeVar("Network")
@@ -22,6 +24,18 @@ class _Place:
 def keep() -> None:
     """Keep networks from now on."""
     _Place.on = True
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Keep networks meanwhile."""
+    before, _Place.on = _Place.on, True
+    try:
+        yield
+    finally:
+        _Place.on = before
+        if not before:
+            _Place.name = _Place.network = None
 
 
 def clear() -> None:
