@@ -18,6 +18,7 @@ from wanpipe.runtime.report import Report
 
 FOLDER = ".locks"
 POLL_SECONDS = 0.2  # between two checks for a signal while another process is waited for
+TELL_SECONDS = 1.0  # of waiting, until the user is told
 STALE_SECONDS = 86400.0  # since a draft was started, on a disk without locks
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 NOT_A_LOCK = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENXIO}
@@ -46,7 +47,7 @@ class Locks:
 
     @contextmanager
     def hold(self, stage: str, key: str, is_done: Callable[[], bool]) -> Iterator[None]:
-        """Hold the lock of one key; report it before waiting for another process.
+        """Hold the lock of one key; report it if another process is waited for.
 
         The lock file is removed if `is_done` after the block.
         """
@@ -58,12 +59,14 @@ class Locks:
                 return
             # another thread may release it, when it has published
             lock = FileLock(self.root / FOLDER / f"{stage}-{key}", thread_local=False)
-            try:
+            with suppress(Timeout):
                 lock.acquire(timeout=0)
-            except Timeout:
-                self.report.remark(f"another process is making {stage}/{key[:8]}; waiting for it")
+        begun, told = time.monotonic(), False
         while not lock.is_locked:
             interrupt.check()
+            if not told and time.monotonic() - begun >= TELL_SECONDS:
+                told = True
+                self.report.remark(f"another process is making {stage}/{key[:8]}; waiting for it")
             with suppress(Timeout):
                 lock.acquire(timeout=POLL_SECONDS)
         try:
