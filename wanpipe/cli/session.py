@@ -17,6 +17,7 @@ from wanpipe.errors import UsageError
 from wanpipe.runtime.report import Report
 from wanpipe.store import Store
 from wanpipe.store.refs import check_name
+from wanpipe.weights import kept
 
 if TYPE_CHECKING:
     from wanpipe.pipeline.plan import Plan
@@ -44,8 +45,6 @@ class Session:
             for plan in plans:
                 dry_run.report(plan)
         else:
-            from wanpipe.weights import kept
-
             with kept.keeping():  # several videos load each network once
                 for plan in plans:
                     plan.make()

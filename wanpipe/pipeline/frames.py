@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from wanpipe.models.vae import vae
+    from wanpipe.models.vae.tiny import Decoder as TinyDecoder
 
-Network = TypeVar("Network")
 # tiling that changes pixels, as keys have it
 TILES = {"tile": geometry.TILE, "overlap": geometry.OVERLAP, "margin": geometry.OVERLAP // 8}
 
@@ -42,6 +42,11 @@ class Decoding:
     def component(self) -> str:
         """The network that decodes."""
         return "vae" if self.tiny is None else "vae_tiny"
+
+    @property
+    def hash(self) -> str:
+        """The content hash of the network that decodes."""
+        return self.model.hash("vae") if self.tiny is None else self.tiny.hash
 
     def plans(self, tiling: str) -> list[DecodePlan]:
         """Return the memory plans that --tiling allows, the best first.
@@ -83,7 +88,7 @@ class Decoding:
 
         named = material(
             "decode",
-            vae=self.model.hash("vae") if self.tiny is None else self.tiny.hash,
+            vae=self.hash,
             step=self.step.key,
             tiling=TILES if plan.tiled else None,
             trim_first_frames=self.trim,
@@ -128,42 +133,39 @@ class Decoding:
     def slices(
         self, latent: "np.ndarray", dtype: str, plan: DecodePlan, store: Store
     ) -> "Iterable[np.ndarray]":
-        """Load the decoder, or take the one that was kept, and yield frames, (T, Y, X, 3) uint8
-        each.
-        """
+        """Yield frames, (T, Y, X, 3) uint8 each."""
         import mlx.core as mx
         import numpy as np
 
-        from wanpipe.backend.device import mlx_dtype
         from wanpipe.models.vae import tiling, vae
-        from wanpipe.weights import kept
 
-        z, config = mx.array(latent), self.model.config.vae
-        if self.tiny is not None:
-            name = ("tiny VAE", self.tiny.hash, dtype)
-            tiny, numbers = self.tiny, mlx_dtype(dtype)
-            whole = kept.kept(name, lambda: self.told(tiny.load(numbers, store), store)).frames(z)
-        else:
-            name = ("VAE", self.model.hash("vae"), dtype)
-            network = kept.kept(name, lambda: self.told(self.load(dtype, store), store))
+        network, z = self.decoder(dtype, store), mx.array(latent)
+        if isinstance(network, vae.Decoder):
             if plan.tiled:
-                return tiling.decode(network, z, config.stride[1])
+                return tiling.decode(network, z, self.model.config.vae.stride[1])
             whole = network.frames(z, plan.at_once)
+        else:
+            whole = network.frames(z)
         return (np.array(vae.to_uint8(piece)) for piece in whole)
 
-    def load(self, dtype: str, store: Store) -> "vae.Decoder":
-        """Load the model's VAE."""
+    def decoder(self, dtype: str, store: Store) -> "vae.Decoder | TinyDecoder":
+        """Load the decoder, and report it, or take the one that was kept."""
         from wanpipe.backend.device import mlx_dtype
         from wanpipe.models.vae import vae
+        from wanpipe.weights import kept
         from wanpipe.weights.load import load_network
 
-        network = vae.Decoder(self.model.config.vae)
-        return load_network(network, self.model.checked("vae", store), mlx_dtype(dtype))
+        def load() -> "vae.Decoder | TinyDecoder":
+            network: vae.Decoder | TinyDecoder
+            if self.tiny is not None:
+                network = self.tiny.load(mlx_dtype(dtype), store)
+            else:
+                path = self.model.checked("vae", store)
+                network = load_network(vae.Decoder(self.model.config.vae), path, mlx_dtype(dtype))
+            store.report.event("loaded", component=self.component)
+            return network
 
-    def told(self, network: Network, store: Store) -> Network:
-        """Report that the decoder is loaded, and return it."""
-        store.report.event("loaded", component=self.component)
-        return network
+        return kept.kept((self.component, self.hash, dtype), load)
 
 
 def take_behind(
