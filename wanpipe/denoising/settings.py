@@ -18,11 +18,9 @@ from wanpipe.sampling import RENOISING, SOLVERS, nag
 from wanpipe.sampling.easy_cache import MIN_STEPS
 from wanpipe.sampling.schedule import Schedule
 from wanpipe.store import Entry, Settings
+from wanpipe.store.runs import CHANGING, DERIVED
 from wanpipe.weights.model import Model
 
-# these may change between two steps of a run
-CHANGING = ("guide_scale", "loras", "step_cache", "context_scale", "nag")
-DERIVED = ("reference_frames",)  # follows from the video entry
 FIELDS = tuple(field.name for field in structs.fields(Settings) if field.name not in DERIVED)
 STRENGTH, CONTEXT_SCALE = 0.8, 1.0  # by default, as in diffusers and in the official code
 MAX_CONTEXT_SCALE = 10

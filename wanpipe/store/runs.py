@@ -55,6 +55,11 @@ class Lora(Document, frozen=True, kw_only=True):
     half: bool | UnsetType = UNSET
 
 
+CHANGING = ("guide_scale", "loras", "step_cache", "context_scale", "nag")  # within a run
+DERIVED = ("reference_frames",)  # follows from the video entry
+NAG_OPTIONS = {"scale": "nag", "tau": "nag_tau", "alpha": "nag_alpha"}
+
+
 class Settings(Document, frozen=True, kw_only=True):
     """The settings of a run, without what it starts from.
 
@@ -90,13 +95,11 @@ class Settings(Document, frozen=True, kw_only=True):
         follows from a video.
         """
         found: dict[str, Any] = to_builtins(self)
-        del found["loras"]
-        found.pop("reference_frames", None)
+        for name in ("loras", *DERIVED):
+            found.pop(name, None)
         low, high = self.guide_scale
         found["guide_scale"] = (low,) if low == high else (low, high)
-        scale = found.pop("nag", {})
-        names = {"scale": "nag", "tau": "nag_tau", "alpha": "nag_alpha"}
-        found |= {names[name]: value for name, value in scale.items()}
+        found |= {NAG_OPTIONS[name]: value for name, value in found.pop("nag", {}).items()}
         return {name: value for name, value in found.items() if value is not None}
 
     def loras_for(self, expert: str) -> list[Lora]:

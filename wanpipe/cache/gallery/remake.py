@@ -4,19 +4,13 @@ import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from wanpipe.store import Run, Settings, Store
+from wanpipe.store import Run, Settings, Store, runs
 from wanpipe.store.runs import Lora
 
 Option = tuple[str, ...]  # a name with its values
 
-CHANGING = (
-    "guide_scale",
-    "nag",
-    "nag_tau",
-    "nag_alpha",
-    "step_cache",
-    "context_scale",
-)
+# options that a branch may change, besides those of LoRAs
+CHANGING = {*runs.CHANGING, *runs.NAG_OPTIONS.values()} - {"loras"}
 ALL = "--lora"  # the option for a LoRA of every expert
 EXPERTS = {"high_noise_model": "--lora-high", "low_noise_model": "--lora-low"}
 
