@@ -77,7 +77,6 @@ class Denoiser:
         if not self.plans[name].streamed:
             added = [(fit.hash, strength) for fit, strength in loras]
             return kept.kept((self.model.hash(name), config, self.dtype, added), whole)
-        kept.clear()
         path = self.model.checked(name, self.store)
         network = load_streamed(DiT(config), path, self.dtype, lambda: Block(config), loras)
         return self.complete(network, name)

@@ -13,7 +13,6 @@ from wanpipe.backend.device import mlx_dtype
 from wanpipe.models.clip import CLIP
 from wanpipe.models.vae import vae
 from wanpipe.store import Store
-from wanpipe.weights import kept
 from wanpipe.weights.load import load_network
 from wanpipe.weights.model import Model
 
@@ -67,7 +66,6 @@ def first_latent(model: Model, frames: np.ndarray, dtype: str, store: Store) -> 
 
 def encoder(model: Model, dtype: str, store: Store) -> vae.Encoder:
     """Load the VAE's encoder."""
-    kept.clear()  # the plan counts no other network
     network = vae.Encoder(model.config.vae)
     load_network(network, model.checked("vae_encoder", store), mlx_dtype(dtype))
     store.report.event("loaded", component="vae_encoder")
@@ -76,7 +74,6 @@ def encoder(model: Model, dtype: str, store: Store) -> vae.Encoder:
 
 def clip_features(model: Model, images: Sequence[np.ndarray], dtype: str, store: Store) -> mx.array:
     """Encode prepared images (224, 224, 3) to CLIP's tokens (257, D) of each, joined."""
-    kept.clear()  # the plan counts no other network
     network = CLIP(model.component("clip").config)
     load_network(network, model.checked("clip", store), mlx_dtype(dtype))
     store.report.event("loaded", component="clip")

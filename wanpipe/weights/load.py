@@ -16,6 +16,7 @@ from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.runtime import interrupt
+from wanpipe.weights import kept
 
 FLOAT32_NAMES = "float32"  # metadata of a converted file: names of the tensors that stay float32
 PACKED_DTYPE = "U32"  # format of a quantized matrix
@@ -132,6 +133,7 @@ def load_network(
     The lists of modules `without` are not read, and empty afterwards. Raises
     CheckpointError that lists missing, unexpected and wrong-shaped tensors.
     """
+    kept.clear()  # plans count no other network
     weights = Weights(path, dtype)
     stored = weights.stored
     shapes = parameter_shapes(with_quantized(network, stored))
