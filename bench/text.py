@@ -26,7 +26,7 @@ from wanpipe.models.config import T5Config
 from wanpipe.models.umt5 import T5, Block
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE
-from wanpipe.pipeline.text_encoder import encode
+from wanpipe.pipeline.encoders.text import encode
 from wanpipe.weights.load import load_network
 from wanpipe.weights.stream import StreamedBlocks, numbered
 

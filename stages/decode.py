@@ -94,7 +94,14 @@ def plan(model: Model | None, inputs: Inputs, params: Params, store: Store) -> P
             video.finish(entry)
         return entry
 
-    work = Work(component=decoding.component, stage="decode", plan=memory_plan)
+    work = Work(
+        component=decoding.component,
+        stage="decode",
+        plan=memory_plan,
+        model=model,
+        memory=params.memory,
+        whole=tiny is None,
+    )
     return plan_entries([recipe], make, [] if existing else [work], store)
 
 

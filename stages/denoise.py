@@ -67,7 +67,15 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
         entries=tuple(one.end for one in trajectories),
         reused=tuple(reused),
         work=tuple(
-            Work(component=name, stage="denoise", plan=one, units=units[name])
+            Work(
+                component=name,
+                stage="denoise",
+                plan=one,
+                units=units[name],
+                model=model,
+                memory=params.memory,
+                whole=not one.streamed,
+            )
             for name, one in plans.items()
         ),
         settings=request.settings,

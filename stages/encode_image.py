@@ -80,7 +80,15 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
     memory_plan, work = needed(model, canvas, len(pictures.given)), []
     if store.must_compute(recipe):
         budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)
-        work.append(Work(component="vae_encoder", stage="encode-image", plan=memory_plan))
+        work.append(
+            Work(
+                component="vae_encoder",
+                stage="encode-image",
+                plan=memory_plan,
+                model=model,
+                memory=params.memory,
+            )
+        )
 
     def make() -> Entry:
         entry = store.get_or_create(recipe, filler(model, pictures, recipe, memory_plan, store))
@@ -168,7 +176,7 @@ def filler(
         import numpy as np
 
         from wanpipe.backend.device import memory_limit, provenance
-        from wanpipe.pipeline.image_encoder import clip_features, condition, first_latent
+        from wanpipe.pipeline.encoders.image import clip_features, condition, first_latent
 
         dtype, frames = recipe.material.dtype, recipe.material.num_frames
         both = pictures.first, pictures.last

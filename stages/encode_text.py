@@ -71,7 +71,16 @@ def plan_with(
     encoding = Encoding(model, [*missing, negative_ids], params.memory, store)
     work = []
     if missing:
-        work.append(Work(component="t5_encoder", stage="encode-text", plan=encoding.plan))
+        work.append(
+            Work(
+                component="t5_encoder",
+                stage="encode-text",
+                plan=encoding.plan,
+                model=model,
+                memory=params.memory,
+                whole=False,
+            )
+        )
 
     def make() -> list[Entry]:
         entries = [
@@ -145,7 +154,7 @@ class Encoding:
         """Return the rows (L, D) of a sequence, even of one that was not expected."""
         if ids not in self.done:
             from wanpipe.backend.device import memory_limit, mlx_dtype
-            from wanpipe.pipeline.text_encoder import encode
+            from wanpipe.pipeline.encoders.text import encode
 
             wanted = list(dict.fromkeys([*self.sequences, ids]))
             path, dtype = self.model.checked("t5_encoder", self.store), mlx_dtype(self.dtype)

@@ -51,7 +51,15 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
     memory_plan, work = needed(model, pixels), []
     if store.must_compute(recipe):
         budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)
-        work.append(Work(component="vae_encoder", stage="encode-video", plan=memory_plan))
+        work.append(
+            Work(
+                component="vae_encoder",
+                stage="encode-video",
+                plan=memory_plan,
+                model=model,
+                memory=params.memory,
+            )
+        )
 
     def make() -> Entry:
         entry = store.get_or_create(recipe, filler(model, pixels, recipe, memory_plan, store))
@@ -144,19 +152,19 @@ def write_clip(model: Model, clip: Clip, recipe: Recipe, draft: Draft, store: St
     """Encode the context of VACE, or a video to change."""
     import numpy as np
 
-    from wanpipe.pipeline import video_encoder
-    from wanpipe.pipeline.image_encoder import encoder
+    from wanpipe.pipeline.encoders import video
+    from wanpipe.pipeline.encoders.image import encoder
 
     network, context = encoder(model, recipe.material.dtype, store), recipe.material.mode == "vace"
     pieces = 2 * clip.chunks + len(clip.references) if context else clip.chunks
     with store.report.task("encode-video", pieces) as task:
         if context:
-            encoded = video_encoder.encode_context(network, clip, task.advance)
+            encoded = video.encode_context(network, clip, task.advance)
         else:
-            encoded = video_encoder.encode_latent(network, clip, task.advance)
+            encoded = video.encode_latent(network, clip, task.advance)
         draft.write("context" if context else "latent", np.array(encoded))
     if not context and clip.mask is not None:
-        mask = video_encoder.latent_mask(clip, model.config.vae.stride[1])
+        mask = video.latent_mask(clip, model.config.vae.stride[1])
         if not mask.all():  # else no latent is kept
             draft.write("mask", mask)
 
@@ -167,7 +175,7 @@ def write_first_frames(
     """Encode the first frames of a video, as encode-image encodes one."""
     import numpy as np
 
-    from wanpipe.pipeline.image_encoder import clip_features, condition, first_latent
+    from wanpipe.pipeline.encoders.image import clip_features, condition, first_latent
 
     dtype, count = recipe.material.dtype, recipe.material.num_frames
     if recipe.material.mode == "ti2v":

@@ -23,9 +23,9 @@ from wanpipe.media.names import Named, check_distinct, name_video
 from wanpipe.media.video import check_keeps, check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
+from wanpipe.pipeline.schedule import make
 from wanpipe.store import Entry, Store
 from wanpipe.store.schema import STAGES
-from wanpipe.weights import kept
 from wanpipe.weights.model import Model, find_model, open_model
 
 # options that tell how a checkpoint is converted
@@ -116,9 +116,7 @@ def plan_condition(model: Model, params: Params, store: Store) -> list[Plan[Any]
 def run(model: Model, params: Params, store: Store) -> list[Path]:
     """Make one video per seed, computing only what the cache lacks, and return their paths."""
     planned = plan(model, params, store)
-    with kept.keeping():
-        for one in planned.plans:
-            one.make()
+    make(planned.plans, store)
     return list(planned.videos)
 
 

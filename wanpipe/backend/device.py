@@ -88,14 +88,37 @@ def recommended_memory() -> int:
     return int(mx.device_info().get("max_recommended_working_set_size", mx.get_memory_limit()))
 
 
+class _Limit:
+    """The limit of MLX's memory: that of a plan, or MLX's own, and what is reserved beside it."""
+
+    own: int | None = None  # of MLX, before it was changed
+    plan: int | None = None
+    reserved = 0
+
+
 @contextmanager
 def memory_limit(limit: int) -> Iterator[None]:
     """Make MLX wait for pending work before an allocation beyond `limit` bytes."""
-    before = mx.set_memory_limit(limit)
+    before, _Limit.plan = _Limit.plan, limit
+    _set_limit()
     try:
         yield
     finally:
-        mx.set_memory_limit(before)
+        _Limit.plan = before
+        _set_limit()
+
+
+def reserve(count: int) -> None:
+    """Allow `count` bytes beside those of a plan, for a network that is read ahead."""
+    _Limit.reserved = count
+    _set_limit()
+
+
+def _set_limit() -> None:
+    """Set MLX's limit."""
+    if _Limit.own is None:
+        _Limit.own = mx.get_memory_limit()
+    mx.set_memory_limit((_Limit.own if _Limit.plan is None else _Limit.plan) + _Limit.reserved)
 
 
 def describe() -> str:

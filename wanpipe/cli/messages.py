@@ -113,6 +113,8 @@ def forecast(fields: dict[str, Any]) -> str:
     if "devices" in fields:
         place = f"{fields['devices']} of these devices"
         line += f" on each of {fields['devices']} devices ({fields['way']})"
+    if "ahead_bytes" in fields:
+        line += f" and {format_si(fields['ahead_bytes'], 'B')} to read the next network meanwhile"
     if fields["seconds"] is None:
         return f"{line}; no time estimate until this stage has run on {place}"
     time = format_duration(max(1, fields["seconds"]))

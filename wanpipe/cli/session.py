@@ -17,7 +17,6 @@ from wanpipe.errors import UsageError
 from wanpipe.runtime.report import Report
 from wanpipe.store import Store
 from wanpipe.store.refs import check_name
-from wanpipe.weights import kept
 
 if TYPE_CHECKING:
     from wanpipe.pipeline.plan import Plan
@@ -41,13 +40,11 @@ class Session:
         if self.dry_run:
             from wanpipe.pipeline.dry_run import DryRun
 
-            dry_run = DryRun(self.store)
-            for plan in plans:
-                dry_run.report(plan)
+            DryRun(self.store).report(plans)
         else:
-            with kept.keeping():  # several videos load each network once
-                for plan in plans:
-                    plan.make()
+            from wanpipe.pipeline.schedule import make
+
+            make(plans, self.store)
 
     def print_paths(self, paths: Sequence[Path], entries: Sequence[Path] | None = None) -> None:
         """Print the paths of the results, one per line, and name them if --name is given.

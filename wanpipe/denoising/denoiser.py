@@ -22,7 +22,7 @@ from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.sampling.nag import Nag
 from wanpipe.store import Store
-from wanpipe.weights import kept
+from wanpipe.weights import networks
 from wanpipe.weights.load import load_network
 from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
@@ -76,7 +76,7 @@ class Denoiser:
 
         if not self.plans[name].streamed:
             added = [(fit.hash, strength) for fit, strength in loras]
-            return kept.kept((self.model.hash(name), config, self.dtype, added), whole)
+            return networks.kept((self.model.hash(name), config, self.dtype, added), whole)
         path = self.model.checked(name, self.store)
         network = load_streamed(DiT(config), path, self.dtype, lambda: Block(config), loras)
         return self.complete(network, name)

@@ -9,6 +9,7 @@ from typing import Any
 from wanpipe.cache.explain import Explanation, Known, explain
 from wanpipe.errors import StoreError
 from wanpipe.pipeline.plan import Plan, Target, Work, report_reused
+from wanpipe.pipeline.schedule import bytes_ahead
 from wanpipe.store import Recipe, Settings, Store
 from wanpipe.store.entry import read_record
 from wanpipe.store.index import Summary
@@ -52,13 +53,15 @@ class DryRun:
         self.misses: dict[str, Miss] = {}  # by the key of every target to compute
         self.prompts: dict[str, str] = {}  # of texts that are planned, by their key
 
-    def report(self, plan: Plan[Any]) -> None:
-        """Report one plan."""
-        for entry in plan.reused:
-            report_reused(entry, self.store)
-        self.report_targets(plan.targets, plan.settings)
-        for work in plan.work:
-            self.forecast(work)
+    def report(self, plans: Sequence[Plan[Any]]) -> None:
+        """Report plans that are made one after the other."""
+        ahead = bytes_ahead([work for plan in plans for work in plan.work])
+        for plan in plans:
+            for entry in plan.reused:
+                report_reused(entry, self.store)
+            self.report_targets(plan.targets, plan.settings)
+            for work in plan.work:
+                self.forecast(work, next(ahead))
 
     def report_targets(self, targets: Sequence[Target], settings: Settings | None = None) -> None:
         """Report targets of a run with these settings, then why they are missing."""
@@ -108,8 +111,11 @@ class DryRun:
         found = self.summaries.get(f"encode-text/{key}")
         return found.prompt if found else self.prompts.get(key)
 
-    def forecast(self, work: Work) -> None:
-        """Report the memory, the arithmetic and, if it is known, the time of some work."""
+    def forecast(self, work: Work, ahead: int) -> None:
+        """Report the memory, the arithmetic and, if it is known, the time of some work.
+
+        `ahead` is the size of the next network, if it is read meanwhile.
+        """
         plan = work.plan
         flops, devices = plan.flops * work.units, plan.way.devices
         speed, alone = self.speed(work.stage, devices), None
@@ -121,6 +127,7 @@ class DryRun:
             component=work.component,
             units=work.units,
             peak_bytes=plan.peak,
+            **({"ahead_bytes": ahead} if ahead else {}),
             flops=flops,
             seconds=round(flops / speed, 1) if speed else None,
             **({"devices": devices, "way": plan.way.words} if devices > 1 else {}),

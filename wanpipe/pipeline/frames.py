@@ -152,7 +152,7 @@ class Decoding:
         """Load the decoder, and report it, or take the one that was kept."""
         from wanpipe.backend.device import mlx_dtype
         from wanpipe.models.vae import vae
-        from wanpipe.weights import kept
+        from wanpipe.weights import networks
         from wanpipe.weights.load import load_network
 
         def load() -> "vae.Decoder | TinyDecoder":
@@ -165,7 +165,7 @@ class Decoding:
             store.report.event("loaded", component=self.component)
             return network
 
-        return kept.kept((self.component, self.hash, dtype), load)
+        return networks.kept((self.component, self.hash, dtype), load)
 
 
 def take_behind(

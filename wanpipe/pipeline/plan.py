@@ -14,6 +14,7 @@ from wanpipe.store import Entry, Recipe, Settings, Store
 from wanpipe.store.entry import UNPUBLISHED
 from wanpipe.store.recipe import build_record
 from wanpipe.store.schema import Record
+from wanpipe.weights.model import Model
 
 Result = TypeVar("Result")
 
@@ -29,12 +30,19 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Units of work (steps, prompts, images or videos) of one network, and its memory plan."""
+    """Units of work (steps, prompts, images or videos) of one network, and its memory plan.
+
+    `memory` is the limit in bytes that --memory gives. `whole` says whether the weights in the file
+    of the `model` are loaded together.
+    """
 
     component: str
     stage: str
     plan: MemoryPlan
     units: int = 1
+    model: Model
+    memory: int | None = None
+    whole: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

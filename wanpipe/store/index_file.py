@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import xxhash
 
+from wanpipe.runtime import interrupt
 from wanpipe.runtime.text import storable
 from wanpipe.store.keys import hash_file
 
@@ -34,6 +36,7 @@ BUSY_OR_REFUSED = {
     sqlite3.SQLITE_PERM,
 }
 TIMEOUT_SECONDS = 5.0  # of a wait for another process that writes
+POLL_SECONDS = 0.1  # between two checks for a signal, while another thread hashes
 # git calls such a file racily clean: it could change again without a new modification time
 RACY_SECONDS = 2.0
 
@@ -139,10 +142,22 @@ class HashCache:
         self.index_file = index_file
         self.seen: dict[tuple[str, str], str] = {}  # by this process, stored or not
         self.tried: set[str] = set()  # content hashes, likewise
+        self.locks: dict[str, Lock] = {}  # by name: two threads hash a file once
 
     def hash(self, file: Path, hasher: Any = hash_file) -> str:
         """Return the xxh3_128 of a file's bytes; an unchanged file is not read."""
-        name, stamp = storable(str(file.resolve())), file_stamp(file)
+        name = storable(str(file.resolve()))
+        lock = self.locks.setdefault(name, Lock())
+        while not lock.acquire(timeout=POLL_SECONDS):
+            interrupt.check()
+        try:
+            return self._hash(file, name, hasher)
+        finally:
+            lock.release()
+
+    def _hash(self, file: Path, name: str, hasher: Any) -> str:
+        """Return the hash of a file that no other thread hashes."""
+        stamp = file_stamp(file)
         if (name, stamp) in self.seen:
             return self.seen[name, stamp]
         known = self.index_file.get(HASHES, name) or b""

@@ -17,7 +17,7 @@ from wanpipe.cli.failures import explain
 from wanpipe.errors import WanpipeError
 from wanpipe.runtime.documents import first_line
 from wanpipe.runtime.report import Report, Task
-from wanpipe.weights import kept
+from wanpipe.weights import networks
 
 STAGES = ("convert", "encode-text", "encode-image", "encode-video", "denoise", "decode")
 TOPIC = "wanpipe-sweep"  # of what workers tell while they work
@@ -68,7 +68,7 @@ class _Process:
 def work_at(place: Place) -> None:
     """Make this process a worker, which keeps networks between commands."""
     _Process.place = place
-    kept.keep()
+    networks.keep()
 
 
 class Counting(Report):
@@ -116,7 +116,7 @@ def make(key: str, stage: str, command: tuple[str, ...]) -> Made:
     report, started, out = Counting(key, place), time.monotonic(), io.StringIO()
     report.tell("started")
     if command[0] == "convert":
-        kept.clear()
+        networks.clear()
     try:
         with contextlib.redirect_stdout(out):
             place.carry_out(command[0], place.words(command), report)

@@ -1,6 +1,7 @@
 """Reads the weights of a converted model's file into a network."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.runtime import interrupt
-from wanpipe.weights import kept
+from wanpipe.weights import networks
 
 FLOAT32_NAMES = "float32"  # metadata of a converted file: names of the tensors that stay float32
 PACKED_DTYPE = "U32"  # format of a quantized matrix
@@ -94,20 +95,26 @@ class Weights:
         Raises CheckpointError for a tensor that the file lacks.
         """
         names = [prefix + name for name in parameter_shapes(network)]
+        taken = [(name.removeprefix(prefix), array) for name, array in self.each(names)]
+        network.load_weights(taken)
+        return network
+
+    def each(self, names: Sequence[str]) -> Generator[tuple[str, mx.array], None, None]:
+        """Read tensors to the end, and yield each with its name, in any order.
+
+        Raises CheckpointError for a tensor that the file lacks.
+        """
         if self.reads_at_once(names):
-            names.sort(key=lambda name: self.spans[name].offset)
-            arrays = pinned.read(self.path, [self.spans[name] for name in names])
-            for name, array in zip(names, arrays, strict=True):
-                loaded = self.cast(name, array)
-                network.load_weights([(name.removeprefix(prefix), loaded)], strict=False)
-            return network
-        taken = []
+            ordered = sorted(names, key=lambda name: self.spans[name].offset)
+            arrays = pinned.read(self.path, [self.spans[name] for name in ordered])
+            for name, array in zip(ordered, arrays, strict=True):
+                yield name, self.cast(name, array)
+            return
         for start in range(0, len(names), TENSORS_PER_EVAL):
             some = names[start : start + TENSORS_PER_EVAL]
             self.begin(some)
-            taken += [(name.removeprefix(prefix), self.take(name)) for name in some]
-        network.load_weights(taken)
-        return network
+            for name in some:
+                yield name, self.take(name)
 
     def reads_at_once(self, names: Iterable[str]) -> bool:
         """Return whether tensors are read to the device at once, and not through MLX.
@@ -133,7 +140,8 @@ def load_network(
     The lists of modules `without` are not read, and empty afterwards. Raises
     CheckpointError that lists missing, unexpected and wrong-shaped tensors.
     """
-    kept.clear()  # plans count no other network
+    networks.clear()  # plans count no other network
+    read = networks.take(path)
     weights = Weights(path, dtype)
     stored = weights.stored
     shapes = parameter_shapes(with_quantized(network, stored))
@@ -152,4 +160,20 @@ def load_network(
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
     for name in without:
         setattr(network, name, [])
-    return weights.fill(network)
+    if read is None:
+        weights.fill(network)
+    else:
+        network.load_weights(list(read.items()))
+    networks.loaded(path)
+    return network
+
+
+def read_whole(path: Path, dtype: mx.Dtype, ended: Callable[[], bool]) -> dict[str, mx.array]:
+    """Read all tensors of a file, while another thread computes, until `ended` returns True."""
+    weights, found = Weights(path, dtype), {}
+    with closing(weights.each(list(weights.stored))) as arrays:
+        for name, array in arrays:
+            if ended():
+                break
+            found[name] = array
+    return found

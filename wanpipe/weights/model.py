@@ -2,16 +2,19 @@
 weights.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.config import Component, ModelConfig, read_model_config
 from wanpipe.store import Entry, Run, Store
-from wanpipe.store.keys import is_key
+from wanpipe.store.keys import hash_file, is_key
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,12 @@ class Model:
         """Path of a component's file."""
         return self.directory / self.component(name).file
 
-    def checked(self, name: str, store: Store) -> Path:
+    def checked(self, name: str, store: Store, progress: Progress | None = None) -> Path:
         """Path of a component's file, its content hash checked (from memory where the file has not
-        changed).
+        changed). `progress` gets the bytes done and in all.
         """
         path = self.file(name)
-        if store.hash_cache.hash(path) != self.hash(name):
+        if store.hash_cache.hash(path, partial(hash_file, progress=progress)) != self.hash(name):
             raise CheckpointError(
                 f"{path} does not have the content hash in config.json; convert the checkpoint "
                 "again"

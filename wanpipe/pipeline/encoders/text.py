@@ -12,7 +12,7 @@ from wanpipe.models.config import T5Config
 from wanpipe.models.execution import BoundedEval, run_blocks
 from wanpipe.models.layers import rms_norm
 from wanpipe.models.umt5 import EPS, Block, one_hot_buckets
-from wanpipe.weights import kept
+from wanpipe.weights import networks
 from wanpipe.weights.load import Weights
 from wanpipe.weights.stream import StreamedBlocks, numbered
 
@@ -31,7 +31,7 @@ def encode(
     only the needed rows are in memory. `progress` is called with each block. Raises CheckpointError
     for a file that is damaged, or a token id beyond the table.
     """
-    kept.clear()  # the plan counts no other network
+    networks.clear()  # the plan counts no other network
     lengths = [len(prompt) for prompt in ids]
     with open_tensors(path) as file:
         rows = file.rows_float32("token_embedding.weight", [i for prompt in ids for i in prompt])
@@ -51,4 +51,5 @@ def encode(
     blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype, short=True)
     run_blocks(blocks, len(streams), step)
     norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
+    networks.loaded(path)
     return [rms_norm(x, norm) for x in streams]

@@ -1,0 +1,99 @@
+"""Decides which network is read while another one computes, and makes plans in order so.
+
+A network is read ahead if it has room beside the whole memory plan of the one before it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from wanpipe.pipeline.budget import ITEMSIZE
+from wanpipe.pipeline.plan import Plan, Work
+from wanpipe.store import Store
+from wanpipe.weights import networks
+from wanpipe.weights.networks import Upcoming
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+def make(plans: Sequence[Plan[Any]], store: Store) -> None:
+    """Make plans in order. Each network is loaded once, and read ahead if there is room."""
+    works = [work for plan in plans for work in plan.work]
+    with networks.scheduled(upcoming(works, store)):
+        for plan in plans:
+            plan.make()
+
+
+def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:
+    """Return the networks of these works in order; one that stays loaded is there once."""
+    return [
+        Upcoming(
+            path=work.model.file(work.component),
+            bytes=loaded_bytes(work),
+            fits=has_room(before, work),
+            read=reader(work, store),
+        )
+        for before, work in pairwise([None, *works])
+        if work is not None and in_file(work) and not stays(before, work)
+    ]
+
+
+def bytes_ahead(works: Sequence[Work]) -> Iterator[int]:
+    """Yield for each of these works the bytes of the network that is read meanwhile, or 0."""
+    for work, after in pairwise([*works, None]):
+        assert work is not None
+        read = after is not None and not stays(work, after) and has_room(work, after)
+        yield loaded_bytes(after) if after is not None and read else 0
+
+
+def stays(before: Work | None, work: Work) -> bool:
+    """Return whether a network is loaded for the work before already."""
+    if before is None:
+        return False
+    return (before.model.directory, before.component) == (work.model.directory, work.component)
+
+
+def in_file(work: Work) -> bool:
+    """Return whether a network is one of the model; a tiny VAE is not."""
+    return work.component in work.model.config.components
+
+
+def has_room(before: Work | None, work: Work) -> bool:
+    """Return whether a whole network has room beside the work before it."""
+    if not work.whole:
+        return False
+    if before is None:
+        return True
+    from wanpipe.backend.device import recommended_memory
+
+    limits = [one for one in (before.memory, work.memory) if one is not None]
+    allowed = min(limits, default=recommended_memory())
+    return before.plan.peak + loaded_bytes(work) <= allowed
+
+
+def loaded_bytes(work: Work) -> int:
+    """Return the most bytes of a network's weights in memory."""
+    from wanpipe.backend.device import compute_dtype
+
+    config, file = work.model.config, work.model.component(work.component)
+    wider = ITEMSIZE[compute_dtype(config.dtype)] // ITEMSIZE[config.dtype]
+    return file.bytes * max(1, wider)
+
+
+def reader(work: Work, store: Store) -> "Callable[[Callable[[], bool]], dict[str, mx.array]]":
+    """Return what checks the file of a network and reads it, until its argument returns True."""
+
+    def read(ended: Callable[[], bool]) -> "dict[str, mx.array]":
+        from wanpipe.backend.device import compute_dtype, mlx_dtype
+        from wanpipe.weights.load import read_whole
+
+        def progress(done: int, total: int) -> None:
+            if ended():
+                raise CancelledError
+
+        path = work.model.checked(work.component, store, progress)
+        return read_whole(path, mlx_dtype(compute_dtype(work.model.config.dtype)), ended)
+
+    return read

@@ -1,0 +1,163 @@
+"""The networks of a process: the one that it loaded last, and the one that it reads ahead.
+
+A command that makes several videos keeps the network that it loaded last, to load each once;
+`wanpipe worker` does so between commands. While a network computes, the file of the next one is
+read, where both fit into memory.
+There is one place for each, emptied before another network takes memory, so that memory plans stay
+true.
+"""
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from wanpipe.runtime import interrupt
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+Network = TypeVar("Network")
+POLL_SECONDS = 0.1  # between two checks for a signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upcoming:
+    """A network that a command will load from a file.
+
+    `fits` says whether its `bytes` have room beside the network before it. Then `read` reads the
+    numbers in another thread; it gives up when its argument returns True.
+    """
+
+    path: Path
+    bytes: int
+    fits: bool
+    read: "Callable[[Callable[[], bool]], Mapping[str, mx.array]]"
+
+
+class _Place:
+    """The network, and what it was loaded from; `on` once the process keeps networks."""
+
+    on = False
+    name: Any = None
+    network: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """A network that is being read, or has been."""
+
+    network: Upcoming
+    arrays: "Future[Mapping[str, mx.array]]"
+    ended: Event
+
+
+class _Ahead:
+    """What the command will load, in order, and what it reads of that now."""
+
+    queue: ClassVar[deque[Upcoming]] = deque()
+    thread: ThreadPoolExecutor | None = None
+    reading: _Reading | None = None
+
+
+def keep() -> None:
+    """Keep networks from now on."""
+    _Place.on = True
+
+
+@contextmanager
+def scheduled(upcoming: Sequence[Upcoming]) -> Iterator[None]:
+    """Keep networks meanwhile, and read these ahead, in this order."""
+    before, _Place.on = _Place.on, True
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        _Ahead.thread, _Ahead.queue = thread, deque(upcoming)
+        try:
+            _begin()
+            yield
+        finally:
+            _drop()
+            _Ahead.thread, _Ahead.queue = None, deque()
+            _Place.on = before
+            if not before:
+                _Place.name = _Place.network = None
+
+
+def clear() -> None:
+    """Free the memory of the network that is kept, if there is one."""
+    if _Place.network is not None:
+        import mlx.core as mx
+
+        _Place.name = _Place.network = None
+        gc.collect()  # what used it may have left a circle of references
+        mx.clear_cache()
+
+
+def kept(name: Any, load: Callable[[], Network]) -> Network:
+    """Return the network that is kept under `name`, or load it, and keep it instead of another.
+
+    `name` must tell everything that the network depends on.
+    """
+    if _Place.network is None or _Place.name != name:
+        clear()
+        network = load()
+        if not _Place.on:
+            return network
+        _Place.name, _Place.network = name, network
+    found: Network = _Place.network
+    return found
+
+
+def take(path: Path) -> "Mapping[str, mx.array] | None":
+    """Return the numbers of a file that is read ahead, when all are there; None if it is not.
+
+    Raises what reading it raised, or Interrupted. Another file that is read ahead is given up if
+    the command takes this one instead.
+    """
+    reading = _Ahead.reading
+    if reading is None or reading.network.path != path:
+        if any(one.path == path for one in _Ahead.queue):
+            _drop()
+        return None
+    while not wait([reading.arrays], POLL_SECONDS).done:
+        interrupt.check()
+    _Ahead.reading = None
+    _reserve(0)
+    return reading.arrays.result()
+
+
+def loaded(path: Path) -> None:
+    """Note that a network has been loaded from a file, and begin to read the next one."""
+    if any(one.path == path for one in _Ahead.queue):
+        while _Ahead.queue.popleft().path != path:
+            pass
+        _begin()
+
+
+def _begin() -> None:
+    """Begin to read the next network, if it fits."""
+    if _Ahead.thread is not None and _Ahead.queue and _Ahead.queue[0].fits:
+        network, ended = _Ahead.queue[0], Event()
+        _reserve(network.bytes)
+        arrays = _Ahead.thread.submit(network.read, ended.is_set)
+        _Ahead.reading = _Reading(network=network, arrays=arrays, ended=ended)
+
+
+def _drop() -> None:
+    """Give up what is read ahead. An error that reading it found is nobody's."""
+    if (reading := _Ahead.reading) is not None:
+        _Ahead.reading = None
+        reading.ended.set()
+        wait([reading.arrays])
+        _reserve(0)
+
+
+def _reserve(count: int) -> None:
+    """Count bytes that are read ahead beside the memory that a plan allows."""
+    from wanpipe.backend.device import reserve
+
+    reserve(count)
