@@ -377,7 +377,7 @@ def test_steps_that_wait_for_the_disk_count() -> None:
     latent = 16 * 21 * 90 * 160 * 4
     assert one.host_arrays >= (QUEUE_LIMIT + 1) * 4 * latent  # latent, x0, and two of UniPC
     more = dataclasses.replace(one, arrays=6)
-    assert more.host_arrays - one.host_arrays == (QUEUE_LIMIT + 2) * 2 * latent
+    assert more.host_arrays - one.host_arrays == (QUEUE_LIMIT + 3) * 2 * latent
 
 
 def test_a_film_in_tiles_counts_what_is_kept_of_it() -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from tests.store.builders import RecordingReport, arrays, fill, recipe
 from wanpipe.errors import WanpipeError
+from wanpipe.runtime.worker import SWITCH_SECONDS
 from wanpipe.store import Draft, Publisher, Store
 from wanpipe.store import store as module
-from wanpipe.store.publish import QUEUE_LIMIT, SWITCH_SECONDS
+from wanpipe.store.publish import QUEUE_LIMIT
 
 COUNT = 5
 

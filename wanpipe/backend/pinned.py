@@ -29,7 +29,7 @@ BUFFER_BYTES = 9 << 24  # the largest matrix of a 14B model has 142 MB
 BUFFERS = 3  # one that is read into, one that waits, and one that is copied from
 THREADS = min(16, os.cpu_count() or 1)
 MIN_PIECE = 1 << 20  # bytes that a thread reads at once
-COPY_BLOCKS, COPY_THREADS = 256, 256
+COPY_BLOCKS, COPY_THREADS = 64, 256  # more would take a GPU's time from what it computes
 
 # reads host memory at an address, which reaches the kernel as two halves
 COPY = """

@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from wanpipe.denoising.chain import PlannedStep
 from wanpipe.denoising.request import Request
+from wanpipe.denoising.states import NOISE, States, solver_state
 from wanpipe.denoising.trajectory import Trajectory
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling import RENOISING, SOLVERS, easy_cache
@@ -25,20 +26,18 @@ if TYPE_CHECKING:
 
     State = dict[str, mx.array]
 
+Turn = tuple[PlannedStep, Trajectory]  # a step, and the trajectory that it belongs to
+
 
 @dataclass
 class Sampler:
-    """Runs the steps of one request. `plans` and `loras` are by the name of the expert.
-
-    Holds the state of one trajectory at a time, as memory plans assume.
-    """
+    """Runs the steps of one request. `plans` and `loras` are by the name of the expert."""
 
     request: Request
     plans: Mapping[str, ExpertPlan]
     loras: "Mapping[str, Sequence[tuple[LoraMatch, float]]]"
     store: Store
     devices: int | None = None
-    state: "tuple[str, State] | None" = None  # after the step of this key
     ran: list[bool] = field(default_factory=list)  # for each step with a step cache
 
     @cached_property
@@ -70,23 +69,30 @@ class Sampler:
         self.team.busy = lambda: publisher.pending
         with (
             self.team.at_work(),
+            States(store) as states,
             Publisher(store) as publisher,
             store.report.task("denoise", len(todo)) as task,
         ):
-            following = [*(trajectory for _, trajectory in todo[1:]), None]
-            for (step, trajectory), after in zip(todo, following, strict=True):
-                publisher.get_or_create(step.recipe, self.filler(step, trajectory, publisher))
-                if after is not trajectory:
-                    self.state = None
+            states.prepare(*todo[0])  # while the network is loaded
+            for turn, after in zip(todo, [*todo[1:], None], strict=True):
+                other = after if after is not None and after[1] is not turn[1] else None
+                fill = self.filler(turn, other, states, publisher)
+                publisher.get_or_create(turn[0].recipe, fill)
+                if other is not None:
+                    states.after = None
                 task.advance()
         if self.ran:
             counts = f"{sum(self.ran)} of {len(self.ran)}"
             store.report.remark(f"step cache: the network ran in {counts} steps")
 
     def filler(
-        self, step: PlannedStep, trajectory: Trajectory, publisher: Publisher
+        self, turn: Turn, other: Turn | None, states: States, publisher: Publisher
     ) -> Callable[[Draft], dict[str, Any]]:
-        """Return the function that takes one step and writes its entry."""
+        """Return the function that takes one step and writes its entry.
+
+        `other` is the step after it, if that is one of another trajectory.
+        """
+        step, trajectory = turn
 
         def fill(draft: Draft) -> dict[str, Any]:
             import mlx.core as mx
@@ -94,12 +100,14 @@ class Sampler:
 
             from wanpipe.backend.device import provenance
 
-            state = self.state_before(step, trajectory, publisher)
-            arrays, ran = self.advance(step, state)
+            state = states.before(step, trajectory, publisher)
+            if other is not None:
+                states.prepare(*other)  # while this step is computed
+            arrays, ran = self.advance(step, self.start(step, state))
             mx.eval(arrays)
             for name, array in arrays.items():
                 draft.write(name, np.array(array))
-            self.state = (step.recipe.key, solver_state(arrays))
+            states.after = (step.recipe.key, solver_state(arrays))
             noted: dict[str, Any] = {"flops": self.plans[step.expert].flops} if ran else {}
             if step.cache_rule is not None:
                 noted["network_ran"] = ran
@@ -110,6 +118,14 @@ class Sampler:
             return provenance(self.team.size) | noted
 
         return fill
+
+    def start(self, step: PlannedStep, state: "State") -> "State":
+        """Return the state before a step; before the first one, make it of the start noise."""
+        if step.recipe.parent is not None:
+            return state
+        noise, sigma = state[NOISE], self.request.schedule.sigmas[0]
+        scaled = self.request.settings.scheduler in RENOISING
+        return {"latent": self.denoiser.conditioning.start(noise, sigma, scaled=scaled)}
 
     def advance(self, step: PlannedStep, state: "State") -> "tuple[State, bool]":
         """Return the arrays of a step's entry, and whether the network ran."""
@@ -146,28 +162,6 @@ class Sampler:
             self.team.explain(error)
             raise
 
-    def state_before(
-        self, step: PlannedStep, trajectory: Trajectory, publisher: Publisher
-    ) -> "State":
-        """Return the state before a step: start noise, the current state, or the parent's."""
-        import mlx.core as mx
-
-        parent = step.recipe.parent
-        if parent is None:
-            assert trajectory.draw is not None
-            noise, sigma = mx.array(trajectory.draw()), self.request.schedule.sigmas[0]
-            scaled = self.request.settings.scheduler in RENOISING
-            return {"latent": self.denoiser.conditioning.start(noise, sigma, scaled=scaled)}
-        if self.state is None or self.state[0] != parent:
-            entry = trajectory.last
-            if entry is None or entry.key != parent:
-                # taken under the other expert, or by another process meanwhile
-                publisher.collect(keep=0)
-                entry = self.store.resolve(parent)
-            arrays = {name: mx.array(entry.read(name)) for name in entry.names}
-            self.state = (entry.key, solver_state(arrays))
-        return self.state[1]
-
 
 def opening(
     request: Request, plans: Mapping[str, ExpertPlan], conditioning: Any, store: Store
@@ -195,14 +189,7 @@ def opening(
     return order, arrays
 
 
-def solver_state(arrays: "State") -> "State":
-    """Return the arrays of an entry under the names that a solver uses."""
-    return {name.removeprefix("solver/"): array for name, array in arrays.items()}
-
-
-def in_order(
-    request: Request, trajectories: Sequence[Trajectory]
-) -> list[tuple[PlannedStep, Trajectory]]:
+def in_order(request: Request, trajectories: Sequence[Trajectory]) -> list[Turn]:
     """Return all steps to take: first the high-noise steps of every trajectory."""
     experts = request.model.config.experts
     steps = [(step, trajectory) for trajectory in trajectories for step in trajectory.steps]

@@ -5,7 +5,9 @@ such as 00100.png too.
 """
 
 import itertools
+import os
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ from wanpipe.runtime.disk import LITTER
 if TYPE_CHECKING:
     import numpy as np
 
-THREADS = 4  # that compress frames
+THREADS = min(8, os.cpu_count() or 1)  # that compress frames
 FASTEST = 1  # of zlib: a third of the time of its default, for files a sixth larger
 NAME = re.compile(r"\d{5,}\.png")
 SOFTWARE, OURS = "Software", "wanpipe"  # a standard PNG keyword, and our text for it
@@ -50,7 +52,7 @@ def is_frame(path: Path) -> bool:
 
 def save_frames(folder: Path, slices: Iterable["np.ndarray"], metadata: Mapping[str, str]) -> None:
     """Write slices of frames, each (T, Y, X, 3) uint8, into a new folder. Raises OSError."""
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -65,12 +67,15 @@ def save_frames(folder: Path, slices: Iterable["np.ndarray"], metadata: Mapping[
         path = folder / f"{number:05d}.png"
         Image.fromarray(frame).save(path, pnginfo=info, compress_level=FASTEST)
 
-    frames, number = itertools.chain.from_iterable(slices), 0
+    saving: deque[Future[None]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:  # Pillow compresses without Python's lock
-        while batch := list(itertools.islice(frames, THREADS)):
+        for number, frame in enumerate(itertools.chain.from_iterable(slices)):
             interrupt.check()
-            list(pool.map(save, batch, itertools.count(number)))  # raises what a thread raised
-            number += len(batch)
+            saving.append(pool.submit(save, frame, number))
+            if len(saving) > THREADS:
+                saving.popleft().result()  # raises what the thread raised
+        for saved in saving:
+            saved.result()
 
 
 def load_frames(folder: Path, first: bool = False) -> tuple["np.ndarray", float, dict[str, str]]:

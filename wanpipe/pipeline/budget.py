@@ -191,11 +191,11 @@ class Expert:
 
     @property
     def host_arrays(self) -> int:
-        """The host's arrays: start noise, the state before the step, steps that wait to be
-        published, the one being written, and the channels of an image or of VACE's context.
+        """The host's arrays: start noise, the states before this step and one of another seed,
+        steps that wait for the disk or are written, and the channels of an image or of a context.
         """
         c, size = self.config, prod(self.latent)
-        steps = 1 + self.arrays + (1 + QUEUE_LIMIT) * self.arrays
+        steps = 1 + (3 + QUEUE_LIMIT) * self.arrays
         writing = FULL  # a chunk's compressed bytes, of the array at work
         given = c.in_dim - c.out_dim + self.context_channels
         return size * (c.out_dim * (steps * FULL + writing) + given * FULL)
@@ -290,8 +290,9 @@ def decode_plans(
     rows, columns = (1 + -(-max(side - sides[0], 0) // sides[1]) for side in latent[1:])
     latents = 3 * config.z_dim * prod(latent) * FULL  # as read, on the device, and scaled
     frame = 3 * prod(latent[1:]) * config.stride[1] ** 2
-    # slices of four frames: one computed, one waiting, one being written, and those of the video
-    written = 4 * frame * (3 + WAITING_SLICES)
+    # slices of four frames: one computed, one waiting, one being written, those of the video, and
+    # two more that are compressed
+    written = 4 * frame * (5 + WAITING_SLICES)
     blended = 4 * 3 * prod(tile[1:]) * config.stride[1] ** 2 * 2 * FULL  # as decoded, and weighted
     summed = host_bytes(latent, config.stride[1]) + blended
     whole_video = (4 * (latent[0] - 1) + 1) * frame

@@ -5,11 +5,14 @@ A network is read ahead if it has room beside the whole memory plan of the one b
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from importlib import import_module
 from itertools import pairwise
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from wanpipe.pipeline.budget import ITEMSIZE
 from wanpipe.pipeline.plan import Plan, Work
+from wanpipe.runtime.worker import quick_switches
 from wanpipe.store import Store
 from wanpipe.weights import networks
 from wanpipe.weights.networks import Upcoming
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 def make(plans: Sequence[Plan[Any]], store: Store) -> None:
     """Make plans in order. Each network is loaded once, and read ahead if there is room."""
     works = [work for plan in plans for work in plan.work]
-    with networks.scheduled(upcoming(works, store)):
+    with quick_switches(), networks.scheduled(upcoming(works, store)):
+        if works:
+            # needed once something is computed
+            Thread(target=import_module, args=("zarr",), name="import").start()
         for plan in plans:
             plan.make()
 

@@ -3,15 +3,31 @@
 A signal ends every wait for it.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Generic, Self, TypeVar
 
 from wanpipe.runtime import interrupt
 
 POLL_SECONDS = 0.1  # between two checks for a signal
+# Python's default is 5 ms. The computing thread wakes hundreds of times in a step to queue work for
+# the device, and the device would idle while another thread keeps the interpreter that long.
+SWITCH_SECONDS = 0.0002
 Result = TypeVar("Result")
+
+
+@contextmanager
+def quick_switches() -> Iterator[None]:
+    """Have threads hand over the interpreter quickly."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class Worker(Generic[Result]):

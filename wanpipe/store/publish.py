@@ -4,13 +4,12 @@ A failure of that thread is raised in the caller, and what was queued behind it 
 must not be published without the step before it.
 """
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from wanpipe.errors import WanpipeError
-from wanpipe.runtime.worker import Worker
+from wanpipe.runtime.worker import Worker, quick_switches
 from wanpipe.store.draft import Draft
 from wanpipe.store.entry import Entry
 from wanpipe.store.recipe import Recipe
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from wanpipe.store.store import Store
 
 QUEUE_LIMIT = 3  # entries that may wait for the disk
-# Python's default is 5 ms. The computing thread wakes hundreds of times in a step to queue work for
-# the device, and the device would idle while this thread keeps the interpreter that long.
-SWITCH_SECONDS = 0.0002
 Fill = Callable[[Draft], dict[str, Any]]
 
 
@@ -38,14 +34,16 @@ class Publisher:
         self.store = store
         self.worker: Worker[Entry | None] = Worker("publish")
         self.failed = False
-        self.interval = sys.getswitchinterval()
+        self.switching = quick_switches()
 
     def __enter__(self) -> "Publisher":
-        sys.setswitchinterval(SWITCH_SECONDS)
+        self.switching.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with self.worker:
+        with ExitStack() as ends:
+            ends.push(self.switching)
+            ends.enter_context(self.worker)
             try:
                 self.collect(keep=0)  # after Ctrl-C too: a step that was computed is kept
             except (WanpipeError, OSError) as failure:
@@ -53,8 +51,6 @@ class Publisher:
                     raise
                 if failure is not error:  # two failures: the context raises one, this is the other
                     self.store.report.remark(str(failure))
-            finally:
-                sys.setswitchinterval(self.interval)
 
     @property
     def pending(self) -> bool:
