@@ -52,9 +52,10 @@ ERRORS = {"float32": 1e-5, "bfloat16": 2e-2}  # relative, of their product
 ENCODERS = {"libx264": ".mp4", "libvpx-vp9": ".webm", "gif": ".gif"}
 FFMPEG_SECONDS = 20
 # what changes how wanpipe works; of others the value may be a secret
-SHOWN = {"WANPIPE_CACHE", "MLX_ENABLE_TF32", "MLX_MAX_MB_PER_BUFFER", "MLX_MAX_OPS_PER_BUFFER"}
+SHOWN = {"WANPIPE_CACHE", "WANPIPE_EXACT", "PYTHONPATH", "HF_HOME"}
+SHOWN |= {"MLX_ENABLE_TF32", "MLX_MAX_MB_PER_BUFFER", "MLX_MAX_OPS_PER_BUFFER"}
 SHOWN |= {"MLX_RANK", "MLX_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "IMAGEIO_FFMPEG_EXE"}
-SHOWN |= {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH", "HF_HOME"}
+SHOWN |= {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 NAMED = re.compile(r"(WANPIPE|MLX|NCCL|HF|AWS|AZURE|GOOGLE)_\w+|(HTTPS?|NO|ALL)_PROXY")
 REQUIREMENT = re.compile(r'([\w.-]+)(\[)?.*extra == "([\w-]+)"')
 

@@ -261,6 +261,8 @@ def test_a_rank_with_other_software_is_told_before_work(
 
 def test_only_what_changes_a_result_must_be_alike() -> None:
     mine = {"wanpipe": "1", "code": "a", "mlx": "0.32.4", "kind": "CPU", "host": "a", "memory": 1}
+    mine |= {"exact": False}
     assert differences(mine, {**mine, "host": "b", "memory": 2}) == ""
     other = {**mine, "mlx": "0.31.0", "wanpipe": "2", "code": "b"}
     assert differences(mine, other) == "wanpipe 2 and rank 0 1, MLX 0.31.0 and rank 0 0.32.4"
+    assert differences(mine, {**mine, "exact": True}) == "WANPIPE_EXACT True and rank 0 False"

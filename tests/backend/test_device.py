@@ -126,3 +126,15 @@ def test_without_cuda_the_driver_is_not_called(
     monkeypatch.setattr(device, "is_cuda", lambda: False)
     device.prefetch_to_gpu(mx.zeros(1 << 20))
     assert library.prefetched == []
+
+
+@pytest.mark.parametrize("setting", [None, "", "0", "1"])
+def test_an_entry_says_whether_keys_are_padded(
+    setting: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "is_cuda", lambda: True)
+    if setting is None:
+        monkeypatch.delenv("WANPIPE_EXACT", raising=False)
+    else:
+        monkeypatch.setenv("WANPIPE_EXACT", setting)
+    assert device.provenance()["bits_by"]["grouped_keys"] is (setting != "1")

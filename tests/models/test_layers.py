@@ -40,7 +40,20 @@ def test_keys_are_padded_when_it_is_faster(
         layers, "append_group_means", lambda x, n: mx.zeros((len(x) + n, x.shape[1]))
     )
     monkeypatch.setattr(layers, "is_cuda", lambda: cuda)
+    monkeypatch.delenv("WANPIPE_EXACT", raising=False)
     assert len(pad_keys(mx.zeros((tokens, 8), dtype))) == expected
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("1", 32760), ("0", 32768), ("", 32768)])
+def test_keys_are_not_padded_if_exactness_is_asked_for(
+    setting: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        layers, "append_group_means", lambda x, n: mx.zeros((len(x) + n, x.shape[1]))
+    )
+    monkeypatch.setattr(layers, "is_cuda", lambda: True)
+    monkeypatch.setenv("WANPIPE_EXACT", setting)
+    assert len(pad_keys(mx.zeros((32760, 8), mx.bfloat16))) == expected
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 0.3, 1.0, 2.0, 8.0])

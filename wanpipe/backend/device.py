@@ -64,6 +64,14 @@ def prefetch_to_gpu(array: mx.array) -> None:
         cuda_driver.prefetch(array)
 
 
+def is_exact() -> bool:
+    """Return whether WANPIPE_EXACT turns off what is faster but approximate: padded keys.
+
+    It is off if it is unset, empty or 0.
+    """
+    return os.environ.get("WANPIPE_EXACT", "") not in ("", "0")
+
+
 def compute_dtype(stored: str) -> str:
     """Return the dtype of matrix products: `stored` on a GPU, float32 on the CPU.
 
@@ -151,7 +159,7 @@ def numerics() -> dict[str, Any]:
     return {
         "tf32": os.environ["MLX_ENABLE_TF32"] != "0",
         "cudnn": _cudnn_version(),
-        "grouped_keys": True,  # keys of long attention are padded: `models.layers.pad_keys`
+        "grouped_keys": not is_exact(),  # long attention has padded keys: `layers.pad_keys`
     }
 
 

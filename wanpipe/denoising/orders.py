@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from wanpipe.backend.device import is_cuda, is_metal, recommended_memory
+from wanpipe.backend.device import is_cuda, is_exact, is_metal, recommended_memory
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.runtime.documents import Count, Document, Finite, Hash, Text
 from wanpipe.runtime.version import version
@@ -49,6 +49,7 @@ class Identity(Document, frozen=True, kw_only=True):
     code: Hash
     mlx: Text
     kind: Text
+    exact: bool
     memory: Count
     host: Text
 
@@ -60,6 +61,7 @@ def identity() -> dict[str, Any]:
         "code": code_hash(),
         "mlx": mx.__version__,  # type: ignore[attr-defined]  # missing in MLX's type stubs
         "kind": "CUDA" if is_cuda() else "Metal" if is_metal() else "CPU",
+        "exact": is_exact(),
         "memory": recommended_memory(),
         "host": socket.gethostname(),
     }
@@ -74,7 +76,12 @@ def code_hash() -> str:
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
     """Say in what another rank differs from this one; "" if in nothing that matters."""
-    names = {"wanpipe": "wanpipe", "mlx": "MLX", "kind": "a device of kind"}
+    names = {
+        "wanpipe": "wanpipe",
+        "mlx": "MLX",
+        "kind": "a device of kind",
+        "exact": "WANPIPE_EXACT",
+    }
     found = [
         f"{words} {other.get(name)} and rank 0 {mine[name]}"
         for name, words in names.items()

@@ -268,7 +268,7 @@ def gather(team: Team, server: socket.socket, token: str, check: Callable[[], No
     team.links = {rank: one for rank, (one, _) in found.items()}
     for rank, (_, hello) in found.items():
         if text := differences(mine, hello):
-            raise DeviceError(f"all ranks must be alike, rank {rank} has {text}; install the same")
+            raise DeviceError(f"all ranks must be alike, rank {rank} has {text}; make them alike")
         other = {name: value for name, value in hello.items() if name in mine}
         try:
             theirs = convert(other, Identity)

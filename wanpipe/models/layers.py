@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from wanpipe.backend import blas, cpu_kernels, cuda_kernels
-from wanpipe.backend.device import is_cuda, is_gpu, is_metal
+from wanpipe.backend.device import is_cuda, is_exact, is_gpu, is_metal
 
 # Keys per tile of cuDNN's attention on an H100: with whole tiles it is 7 % faster at 32760 tokens.
 KEY_TILE = 128
@@ -180,12 +180,13 @@ def pad_keys(x: mx.array) -> mx.array:
     mean of a group's keys gets at most the mean of their softmax weights. So n means of equal
     groups get at most n / L of the weight, and move a result by at most that fraction of its
     distance from the mean of the values. If all weights are equal, that distance is zero.
+    `is_exact` turns padding off.
     """
     missing = -len(x) % KEY_TILE
     is_half = x.itemsize == 2
     is_long = len(x) >= max(MIN_KEYS, MIN_GROUP * missing)
     is_faster = is_cuda() and cuda_kernels.has_whole_vectors(x) and is_half and is_long
-    return append_group_means(x, missing) if is_faster and missing else x
+    return append_group_means(x, missing) if is_faster and missing and not is_exact() else x
 
 
 def attend(
