@@ -20,12 +20,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from bench.devices import chain
-from bench.dit import small
-from bench.run import PROMPT, timed, write_model
-from bench.sizes import DITS, VAE_21
+from bench.models import MODELS, write_model
+from bench.run import PROMPT, timed
 from bench.weights import Rows, parser
 from tests.processes import alive, children
-from wanpipe.models.config import VAEConfig
 
 OTHER, FIRST = "other", "first"
 FAULTS = (
@@ -78,10 +76,10 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=12)
     args = options.parse_args()
-    dit, vae = DITS["1.3b"][0], VAE_21
+    sizes = MODELS["1.3b"]
     words: list[str | Path] = ["--width", "832", "--height", "480"]
     if args.small:
-        dit, vae = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
+        sizes = sizes.tiny()
         words = ["--width", "128", "--height", "128", "--num-frames", "9"]
     rows = Rows(args.json)
     rows.print_machine()
@@ -89,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as where:
         model, caches = Path(where) / "model", [Path(where) / name for name in ("one", "two")]
         model.mkdir()
-        write_model(model, dit, vae)
+        write_model(model, sizes)
         mx.clear_cache()
         text = [
             timed(["encode-text", "--model", model, "--prompt", PROMPT], one)[1] for one in caches

@@ -15,11 +15,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from bench.dit import small
-from bench.run import PROMPT, computed, timed, write_model
-from bench.sizes import DITS, VAE_21
+from bench.models import MODELS, write_model
+from bench.run import PROMPT, computed, timed
 from bench.weights import Rows, parser
-from wanpipe.models.config import VAEConfig
 from wanpipe.store.entry import Entry, read_entry
 
 WARM_UP = 2  # steps that are not timed
@@ -43,11 +41,11 @@ def main() -> None:
     options.add_argument("--memory", help="As for wanpipe, where several devices compute.")
     options.add_argument("--hd", action="store_true", help="1280x720 instead of 832x480.")
     args = options.parse_args()
-    dit, vae = DITS[args.model][0], VAE_21
+    sizes = MODELS[args.model]
     size = ("1280", "720") if args.hd else ("832", "480")
     words: list[str | Path] = ["--width", size[0], "--height", size[1]]
     if args.small:
-        dit, vae = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
+        sizes = sizes.tiny()
         words = ["--width", "64", "--height", "64", "--num-frames", "5"]
     words += ["--steps", str(args.steps), "--guide-scale", str(args.guide_scale), "--seed", "1"]
     rows = Rows(args.json)
@@ -56,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as where:
         model = Path(where) / "model"
         model.mkdir()
-        write_model(model, dit, vae)
+        write_model(model, sizes)
         mx.clear_cache()
         alone: list[Entry] = []
         seconds: dict[int, float] = {}

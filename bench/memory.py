@@ -87,7 +87,7 @@ def write_model(folder: Path, size: Size) -> None:
     import xxhash
     from PIL import Image
 
-    from bench.run import component, write_config
+    from bench.models import component, write_config
     from wanpipe import demo
     from wanpipe.models.config import Component
 

@@ -17,147 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import replace as replace_fields
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import xxhash
-from msgspec.structs import replace
 
-from bench.dit import small
-from bench.sizes import DITS, T5_XXL, VAE_21
-from bench.weights import Random, Rows, parser
-from wanpipe import demo
-from wanpipe.checkpoints.rename import RenameRule
-from wanpipe.checkpoints.rules import dit as dit_rules
-from wanpipe.checkpoints.rules import umt5 as t5_rules
-from wanpipe.checkpoints.rules import vae as vae_rules
-from wanpipe.models.config import (
-    SCHEMA,
-    Component,
-    Components,
-    DiTConfig,
-    ModelConfig,
-    T5Config,
-    VAEConfig,
-)
-from wanpipe.models.dit import DiT
-from wanpipe.models.umt5 import T5
-from wanpipe.models.vae import vae
-from wanpipe.models.variants import VARIANTS
-from wanpipe.runtime.documents import Document, encode
+from bench.models import MODELS, Sizes, draw_image, write_model
+from bench.sizes import T5_XXL
+from bench.timeline import Event, write_picture, write_trace
+from bench.weights import Rows, parser
 
 PROMPT = "a red ball rolls to the right"
 GOAL = 0.97
-# Random weights make noise, which x264 encodes slowly. With a smaller last convolution, the video
-# has 3 MB instead of 18.
-FAINT = {"output.weight": 0.06}
-LITTLE = {"vocab": 1024, "attention_dim": 64, "ffn_dim": 128, "heads": 2, "layers": 2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """A model of the family: its name, the dimensions of its networks, its experts and its video.
-
-    `steps` take each expert for the same number of steps, because of the shift that is given.
-    """
-
-    variant: str
-    dit: DiTConfig
-    vae: VAEConfig = VAE_21
-    experts: tuple[str, ...] = ("model",)
-    video: tuple[int, int, int] = (832, 480, 81)
-    shift: float | None = None
-
-
-PAIR = ("low_noise_model", "high_noise_model")
-MODELS = {
-    "1.3b": Sizes(variant="wan2.1-t2v-1.3b", dit=DITS["1.3b"][0]),
-    "14b": Sizes(variant="wan2.1-t2v-14b", dit=DITS["14b"][0]),
-    # Lightning's shift: 2 of 4 steps for each expert
-    "a14b": Sizes(variant="wan2.2-t2v-a14b", dit=DITS["14b"][0], experts=PAIR, shift=5.0),
-}
-
-
-@dataclass(frozen=True)
-class Event:
-    """An event of the command; `at` is in seconds since the process started."""
-
-    at: float
-    fields: dict[str, Any]
-
-
-def component(
-    folder: Path,
-    name: str,
-    network: nn.Module,
-    config: Document,
-    rules: Sequence[RenameRule],
-    dtype: str,
-    gains: Mapping[str, float] | None = None,
-) -> Component:
-    """Write one network's file and return its entry in config.json."""
-    random = Random(network, rules, dtype=dtype, gains=gains)
-    written = random.write(folder / f"{name}.safetensors")
-    return Component(
-        file=f"{name}.safetensors",
-        hash=written.hash,
-        bytes=written.bytes,
-        parameters=random.parameters,
-        config=config,
-    )
-
-
-def write_config(folder: Path, name: str, parts: Mapping[str, Any]) -> None:
-    """Write the config.json of a bfloat16 model of this variant."""
-    variant = VARIANTS[name]
-    config = ModelConfig(
-        schema=SCHEMA,
-        key=xxhash.xxh3_128_hexdigest(json.dumps({n: p.hash for n, p in parts.items()}).encode()),
-        variant=variant.name,
-        dtype="bfloat16",
-        quantization=None,
-        defaults=variant.defaults,
-        files=Components(**parts),
-    )
-    (folder / "config.json").write_bytes(encode(config))
-
-
-def write_model(
-    folder: Path,
-    dit: DiTConfig,
-    decoder: VAEConfig,
-    variant: str = "wan2.1-t2v-1.3b",
-    experts: Sequence[str] = ("model",),
-    t5: T5Config | None = None,
-) -> None:
-    """Write a complete model directory."""
-    t5 = t5 or T5Config(dim=dit.text_dim, **LITTLE)
-    with demo.checkpoint("t2v") as source:
-        words = (source / "google" / "umt5-xxl" / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes(words)
-    digest = xxhash.xxh3_128_hexdigest(words)
-    parts = {
-        "tokenizer": Component(file="tokenizer.json", hash=digest, bytes=len(words), config=None),
-        "t5_encoder": component(folder, "t5_encoder", T5(t5), t5, t5_rules.RULES, "BF16"),
-        # the VAE stays float32, as convert keeps it
-        "vae": component(
-            folder,
-            "vae",
-            vae.Decoder(decoder),
-            decoder,
-            vae_rules.RULES_21_DECODER if decoder.version == "2.1" else vae_rules.RULES_22_DECODER,
-            "F32",
-            FAINT,
-        ),
-    }
-    for name in experts:
-        parts[name] = component(folder, name, DiT(dit), dit, dit_rules.RULES, "BF16")
-    write_config(folder, variant, parts)
 
 
 def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, float]:
@@ -206,28 +78,6 @@ def first(events: Sequence[Event], **wanted: str) -> float | None:
     return None
 
 
-def write_trace(events: Sequence[Event], wall: float, path: Path) -> None:
-    """Write a timeline in Chrome's trace format: what was computed, and when other events came."""
-    begun = first(events, event="planned") or events[0].at
-    spans = [("start", 0.0, begun), ("end", events[-1].at, wall)]
-    marks = []
-    for event in events:
-        fields, kind = event.fields, event.fields["event"]
-        names = (kind, fields.get("stage"), fields.get("component"), fields.get("step"))
-        name = " ".join(str(part) for part in names if part is not None)
-        if kind == "computed":
-            spans.append((name, event.at - fields["seconds"], event.at))
-        else:
-            marks.append((name, event.at))
-    common = {"pid": 1, "tid": 1}
-    rows: list[dict[str, Any]] = [
-        {"name": name, "ph": "X", "ts": 1e6 * start, "dur": 1e6 * (end - start), **common}
-        for name, start, end in spans
-    ]
-    rows += [{"name": name, "ph": "i", "s": "p", "ts": 1e6 * at, **common} for name, at in marks]
-    path.write_text(json.dumps({"traceEvents": rows}), encoding="utf-8")
-
-
 def print_shares(
     events: Sequence[Event], wall: float, steps: int, seeds: int, output: Path, rows: Rows
 ) -> None:
@@ -270,81 +120,109 @@ def print_shares(
     )
 
 
-def run_stages(words: list[str | Path], model: Path, steps: int, cache: Path, rows: Rows) -> None:
-    """Run the stages one by one, without writing a video, and print each."""
+def run_stages(options: Sequence[list[str | Path]], model: Path, cache: Path, rows: Rows) -> None:
+    """Run the stages one by one, without writing a video, and print each.
+
+    `options` are those of the video's size, the image and the steps.
+    """
+    size, image, words = options
     total = inside = 0.0
     commands: list[list[str | Path]] = [
-        ["encode-text", "--model", model, "--prompt", PROMPT],
-        ["denoise", "--model", model, *words],
-        ["decode", "--model", model],
+        ["encode-text", "--prompt", PROMPT],
+        *([["encode-image", *image, *size]] if image else []),
+        ["denoise", *size, *words],
+        ["decode"],
     ]
-    last = ""
-    for command in commands:
-        events, output, wall = timed([*command, *(["--from", last] if last else [])], cache)
-        last, made = output, sum(computed(events, str(command[0])))
-        total, inside = total + wall, inside + (0.0 if command[0] == "encode-text" else made)
-        rows.print(str(command[0]), wall=wall, computing=made, events=len(events))
+    made: list[str | Path] = []
+    for stage, *rest in commands:
+        sources = [word for one in made for word in ("--from", one)]
+        rest = rest if str(stage).startswith("encode") else [*rest, *sources]
+        events, output, wall = timed([stage, "--model", model, *rest], cache)
+        made = [*made, output] if str(stage).startswith("encode") else [output]
+        took = sum(computed(events, str(stage)))
+        total, inside = total + wall, inside + (took if stage in ("denoise", "decode") else 0.0)
+        rows.print(str(stage), wall=wall, computing=took, events=len(events))
     rows.print("stages", wall=total, share=inside / total, goal=GOAL, rest=total - inside)
 
 
-def main() -> None:
-    """Write the model. In each round, run it, print the shares, and run it again from the cache."""
-    options = parser(__doc__)
-    options.add_argument("--model", default="1.3b", choices=list(MODELS))
-    options.add_argument("--guide-scale", help="Guidance; 1 takes one pass a step.")
-    options.add_argument("--seeds", type=int, default=1, help="Videos of one command.")
-    options.add_argument("--text", action="store_true", help="Write a T5 of full size.")
-    options.add_argument("--memory", help="The limit that the command gets.")
-    options.add_argument("--trace", type=Path, help="Write a timeline to this file.")
-    options.add_argument("--steps", type=int, default=50, help="Denoising steps.")
-    options.add_argument("--devices", type=int, default=1, help="Devices that denoise.")
-    options.add_argument("--rounds", type=int, default=2, help="Runs with an empty cache.")
-    options.add_argument("--output", default="frames.png", help="A video, frames, or `none`.")
-    options.add_argument("--folder", type=Path, help="Directory for all files.")
-    args = options.parse_args()
-    sizes, steps, seeds = MODELS[args.model], args.steps, args.seeds
-    t5 = T5_XXL if args.text else None
-    if args.small:
-        tiny = replace(sizes.vae, encoder_dim=8, decoder_dim=8)
-        sizes = replace_fields(sizes, dit=small(sizes.dit), vae=tiny, video=(64, 64, 5))
-        t5, steps = None, min(steps, 4)
-    names = ("--width", "--height", "--num-frames")
-    words: list[str | Path] = []
-    for name, value in zip(names, sizes.video, strict=True):
-        words += [name, str(value)]
-    words += ["--steps", str(steps)]
-    words += ["--seed", f"1-{seeds}"] if seeds > 1 else []
+def settings(args: Namespace, sizes: Sizes, steps: int) -> list[str | Path]:
+    """Return the options of denoising, without those of the video's size."""
+    words: list[str | Path] = ["--steps", str(steps)]
+    words += ["--seed", f"1-{args.seeds}"] if args.seeds > 1 else []
     for name, given in (
         ("--shift", sizes.shift),
         ("--guide-scale", args.guide_scale),
         ("--memory", args.memory),
+        ("--devices", args.devices if args.devices > 1 else None),
     ):
         words += [name, str(given)] if given is not None else []
-    if args.devices > 1:
-        words += ["--devices", str(args.devices)]
+    return words
+
+
+def video_size(sizes: Sizes) -> list[str | Path]:
+    """Return the options that set the size of the video."""
+    names = ("--width", "--height", "--num-frames")
+    return [word for pair in zip(names, map(str, sizes.video), strict=True) for word in pair]
+
+
+def options() -> Namespace:
+    """Parse the command line."""
+    every = parser(__doc__)
+    every.add_argument("--model", default="1.3b", choices=list(MODELS))
+    every.add_argument("--guide-scale", help="Guidance; 1 takes one pass a step.")
+    every.add_argument("--seeds", type=int, default=1, help="Videos of one command.")
+    every.add_argument("--text", action="store_true", help="Write a T5 of full size.")
+    every.add_argument("--no-image", action="store_true", help="Give ti2v-5b no image.")
+    every.add_argument("--memory", help="The limit that the command gets.")
+    every.add_argument("--trace", type=Path, help="Write a timeline to this file.")
+    every.add_argument("--picture", type=Path, help="Draw a timeline in this file, as SVG.")
+    every.add_argument("--steps", type=int, default=50, help="Denoising steps.")
+    every.add_argument("--devices", type=int, default=1, help="Devices that denoise.")
+    every.add_argument("--rounds", type=int, default=2, help="Runs with an empty cache.")
+    every.add_argument("--output", default="frames.png", help="A video, frames, or `none`.")
+    every.add_argument("--folder", type=Path, help="Directory for all files.")
+    args = every.parse_args()
+    if args.no_image and args.model != "ti2v-5b":
+        every.error("--no-image is for ti2v-5b only")
+    return args
+
+
+def main() -> None:
+    """Write the model. In each round, run it, print the shares, and run it again from the cache."""
+    args = options()
+    sizes = MODELS[args.model].tiny() if args.small else MODELS[args.model]
+    steps = min(args.steps, 4) if args.small else args.steps
+    size, words = video_size(sizes), settings(args, sizes, steps)
     mx.random.seed(0)
     rows = Rows(args.json)
     rows.print_machine()
     with tempfile.TemporaryDirectory(dir=args.folder) as where:
-        model, cache = Path(where) / "model", Path(where) / "cache"
+        model, image = Path(where) / "model", Path(where) / "image.png"
         model.mkdir()
-        write_model(model, sizes.dit, sizes.vae, sizes.variant, sizes.experts, t5)
+        write_model(model, sizes, T5_XXL if args.text and not args.small else None)
         mx.clear_cache()
+        given: list[str | Path] = []
+        if sizes.image and not args.no_image:
+            draw_image(image, *sizes.video[:2])
+            given = ["--image", image]
         os.sync()  # else the first entries wait until the weights are on disk
         for number in range(args.rounds):
             folder = Path(where) / str(number)
             folder.mkdir()
             if args.output == "none":
-                run_stages(words, model, steps, folder / "cache", rows)
+                run_stages([size, given, words], model, folder / "cache", rows)
                 continue
             video = folder / args.output
-            prompt = f"{PROMPT} {number}"
-            run = ["run", "--model", model, "--prompt", prompt, "--output", video, *words]
-            events, _, wall = timed(run, cache)
-            print_shares(events, wall, steps, seeds, video, rows)
+            run = ["run", "--model", model, "--prompt", f"{PROMPT} {number}", "--output", video]
+            run += [*given, *size, *words]
+            events, _, wall = timed(run, folder / "cache")
+            print_shares(events, wall, steps, args.seeds, video, rows)
             if args.trace is not None:
                 write_trace(events, wall, args.trace)
-            _, _, wall = timed(run, cache)
+            if args.picture is not None:
+                title = f"wanpipe run, {args.model}, {steps} steps"
+                write_picture(events, wall, args.picture, title)
+            _, _, wall = timed(run, folder / "cache")
             rows.print("the same run, everything cached", wall=wall)
 
 

@@ -20,13 +20,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from bench.dit import small
-from bench.run import Event, timed, write_model
-from bench.sizes import DITS, VAE_21
+from bench.models import MODELS, write_model
+from bench.run import timed
+from bench.timeline import Event
 from bench.weights import Rows, parser
 from stages import convert
 from wanpipe import demo
-from wanpipe.models.config import VAEConfig
 from wanpipe.store import Store
 from wanpipe.store.entry import read_entry
 from wanpipe.sweeps.local import THREADS
@@ -98,11 +97,11 @@ def make_model(folder: Path, tiny: bool, as_demo: bool) -> Path:
         with demo.checkpoint("t2v") as source:
             params = convert.Params(checkpoint_dir=source, output_dir=model)
             return convert.run(params, Store(folder / "converted"))
-    dit, vae = DITS["1.3b"][0], VAE_21
+    sizes = MODELS["1.3b"]
     if tiny:
-        dit, vae = small(dit), VAEConfig(version="2.1", encoder_dim=8, decoder_dim=8, z_dim=16)
+        sizes = sizes.tiny()
     model.mkdir()
-    write_model(model, dit, vae)
+    write_model(model, sizes)
     mx.clear_cache()
     return model
 
