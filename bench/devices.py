@@ -50,7 +50,6 @@ def main() -> None:
     words += ["--steps", str(args.steps), "--guide-scale", str(args.guide_scale), "--seed", "1"]
     rows = Rows(args.json)
     rows.print_machine()
-    mx.random.seed(0)
     with tempfile.TemporaryDirectory() as where:
         model = Path(where) / "model"
         model.mkdir()

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import mlx.core as mx
 import mlx.nn as nn
 import xxhash
 from msgspec import structs
@@ -92,6 +94,11 @@ def draw_image(path: Path, width: int, height: int) -> None:
     image.save(path)
 
 
+def seed(name: str) -> None:
+    """Seed the generator for the tensors of a component, which are drawn in the file's order."""
+    mx.random.seed(crc32(name.encode()))
+
+
 def component(
     folder: Path,
     name: str,
@@ -101,7 +108,11 @@ def component(
     dtype: str,
     gains: Mapping[str, float] | None = None,
 ) -> Component:
-    """Write one network's file and return its entry in config.json."""
+    """Write one network's file and return its entry in config.json.
+
+    A component of this name and these sizes always has the same weights.
+    """
+    seed(name)
     random = Random(network, rules, dtype=dtype, gains=gains)
     written = random.write(folder / f"{name}.safetensors")
     return Component(

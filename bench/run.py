@@ -35,7 +35,12 @@ GOAL = 0.97
 def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, float]:
     """Run a command of wanpipe; return its events, the last line of its output, and its time."""
     command = [sys.executable, "-m", "wanpipe", *map(str, words), "--events", "json"]
-    command += ["--cache", str(cache)]
+    events, output, wall = watched([*command, "--cache", str(cache)])
+    return events, output.rpartition("\n")[2], wall
+
+
+def watched(command: Sequence[str]) -> tuple[list[Event], str, float]:
+    """Run a process; return the events that it prints on stderr, its output, and its time."""
     start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
@@ -52,7 +57,7 @@ def timed(words: Sequence[str | Path], cache: Path) -> tuple[list[Event], str, f
     output = process.stdout.read().strip()
     if process.wait():
         raise SystemExit("".join(other) + "".join(json.dumps(e.fields) + "\n" for e in events[-3:]))
-    return events, output.rpartition("\n")[2], time.perf_counter() - start
+    return events, output, time.perf_counter() - start
 
 
 def print_progress(event: Event) -> None:
@@ -193,7 +198,6 @@ def main() -> None:
     sizes = MODELS[args.model].tiny() if args.small else MODELS[args.model]
     steps = min(args.steps, 4) if args.small else args.steps
     size, words = video_size(sizes), settings(args, sizes, steps)
-    mx.random.seed(0)
     rows = Rows(args.json)
     rows.print_machine()
     with tempfile.TemporaryDirectory(dir=args.folder) as where:

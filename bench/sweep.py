@@ -122,7 +122,6 @@ def main() -> None:
     size = TINY if args.small else size
     rows = Rows(args.json)
     rows.print_machine()
-    mx.random.seed(0)
     with tempfile.TemporaryDirectory(dir=args.folder) as where:
         folder = Path(where)
         model = make_model(folder, args.small, args.demo)

@@ -1,14 +1,13 @@
 """Draws where the time of a process goes, from the events that it printed.
 
 A process does one thing after another, so every moment belongs to the next event that ends
-something. Entries are published behind the steps; only a wait for them is a span of its own.
+something. Entries are published behind the steps; only waiting for them is a span of its own.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,15 @@ COLORS = {
     "loading": "#e69f00",
     "steps": "#0072b2",
     "decoding": "#009e73",
-    "waiting for entries": "#56b4e9",
+    "publishing": "#56b4e9",
     "video": "#b8a600",
     "end": "#4d4d4d",
 }
 ENCODINGS = {"convert": "convert", "encode-text": "text", "encode-image": "image"}
 LEFT, WIDTH, RIGHT = 210, 860, 150  # pixels of the names, the time, and the seconds
 TOP, ROW, BAR = 96, 28, 20
+COLUMNS = 5  # of the legend
+END = "text-anchor='end'"
 LETTER = 7  # pixels, about, of a small letter
 
 
@@ -64,10 +65,11 @@ def spans(events: Sequence[Event], wall: float) -> list[Span]:
     for event in events:
         kind, stage = event.fields["event"], event.fields.get("stage")
         closed: tuple[str, str, str] | None = None
+        component = event.fields.get("component") or ""
+        if kind in ("loaded", "progress") and component.endswith("noise_model"):
+            network = f"steps, {component}"
         if kind == "loaded":
-            name = event.fields["component"]
-            closed = ("loading", f"load {name}", "")
-            network = f"steps, {name}" if name.endswith("noise_model") else network
+            closed = ("loading", f"load {component}", "")
         elif kind == "progress" and stage == "denoise":
             stepping = event.fields["done"] < event.fields["total"]
             closed = ("steps", network, str(event.fields["done"]))
@@ -76,7 +78,7 @@ def spans(events: Sequence[Event], wall: float) -> list[Span]:
         elif kind == "computed" and stage in ENCODINGS:
             closed = (ENCODINGS[stage], stage, "")
         elif kind == "computed" and not stepping:
-            closed = ("waiting for entries", f"publish {stage}", "")
+            closed = ("publishing", f"publish {stage}", "")
         elif kind == "written":
             closed = ("video", "write the video", "")
         if closed is not None:
@@ -128,24 +130,23 @@ def write_trace(events: Sequence[Event], wall: float, path: Path) -> None:
 def write_picture(events: Sequence[Event], wall: float, path: Path, title: str) -> None:
     """Draw a timeline as SVG: the whole, the share of each kind, and one row for each work."""
     found = spans(events, wall)
-    rows = totals(found, "row")
-    legend = draw_legend(totals(found, "kind"), wall)
-    first = TOP + len(legend) * 22
+    rows, kinds = totals(found, "row"), totals(found, "kind")
+    first = TOP + 22 * -(-len(kinds) // COLUMNS) + 14
     bottom = first + ROW * len(rows)
     scale = WIDTH / wall
     parts = [
         text(20, 32, f"{title}: {seconds(wall)}", "font-size='20' font-weight='bold'"),
+        text(LEFT - 10, 68, "the whole process", END),
         *(bar(span, 50, 26, scale) for span in found),
-        *legend,
+        *draw_legend(kinds, wall),
         *draw_axis(wall, first - 6, bottom),
     ]
     for index, (row, took) in enumerate(rows.items()):
         y = first + ROW * index
-        parts.append(text(LEFT - 10, y + 15, row, "text-anchor='end'"))
-        own = [span for span in found if span.row == row]
-        parts += [bar(span, y, BAR, scale) for span in own]
-        share = f"{seconds(took)}  {took / wall:.1%}"
-        parts.append(text(LEFT + WIDTH + 10, y + 15, share))
+        parts.append(text(LEFT - 10, y + 15, row, END))
+        parts += [bar(span, y, BAR, scale) for span in found if span.row == row]
+        parts.append(text(LEFT + WIDTH + 80, y + 15, seconds(took), END))
+        parts.append(text(LEFT + WIDTH + 140, y + 15, f"{took / wall:.1%}", END))
     size = f"width='{LEFT + WIDTH + RIGHT}' height='{bottom + 40}'"
     head = (
         f"<svg xmlns='http://www.w3.org/2000/svg' {size} font-family='sans-serif' font-size='13'>"
@@ -155,16 +156,13 @@ def write_picture(events: Sequence[Event], wall: float, path: Path, title: str) 
 
 
 def draw_legend(kinds: dict[str, float], wall: float) -> list[str]:
-    """Draw the share of each kind, as many in a line as fit."""
-    drawn, x, y = [], LEFT, TOP
-    for kind in (name for name in COLORS if name in kinds):
-        label = f"{kind} {kinds[kind] / wall:.1%}"
-        width = 30 + LETTER * len(label)
-        if x + width > LEFT + WIDTH + RIGHT:
-            x, y = LEFT, y + 20
+    """Draw the share of each kind."""
+    drawn = []
+    for index, kind in enumerate(name for name in COLORS if name in kinds):
+        x = LEFT + index % COLUMNS * WIDTH // COLUMNS
+        y = TOP + 22 * (index // COLUMNS)
         drawn.append(f"<rect x='{x}' y='{y - 11}' width='13' height='13' fill='{COLORS[kind]}'/>")
-        drawn.append(text(x + 18, y, label))
-        x += width
+        drawn.append(text(x + 18, y, f"{kind} {kinds[kind] / wall:.1%}"))
     return drawn
 
 
@@ -181,13 +179,8 @@ def draw_axis(wall: float, top: float, bottom: float) -> list[str]:
 
 def tick(wall: float) -> float:
     """Return 1, 2 or 5 times a power of ten, for at most 12 lines in `wall` seconds."""
-    power = 10.0 ** int(log10(wall) - 2)
-    return next(
-        step * power * ten
-        for ten in (1, 10, 100)
-        for step in (1, 2, 5)
-        if wall <= 12 * step * power * ten
-    )
+    steps = (step * 10.0**power for power in range(-6, 9) for step in (1, 2, 5))
+    return next(step for step in steps if wall <= 12 * step)
 
 
 def bar(span: Span, y: float, height: float, scale: float) -> str:
@@ -198,14 +191,8 @@ def bar(span: Span, y: float, height: float, scale: float) -> str:
     drawn += f" fill='{COLORS[span.kind]}'"
     drawn += " stroke='white' stroke-width='1'>" if width > 4 else ">"
     drawn += f"<title>{escape(hint)}</title></rect>"
-    label = next(
-        (
-            label
-            for label in (f"{span.label}: {seconds(span.seconds)}", span.label)
-            if span.label and LETTER * len(label) + 8 < width
-        ),
-        None,
-    )
+    labels = (f"{span.label}: {seconds(span.seconds)}", span.label) if span.label else ()
+    label = next((one for one in labels if LETTER * len(one) + 8 < width), None)
     if label:
         middle = "text-anchor='middle' fill='white'"
         drawn += text(x + width / 2, y + height / 2 + 5, label, middle)
@@ -218,5 +205,5 @@ def text(x: float, y: float, words: str, more: str = "") -> str:
 
 
 def seconds(value: float) -> str:
-    """Format seconds with three digits."""
-    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+    """Format seconds, or milliseconds."""
+    return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"

@@ -11,8 +11,9 @@ import re
 import statistics
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,19 +119,31 @@ class Random:
 
     def write(self, path: Path) -> WrittenFile:
         """Write the file one tensor at a time."""
-        state, size = xxhash.xxh3_128(), 0
-        with path.open("wb") as file:
-            for data in (encode_header(self.specs, self.metadata), *map(self._data, self.specs)):
-                state.update(data)
-                file.write(data)
-                size += len(data)
-        assert size == self.bytes
-        return WrittenFile(state.hexdigest(), size)
+        written = write_file(path, self.specs, map(self.draw, self.specs), self.metadata)
+        assert written.bytes == self.bytes
+        return written
 
-    def _data(self, spec: TensorSpec) -> Any:
-        drawn = self.draw(spec)
-        plain = drawn.view(mx.uint16) if drawn.dtype == mx.bfloat16 else drawn
-        return np.array(plain).reshape(-1).view(np.uint8).data
+
+def write_file(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    tensors: Iterable[mx.array],
+    metadata: dict[str, str] | None = None,
+) -> WrittenFile:
+    """Write the tensors of `specs`, in this order."""
+    state, size = xxhash.xxh3_128(), 0
+    with path.open("wb") as file:
+        for data in chain([encode_header(specs, metadata or {})], map(contents, tensors)):
+            state.update(data)
+            file.write(data)
+            size += len(data)
+    return WrittenFile(state.hexdigest(), size)
+
+
+def contents(tensor: mx.array) -> Any:
+    """Return the numbers of a tensor as bytes."""
+    plain = tensor.view(mx.uint16) if tensor.dtype == mx.bfloat16 else tensor
+    return np.array(plain).reshape(-1).view(np.uint8).data
 
 
 def scale(name: str, shape: Sequence[int]) -> tuple[float, float]:
