@@ -1,26 +1,16 @@
 """Every part of bench/gpu.sh runs at tiny sizes, so that none fails on a rented GPU."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.bench.programs import ROOT, small
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PARTS = re.findall(r'^  "(\S+) +(?:MLX_\S+ )?(.+)"$', (ROOT / "bench/gpu.sh").read_text(), re.M)
 NEEDS_CUDA = {"trace"}
-
-
-def small(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Run a part like bench/gpu.sh with SMALL=1."""
-    words = [sys.executable, "-m", *command.split(), "--small"]
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(tmp_path)}
-    return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.long
