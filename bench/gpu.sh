@@ -4,7 +4,8 @@
 #   bash bench/gpu.sh 540 dit-1.3b dit-14b vae   only these parts
 #   SMALL=1 bash bench/gpu.sh 120                tiny sizes, to check that every part runs
 # Appends all output to $OUT/bench.log (default: the current directory); lines that start with { are
-# results. PYTHON is the interpreter. TMPDIR needs 30 GB for weights.
+# results. PYTHON is the interpreter. TMPDIR needs 30 GB for weights, or 75 GB
+# for models with two experts, whose names contain a14b.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -20,6 +21,11 @@ parts=(
   "dit-14b      bench.dit 14b --torch --json"
   "vae          bench.vae --torch"
   "run          bench.run --json"
+  "run-a14b     bench.run --model a14b --steps 4 --guide-scale 1 --text --json"
+  "run-i2v-a14b bench.run --model i2v-a14b --steps 4 --guide-scale 1 --text --json"
+  "run-ti2v-5b  bench.run --model ti2v-5b --steps 40 --text --json"
+  "whole-1.3b   bench.whole_peer 1.3b --json"
+  "whole-a14b   bench.whole_peer a14b --json"
   "read         bench.read --json"
   "streamed-14b bench.dit 14b --streamed --json"
   "text         bench.text --json"

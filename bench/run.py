@@ -1,14 +1,16 @@
 """Shows where the time of a whole `wanpipe run` goes, with random weights.
 
     python -m bench.run [--model 14b] [--steps 50] [--rounds 2] [--devices 2] [--output video.mp4]
-    python -m bench.run --model a14b --steps 4 --guide-scale 1 --text --seeds 2 --trace trace.json
+    python -m bench.run --model a14b --steps 4 --guide-scale 1 --text --seeds 2 --picture time.svg
+    python -m bench.run --model i2v-a14b --steps 4 --guide-scale 1        Lightning, from an image
+    python -m bench.run --model ti2v-5b [--no-image]                      121 frames of 1280x704
 
 Writes a model directory with the demo's tokenizer, and a T5 of two small layers or, with `--text`,
 of full size. Then runs the command as a process and records when its events arrive. Each round has
 a prompt of its own; the first round hashes the weights, and compiles the GPU kernels. Goal: 97 % of
 the wall time in denoising steps and decoding. The default output is PNG frames. `--output none`
-runs the stages one by one and writes no video. `--trace` writes the timeline of the last round in
-Chrome's format, which chrome://tracing and Perfetto show.
+runs the stages one by one and writes no video. `--picture` draws the timeline of the last round,
+and `--trace` writes it in Chrome's format, which chrome://tracing and Perfetto show.
 """
 
 import json

@@ -90,7 +90,8 @@ def decode(vae: Any, latent: Any) -> Any:
         torch.tensor(values).view(1, -1, 1, 1, 1).to(latent.device, vae.dtype)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    video = vae.decode(latent.to(vae.dtype) * deviation + mean, return_dict=False)[0]
+    scaled = latent.to(vae.dtype) / (1.0 / deviation) + mean  # rounded as in WanPipeline
+    video = vae.decode(scaled, return_dict=False)[0]
     frames = VideoProcessor().postprocess_video(video, output_type="pt")[0]  # (T, 3, Y, X)
     frames = (frames.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).cpu().numpy()
     report("progress", stage="decode", done=1, total=1)
@@ -111,8 +112,6 @@ def run(task: dict[str, Any], device: str) -> None:
         frames = decode(networks["vae"], denoise(task, networks, text, device))
     save_frames(Path(task["output"]), [frames], {})
     report("written", path=task["output"])
-    if device == "cuda":
-        report("memory", peak_gb=torch.cuda.max_memory_allocated() / 1e9)
 
 
 def main() -> None:
