@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ OPTIONS = {"eps": 1e-6, "dtype": mx.bfloat16}
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
     """Pretend to have CUDA: record every launch with its source, and return zeros."""
     recorded: list[dict[str, Any]] = []
 
@@ -33,6 +34,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     cuda_launch.compile_kernel.cache_clear()
     monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", run)
     monkeypatch.setattr(nvrtc, "compile", lambda source, architecture: source.encode())
+    monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cuda_launch, "architecture", lambda: "sm_90")
     for module in DISPATCHERS:
         monkeypatch.setattr(module, "is_cuda", lambda: True)

@@ -31,6 +31,10 @@ class Compiler:
         self.programs.pop()
         return 0
 
+    def nvrtcVersion(self, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = 12, 9
+        return 0
+
     def __getattr__(self, name: str) -> Any:
         output = name.removeprefix("nvrtcGet").removesuffix("Size")
         text = self.texts[output]
@@ -97,3 +101,8 @@ def test_a_missing_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ctypes, "CDLL", cdll)
     with pytest.raises(WanpipeError, match=r"no libnvrtc.so.13 or libnvrtc.so.12 .*reinstall mlx"):
         nvrtc.compile("source", "sm_90")
+
+
+def test_the_version_is_that_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    load(monkeypatch, Compiler())
+    assert nvrtc.version() == "12.9"

@@ -1,16 +1,12 @@
 """Prefetches managed memory to the GPU, and locks memory of the host, with the CUDA driver API.
 
-MLX allocates managed memory: a page migrates when the CPU or the GPU touches it. Imports nothing
-heavy.
+MLX allocates managed memory: a page migrates when the CPU or the GPU touches it.
 """
 
 import ctypes
-import threading
 from functools import cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import mlx.core as mx
+import mlx.core as mx
 
 CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS in cuda.h
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
@@ -38,21 +34,7 @@ def migrates_memory() -> bool:
     return not failed and answer.value == 1
 
 
-def begin() -> None:
-    """Make the context that MLX will use in another thread, while Python imports modules.
-
-    Without CUDA, this does nothing.
-    """
-
-    def make() -> None:
-        library = driver()
-        if library is not None:
-            _context_and_stream(library)
-
-    threading.Thread(target=make, name="cuda").start()
-
-
-def prefetch(array: "mx.array") -> None:
+def prefetch(array: mx.array) -> None:
     """Start to migrate an array that the CPU has read to the GPU, while the GPU computes.
 
     Without prefetching, a kernel waits for each page that it touches first, and a step with

@@ -1,7 +1,7 @@
 """Compiles and launches CUDA kernels from sources without includes.
 
-Each kernel compiles in 0.06 s. `mx.fast.cuda_kernel` would prepend MLX's headers, which take 2.5 s
-per kernel in every process.
+Each kernel compiles in 0.04 s, once for all processes. `mx.fast.cuda_kernel` would prepend MLX's
+headers, which take 2.5 s per kernel in every process.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import mlx.core as mx
 
-from wanpipe.backend import nvrtc
+from wanpipe.backend import kernel_cache, nvrtc
 from wanpipe.backend.device import architecture
 
 C_TYPES = {
@@ -108,7 +108,9 @@ def compile_kernel(
     body = f"({', '.join(arguments)}) {{\n{constants}{source}}}\n"
     symbol = f"wanpipe_{name}_{sha256((HEADER + body).encode()).hexdigest()[:16]}"
     text = f'{HEADER}\nextern "C" __global__ void {symbol}{body}'
-    return symbol, nvrtc.compile(text, architecture())
+    version, gpu = nvrtc.version(), architecture()
+    name = f"{symbol}-{gpu}-{version}.cubin"
+    return symbol, kernel_cache.compiled(name, lambda: nvrtc.compile(text, gpu))
 
 
 def launch(

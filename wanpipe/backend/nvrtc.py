@@ -20,6 +20,13 @@ def library() -> ctypes.CDLL:
     raise WanpipeError(f"no {wanted} was found; reinstall mlx[cuda13]")
 
 
+def version() -> str:
+    """Return the version of the compiler, such as 13.0."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return f"{major.value}.{minor.value}"
+
+
 def compile(source: str, architecture: str) -> bytes:
     """Compile C++ without includes to a cubin for an architecture such as sm_90.
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe.backend import cuda_driver
 from wanpipe.cli.options import Command, group
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
@@ -137,8 +136,6 @@ def stage_options(function: Command) -> Command:
     ) -> None:
         if name is not None:
             check_name(name)
-        if not dry_run and not os.environ.get("PROBE_LATE"):
-            cuda_driver.begin()
         report = report_of(events, quiet)
         store = Store(cache, report, force=force, read_only=dry_run)
         with with_remote(store, remote, "none" if dry_run else push):

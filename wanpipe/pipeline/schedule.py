@@ -5,7 +5,7 @@ A network is read ahead if it has room beside the whole memory plan of the one b
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from importlib import import_module
+from functools import cache
 from itertools import pairwise
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,19 @@ def make(plans: Sequence[Plan[Any]], store: Store) -> None:
     works = [work for plan in plans for work in plan.work]
     with quick_switches(), networks.scheduled(upcoming(works, store)):
         if works:
-            # needed once something is computed
-            Thread(target=import_module, args=("zarr",), name="import").start()
+            Thread(target=prepare, name="prepare").start()
         for plan in plans:
             plan.make()
+
+
+@cache
+def prepare() -> None:
+    """Import and load what computing will need, while the first weights are read."""
+    import zarr  # noqa: F401
+
+    from wanpipe.backend.warm_up import warm_up
+
+    warm_up()
 
 
 def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:
