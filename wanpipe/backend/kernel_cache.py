@@ -1,7 +1,7 @@
 """Keeps compiled CUDA kernels on disk, because each takes 0.04 s to compile in every process.
 
-They lie in `~/.cache/wanpipe/kernels`, or under `XDG_CACHE_HOME`. A file that is missing or damaged,
-or cannot be written, costs one compilation.
+They lie in `~/.cache/wanpipe/kernels`, or under `XDG_CACHE_HOME`. A file that is missing, damaged
+or not writable costs one compilation.
 """
 
 import os
