@@ -55,8 +55,8 @@ def load(config: DiTConfig, path: Path, dtype: mx.Dtype) -> DiT:
 def through_mlx(config: DiTConfig, path: Path, dtype: mx.Dtype) -> DiT:
     """Load a network through MLX's reader."""
     weights = Weights(path, dtype)
-    weights.begin([])  # so that it is not read at once
-    network = weights.fill(DiT(config))
+    arrays = dict(weights.through_mlx(list(weights.stored)))
+    network = weights.fill(DiT(config), arrays=arrays)
     # touches all numbers, so that they are on the device
     mx.eval([array.sum() for _, array in tree_flatten(network.parameters())])
     return network
@@ -66,8 +66,8 @@ def same(config: DiTConfig, path: Path, dtype: mx.Dtype) -> bool:
     """Return whether both ways give the same numbers."""
     arrays = dict(tree_flatten(load(config, path, dtype).parameters()))
     weights = Weights(path, dtype)
-    weights.begin([])
-    return all(mx.array_equal(weights.take(name), array) for name, array in arrays.items())
+    read = weights.through_mlx(list(weights.stored))
+    return all(mx.array_equal(array, arrays[name]) for name, array in read)
 
 
 def seconds(call: Callable[[], object]) -> float:

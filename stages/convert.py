@@ -116,9 +116,9 @@ def plan_from_checkpoint(params: Params, store: Store) -> Conversion:
     """Return the conversion of a checkpoint."""
     from wanpipe.checkpoints.detect import detect
     from wanpipe.checkpoints.hub.cache import locate
+    from wanpipe.checkpoints.source_hashes import source_hashes
     from wanpipe.weights import convert as engine
     from wanpipe.weights.card import describe_source
-    from wanpipe.weights.source_hashes import source_hashes
 
     assert params.checkpoint_dir is not None
     directory = locate(params.checkpoint_dir)

@@ -28,9 +28,9 @@ from tests.checkpoints.test_detect import NAMES, change
 from tests.conftest import relative_error
 from wanpipe.checkpoints.detect import detect
 from wanpipe.checkpoints.dtypes import FLOAT8_VALUES
+from wanpipe.checkpoints.source_hashes import source_hashes
 from wanpipe.checkpoints.state_dict import open_network
 from wanpipe.weights.convert import Options, material
-from wanpipe.weights.source_hashes import source_hashes
 
 LAYOUTS = {"diffusers": write_diffusers, "comfy": write_comfy}
 

@@ -13,7 +13,7 @@ from tests.models.official import allocated, converted
 from wanpipe.errors import CheckpointError
 from wanpipe.models import umt5
 from wanpipe.models.config import T5Config
-from wanpipe.pipeline import text_encoder
+from wanpipe.pipeline.encoders import text as text_encoder
 
 TOLERANCE = 1e-5
 WIDE = T5Config(vocab=1000, dim=256, attention_dim=256, ffn_dim=1024, heads=4, layers=10)

@@ -19,6 +19,7 @@ from tests.checkpoints.test_detect import NAMES, change
 from wanpipe.checkpoints.detect import detect
 from wanpipe.checkpoints.read import open_tensors
 from wanpipe.checkpoints.rename import apply_transform
+from wanpipe.checkpoints.source_hashes import source_hashes
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.config import read_model_config
 from wanpipe.models.dit import DiT
@@ -26,7 +27,6 @@ from wanpipe.store.index_file import HashCache, IndexFile
 from wanpipe.weights.components import plan_components
 from wanpipe.weights.convert import Options, convert, material
 from wanpipe.weights.load import FLOAT32_NAMES, load_network
-from wanpipe.weights.source_hashes import source_hashes
 
 KEY = "0" * 32
 WIDTHS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -94,9 +94,10 @@ def test_the_first_network_is_read_at_once_and_nothing_out_of_schedule() -> None
 
 
 def test_what_is_read_ahead_is_given_up_if_a_later_network_is_loaded() -> None:
-    stopped = Event()
+    began, stopped = Event(), Event()
 
     def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
+        began.set()
         while not ended():
             time.sleep(0.01)
         stopped.set()
@@ -104,6 +105,7 @@ def test_what_is_read_ahead_is_given_up_if_a_later_network_is_loaded() -> None:
 
     default = mx.get_memory_limit()
     with networks.scheduled([upcoming("high", read=read), upcoming("vae")]):
+        assert began.wait(10)
         assert mx.get_memory_limit() == default + 1000
         assert networks.take(Path("vae")) is None
         assert stopped.is_set()
@@ -111,9 +113,10 @@ def test_what_is_read_ahead_is_given_up_if_a_later_network_is_loaded() -> None:
 
 
 def test_the_end_of_a_schedule_ends_the_reading() -> None:
-    stopped = Event()
+    began, stopped = Event(), Event()
 
     def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
+        began.set()
         while not ended():
             time.sleep(0.01)
         stopped.set()
@@ -123,6 +126,7 @@ def test_the_end_of_a_schedule_ends_the_reading() -> None:
         pytest.raises(ZeroDivisionError),
         networks.scheduled([upcoming("high", read=read)]),
     ):
+        assert began.wait(10)
         raise ZeroDivisionError
     assert stopped.is_set()
 

@@ -21,7 +21,7 @@ from wanpipe.errors import CheckpointError, UsageError
 from wanpipe.models.config import ModelConfig, Quantization, read_model_config
 from wanpipe.models.dit import DiT
 from wanpipe.models.layers import QuantizedLinear
-from wanpipe.pipeline import text_encoder
+from wanpipe.pipeline.encoders import text as text_encoder
 from wanpipe.weights.convert import Options, convert, requantize
 from wanpipe.weights.load import load_network
 from wanpipe.weights.merge import merge

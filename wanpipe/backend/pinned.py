@@ -23,7 +23,6 @@ from wanpipe.backend import cuda_driver
 from wanpipe.backend.cuda_launch import C_TYPES, launch
 from wanpipe.backend.device import is_cuda
 from wanpipe.errors import CheckpointError
-from wanpipe.runtime import interrupt
 
 BUFFER_BYTES = 9 << 24  # the largest matrix of a 14B model has 142 MB
 BUFFERS = 3  # one that is read into, one that waits, and one that is copied from
@@ -107,7 +106,6 @@ def read_parts(path: Path, spans: Sequence[Span]) -> Generator[mx.array, None, N
     ):
         try:
             for number in range(1 - BUFFERS, len(groups)):
-                interrupt.check()
                 if (ahead := number + BUFFERS - 1) < len(groups):
                     mx.eval(copied.pop(ahead % BUFFERS, []))
                     jobs = pieces(groups[ahead], buffer(ahead % BUFFERS))

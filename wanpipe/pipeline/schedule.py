@@ -16,6 +16,7 @@ from wanpipe.runtime.worker import quick_switches
 from wanpipe.store import Store
 from wanpipe.weights import networks
 from wanpipe.weights.networks import Upcoming
+from wanpipe.weights.reader import Ended
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -97,10 +98,10 @@ def loaded_bytes(work: Work) -> int:
     return file.bytes * max(1, wider)
 
 
-def reader(work: Work, store: Store) -> "Callable[[Callable[[], bool]], dict[str, mx.array]]":
-    """Return what checks the file of a network and reads it, until its argument returns True."""
+def reader(work: Work, store: Store) -> "Callable[[Ended], dict[str, mx.array]]":
+    """Return what checks the file of a network and reads it."""
 
-    def read(ended: Callable[[], bool]) -> "dict[str, mx.array]":
+    def read(ended: Ended) -> "dict[str, mx.array]":
         from wanpipe.backend.device import compute_dtype, mlx_dtype
         from wanpipe.weights.load import read_whole
 

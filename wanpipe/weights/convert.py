@@ -16,6 +16,7 @@ from msgspec import structs
 from wanpipe.checkpoints.detect import Checkpoint
 from wanpipe.checkpoints.dtypes import NAMES, Array, recast
 from wanpipe.checkpoints.rename import apply_transform
+from wanpipe.checkpoints.source_hashes import Progress
 from wanpipe.checkpoints.state_dict import Network, open_network
 from wanpipe.checkpoints.tensors import quote_name
 from wanpipe.checkpoints.tokenizer_file import read_tokenizer
@@ -42,7 +43,6 @@ from wanpipe.weights.components import (
     with_quantization,
 )
 from wanpipe.weights.quantize import Quantizer, check_group_size, check_quantization
-from wanpipe.weights.source_hashes import Progress
 from wanpipe.weights.write import TensorSpec, write_tensors
 
 ALGORITHM = 1  # raised when the same checkpoint and options give other files

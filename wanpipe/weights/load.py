@@ -1,7 +1,8 @@
 """Reads the weights of a converted model's file into a network."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,8 @@ from wanpipe.checkpoints.read import open_tensors
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
-from wanpipe.runtime import interrupt
-from wanpipe.weights import networks
+from wanpipe.weights import networks, reader
+from wanpipe.weights.reader import Ended, Reading
 
 FLOAT32_NAMES = "float32"  # metadata of a converted file: names of the tensors that stay float32
 PACKED_DTYPE = "U32"  # format of a quantized matrix
@@ -26,6 +27,7 @@ MLX_DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16, PACKED_
 # what was read stays in the host's memory until it is handed over.
 TENSORS_PER_EVAL = 32
 Network = TypeVar("Network", bound=nn.Module)
+Arrays = Mapping[str, mx.array]
 
 
 def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -55,7 +57,7 @@ def with_quantized(network: Network, stored: Mapping[str, TensorInfo], prefix: s
 
 
 class Weights:
-    """The tensors of a converted file; each is read when it is asked for, and given once.
+    """The tensors of a converted file, which the thread of the reader reads.
 
     `stored` is what the file says of each. Tensors that it marks as float32 stay so; the others
     become `dtype`, but for the codes of quantized matrices.
@@ -71,58 +73,55 @@ class Weights:
             }
             full = set(file.metadata.get(FLOAT32_NAMES, "").split())
         codes = {name for name, info in self.stored.items() if info.dtype == PACKED_DTYPE}
-        self.path, self.dtype, self._kept, self.begun = path, dtype, full | codes, False
-        self._arrays: Any = mx.load(str(path), stream=load_device())
+        self.path, self.dtype, self._kept = path, dtype, full | codes
 
-    def begin(self, names: Iterable[str]) -> None:
-        """Begin to read tensors that were not taken yet, and do not wait."""
-        self.begun = True
-        mx.async_eval([self._arrays[name] for name in names if name in self._arrays])
-
-    def take(self, name: str) -> mx.array:
-        """Read a tensor to the end. Raises CheckpointError where the file lacks it."""
-        if name not in self._arrays:
-            raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
-        interrupt.check()
-        array: mx.array = self._arrays.pop(name)
-        mx.eval(array)  # else a GPU would wait for it, see `load_device`
-        prefetch_to_gpu(array)
-        return self.cast(name, array)
-
-    def fill(self, network: Network, prefix: str = "") -> Network:
+    def fill(self, network: Network, prefix: str = "", arrays: Arrays | None = None) -> Network:
         """Move what is under `prefix` into a network that has layers for it, and return it.
 
-        Raises CheckpointError for a tensor that the file lacks.
+        `arrays` has the tensors by name if they are read already. Raises CheckpointError for a
+        tensor that the file lacks.
         """
-        names = [prefix + name for name in parameter_shapes(network)]
-        taken = [(name.removeprefix(prefix), array) for name, array in self.each(names)]
-        network.load_weights(taken)
+        names = {prefix + name: name for name in parameter_shapes(network)}
+        for name in names:
+            if name not in self.stored:
+                raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
+        read = self.begin(names).result() if arrays is None else arrays
+        network.load_weights([(name, read[stored]) for stored, name in names.items()])
         return network
 
-    def each(self, names: Sequence[str]) -> Generator[tuple[str, mx.array], None, None]:
-        """Read tensors to the end, and yield each with its name, in any order.
+    def begin(self, names: Iterable[str]) -> Reading[dict[str, mx.array]]:
+        """Begin to read tensors, while this thread computes."""
+        return reader.begin(partial(self.read, list(names)))
 
-        Raises CheckpointError for a tensor that the file lacks.
-        """
-        if self.reads_at_once(names):
-            ordered = sorted(names, key=lambda name: self.spans[name].offset)
-            arrays = pinned.read(self.path, [self.spans[name] for name in ordered])
-            for name, array in zip(ordered, arrays, strict=True):
-                yield name, self.cast(name, array)
-            return
+    def read(self, names: Sequence[str], ended: Ended) -> dict[str, mx.array]:
+        """Read tensors in this thread, by name; some of them once it has `ended`."""
+        found = {}
+        spans = [self.spans.get(name) for name in names]
+        fast = None not in spans and pinned.reads(filter(None, spans))
+        with closing(self.at_once(names) if fast else self.through_mlx(names)) as arrays:
+            for name, array in arrays:
+                if ended():
+                    break
+                found[name] = self.cast(name, array)
+        return found
+
+    def at_once(self, names: Iterable[str]) -> Generator[tuple[str, mx.array], None, None]:
+        """Yield tensors as they are stored, in the order of the file, straight to the device."""
+        ordered = sorted(names, key=lambda name: self.spans[name].offset)
+        arrays = pinned.read(self.path, [self.spans[name] for name in ordered])
+        yield from zip(ordered, arrays, strict=True)
+
+    def through_mlx(self, names: Sequence[str]) -> Generator[tuple[str, mx.array], None, None]:
+        """Yield tensors as they are stored, with MLX's own reader."""
+        arrays: Any = mx.load(str(self.path), stream=load_device())
         for start in range(0, len(names), TENSORS_PER_EVAL):
             some = names[start : start + TENSORS_PER_EVAL]
-            self.begin(some)
+            mx.async_eval([arrays[name] for name in some])
             for name in some:
-                yield name, self.take(name)
-
-    def reads_at_once(self, names: Iterable[str]) -> bool:
-        """Return whether tensors are read to the device at once, and not through MLX.
-
-        That is faster, but nothing is read while the GPU computes.
-        """
-        spans = [self.spans.get(name) for name in names]
-        return None not in spans and not self.begun and pinned.reads(filter(None, spans))
+                array: mx.array = arrays.pop(name)
+                mx.eval(array)  # else a GPU would wait for it, see `load_device`
+                prefetch_to_gpu(array)
+                yield name, array
 
     def cast(self, name: str, array: mx.array) -> mx.array:
         """Return what was read in the dtype that it is used in."""
@@ -160,20 +159,12 @@ def load_network(
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
     for name in without:
         setattr(network, name, [])
-    if read is None:
-        weights.fill(network)
-    else:
-        network.load_weights(list(read.items()))
+    weights.fill(network, arrays=read)
     networks.loaded(path)
     return network
 
 
-def read_whole(path: Path, dtype: mx.Dtype, ended: Callable[[], bool]) -> dict[str, mx.array]:
-    """Read all tensors of a file, while another thread computes, until `ended` returns True."""
-    weights, found = Weights(path, dtype), {}
-    with closing(weights.each(list(weights.stored))) as arrays:
-        for name, array in arrays:
-            if ended():
-                break
-            found[name] = array
-    return found
+def read_whole(path: Path, dtype: mx.Dtype, ended: Ended) -> dict[str, mx.array]:
+    """Read all tensors of a file in this thread, until it has `ended`."""
+    weights = Weights(path, dtype)
+    return weights.read(list(weights.stored), ended)

@@ -10,20 +10,18 @@ true.
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from wanpipe.runtime import interrupt
+from wanpipe.weights import reader
+from wanpipe.weights.reader import Ended, Reading
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 Network = TypeVar("Network")
-POLL_SECONDS = 0.1  # between two checks for a signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +29,13 @@ class Upcoming:
     """A network that a command will load from a file.
 
     `fits` says whether its `bytes` have room beside the network before it. Then `read` reads the
-    numbers in another thread; it gives up when its argument returns True.
+    numbers.
     """
 
     path: Path
     bytes: int
     fits: bool
-    read: "Callable[[Callable[[], bool]], Mapping[str, mx.array]]"
+    read: "Callable[[Ended], Mapping[str, mx.array]]"
 
 
 class _Place:
@@ -48,21 +46,12 @@ class _Place:
     network: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """A network that is being read, or has been."""
-
-    network: Upcoming
-    arrays: "Future[Mapping[str, mx.array]]"
-    ended: Event
-
-
 class _Ahead:
     """What the command will load, in order, and what it reads of that now."""
 
     queue: ClassVar[deque[Upcoming]] = deque()
-    thread: ThreadPoolExecutor | None = None
-    reading: _Reading | None = None
+    network: Upcoming | None = None
+    reading: "Reading[Mapping[str, mx.array]] | None" = None
 
 
 def keep() -> None:
@@ -74,17 +63,16 @@ def keep() -> None:
 def scheduled(upcoming: Sequence[Upcoming]) -> Iterator[None]:
     """Keep networks meanwhile, and read these ahead, in this order."""
     before, _Place.on = _Place.on, True
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
-        _Ahead.thread, _Ahead.queue = thread, deque(upcoming)
-        try:
-            _begin()
-            yield
-        finally:
-            _drop()
-            _Ahead.thread, _Ahead.queue = None, deque()
-            _Place.on = before
-            if not before:
-                _Place.name = _Place.network = None
+    _Ahead.queue = deque(upcoming)
+    try:
+        _begin()
+        yield
+    finally:
+        _drop()
+        _Ahead.queue = deque()
+        _Place.on = before
+        if not before:
+            _Place.name = _Place.network = None
 
 
 def clear() -> None:
@@ -118,16 +106,15 @@ def take(path: Path) -> "Mapping[str, mx.array] | None":
     Raises what reading it raised, or Interrupted. Another file that is read ahead is given up if
     the command takes this one instead.
     """
-    reading = _Ahead.reading
-    if reading is None or reading.network.path != path:
+    network, reading = _Ahead.network, _Ahead.reading
+    if network is None or reading is None or network.path != path:
         if any(one.path == path for one in _Ahead.queue):
             _drop()
         return None
-    while not wait([reading.arrays], POLL_SECONDS).done:
-        interrupt.check()
-    _Ahead.reading = None
+    arrays = reading.result()
+    _Ahead.network = _Ahead.reading = None
     _reserve(0)
-    return reading.arrays.result()
+    return arrays
 
 
 def loaded(path: Path) -> None:
@@ -140,19 +127,17 @@ def loaded(path: Path) -> None:
 
 def _begin() -> None:
     """Begin to read the next network, if it fits."""
-    if _Ahead.thread is not None and _Ahead.queue and _Ahead.queue[0].fits:
-        network, ended = _Ahead.queue[0], Event()
-        _reserve(network.bytes)
-        arrays = _Ahead.thread.submit(network.read, ended.is_set)
-        _Ahead.reading = _Reading(network=network, arrays=arrays, ended=ended)
+    if _Ahead.queue and _Ahead.queue[0].fits:
+        _Ahead.network = _Ahead.queue[0]
+        _reserve(_Ahead.network.bytes)
+        _Ahead.reading = reader.begin(_Ahead.network.read)
 
 
 def _drop() -> None:
-    """Give up what is read ahead. An error that reading it found is nobody's."""
-    if (reading := _Ahead.reading) is not None:
-        _Ahead.reading = None
-        reading.ended.set()
-        wait([reading.arrays])
+    """Give up what is read ahead."""
+    if _Ahead.reading is not None:
+        _Ahead.reading.give_up()
+        _Ahead.network = _Ahead.reading = None
         _reserve(0)
 
 

@@ -15,6 +15,7 @@ from wanpipe.models.dit import Block, DiT
 from wanpipe.weights.load import Network, Weights, load_network, with_quantized
 from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
+from wanpipe.weights.reader import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,29 +23,33 @@ class StreamedBlocks(Generic[Network]):
     """Blocks of the file `path`, in the order of `makers`, with LoRAs added.
 
     `makers` has what makes an empty block, by the block's name in the file. Asking for a block
-    waits until it is read, and begins to read the one after it. With `short` work on each block,
-    waiting for the faster read without that takes less time. Raises CheckpointError for a file that
-    lacks a tensor.
+    waits until it is read, and begins to read the one after it. Raises CheckpointError for a file
+    that lacks a tensor.
     """
 
     path: Path
     makers: Mapping[str, Callable[[], Network]]
     dtype: mx.Dtype
     loras: Sequence[tuple[LoraMatch, float]] = ()
-    short: bool = False
 
     def __iter__(self) -> Iterator[Network]:
         weights = Weights(self.path, self.dtype)
-        following = [*[f"{name}." for name in self.makers][1:], None]
-        for (name, make), after in zip(self.makers.items(), following, strict=True):
-            prefix = f"{name}."
-            block = with_quantized(make(), weights.stored, prefix)
-            merge(weights.fill(block, prefix), self.loras, prefix)
+        names = list(self.makers)
+        reading = [begin(weights, name) for name in names[:1]]
+        for name, after in zip(names, [*names[1:], None], strict=True):
+            arrays = reading.pop().result()
             if after is not None:
-                names = [stored for stored in weights.stored if stored.startswith(after)]
-                if not (self.short and weights.reads_at_once(names)):
-                    weights.begin(names)
+                reading.append(begin(weights, after))
+            block = with_quantized(self.makers[name](), weights.stored, f"{name}.")
+            weights.fill(block, f"{name}.", arrays)
+            del arrays  # what a LoRA is added to is freed
+            merge(block, self.loras, f"{name}.")
             yield block
+
+
+def begin(weights: Weights, name: str) -> Reading[dict[str, mx.array]]:
+    """Begin to read a block."""
+    return weights.begin(stored for stored in weights.stored if stored.startswith(f"{name}."))
 
 
 def numbered(make: Callable[[], Network], count: int) -> dict[str, Callable[[], Network]]:

@@ -48,7 +48,7 @@ def encode(
         ask()
 
     makers = numbered(lambda: Block(config), config.layers)
-    blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype, short=True)
+    blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype)
     run_blocks(blocks, len(streams), step)
     norm = Weights(path, dtype).fill(nn.RMSNorm(config.dim, EPS), "norm.")
     networks.loaded(path)
