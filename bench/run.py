@@ -203,7 +203,8 @@ def main() -> None:
     rows = Rows(args.json)
     rows.print_machine()
     with tempfile.TemporaryDirectory(dir=args.folder) as where:
-        model, image = Path(where) / "model", Path(where) / "image.png"
+        model, cache = Path(where) / "model", Path(where) / "cache"
+        image = Path(where) / "image.png"
         model.mkdir()
         write_model(model, sizes, T5_XXL if args.text and not args.small else None)
         mx.clear_cache()
@@ -221,14 +222,14 @@ def main() -> None:
             video = folder / args.output
             run = ["run", "--model", model, "--prompt", f"{PROMPT} {number}", "--output", video]
             run += [*given, *size, *words]
-            events, _, wall = timed(run, folder / "cache")
+            events, _, wall = timed(run, cache)
             print_shares(events, wall, steps, args.seeds, video, rows)
             if args.trace is not None:
                 write_trace(events, wall, args.trace)
             if args.picture is not None:
                 title = f"wanpipe run, {args.model}, {steps} steps"
                 write_picture(events, wall, args.picture, title)
-            _, _, wall = timed(run, folder / "cache")
+            _, _, wall = timed(run, cache)
             rows.print("the same run, everything cached", wall=wall)
 
 
