@@ -65,7 +65,7 @@ def run_ours(folder: Path, sizes: Sizes, steps: int, guidance: float, rounds: in
     for number in range(rounds):
         output = folder / f"ours-{number}.png"
         run = ["run", "--model", model, "--prompt", f"{PROMPT} {number}", "--output", output]
-        events, _, wall = timed([*run, *words], folder / f"cache-{number}")
+        events, _, wall = timed([*run, *words], folder / "cache")
         ran.append(Ran(events, wall))
     shutil.rmtree(model)
     return ran
