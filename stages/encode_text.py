@@ -46,25 +46,24 @@ class Params:
 
 def plan(model: Model, params: Params, store: Store) -> Plan[list[Entry]]:
     """Plan one entry for each prompt. Raises UsageError without a prompt."""
-    from wanpipe.pipeline.tokenizer import Tokenizer
+    from wanpipe.pipeline.tokenizer import tokenizer_of
 
     if not params.prompts:
         raise UsageError("no prompt is given; use --prompt or --prompt-file")
-    return plan_with(Tokenizer(model.tokenizer(store)), model, params, store)
+    return plan_with(tokenizer_of(model, store), model, params, store)
 
 
 def plan_with(
     tokenizer: "Tokenizer", model: Model, params: Params, store: Store
 ) -> Plan[list[Entry]]:
-    """Plan as `plan` does, with the model's tokenizer, which takes seconds to open."""
+    """Plan as `plan` does, with the model's tokenizer, which takes a second to open."""
     negative = params.negative_prompt
     if negative is None:
         negative = model.config.defaults.negative_prompt
     text_len = model.config.dit.text_len
-    negative_ids = tuple(tokenizer.ids(negative, text_len))
+    negative_ids, *prompt_ids = map(tuple, tokenizer.ids([negative, *params.prompts], text_len))
     tasks: list[tuple[Ids, Recipe]] = []
-    for prompt in params.prompts:
-        ids = tuple(tokenizer.ids(prompt, text_len))
+    for prompt, ids in zip(params.prompts, prompt_ids, strict=True):
         made = {"prompt": prompt, "negative_prompt": negative}
         tasks.append((ids, recipe_of(model, ids, negative_ids, made)))
     missing = [ids for ids, recipe in tasks if store.must_compute(recipe)]

@@ -164,9 +164,9 @@ class Planner:
         name = self.name(model)
         if (name, params) not in self.inputs:
             if name not in self.tokenizers:
-                from wanpipe.pipeline.tokenizer import Tokenizer
+                from wanpipe.pipeline.tokenizer import tokenizer_of
 
-                self.tokenizers[name] = Tokenizer(model.tokenizer(self.lookup))
+                self.tokenizers[name] = tokenizer_of(model, self.lookup)
             planned = encode_text.plan_with(self.tokenizers[name], model, params, self.lookup)
             [entry] = planned.entries
             if entry.key not in self.builder.nodes:  # else another spelling of the same text

@@ -1,7 +1,9 @@
 """encode-text: one entry per prompt, T5 loaded at most once."""
 
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 
 from tests.workshop import PROMPT, Models, Place
 from wanpipe.models.variants import NEGATIVE
+from wanpipe.store.index_file import FILE
+from wanpipe.store.keys import hash_file
 
 
 def progress(result: object) -> list[str]:
@@ -125,3 +129,77 @@ def test_a_wrong_prompt_is_refused(words: tuple[str, ...], says: str, place: Pla
     (place.root / "empty.txt").write_text("\n\n")
     (place.root / "latin.txt").write_bytes(b"caf\xe9\n")
     place.refuse("encode-text", "--model", place.model, *words, code=2, says=says)
+
+
+def test_the_tokenizer_is_opened_once_for_a_text(place: Place, opened: list[str]) -> None:
+    words = ("encode-text", "--model", place.model, "--prompt", "a  cat")
+    first = place.do(*words)
+    assert len(opened) == 1
+    again = place.do(*words)
+    spelled = place.do(*words[:-1], "a cat", "--prompt", " a\tcat")
+    assert len(opened) == 1
+    assert [*again.paths, *spelled.paths] == first.paths * 3
+    place.do(*words, "--prompt", "a dog")
+    assert len(opened) == 2
+
+
+def test_remembered_ids_give_the_keys_of_the_tokenizer(place: Place, opened: list[str]) -> None:
+    words = ("encode-text", "--model", place.model, "--prompt", "a cat", "--prompt", "hat " * 999)
+    paths = place.do(*words).paths
+    shutil.rmtree(place.cache / "encode-text")
+    assert place.do(*words).paths == paths
+    assert len(opened) == 1
+    (place.cache / FILE).write_bytes(b"damaged")
+    assert place.do(*words).paths == paths
+    assert len(opened) == 2
+
+
+def test_another_tokenizer_is_checked_and_opened(
+    place: Place, opened: list[str], tmp_path: Path
+) -> None:
+    words = ("encode-text", "--prompt", "a cat", "--model")
+    first = place.do(*words, place.model)
+    model = shutil.copytree(place.model, tmp_path / "other")
+    file = model / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    place.refuse(*words, model, code=1, says="must have")
+    config = json.loads((model / "config.json").read_text())
+    config["components"]["tokenizer"].update(bytes=file.stat().st_size)
+    (model / "config.json").write_text(json.dumps(config))
+    place.refuse(*words, model, code=1, says="does not have the content hash")
+    config["components"]["tokenizer"].update(hash=hash_file(file))
+    (model / "config.json").write_text(json.dumps(config))
+    assert len(opened) == 1
+    assert place.do(*words, model).paths != first.paths
+    assert len(opened) == 2
+
+
+def test_a_dry_run_reads_remembered_ids_and_stores_none(place: Place, opened: list[str]) -> None:
+    words = ("encode-text", "--model", place.model, "--prompt", "a cat")
+    place.do(*words)
+    place.do(*words, "--dry-run")
+    assert len(opened) == 1
+    index = (place.cache / FILE).read_bytes()
+    for _ in range(2):
+        place.do(*words, "--prompt", "a dog", "--dry-run")
+    assert len(opened) == 3
+    assert (place.cache / FILE).read_bytes() == index
+
+
+def test_a_wrong_prompt_is_refused_beside_remembered_ones(place: Place, opened: list[str]) -> None:
+    words = ("encode-text", "--model", place.model, "--prompt", "a cat")
+    place.do(*words)
+    place.refuse(*words, "--prompt", "a\0b", code=2, says="got a NUL at character 2")
+    assert len(opened) == 1
+
+
+def test_the_cache_is_kept_in_order_beside_remembered_ids(place: Place, opened: list[str]) -> None:
+    words = ("encode-text", "--model", place.model, "--prompt", "a cat")
+    first = place.do(*words)
+    place.do("cache", "verify")
+    assert len(place.do("cache", "ls").paths) > 0
+    place.do("cache", "gc", "--max-size", "0")
+    again = place.do(*words)
+    assert again.computed()
+    assert again.paths == first.paths
+    assert len(opened) == 1

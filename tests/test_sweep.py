@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def test_the_plan_is_json_that_other_programs_can_carry_out(place: Place) -> Non
     assert done == {row["key"] for row in rows}
     assert {Path(row["output"]).is_file() for row in rows if row["output"]} == {True}
     assert {row["level"] for row in plan_of(place)} == {None}
+
+
+def test_a_plan_opens_no_tokenizer_for_remembered_texts(place: Place, opened: list[str]) -> None:
+    write(place, FOUR)
+    rows = plan_of(place)
+    assert len(opened) == 1
+    place.do("encode-text", "--model", place.model, "--prompt", "a cat", "--prompt", "a dog")
+    assert len(opened) == 2
+    shutil.rmtree(place.cache / "encode-text")
+    assert plan_of(place) == rows
+    assert len(opened) == 2
 
 
 def test_what_the_remote_has_is_not_planned_again(place: Place, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import tokenizers
 
 from stages import convert
 from tests.commands import Result
@@ -164,3 +166,17 @@ def studio(finished: Place, tmp_path: Path) -> Place:
     root = tmp_path / "studio"
     shutil.copytree(finished.root, root)
     return Place(root, finished.model)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokenizers that are opened from now on."""
+    found: list[str] = []
+
+    def from_str(text: str) -> tokenizers.Tokenizer:
+        found.append(text)
+        return real.from_str(text)
+
+    real = tokenizers.Tokenizer
+    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_str=from_str))
+    return found

@@ -128,7 +128,7 @@ def tokenize(checkpoint: Path, target: Path) -> str:
     if convert(checkpoint, target) == "refused":
         return "refused"
     try:
-        ids = Tokenizer(target / "tokenizer.json").ids("a cat, <pad> é 猫", 16)
+        [ids] = Tokenizer(target / "tokenizer.json").ids(["a cat, <pad> é 猫"], 16)
     except WanpipeError as error:
         assert "\n" not in str(error)
         return "refused"

@@ -26,7 +26,7 @@ def test_ids_are_the_official_ones(tokenizer: Tokenizer) -> None:
     facts, reference = settings(TOPIC), golden(TOPIC)
     for index, prompt in enumerate(facts["prompts"]):
         length = int(reference["lengths"][index])
-        ids = tokenizer.ids(prompt, facts["text_len"])
+        [ids] = tokenizer.ids([prompt], facts["text_len"])
         assert ids == reference["ids"][index, :length].tolist()
         assert not reference["mask"][index, length:].any()
 
@@ -34,21 +34,21 @@ def test_ids_are_the_official_ones(tokenizer: Tokenizer) -> None:
 def test_the_default_negative_prompt_has_the_official_ids(tokenizer: Tokenizer) -> None:
     reference = golden(TOPIC)
     length = int(reference["neg_mask"].sum())
-    assert tokenizer.ids(NEGATIVE, 512) == reference["neg_ids"][0, :length].tolist()
+    assert tokenizer.ids([NEGATIVE], 512) == [reference["neg_ids"][0, :length].tolist()]
 
 
 @pytest.mark.parametrize("prompt", ["", " \n\t ", "&#32;"])
 def test_empty_prompt_is_one_token(tokenizer: Tokenizer, prompt: str) -> None:
-    assert tokenizer.ids(prompt, 512) == [1]
+    assert tokenizer.ids([prompt], 512) == [[1]]
 
 
 def test_truncation_keeps_the_end_token(tokenizer: Tokenizer) -> None:
-    long = tokenizer.ids("the old man walks " * 40, 512)
-    assert tokenizer.ids("the old man walks " * 40, 8) == [*long[:7], 1]
+    [long] = tokenizer.ids(["the old man walks " * 40], 512)
+    assert tokenizer.ids(["the old man walks " * 40], 8) == [[*long[:7], 1]]
 
 
 def test_a_literal_end_token_is_the_end_token(tokenizer: Tokenizer) -> None:
-    assert tokenizer.ids("a</s>", 512)[-2:] == [1, 1]
+    assert tokenizer.ids(["a</s>"], 512)[0][-2:] == [1, 1]
 
 
 def test_a_nul_is_refused() -> None:
@@ -71,13 +71,13 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match="is not a tokenizer") as caught:
-        Tokenizer(path)
+        Tokenizer(path).ids(["a"], 8)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_or_binary_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
-        Tokenizer(tmp_path / "tokenizer.json")
+        Tokenizer(tmp_path / "tokenizer.json").ids(["a"], 8)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe\0\xff")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        Tokenizer(tmp_path / "tokenizer.json")
+        Tokenizer(tmp_path / "tokenizer.json").ids(["a"], 8)

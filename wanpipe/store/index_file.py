@@ -1,5 +1,5 @@
-"""The index file: a SQLite file beside the entries, with summaries of entries and content hashes of
-files.
+"""The index file: a SQLite file beside the entries, with summaries of entries, content hashes of
+files and token ids of texts.
 
 It only caches: it decides nothing, and a damaged one costs one reading of the entries and files. So
 it is not synced to the disk, and is rebuilt when damaged.
@@ -15,15 +15,20 @@ from threading import Lock
 from typing import Any
 
 import xxhash
+from msgspec.json import encode
 
 from wanpipe.runtime import interrupt
+from wanpipe.runtime.documents import DocumentError, decode
 from wanpipe.runtime.text import storable
 from wanpipe.store.keys import hash_file
+from wanpipe.store.materials import Tokens
 
 FILE = ".index"
-ENTRIES, HASHES, TRIED = "entry", "hash", "tried"  # kinds of rows
+ENTRIES, HASHES, TRIED, TOKENS = "entry", "hash", "tried", "tokens"  # kinds of rows
 VERSION = 1  # raised when the table changes; a file of another version is rebuilt
 MAX_BYTES = 1 << 28  # a larger file is rebuilt
+MAX_NAMES = 500  # of one query; SQLite takes 999
+MAX_TOKENS = 1 << 15  # bytes of the ids of a text; more are not stored
 TABLE = """notes
         (kind TEXT, name TEXT, value BLOB, checksum BLOB, PRIMARY KEY (kind, name)) WITHOUT ROWID"""
 BUSY_OR_REFUSED = {
@@ -55,8 +60,17 @@ class IndexFile:
 
     def get(self, kind: str, name: str) -> bytes | None:
         """Return the value of a name; None if it is missing or damaged."""
-        query = "SELECT name, value, checksum FROM notes WHERE kind = ? AND name = ?"
-        return self.read(query, kind, name).get(name)
+        return self.some(kind, [name]).get(name)
+
+    def some(self, kind: str, names: Sequence[str]) -> dict[str, bytes]:
+        """Return the values of names, without those that are missing or damaged."""
+        found = dict[str, bytes]()
+        for start in range(0, len(names), MAX_NAMES):
+            asked = names[start : start + MAX_NAMES]
+            marks = ", ".join("?" * len(asked))
+            query = "SELECT name, value, checksum FROM notes WHERE kind = ? AND name IN"
+            found |= self.read(f"{query} ({marks})", kind, *asked)
+        return found
 
     def all(self, kind: str) -> dict[str, bytes]:
         """Return all values of a kind by name."""
@@ -78,7 +92,9 @@ class IndexFile:
         try:
             with self.connect("ro") as database:
                 rows = database.execute(query, (kind, *values)).fetchall()
-        except (sqlite3.Error, UnicodeError):
+        except (sqlite3.Error, UnicodeError) as error:
+            if self.writes and error_code(error) == sqlite3.SQLITE_CORRUPT:
+                self.remove()  # writing may not notice
             return {}
         return {
             name: value
@@ -97,13 +113,12 @@ class IndexFile:
                 with self.connect("rwc") as database, database:
                     database.executemany(statement, rows)
                 return
-            except UnicodeError:  # a file name that SQLite cannot store
+            except UnicodeEncodeError:  # a file name that SQLite cannot store
                 return
-            except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in BUSY_OR_REFUSED:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                if error_code(error) in BUSY_OR_REFUSED:
                     return
-                with suppress(OSError):  # damaged, or not ours
-                    self.file.unlink(missing_ok=True)
+                self.remove()  # damaged, or not ours
 
     @contextmanager
     def connect(self, mode: str) -> Iterator[sqlite3.Connection]:
@@ -122,6 +137,11 @@ class IndexFile:
                 raise sqlite3.DatabaseError("made by another version")
             yield database
 
+    def remove(self) -> None:
+        """Remove the file, if that is allowed."""
+        with suppress(OSError):
+            self.file.unlink(missing_ok=True)
+
     def is_plausible(self) -> bool:
         """Return whether the file is a regular one of a plausible size."""
         return self.file.is_file() and self.file.stat().st_size <= MAX_BYTES
@@ -131,6 +151,11 @@ class IndexFile:
         if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             create = f"CREATE TABLE IF NOT EXISTS {TABLE}; PRAGMA user_version={VERSION};"
             database.executescript(f"BEGIN IMMEDIATE; {create} COMMIT;")
+
+
+def error_code(error: Exception) -> int:
+    """Return SQLite's code of an error, 0 if it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 class HashCache:
@@ -190,6 +215,43 @@ class HashCache:
             with suppress(OSError):  # a read-only cache stores no hashes
                 self.index_file.file.parent.mkdir(parents=True, exist_ok=True)
         self.index_file.put(kind, {name: value})
+
+
+class TokenCache:
+    """Token ids of cleaned texts by the content hash of a tokenizer, so that the tokenizer, which
+    takes a second to open, is not opened for a text that it has seen.
+
+    `tokenizer` names all else that decides the ids.
+    """
+
+    def __init__(self, index_file: IndexFile, tokenizer: str) -> None:
+        self.index_file, self.tokenizer = index_file, tokenizer
+
+    def name(self, text: str, text_len: int) -> str:
+        """Return the name of a row."""
+        digest = xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
+        return f"{self.tokenizer} {text_len} {digest}"
+
+    def get(self, texts: Iterable[str], text_len: int) -> dict[str, list[int]]:
+        """Return the ids of texts, at most `text_len`, without those that are not known."""
+        names = {text: self.name(text, text_len) for text in texts}
+        rows = self.index_file.some(TOKENS, list(names.values()))
+        found = {text: read_tokens(rows.get(name, b"")) for text, name in names.items()}
+        return {text: ids for text, ids in found.items() if 0 < len(ids) <= text_len}
+
+    def put(self, found: Mapping[str, list[int]], text_len: int) -> None:
+        """Store the ids of texts."""
+        rows = {self.name(text, text_len): encode(ids) for text, ids in found.items()}
+        short = {name: value for name, value in rows.items() if len(value) <= MAX_TOKENS}
+        self.index_file.put(TOKENS, short)
+
+
+def read_tokens(value: bytes) -> list[int]:
+    """Decode the ids in a row; none if they cannot be."""
+    try:
+        return decode(value if len(value) <= MAX_TOKENS else b"", Tokens)
+    except DocumentError:
+        return []
 
 
 def file_stamp(file: Path) -> str:
