@@ -1,13 +1,13 @@
 """denoise: denoise a latent, and save an entry for every step.
 
-Reads: a text entry, an image or video entry if the model takes one, or a step to continue; a
+Reads: text entries, an image or video entry if the model takes one, or a step to continue; a
 model's transformers.
 Writes: for every step `latent`, `x0` (C, F, H, W) and `solver/*`, which with --step-cache includes
 the state of the step cache; the record of the run.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -19,10 +19,10 @@ from wanpipe.denoising.expert_plans import plan_experts
 from wanpipe.denoising.launched import check_devices, serves_another
 from wanpipe.denoising.loras import match_loras
 from wanpipe.denoising.request import resolve_request
-from wanpipe.denoising.sampler import Sampler, in_order
+from wanpipe.denoising.sampler import Sampler
 from wanpipe.denoising.settings import Params as Params
 from wanpipe.denoising.start import starts
-from wanpipe.denoising.trajectory import plan_trajectory
+from wanpipe.denoising.trajectory import in_order, plan_trajectory
 from wanpipe.pipeline.inputs import Inputs, resolve_inputs
 from wanpipe.pipeline.plan import Plan, Work, report_reused, target
 from wanpipe.store import Entry, Run, Store
@@ -37,18 +37,20 @@ class DenoisePlan(Plan[list[Entry]]):
 
 
 def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoisePlan:
-    """Plan the missing steps of every seed, up to `stop_at` or the last step.
+    """Plan the missing steps of every text and seed, up to `stop_at` or the last step.
 
     A step in the inputs continues its run, or starts a branch if a setting differs. Raises
     UsageError for invalid settings, and for entries that do not fit the model.
     """
     check_devices(params.devices)
     request = resolve_request(model, inputs, params, store)
-    trajectories = [plan_trajectory(request, start, store) for start in starts(request, params)]
-    todo = [step for step, _ in in_order(request, trajectories)]
-    plans = plan_experts(request, todo, store, params.devices)
+    requests = [request, *(replace(request, text=text) for text in inputs.more_texts)]
+    begun = starts(request, params)
+    trajectories = [plan_trajectory(one, start, store) for one in requests for start in begun]
+    turns = in_order(trajectories)
+    plans = plan_experts(turns, store, params.devices)
     loras = match_loras(model, request.settings, request.lora_files, plans, store)
-    units = Counter(step.expert for step in todo)
+    units = Counter(step.expert for step, _ in turns)
     reused = [
         one.last for one in trajectories if one.last is not None and one.last is not request.step
     ]
@@ -58,12 +60,12 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
             report_reused(entry, store)
         for trajectory in trajectories:
             store.save_run(trajectory.run)
-        Sampler(request, plans, loras, store, params.devices).run(trajectories)
+        Sampler(plans, loras, store, params.devices).run(trajectories)
         return [one.end.published() for one in trajectories]
 
     return DenoisePlan(
         make=make,
-        targets=tuple(target(step.recipe, store) for step in todo),
+        targets=tuple(target(step.recipe, store) for step, _ in turns),
         entries=tuple(one.end for one in trajectories),
         reused=tuple(reused),
         work=tuple(
@@ -84,7 +86,9 @@ def plan(model: Model, inputs: Inputs, params: Params, store: Store) -> DenoiseP
 
 
 def run(model: Model, inputs: Inputs, params: Params, store: Store) -> list[Entry]:
-    """Denoise as planned by `plan`, and return the last entry of every seed."""
+    """Denoise as planned by `plan`, and return the last entry of every text and seed, text by
+    text.
+    """
     return plan(model, inputs, params, store).make()
 
 
@@ -102,9 +106,9 @@ def command(session: Session, model: str | None, references: tuple[str, ...], **
     """Denoise a latent step by step, from noise or from a step.
 
     To start a run, pass a text entry with --from, and an image or a video entry if the model takes
-    one. To finish a run, pass one of its steps. To branch, pass a step and other settings. Every
-    step becomes an entry. After an interruption, the same command resumes at the last finished
-    step.
+    one. Each of several text entries starts one. To finish a run, pass one of its steps. To branch,
+    pass a step and other settings. Every step becomes an entry. After an interruption, the same
+    command resumes at the last finished step.
     """
     if serves_another():
         return

@@ -1,9 +1,10 @@
-"""run: make a video from a prompt, with all stages.
+"""run: make videos from prompts, with all stages.
 
-Reads: a checkpoint or a model, a prompt, and images or a video if the model takes them.
-Writes: the entries of all stages, and one video per seed.
+Reads: a checkpoint or a model, prompts, and images or a video if the model takes them.
+Writes: the entries of all stages, and one video per prompt and seed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ import click
 from stages import convert, decode, denoise, encode_image, encode_text, encode_video
 from wanpipe.cli import options
 from wanpipe.cli.like import Like
-from wanpipe.cli.prompts import read_prompt
+from wanpipe.cli.prompts import read_prompts
 from wanpipe.cli.seeds import choose_seeds
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.cli.values import REFERENCE
 from wanpipe.denoising.launched import serves_another
 from wanpipe.errors import UsageError
-from wanpipe.media.names import Named, check_distinct, name_video
+from wanpipe.media.names import Named, name_videos
 from wanpipe.media.video import check_keeps, check_writable
 from wanpipe.pipeline.inputs import Inputs
 from wanpipe.pipeline.plan import Plan
@@ -59,33 +60,48 @@ class RunPlan:
 
 
 def plan(model: Model, params: Params, store: Store) -> RunPlan:
-    """Plan one video per seed. Invalid options fail here, before any weight is loaded."""
+    """Plan one video per prompt and seed. Invalid options fail here, before weights are loaded."""
     params = complete(model, params)
     texts = encode_text.plan(model, params.text, store)
-    plans: list[Plan[Any]] = [texts, *plan_condition(model, params, store)]
-    entries = [plan.entries[0] for plan in plans]
-    entries += [] if params.condition is None else [params.condition]
-    found: dict[str, Any] = {STAGES[entry.stage].role: entry for entry in entries}
-    inputs = Inputs(**found)
+    conditions = plan_condition(model, params, store)
+    given = [plan.entries[0] for plan in conditions]
+    given += [] if params.condition is None else [params.condition]
+    found: dict[str, Any] = {STAGES[entry.stage].role: entry for entry in given}
+    text, *more = distinct(texts.entries, store)
+    inputs = Inputs(text=text, more_texts=tuple(more), **found)
     steps = denoise.plan(model, inputs, params.denoise, store)
-    plans.append(steps)
-    videos, decodings = [], []
-    for index, (step, made_by) in enumerate(zip(steps.entries, steps.runs, strict=True)):
-        named = Named(
-            key=step.key, number=index + 1, prompt=params.text.prompts[0], seed=made_by.seed
-        )
-        output = name_video(params.decode.output, named, several=len(steps.entries) > 1)
+    made = list(zip(steps.entries, steps.runs, strict=True))
+    videos = name_videos(
+        params.decode.output,
+        [
+            Named(key=step.key, number=number, prompt=made_by.prompt, seed=made_by.seed)
+            for number, (step, made_by) in enumerate(made, 1)
+        ],
+    )
+    decodings = []
+    for output, (step, made_by) in zip(videos, made, strict=True):
         check_keeps(output, input_files(params))
         decoding = replace(params.decode, output=output)
         sources = Inputs(step=step, run=made_by, video=inputs.video)
         decodings.append(decode.plan(model, sources, decoding, store))
-        videos.append(output)
-    check_distinct(videos)
     return RunPlan(
-        plans=(*plans, *decodings),
+        plans=(texts, *conditions, steps, *decodings),
         videos=tuple(videos),
         frames=tuple(decoding.entries[0] for decoding in decodings),
     )
+
+
+def distinct(texts: Sequence[Entry], store: Store) -> list[Entry]:
+    """Return each text once, with a remark if prompts are the same to the text encoder."""
+    found: dict[str, Entry] = {}
+    for text in texts:
+        found.setdefault(text.key, text)
+    if same := len(texts) - len(found):
+        store.report.remark(
+            f"{same} of {len(texts)} prompts are the same as others to the text encoder; each "
+            "video is made once"
+        )
+    return list(found.values())
 
 
 def complete(model: Model, params: Params) -> Params:
@@ -114,7 +130,10 @@ def plan_condition(model: Model, params: Params, store: Store) -> list[Plan[Any]
 
 
 def run(model: Model, params: Params, store: Store) -> list[Path]:
-    """Make one video per seed, computing only what the cache lacks, and return their paths."""
+    """Make one video per prompt and seed, prompt by prompt, and return their paths.
+
+    Computes only what the cache lacks.
+    """
     planned = plan(model, params, store)
     make(planned.plans, store)
     return list(planned.videos)
@@ -163,7 +182,18 @@ def plan_model(
 @options.checkpoint
 @options.quantization
 @click.option(
-    "--prompt", metavar="TEXT", help="Describe the video; - reads this from standard input."
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="Describe the video; - reads this from standard input. Repeatable, for one video per "
+    "prompt and seed.",
+)
+@click.option(
+    "--prompt-file",
+    type=options.PATH,
+    metavar="FILE",
+    help="Take every line of this text file as a prompt.",
 )
 @options.negative
 @options.image
@@ -186,12 +216,12 @@ def command(
 ) -> None:
     """Make a video from a prompt, with all stages in order.
 
-    Computes only what is not in the cache. Without --output, the video is named after the prompt.
+    Several prompts or seeds give a video for each, and load each network once. Computes only what
+    is not in the cache. Without --output, a video is named after its prompt.
     """
     if serves_another():
         return
-    if asked["prompt"] is not None:
-        asked["prompt"] = read_prompt(asked["prompt"])
+    asked["prompts"] = read_prompts(asked["prompts"], asked.pop("prompt_file"))
     asked["seeds"] = choose_seeds(asked["seeds"], asked["auto_seeds"], session.store.report)
     record, given, condition = None, asked, None
     if like is not None:
@@ -200,8 +230,8 @@ def command(
         condition = record.condition(asked)
         if model is None and checkpoint_dir is None:
             model = str(record.find_model())
-    if not asked["prompt"]:
-        raise UsageError("no prompt is given; use --prompt")
+    if not all(asked["prompts"] or ("",)):
+        raise UsageError("no prompt is given; use --prompt or --prompt-file")
     params = replace(read(asked), condition=condition)
     decode.check_output(params.decode)
     conversion = None
@@ -252,7 +282,7 @@ def read(asked: dict[str, Any]) -> Params:
     sides = some("width", "height") if image is None and video is None else {}
     return Params(
         text=encode_text.Params(
-            prompts=(asked["prompt"],),
+            prompts=asked["prompts"],
             negative_prompt=negative,
             **some("memory"),
         ),

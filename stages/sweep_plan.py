@@ -37,18 +37,19 @@ if TYPE_CHECKING:
 TOGETHER = 32  # prompts that one command encodes
 # options of `wanpipe run` that are those of a machine, or of a checkpoint that is not converted yet
 NOT_OF_A_VIDEO = {"checkpoint_dir", *composed.QUANTIZATION, *composed.CONVERSION, "help"} | {
-    *("like", "auto_seeds", "output"),
+    *("like", "prompt_file", "auto_seeds", "output"),
     *("cache", "remote", "push", "dry_run", "force", "name", "events", "quiet"),
 }
 
 
 def known_options() -> dict[str, click.Option]:
     """Return the options of `wanpipe run` that a sweep file may set, by their names in it."""
-    return {
+    found = {
         option.opts[0].removeprefix("--"): option
         for option in composed.command.params
         if isinstance(option, click.Option) and option.name not in NOT_OF_A_VIDEO
     }
+    return found | {"prompt": click.Option(["--prompt"])}  # one for each video
 
 
 def plan(sweep: Sweep, store: Store, draft: int | None = None) -> Graph:
@@ -134,6 +135,7 @@ class Planner:
         values = self.sweep.videos[numbers[0]]
         seeds = [self.sweep.videos[number].get("seed", ()) for number in numbers]
         asked = self.defaults | {str(self.known[one].name): values[one] for one in values}
+        asked["prompts"] = (values["prompt"],)
         asked["seeds"] = tuple(seed for one in seeds for seed in one)
         model = self.model(values["model"])
         params = composed.complete(model, composed.read(asked))

@@ -54,7 +54,7 @@ SETTINGS = (
     "strength",
     "context_scale",
 )
-SAMPLING = ("prompt", "negative_prompt", "no_negative_prompt", "seeds", "noise", *SETTINGS)
+SAMPLING = ("prompts", "negative_prompt", "no_negative_prompt", "seeds", "noise", *SETTINGS)
 LORAS = tuple(LORA_OPTIONS.values())
 # the options that name files; fields of a record have the names of these
 FILES = ("image", "last_image", "video", "mask", "references")
@@ -132,9 +132,9 @@ class Like:
         """
         record, given = self.record, {name for name, value in asked.items() if is_given(value)}
         found = {**self.sampling(given), **self.loras(given)}
-        if "prompt" not in given and record.prompt is None:
+        if "prompts" not in given and record.prompt is None:
             raise UsageError(f"no prompt is recorded for {self.name}; use --prompt")
-        found["prompt"] = record.prompt
+        found["prompts"] = (record.prompt,)
         if not given & {"negative_prompt", "no_negative_prompt"}:
             found["negative_prompt"] = record.negative_prompt or None
             found["no_negative_prompt"] = record.negative_prompt == ""

@@ -26,6 +26,13 @@ class Conditioning:
     known: Known | None = None
     video: mx.array | None = None
 
+    @property
+    def of_network(self) -> dict[str, mx.array]:
+        """The arrays that the network takes, by name."""
+        names = ("prompt", "negative", "condition", "clip", "context")
+        arrays = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in arrays.items() if array is not None}
+
     def start(self, noise: mx.array, sigma: float, *, scaled: bool = False) -> mx.array:
         """Return the latent that the first step starts from: noise, or a video with noise.
 

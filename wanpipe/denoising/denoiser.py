@@ -33,7 +33,7 @@ Loras = Mapping[str, Sequence[tuple[LoraMatch, float]]]  # of each expert, with 
 
 
 class Denoiser:
-    """Computes guided velocities under one conditioning.
+    """Computes guided velocities under one conditioning at a time, which `take` sets.
 
     `plans` has the memory plan of each expert, and `loras` has its LoRAs. Every rank of `group` has
     a denoiser, and all compute each velocity together.
@@ -42,20 +42,23 @@ class Denoiser:
     def __init__(
         self,
         model: Model,
-        conditioning: Conditioning,
         plans: Mapping[str, ExpertPlan],
         loras: Loras,
         store: Store,
         group: Group = ALONE,
     ) -> None:
-        self.model, self.conditioning = model, conditioning
-        self.plans, self.loras = plans, loras
+        self.model, self.plans, self.loras = model, plans, loras
         self.store, self.group = store, group
         self.dtype = mlx_dtype(compute_dtype(model.config.dtype))
         self.name = ""
         self.network: DiT | None = None
+        self.conditioning: Conditioning
         self.conditions: dict[str, Condition] = {}
         self.shares: dict[Way, TokenShare] = {}
+
+    def take(self, conditioning: Conditioning) -> None:
+        """Compute under another conditioning. A loaded expert stays; what it embedded does not."""
+        self.conditioning, self.conditions = conditioning, {}
 
     def expert(self, name: str) -> DiT:
         """Return the expert `name`. If it is not loaded, load it in place of the other expert."""

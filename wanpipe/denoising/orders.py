@@ -18,9 +18,7 @@ Shape = tuple[Count, ...]
 
 
 class Begin(Document, frozen=True, kw_only=True):
-    """A request: its model and the hashes of its experts, its LoRAs, and the shapes of the arrays
-    that it is conditioned on, which follow in this order.
-    """
+    """A model and the hashes of its experts, their LoRAs and their memory plans."""
 
     model: Text
     cache: Text
@@ -28,6 +26,11 @@ class Begin(Document, frozen=True, kw_only=True):
     settings: Settings
     lora_files: dict[Hash, Text]
     plans: dict[str, ExpertPlan]
+
+
+class Arrays(Document, frozen=True, kw_only=True):
+    """The shapes of the arrays that the next steps are conditioned on, in order."""
+
     arrays: dict[str, Shape]
 
 

@@ -1,6 +1,7 @@
 """Takes the steps of all trajectories and publishes each. Loads each expert once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from msgspec import UNSET
 from wanpipe.denoising.chain import PlannedStep
 from wanpipe.denoising.request import Request
 from wanpipe.denoising.states import NOISE, States, solver_state
-from wanpipe.denoising.trajectory import Trajectory
+from wanpipe.denoising.trajectory import Trajectory, Turn, in_order
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling import RENOISING, SOLVERS, easy_cache
 from wanpipe.sampling.noise import draw
@@ -26,32 +27,44 @@ if TYPE_CHECKING:
 
     State = dict[str, mx.array]
 
-Turn = tuple[PlannedStep, Trajectory]  # a step, and the trajectory that it belongs to
-
 
 @dataclass
 class Sampler:
-    """Runs the steps of one request. `plans` and `loras` are by the name of the expert."""
+    """Runs the steps of requests that differ in their texts only.
 
-    request: Request
+    `plans` and `loras` are by the name of the expert. The networks are those of all requests. One
+    request at a time is in memory: that of the step at work.
+    """
+
     plans: Mapping[str, ExpertPlan]
     loras: "Mapping[str, Sequence[tuple[LoraMatch, float]]]"
     store: Store
     devices: int | None = None
     ran: list[bool] = field(default_factory=list)  # for each step with a step cache
+    networks: "Denoiser | None" = None
+    request: Request | None = None  # that the networks are conditioned on
 
-    @cached_property
-    def denoiser(self) -> "Denoiser":
-        """The networks, loaded when the first step needs them."""
+    def denoiser(self, request: Request) -> "Denoiser":
+        """Return the networks, which are loaded when a step needs them, conditioned on a request.
+
+        Raises DeviceError if a device is lost.
+        """
         from wanpipe.denoising.conditioning import read_conditioning
         from wanpipe.denoising.denoiser import Denoiser
 
-        conditioning = read_conditioning(self.request)
-        model = self.request.model
-        if self.team.size > 1:
-            self.team.begin(*opening(self.request, self.plans, conditioning, self.store))
-        group = self.team.group
-        return Denoiser(model, conditioning, self.plans, self.loras, self.store, group)
+        several = self.team.size > 1
+        if self.networks is None:
+            if several:
+                self.team.begin(opening(request, self.plans, self.store))
+            model, group = request.model, self.team.group
+            self.networks = Denoiser(model, self.plans, self.loras, self.store, group)
+        if self.request is not request:
+            conditioning, self.request = read_conditioning(request), request
+            if several:
+                with self.explained():
+                    self.team.condition(conditioning.of_network)
+            self.networks.take(conditioning)
+        return self.networks
 
     @cached_property
     def team(self) -> "Team":
@@ -62,7 +75,7 @@ class Sampler:
 
     def run(self, trajectories: Sequence[Trajectory]) -> None:
         """Take every missing step: by expert, then by trajectory."""
-        todo = in_order(self.request, trajectories)
+        todo = in_order(trajectories)
         if not todo:
             return
         store = self.store
@@ -103,7 +116,8 @@ class Sampler:
             state = states.before(step, trajectory, publisher)
             if other is not None:
                 states.prepare(*other)  # while this step is computed
-            arrays, ran = self.advance(step, self.start(step, state))
+            request = trajectory.request
+            arrays, ran = self.advance(step, request, self.start(step, request, state))
             mx.eval(arrays)
             for name, array in arrays.items():
                 draft.write(name, np.array(array))
@@ -119,54 +133,60 @@ class Sampler:
 
         return fill
 
-    def start(self, step: PlannedStep, state: "State") -> "State":
+    def start(self, step: PlannedStep, request: Request, state: "State") -> "State":
         """Return the state before a step; before the first one, make it of the start noise."""
         if step.recipe.parent is not None:
             return state
-        noise, sigma = state[NOISE], self.request.schedule.sigmas[0]
-        scaled = self.request.settings.scheduler in RENOISING
-        return {"latent": self.denoiser.conditioning.start(noise, sigma, scaled=scaled)}
+        noise, sigma = state[NOISE], request.schedule.sigmas[0]
+        scaled = request.settings.scheduler in RENOISING
+        conditioning = self.denoiser(request).conditioning
+        return {"latent": conditioning.start(noise, sigma, scaled=scaled)}
 
-    def advance(self, step: PlannedStep, state: "State") -> "tuple[State, bool]":
+    def advance(self, step: PlannedStep, request: Request, state: "State") -> "tuple[State, bool]":
         """Return the arrays of a step's entry, and whether the network ran."""
         import mlx.core as mx
 
-        settings, conditioning = self.request.settings, self.denoiser.conditioning
+        denoiser, schedule = self.denoiser(request), request.schedule
+        conditioning = denoiser.conditioning
         latent = conditioning.in_latent(state["latent"])
         rule = None if step.ends else step.cache_rule
         velocity = easy_cache.reuse(latent, rule, state) if rule else None
         ran = velocity is None
         if velocity is None:
-            velocity = self.velocity(latent, step)
-        sigma = self.request.schedule.sigmas[step.recipe.number]
+            velocity = self.velocity(denoiser, latent, step)
+        sigma = schedule.sigmas[step.recipe.number]
         velocity = conditioning.in_velocity(velocity, latent, sigma)
         before = {name: array for name, array in state.items() if name != "latent"}
         if step.recipe.material.step_noise is not UNSET:
             noise = step.recipe.material.step_noise
             before["noise"] = mx.array(draw(noise.seed, latent.shape, noise.stream))
-        solver, number = SOLVERS[settings.scheduler], step.recipe.number
-        moved, x0, after = solver.advance(latent, velocity, self.request.schedule, number, before)
+        solver, number = SOLVERS[request.settings.scheduler], step.recipe.number
+        moved, x0, after = solver.advance(latent, velocity, schedule, number, before)
         moved = conditioning.in_latent(moved)
         if rule:
             computed = velocity if ran else None
             after = after | easy_cache.update_state(latent, computed, moved, rule, state)
         return {"latent": moved, "x0": x0} | {f"solver/{name}": a for name, a in after.items()}, ran
 
-    def velocity(self, latent: "mx.array", step: PlannedStep) -> "mx.array":
+    def velocity(self, denoiser: "Denoiser", latent: "mx.array", step: PlannedStep) -> "mx.array":
         """Have all devices compute the velocity of a latent. Raises DeviceError if one is lost."""
-        order = self.denoiser.order(latent, step)
-        try:
+        order = denoiser.order(latent, step)
+        with self.explained():
             self.team.step(order)
-            return self.denoiser.guided(latent, order)
+            return denoiser.guided(latent, order)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise DeviceError in place of an error that the loss of a device causes."""
+        try:
+            yield
         except RuntimeError as error:  # of MLX, which has no type for a lost connection
             self.team.explain(error)
             raise
 
 
-def opening(
-    request: Request, plans: Mapping[str, ExpertPlan], conditioning: Any, store: Store
-) -> "tuple[Begin, dict[str, mx.array]]":
-    """Return what the other devices must know of a request, and the arrays that they need.
+def opening(request: Request, plans: Mapping[str, ExpertPlan], store: Store) -> "Begin":
+    """Return what the other devices must know of the networks.
 
     Checks the files of the experts first: devices of this host then know their content hashes.
     """
@@ -174,23 +194,11 @@ def opening(
 
     for name in plans:
         request.model.checked(name, store)
-    names = ("prompt", "negative", "condition", "clip", "context")
-    arrays = {name: getattr(conditioning, name) for name in names}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    order = Begin(
+    return Begin(
         model=str(request.model.directory.resolve()),
         cache=str(store.root.resolve()),
         experts={name: request.model.hash(name) for name in plans},
         settings=request.settings,
         lora_files=request.lora_files,
         plans=dict(plans),
-        arrays={name: array.shape for name, array in arrays.items()},
     )
-    return order, arrays
-
-
-def in_order(request: Request, trajectories: Sequence[Trajectory]) -> list[Turn]:
-    """Return all steps to take: first the high-noise steps of every trajectory."""
-    experts = request.model.config.experts
-    steps = [(step, trajectory) for trajectory in trajectories for step in trajectory.steps]
-    return sorted(steps, key=lambda pair: -experts.index(pair[0].expert))

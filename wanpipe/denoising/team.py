@@ -28,7 +28,7 @@ import mlx.core as mx
 from wanpipe.backend import group as groups
 from wanpipe.backend.device import is_gpu, is_metal
 from wanpipe.backend.group import ALONE, Group
-from wanpipe.denoising.orders import Begin, Identity, Step, differences, identity
+from wanpipe.denoising.orders import Arrays, Begin, Identity, Step, differences, identity
 from wanpipe.errors import UsageError
 from wanpipe.runtime import interrupt, link
 from wanpipe.runtime.documents import DocumentError, convert, to_builtins
@@ -91,8 +91,8 @@ class Team:
                 self.explain(error)
                 raise
 
-    def begin(self, order: Begin, arrays: Mapping[str, mx.array]) -> None:
-        """Give the other ranks a model and the arrays that it is conditioned on.
+    def begin(self, order: Begin) -> None:
+        """Give the other ranks a model.
 
         Raises DeviceError if one of them cannot use the model.
         """
@@ -102,8 +102,12 @@ class Team:
                 one.receive(READY_SECONDS)
             except DeviceError as error:
                 raise self.failure or DeviceError(f"device {rank + 1}: {error}") from error
-        for name in order.arrays:
-            mx.eval(self.group.from_first(arrays[name], arrays[name].shape))
+
+    def condition(self, arrays: Mapping[str, mx.array]) -> None:
+        """Give the other ranks the arrays that the next steps are conditioned on."""
+        self.tell("condition", Arrays(arrays={name: arrays[name].shape for name in arrays}))
+        for array in arrays.values():
+            mx.eval(self.group.from_first(array, array.shape))
 
     def step(self, order: Step) -> None:
         """Have the other ranks take part in a step."""

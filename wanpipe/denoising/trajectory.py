@@ -1,6 +1,8 @@
-"""Trajectories: the steps of one seed, planned from its start, and the run that records them."""
+"""Trajectories: the steps of one prompt and seed, planned from its start, and the run that records
+them.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,16 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The missing steps of one seed, after the step `last`. None means after the start noise.
+    """The missing steps of one request and seed, after the step `last`. None means after the start
+    noise.
 
     `end` is the last requested step. It has no arrays if it does not exist yet.
     """
 
+    request: Request
     run: Run
     steps: tuple[PlannedStep, ...]
     draw: "Callable[[], np.ndarray] | None"
     last: Entry | None
     end: Entry
+
+
+Turn = tuple[PlannedStep, Trajectory]  # a step, and the trajectory that it belongs to
 
 
 def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
@@ -46,7 +53,18 @@ def plan_trajectory(request: Request, start: Start, store: Store) -> Trajectory:
             break
     end = expected(steps[-1].recipe, store) if steps else last
     assert end is not None, "a run has at least one step"
-    return Trajectory(run=run, steps=steps, draw=start.draw, last=last, end=end)
+    return Trajectory(request=request, run=run, steps=steps, draw=start.draw, last=last, end=end)
+
+
+def in_order(trajectories: Sequence[Trajectory]) -> list[Turn]:
+    """Return all steps to take: first the high-noise steps of every trajectory."""
+
+    def place(turn: Turn) -> int:
+        step, trajectory = turn
+        return -trajectory.request.model.config.experts.index(step.expert)
+
+    turns = [(step, trajectory) for trajectory in trajectories for step in trajectory.steps]
+    return sorted(turns, key=place)
 
 
 def name_run(request: Request, start: Start, steps: list[str]) -> Run:

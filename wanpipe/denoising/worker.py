@@ -17,7 +17,7 @@ from wanpipe.backend.group import Group
 from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.denoising.denoiser import Denoiser
 from wanpipe.denoising.loras import match_loras
-from wanpipe.denoising.orders import Begin, Step, identity
+from wanpipe.denoising.orders import Arrays, Begin, Step, identity
 from wanpipe.errors import CheckpointError, WanpipeError
 from wanpipe.runtime import link
 from wanpipe.runtime.documents import convert, first_line
@@ -63,14 +63,17 @@ def work(leader: Link) -> None:
             mx.clear_cache()
         elif what == "begin":
             denoiser = begin(convert(message, Begin), group, leader)
+        elif what == "condition":
+            assert denoiser is not None, message
+            denoiser.take(receive(convert(message, Arrays), group))
         else:
             assert what == "step" and denoiser is not None, message
             denoiser.guided(None, convert(message, Step))
 
 
 def begin(order: Begin, group: Group, leader: Link) -> Denoiser:
-    """Check the model and the LoRAs, and receive the arrays. Raises CheckpointError for files that
-    are missing, damaged, or not those of rank 0.
+    """Check the model and the LoRAs. Raises CheckpointError for files that are missing, damaged, or
+    not those of rank 0.
     """
     model, store = open_model(order.model), Store(order.cache, read_only=True)
     for name, digest in order.experts.items():
@@ -82,11 +85,16 @@ def begin(order: Begin, group: Group, leader: Link) -> Denoiser:
         model.checked(name, store)
     loras = match_loras(model, order.settings, order.lora_files, order.plans, store)
     leader.send({"ready": True})
+    return Denoiser(model, order.plans, loras, store, group)
+
+
+def receive(order: Arrays, group: Group) -> Conditioning:
+    """Receive the arrays that the next steps are conditioned on."""
     arrays: dict[str, Any] = {}
     for name, shape in order.arrays.items():
         arrays[name] = group.from_first(None, shape)
         mx.eval(arrays[name])
-    return Denoiser(model, Conditioning(**arrays), order.plans, loras, store, group)
+    return Conditioning(**arrays)
 
 
 def main() -> None:

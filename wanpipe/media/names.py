@@ -6,7 +6,7 @@ A field is a name in braces; a number may have a width. Other braces stay as the
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from wanpipe.errors import UsageError
 
 FIELDS = {"seed": 0, "key": "", "prompt": "", "n": 1}  # of a run, with values as they may be
-DISTINCT = {"seed", "key", "n"}  # by which the videos of one prompt differ
+DISTINCT = {"seed", "key", "n"}  # a name with one of them says how videos are told apart
 DEFAULT = "{prompt}-{key}.mp4"
 FIELD = re.compile(r"\{([A-Za-z_][\w-]*)((?:[:!][^{}]*)?)\}")
 WIDTH = re.compile(r":0?\d{1,2}")  # of a number: :03 is three digits
@@ -35,11 +35,33 @@ class Named:
     seed: int | None = None
 
 
-def name_video(output: Path | None, named: Named, several: bool = False) -> Path:
+def name_videos(output: Path | None, videos: Sequence[Named]) -> list[Path]:
+    """Return the paths of the videos of one command.
+
+    If some would have one name, and it does not say how they are told apart, the seeds are added,
+    or the numbers if seeds do not tell all apart. Raises UsageError for two videos of one name.
+    """
+    paths = [name_video(output, named) for named in videos]
+    if are_distinct(paths) or (output and DISTINCT & set(fields_of(output.name))):
+        check_distinct(paths)
+        return paths
+    pairs = list(zip(paths, videos, strict=True))
+    if None not in [named.seed for named in videos]:
+        ended = [path.with_stem(f"{path.stem}-{named.seed}") for path, named in pairs]
+        if are_distinct(ended):
+            return ended
+    return [path.with_stem(f"{path.stem}-{named.number}") for path, named in pairs]
+
+
+def are_distinct(paths: Sequence[Path]) -> bool:
+    """Return whether no two paths are the same."""
+    return len(set(paths)) == len(paths)
+
+
+def name_video(output: Path | None, named: Named) -> Path:
     """Return the path of a video: the default name, or `output` with its fields filled.
 
-    If it is one of `several` and nothing in the name tells them apart, the seed is added. Raises
-    UsageError for a field that is unknown, or that the video does not have.
+    Raises UsageError for a field that is unknown, or that the video does not have.
     """
     output = Path(DEFAULT) if output is None else output
     found = fields_of(output.name)
@@ -51,10 +73,7 @@ def name_video(output: Path | None, named: Named, several: bool = False) -> Path
                 f"{{{name}}} in {output.name} cannot be filled, because the video has no {name}; "
                 "leave it out"
             )
-    path = output.with_name(fill(output.name, values))
-    if not several or DISTINCT & set(found):
-        return path
-    return path.with_stem(f"{path.stem}-{number if named.seed is None else named.seed}")
+    return output.with_name(fill(output.name, values))
 
 
 def fields_of(template: str, known: Mapping[str, Any] = FIELDS) -> list[str]:

@@ -31,10 +31,12 @@ PURPOSES = {
 class Inputs:
     """Entries by role, and the run that `step` continues.
 
-    The text, image and video of that run are used unless others are given.
+    The text, image and video of that run are used unless others are given. `more_texts` are those
+    of further videos.
     """
 
     text: Entry | None = None
+    more_texts: tuple[Entry, ...] = ()
     image: Entry | None = None
     video: Entry | None = None
     step: Entry | None = None
@@ -44,17 +46,18 @@ class Inputs:
     @property
     def entries(self) -> list[Entry]:
         """All entries, the latest stage first."""
-        found = (self.frames, self.step, self.video, self.image, self.text)
+        found = (self.frames, self.step, self.video, self.image, self.text, *self.more_texts)
         return [entry for entry in found if entry is not None]
 
 
 def resolve_inputs(references: Sequence[str], accepted: Sequence[str], store: Store) -> Inputs:
-    """Resolve --from for a stage that accepts these roles, each at most once.
+    """Resolve --from for a stage that accepts these roles, each at most once but for texts.
 
     A run stands for its last step. If a step is given too, the run is the one to continue.
     Raises UsageError or StoreError.
     """
     found: dict[str, Entry] = {}
+    texts: dict[str, Entry] = {}
     run: Run | None = None
     for reference in references:
         if "step" in accepted and (meant := store.find_run(reference)):
@@ -69,6 +72,9 @@ def resolve_inputs(references: Sequence[str], accepted: Sequence[str], store: St
             raise UsageError(
                 f"--from takes entries of {wanted} here, got one of {entry.stage} ({reference})"
             )
+        if role == "text":
+            texts.setdefault(entry.key, entry)
+            continue
         if role in found:
             raise UsageError(
                 f"--from takes one entry of {entry.stage}, got {found[role].key[:8]} and "
@@ -77,7 +83,8 @@ def resolve_inputs(references: Sequence[str], accepted: Sequence[str], store: St
         found[role] = entry
     if run is not None and "step" not in found and "frames" not in found:
         found["step"] = store.resolve(str(store.runs.last(run)))
-    inputs = Inputs(**found, run=run)
+    text, *more = texts.values() or (None,)
+    inputs = Inputs(**found, text=text, more_texts=tuple(filter(None, more)), run=run)
     return inputs if inputs.step is None else with_run(inputs, store)
 
 
@@ -132,20 +139,18 @@ def with_entries_of_run(inputs: Inputs, store: Store) -> Inputs:
 
 
 def check_inputs(inputs: Inputs, model: Model) -> Entry:
-    """Return the text entry.
+    """Return the first text entry.
 
     Raises UsageError if an entry is missing, not needed, or from other networks.
     """
     text, config = inputs.text, model.config
+    for one in inputs.more_texts:
+        check_text(one, model)
     if text is None:
         raise UsageError(
             "no text entry is given; make one with `wanpipe encode-text` and name it with --from"
         )
-    if text.material.t5 != model.hash("t5_encoder"):
-        raise UsageError(
-            f"text entry {text.key[:8]} was made by another T5 than that of {model.directory}; "
-            "encode the prompt with this model"
-        )
+    check_text(text, model)
     if inputs.image is not None and inputs.video is not None:
         raise UsageError(
             f"a video is made from an image or from a video, got image entry "
@@ -165,6 +170,15 @@ def check_inputs(inputs: Inputs, model: Model) -> Entry:
         made = given.material
         check_images(config, made.pixels is not None, made.last_pixels is not UNSET)
     return text
+
+
+def check_text(text: Entry, model: Model) -> None:
+    """Raise UsageError for a text that was encoded by another network than the model's."""
+    if text.material.t5 != model.hash("t5_encoder"):
+        raise UsageError(
+            f"text entry {text.key[:8]} was made by another T5 than that of {model.directory}; "
+            "encode the prompt with this model"
+        )
 
 
 def check_networks(entry: Entry, model: Model) -> None:
