@@ -141,9 +141,9 @@ def test_an_entry_of_the_wrong_stage_is_refused(
 
 
 def test_two_entries_of_one_stage_are_refused(studio: Place) -> None:
-    other = studio.text("another")
-    words = ("denoise", "--from", studio.text(), "--from", other, *SMALL)
-    studio.refuse(*words, code=2, says="--from takes one entry of encode-text")
+    one, other, *_ = (studio.cache / "denoise").iterdir()
+    words = ("denoise", "--from", one, "--from", other)
+    studio.refuse(*words, code=2, says="--from takes one entry of denoise")
 
 
 def test_a_step_cannot_be_continued_with_another_seed_size_or_schedule(studio: Place) -> None:

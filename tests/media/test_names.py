@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from wanpipe.errors import UsageError
-from wanpipe.media.names import MAX_NAME_BYTES, Named, check_distinct, name_video, words_of
+from wanpipe.media.names import (
+    MAX_NAME_BYTES,
+    Named,
+    check_distinct,
+    name_video,
+    name_videos,
+    words_of,
+)
 
 KEY = "0123456789abcdef0123456789abcdef"
 CAT = Named(key=KEY, number=3, prompt="A cat, plays: the/piano & sings loudly", seed=7)
@@ -30,20 +37,44 @@ def test_fields_are_filled_and_other_braces_stay(output: str | None, name: str) 
     assert name_video(None if output is None else Path(output), CAT) == Path(name)
 
 
+def films(prompts: str, seeds: tuple[int | None, ...]) -> list[Named]:
+    """Videos of prompts of one letter, and seeds."""
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    return [
+        Named(key=f"{number}" * 32, number=number, prompt=prompt, seed=seed)
+        for number, (prompt, seed) in enumerate(pairs, 1)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("output", "name"),
+    ("output", "prompts", "seeds", "names"),
     [
-        (None, "a-cat-plays-the-piano-sings-01234567.mp4"),
-        ("film.mp4", "film-7.mp4"),
-        ("{prompt}.mp4", "a-cat-plays-the-piano-sings-7.mp4"),
-        ("{n}.mp4", "3.mp4"),
-        ("x{key}.mp4", "x01234567.mp4"),
+        (None, "a", (7, 9), "a-11111111 a-22222222"),
+        ("film", "a", (7,), "film"),
+        ("film", "a", (7, 9), "film-7 film-9"),
+        ("film", "a", (None, None), "film-1 film-2"),
+        ("film", "ab", (7,), "film-1 film-2"),
+        ("film", "ab", (7, 9), "film-1 film-2 film-3 film-4"),
+        ("{prompt}", "a", (7, 9), "a-7 a-9"),
+        ("{prompt}", "ab", (7,), "a b"),
+        ("{prompt}", "ab", (7, 9), "a-7 a-9 b-7 b-9"),
+        ("{prompt}", "aa", (7,), "a-1 a-2"),  # the first words of two prompts
+        ("{prompt}", "ab", (None,), "a b"),
+        ("{prompt}-{seed}", "ab", (7,), "a-7 b-7"),
+        ("{n}", "ab", (7,), "1 2"),
     ],
 )
-def test_several_videos_get_their_seed_unless_a_field_tells_them_apart(
-    output: str | None, name: str
+def test_videos_get_their_seed_or_number_unless_their_names_differ(
+    output: str | None, prompts: str, seeds: tuple[int | None, ...], names: str
 ) -> None:
-    assert name_video(None if output is None else Path(output), CAT, several=True) == Path(name)
+    paths = name_videos(Path(f"{output}.gif") if output else None, films(prompts, seeds))
+    assert [path.stem for path in paths] == names.split()
+
+
+@pytest.mark.parametrize("output", ["{seed}.mp4", "cat-{seed}.mp4"])
+def test_a_name_that_tells_only_seeds_apart_is_refused_for_two_prompts(output: str) -> None:
+    with pytest.raises(UsageError, match=r"2 videos would be named .*7\.mp4; add"):
+        name_videos(Path(output), films("ab", (7,)))
 
 
 @pytest.mark.parametrize(
