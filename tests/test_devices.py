@@ -13,6 +13,7 @@ from tests.conftest import DATA
 from tests.groups import alone, close, last_step, launched, run_of, same, together
 from tests.workshop import SMALL, Models, Place, inside
 from wanpipe.backend.device import is_gpu
+from wanpipe.store import Store
 
 pytestmark = pytest.mark.skipif(is_gpu(), reason="several processes on one GPU are no test of it")
 # OpenBLAS rounds otherwise where a device has other rows of a product; guidance makes that larger
@@ -102,6 +103,21 @@ def test_devices_stream_the_blocks_of_a_quantized_model(
     assert line.startswith("model: its blocks are read from disk at every step"), line
     whole = alone(Place(another.root, small.model), "--guide-scale", 2)
     assert close(small.chain(result.paths[-1]), whole)
+
+
+def test_devices_take_the_prompts_of_one_command(models: Models, tmp_path: Path) -> None:
+    one, two = furnished("wan22-t2v-a14b", models, tmp_path)
+    more = ("--prompt", "a dog sings a longer song", "--seed", "1-2")  # beside the small film's
+    result = wanpipe(*run_of(two, "--devices", 2, *more), cwd=two.root)
+    assert result.code == 0, result.stderr
+    assert result.loaded() == ["high_noise_model", "low_noise_model", "vae"]
+    alone(one, *more)
+    runs = Store(one.cache).runs.all()
+    assert len(runs) == 4
+    chains = (
+        [place.chain(place.cache / "denoise" / run.last) for run in runs] for place in (one, two)
+    )
+    assert all(same(theirs, ours) for theirs, ours in zip(*chains, strict=True))
 
 
 def test_a_run_goes_on_with_another_number_of_devices(place: Place, another: Place) -> None:

@@ -1,17 +1,19 @@
-"""Several prompts in one command: each network is loaded once, and each video is that of a command of
-its own.
+"""Several prompts in one command: each network is loaded once, and each video is that of its prompt
+alone.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stages import convert
 from tests.conftest import DATA
 from tests.groups import same
-from tests.workshop import PROMPT, SMALL, Models, Place
-from wanpipe.backend.device import is_gpu
+from tests.workshop import PROMPT, SMALL, Models, Place, inside
+from wanpipe.demo import CHECKPOINTS
 from wanpipe.denoising.sampler import Sampler
 from wanpipe.errors import WanpipeError
 from wanpipe.pipeline.encoders import text
@@ -40,9 +42,7 @@ def films(place: Place, *words: object) -> Any:
 def last_steps(place: Place) -> dict[tuple[str | None, int | None], list[Entry]]:
     """The steps of each run in a cache, by its prompt and seed."""
     runs = Store(place.cache).runs.all()
-    return {
-        (run.prompt, run.seed): place.chain(place.cache / "denoise" / run.last) for run in runs
-    }
+    return {(run.prompt, run.seed): place.chain(place.cache / "denoise" / run.last) for run in runs}
 
 
 def test_each_network_is_loaded_once_for_two_prompts_and_two_seeds(
@@ -98,8 +98,6 @@ def test_an_interrupted_command_resumes_at_the_last_step_of_each_prompt(
     words = ("run", "--model", cut.model, *BOTH, *SMALL, *TWO, "--output", "film.gif")
     with monkeypatch.context() as patched:
         patched.setattr(Sampler, "advance", failing)
-        from tests.workshop import inside
-
         assert inside(*words, cwd=cut.root).code == 1
     again = cut.do(*words)
     assert again.paths == ["film-1.gif", "film-2.gif"]
@@ -162,7 +160,7 @@ def test_like_makes_a_video_of_each_prompt_with_the_recorded_settings(studio: Pl
     assert studio.run(settings[DOG].path).seed == 3
 
 
-def test_texts_of_denoise_start_a_run_each(place: Place, tmp_path: Path) -> None:
+def test_texts_of_denoise_start_a_run_each(place: Place) -> None:
     texts = [place.text(prompt) for prompt in (PROMPT, DOG)]
     words = ("--from", texts[0], "--from", texts[1], "--from", texts[0], *SMALL, "--seed", "5,6")
     made = place.do("denoise", "--model", place.model, *words, "--stop-at", 2, "--name", "draft")
@@ -198,7 +196,7 @@ def test_one_image_is_for_all_prompts(models: Models, tmp_path: Path) -> None:
         assert not films(place, "--prompt", prompt, *image).computed()
 
 
-def test_the_first_prompt_that_is_empty_is_refused(studio: Place) -> None:
+def test_prompts_that_say_nothing_and_names_for_one_prompt_are_refused(studio: Place) -> None:
     words = ("run", "--model", studio.model, "--prompt", PROMPT, "--prompt", "", *SMALL)
     studio.refuse(*words, code=2, says="no prompt is given; use --prompt or --prompt-file")
     studio.refuse("run", "--model", studio.model, code=2, says="no prompt is given")
@@ -207,3 +205,26 @@ def test_the_first_prompt_that_is_empty_is_refused(studio: Place) -> None:
     studio.refuse(*words, code=2, says="empty.txt has no prompt; write one a line")
     words = ("run", "--model", studio.model, *BOTH, *SMALL, "--output", "{seed}.gif")
     studio.refuse(*words, code=2, says="2 videos would be named 0.gif; add")
+
+
+@pytest.mark.parametrize("way", ["streamed", "step cache"])
+def test_each_prompt_has_its_own_text_and_state(way: str, tmp_path: Path) -> None:
+    params = convert.Params(checkpoint_dir=CHECKPOINTS / "t2v", output_dir=tmp_path / "model")
+    model = convert.run(params, Store(tmp_path / "cache"))
+    together, alone = (Place(tmp_path / name, model) for name in ("together", "alone"))
+    together.root.mkdir()
+    alone.root.mkdir()
+    texts = [together.text(f"a red circle {words}") for words in ("moves right", "grows")]
+    words: tuple[object, ...] = (*SMALL, "--steps", 12, "--step-cache", 0.5)
+    if way == "streamed":
+        words = (*SMALL, "--guide-scale", 1)
+        plan = together.do("denoise", "--from", texts[0], *words, "--dry-run")
+        [told] = [event for event in plan.events if event["event"] == "forecast"]
+        words = (*words, "--memory", told["peak_bytes"] - 1)
+    made = together.do("denoise", "--from", texts[0], "--from", texts[1], *words)
+    lines = [event["text"] for event in made.events if event["event"] in ("memory", "remark")]
+    assert ("are read from disk" if way == "streamed" else "of 24 steps") in lines[-1]
+    shutil.copytree(together.cache / "encode-text", alone.cache / "encode-text")
+    for text_entry, path in zip(texts, made.paths, strict=True):
+        other = alone.made("denoise", "--model", model, "--from", text_entry.name, *words)
+        assert same(together.chain(path), alone.chain(other))

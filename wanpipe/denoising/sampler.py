@@ -41,8 +41,10 @@ class Sampler:
     store: Store
     devices: int | None = None
     ran: list[bool] = field(default_factory=list)  # for each step with a step cache
-    networks: "Denoiser | None" = None
-    request: Request | None = None  # that the networks are conditioned on
+    networks: "Denoiser | None" = field(init=False, default=None)
+    request: Request | None = field(
+        init=False, default=None
+    )  # that the networks are conditioned on
 
     def denoiser(self, request: Request) -> "Denoiser":
         """Return the networks, which are loaded when a step needs them, conditioned on a request.
