@@ -114,7 +114,7 @@ def forecast(fields: dict[str, Any]) -> str:
         place = f"{fields['devices']} of these devices"
         line += f" on each of {fields['devices']} devices ({fields['way']})"
     if "ahead_bytes" in fields:
-        line += f" and {format_si(fields['ahead_bytes'], 'B')} to read the next network meanwhile"
+        line += f", plus {format_si(fields['ahead_bytes'], 'B')} for the next network"
     if fields["seconds"] is None:
         return f"{line}; no time estimate until this stage has run on {place}"
     time = format_duration(max(1, fields["seconds"]))
