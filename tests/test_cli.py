@@ -171,8 +171,8 @@ def test_a_dry_run_prints_one_sentence_per_stage(studio: Place) -> None:
         lines[1],
     )
     assert re.fullmatch(
-        r"denoise with model: 4 steps, at most [\d.]+ MB of memory, plus \d+ kB for the next network, "
-        r"about 0:\d\d \(estimated from recent runs\)",
+        r"denoise with model: 4 steps, at most [\d.]+ MB of memory, "
+        r"plus \d+ kB for the next network, about 0:\d\d \(estimated from recent runs\)",
         lines[2],
     )
 
