@@ -11,7 +11,10 @@ from tests.bench.programs import small
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=() if name == "i2v-a14b" else pytest.mark.long) for name in MODELS],
+)
 def test_every_model_runs_at_tiny_sizes(model: str, tmp_path: Path) -> None:
     command = f"bench.run --model {model} --steps 4 --guide-scale 1 --rounds 1 --json"
     done = small(f"{command} --trace trace.json --picture time.svg", tmp_path)
@@ -32,6 +35,7 @@ def test_every_model_runs_at_tiny_sizes(model: str, tmp_path: Path) -> None:
     assert all(f">load {name}<" in picture for name in loaded)
 
 
+@pytest.mark.long
 def test_the_stages_of_an_image_to_video_model_run_one_by_one(tmp_path: Path) -> None:
     done = small("bench.run --model i2v-a14b --output none --rounds 1 --json", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -93,6 +93,19 @@ def test_the_first_network_is_read_at_once_and_nothing_out_of_schedule() -> None
     assert networks.take(Path("bb")) is None
 
 
+def test_nothing_is_read_beside_a_network_that_was_kept_before(keeping: None) -> None:
+    networks.kept("a", Network)
+    began = Event()
+
+    def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
+        began.set()
+        return {}
+
+    with networks.scheduled([upcoming("a", read=read)]):
+        assert not began.wait(0.1)
+        assert networks.take(Path("a")) is None
+
+
 def test_what_is_read_ahead_is_given_up_if_a_later_network_is_loaded() -> None:
     began, stopped = Event(), Event()
 

@@ -42,9 +42,8 @@ class Sampler:
     devices: int | None = None
     ran: list[bool] = field(default_factory=list)  # for each step with a step cache
     networks: "Denoiser | None" = field(init=False, default=None)
-    request: Request | None = field(
-        init=False, default=None
-    )  # that the networks are conditioned on
+    # that the networks are conditioned on
+    request: Request | None = field(init=False, default=None)
 
     def denoiser(self, request: Request) -> "Denoiser":
         """Return the networks, which are loaded when a step needs them, conditioned on a request.

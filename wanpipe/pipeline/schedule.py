@@ -5,6 +5,7 @@ A network is read ahead if it has room beside the whole memory plan of the one b
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from threading import Thread
@@ -39,7 +40,8 @@ def prepare() -> None:
 
     from wanpipe.backend.warm_up import warm_up
 
-    warm_up()
+    with suppress(RuntimeError):  # the main thread meets what is wrong with the device
+        warm_up()
 
 
 def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:

@@ -65,7 +65,8 @@ def scheduled(upcoming: Sequence[Upcoming]) -> Iterator[None]:
     before, _Place.on = _Place.on, True
     _Ahead.queue = deque(upcoming)
     try:
-        _begin()
+        if _Place.network is None:  # else it may be the first of these, and has its memory
+            _begin()
         yield
     finally:
         _drop()
