@@ -132,7 +132,7 @@ def main() -> None:
         walls: dict[int, list[float]] = {}
         found: list[dict[str, Any]] = []
         for number in range(args.rounds):
-            for workers in (1, args.devices):
+            for workers in sorted({1, args.devices}):
                 place = folder / f"{number}-{workers}"
                 place.mkdir()
                 path = write_sweep(
