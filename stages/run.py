@@ -97,10 +97,7 @@ def distinct(texts: Sequence[Entry], store: Store) -> list[Entry]:
     for text in texts:
         found.setdefault(text.key, text)
     if same := len(texts) - len(found):
-        store.report.remark(
-            f"{same} of {len(texts)} prompts are the same as others to the text encoder; each "
-            "video is made once"
-        )
+        store.report.remark(f"{same} of {len(texts)} prompts left out: others have the same tokens")
     return list(found.values())
 
 

@@ -120,7 +120,7 @@ def test_the_same_prompt_again_is_one_video(studio: Place) -> None:
     made = films(studio, *words, "--output", "same.gif")
     assert made.paths == ["same.gif"]
     [remark] = [event["text"] for event in made.events if event["event"] == "remark"]
-    assert remark.startswith("2 of 3 prompts are the same as others to the text encoder")
+    assert remark == "2 of 3 prompts left out: others have the same tokens"
     assert not made.computed()
 
 
