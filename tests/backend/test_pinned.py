@@ -44,6 +44,18 @@ def span(start: int, *shape: int) -> Span:
     return Span(offset=4 * start, shape=shape, dtype=mx.float32)
 
 
+@pytest.mark.parametrize(("cuda", "locked"), [(True, [0, 1, 2]), (False, [])])
+def test_buffers_are_locked_where_they_are_used(
+    cuda: bool, locked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(pinned, "buffer", seen.append)
+    monkeypatch.setattr(pinned, "is_cuda", lambda: cuda)
+    monkeypatch.setattr(pinned.cuda_driver, "driver", lambda: object())
+    pinned.lock_buffers()
+    assert seen == locked
+
+
 @pytest.mark.parametrize(
     "spans",
     [

@@ -35,13 +35,15 @@ def make(plans: Sequence[Plan[Any]], store: Store) -> None:
 
 @cache
 def prepare() -> None:
-    """Import and load what computing will need, while the first weights are read."""
-    import zarr  # noqa: F401
-
+    """Load and import what computing will need, while the first weights are read."""
+    from wanpipe.backend import pinned
     from wanpipe.backend.warm_up import warm_up
+    from wanpipe.weights import reader
 
+    reader.begin(lambda ended: pinned.lock_buffers())
     with suppress(RuntimeError):  # the main thread meets what is wrong with the device
         warm_up()
+    import zarr  # noqa: F401
 
 
 def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:
@@ -51,7 +53,7 @@ def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:
             path=work.model.file(work.component),
             bytes=loaded_bytes(work),
             fits=has_room(before, work),
-            read=reader(work, store),
+            read=reading(work, store),
         )
         for before, work in pairwise([None, *works])
         if work is not None and in_file(work) and not stays(before, work)
@@ -100,7 +102,7 @@ def loaded_bytes(work: Work) -> int:
     return file.bytes * max(1, wider)
 
 
-def reader(work: Work, store: Store) -> "Callable[[Ended], dict[str, mx.array]]":
+def reading(work: Work, store: Store) -> "Callable[[Ended], dict[str, mx.array]]":
     """Return what checks the file of a network and reads it."""
 
     def read(ended: Ended) -> "dict[str, mx.array]":
