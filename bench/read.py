@@ -55,7 +55,8 @@ def load(config: DiTConfig, path: Path, dtype: mx.Dtype) -> DiT:
 def through_mlx(config: DiTConfig, path: Path, dtype: mx.Dtype) -> DiT:
     """Load a network through MLX's reader."""
     weights = Weights(path, dtype)
-    arrays = dict(weights.through_mlx(list(weights.stored)))
+    read = weights.through_mlx(list(weights.stored))
+    arrays = {name: weights.cast(name, array) for name, array in read}
     network = weights.fill(DiT(config), arrays=arrays)
     # touches all numbers, so that they are on the device
     mx.eval([array.sum() for _, array in tree_flatten(network.parameters())])
@@ -67,7 +68,7 @@ def same(config: DiTConfig, path: Path, dtype: mx.Dtype) -> bool:
     arrays = dict(tree_flatten(load(config, path, dtype).parameters()))
     weights = Weights(path, dtype)
     read = weights.through_mlx(list(weights.stored))
-    return all(mx.array_equal(array, arrays[name]) for name, array in read)
+    return all(mx.array_equal(weights.cast(name, array), arrays[name]) for name, array in read)
 
 
 def seconds(call: Callable[[], object]) -> float:
