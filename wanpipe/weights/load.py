@@ -27,7 +27,7 @@ MLX_DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16, PACKED_
 # what was read stays in the host's memory until it is handed over.
 TENSORS_PER_EVAL = 32
 Network = TypeVar("Network", bound=nn.Module)
-Arrays = Mapping[str, mx.array]
+Arrays = dict[str, mx.array]
 
 
 def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -78,22 +78,26 @@ class Weights:
     def fill(self, network: Network, prefix: str = "", arrays: Arrays | None = None) -> Network:
         """Move what is under `prefix` into a network that has layers for it, and return it.
 
-        `arrays` has the tensors by name if they are read already. Raises CheckpointError for a
-        tensor that the file lacks.
+        `arrays` has the tensors by name if they are read already; it is emptied. Raises
+        CheckpointError for a tensor that the file lacks.
         """
         names = {prefix + name: name for name in parameter_shapes(network)}
         for name in names:
             if name not in self.stored:
                 raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
-        read = self.begin(names).result() if arrays is None else arrays
-        network.load_weights([(name, read[stored]) for stored, name in names.items()])
+        if arrays is None:
+            arrays = reader.begin(partial(self.read, list(names))).result()
+        taken = [(name, self.cast(stored, arrays.pop(stored))) for stored, name in names.items()]
+        network.load_weights(taken)
         return network
 
     def begin(self, names: Iterable[str]) -> Reading[dict[str, mx.array]]:
-        """Begin to read tensors, while this thread computes."""
-        return reader.begin(partial(self.read, list(names)))
+        """Begin to read tensors as they are stored, which may take less memory, while this thread
+        computes.
+        """
+        return reader.begin(partial(self.read, list(names), cast=False))
 
-    def read(self, names: Sequence[str], ended: Ended) -> dict[str, mx.array]:
+    def read(self, names: Sequence[str], ended: Ended, *, cast: bool = True) -> dict[str, mx.array]:
         """Read tensors in this thread, by name; some of them once it has `ended`."""
         found = {}
         spans = [self.spans.get(name) for name in names]
@@ -102,7 +106,7 @@ class Weights:
             for name, array in arrays:
                 if ended():
                     break
-                found[name] = self.cast(name, array)
+                found[name] = self.cast(name, array) if cast else array
         return found
 
     def at_once(self, names: Iterable[str]) -> Generator[tuple[str, mx.array], None, None]:

@@ -9,7 +9,7 @@ true.
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Upcoming:
     path: Path
     bytes: int
     fits: bool
-    read: "Callable[[Ended], Mapping[str, mx.array]]"
+    read: "Callable[[Ended], dict[str, mx.array]]"
 
 
 class _Place:
@@ -51,7 +51,7 @@ class _Ahead:
 
     queue: ClassVar[deque[Upcoming]] = deque()
     network: Upcoming | None = None
-    reading: "Reading[Mapping[str, mx.array]] | None" = None
+    reading: "Reading[dict[str, mx.array]] | None" = None
 
 
 def keep() -> None:
@@ -101,7 +101,7 @@ def kept(name: Any, load: Callable[[], Network]) -> Network:
     return found
 
 
-def take(path: Path) -> "Mapping[str, mx.array] | None":
+def take(path: Path) -> "dict[str, mx.array] | None":
     """Return the numbers of a file that is read ahead, when all are there; None if it is not.
 
     Raises what reading it raised, or Interrupted. Another file that is read ahead is given up if

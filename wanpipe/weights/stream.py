@@ -42,7 +42,6 @@ class StreamedBlocks(Generic[Network]):
                 reading.append(begin(weights, after))
             block = with_quantized(self.makers[name](), weights.stored, f"{name}.")
             weights.fill(block, f"{name}.", arrays)
-            del arrays  # what a LoRA is added to is freed
             merge(block, self.loras, f"{name}.")
             yield block
 
