@@ -22,7 +22,7 @@ from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.inputs import check_images, check_takes_image
 from wanpipe.pipeline.lineage import reference
 from wanpipe.pipeline.pictures import Canvas, Picture, Pictures, Reader
-from wanpipe.pipeline.plan import Plan, Work, plan_entries
+from wanpipe.pipeline.plan import Plan, encoder_work, plan_entries
 from wanpipe.store import Draft, Entry, Recipe, Store, material
 from wanpipe.store.keys import hash_array
 from wanpipe.weights.model import Model, find_model
@@ -79,16 +79,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
     recipe = Recipe(material=named, made=made)
     memory_plan, work = needed(model, canvas, len(pictures.given)), []
     if store.must_compute(recipe):
-        budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)
-        work.append(
-            Work(
-                component="vae_encoder",
-                stage="encode-image",
-                plan=memory_plan,
-                model=model,
-                memory=params.memory,
-            )
-        )
+        work = [encoder_work(model, "encode-image", memory_plan, params.memory, store.report)]
 
     def make() -> Entry:
         entry = store.get_or_create(recipe, filler(model, pictures, recipe, memory_plan, store))

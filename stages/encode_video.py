@@ -17,7 +17,7 @@ from wanpipe.models import geometry
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
-from wanpipe.pipeline.plan import Plan, Work, plan_entries
+from wanpipe.pipeline.plan import Plan, encoder_work, plan_entries
 from wanpipe.pipeline.video_inputs import Clip, FirstFrames, choose_mode
 from wanpipe.pipeline.video_inputs import Params as Params
 from wanpipe.store import Draft, Entry, Recipe, Store, material
@@ -50,16 +50,7 @@ def plan(model: Model, params: Params, store: Store) -> Plan[Entry]:
     recipe = Recipe(material=named, references=references, made=notes(model, params))
     memory_plan, work = needed(model, pixels), []
     if store.must_compute(recipe):
-        budget.choose_plan("vae_encoder", [memory_plan], params.memory, store.report)
-        work.append(
-            Work(
-                component="vae_encoder",
-                stage="encode-video",
-                plan=memory_plan,
-                model=model,
-                memory=params.memory,
-            )
-        )
+        work = [encoder_work(model, "encode-video", memory_plan, params.memory, store.report)]
 
     def make() -> Entry:
         entry = store.get_or_create(recipe, filler(model, pixels, recipe, memory_plan, store))

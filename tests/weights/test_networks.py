@@ -3,6 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -62,7 +63,16 @@ def test_the_network_is_free_before_another_one_is_loaded(keeping: None) -> None
 def upcoming(path: str, fits: bool = True, **more: Any) -> Upcoming:
     """A network whose only number is the length of its path."""
     read = more.pop("read", lambda ended: {"weight": mx.array(len(path))})
-    return Upcoming(path=Path(path), bytes=1000, fits=fits, read=read)
+    return Upcoming(path=Path(path), bytes=1000 if fits else 0, read=read)
+
+
+def wait_for_end(began: Event, stopped: Event, ended: Callable[[], bool]) -> dict[str, mx.array]:
+    """Read until nobody wants it any more."""
+    began.set()
+    while not ended():
+        time.sleep(0.01)
+    stopped.set()
+    return {}
 
 
 def test_the_next_network_is_read_once_the_one_before_is_loaded() -> None:
@@ -108,14 +118,7 @@ def test_nothing_is_read_beside_a_network_that_was_kept_before(keeping: None) ->
 
 def test_what_is_read_ahead_is_given_up_if_a_later_network_is_loaded() -> None:
     began, stopped = Event(), Event()
-
-    def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
-        began.set()
-        while not ended():
-            time.sleep(0.01)
-        stopped.set()
-        return {}
-
+    read = partial(wait_for_end, began, stopped)
     default = mx.get_memory_limit()
     with networks.scheduled([upcoming("high", read=read), upcoming("vae")]):
         assert began.wait(10)
@@ -127,14 +130,7 @@ def test_what_is_read_ahead_is_given_up_if_a_later_network_is_loaded() -> None:
 
 def test_the_end_of_a_schedule_ends_the_reading() -> None:
     began, stopped = Event(), Event()
-
-    def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
-        began.set()
-        while not ended():
-            time.sleep(0.01)
-        stopped.set()
-        return {}
-
+    read = partial(wait_for_end, began, stopped)
     with (
         pytest.raises(ZeroDivisionError),
         networks.scheduled([upcoming("high", read=read)]),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import xxhash
 
+from wanpipe.runtime.disk import atomic_write
+
 DIGEST_BYTES = 16
 MAX_BYTES = 1 << 24  # a kernel has 10 kB
 
@@ -36,11 +38,9 @@ def compiled(name: str, compile: Callable[[], bytes]) -> bytes:
             if whole[:DIGEST_BYTES] == digest(name, whole[DIGEST_BYTES:]):
                 return whole[DIGEST_BYTES:]
     kernel = compile()
-    draft = path.with_name(f"{name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft.write_bytes(digest(name, kernel) + kernel)
-        draft.replace(path)
+        atomic_write(path, digest(name, kernel) + kernel)
     return kernel
 
 

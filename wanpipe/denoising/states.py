@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanpipe.denoising.chain import PlannedStep
 from wanpipe.denoising.trajectory import Trajectory
+from wanpipe.runtime.worker import wait_for
 from wanpipe.store import Entry, Publisher, Store
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class States:
         self.prepared = None
         found = None
         if prepared is not None and prepared[0] == step.recipe.key:
-            found = prepared[1].result()
+            found = wait_for(prepared[1])
         if found is None:
             found = self.read(step, trajectory)
         if found is None:

@@ -55,7 +55,7 @@ class DryRun:
 
     def report(self, plans: Sequence[Plan[Any]]) -> None:
         """Report plans that are made one after the other."""
-        ahead = bytes_ahead([work for plan in plans for work in plan.work])
+        ahead = iter(bytes_ahead([work for plan in plans for work in plan.work]))
         for plan in plans:
             for entry in plan.reused:
                 report_reused(entry, self.store)

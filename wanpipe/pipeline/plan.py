@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from wanpipe.pipeline.budget import MemoryPlan
+from wanpipe.pipeline.budget import MemoryPlan, choose_plan
 from wanpipe.runtime.documents import convert
+from wanpipe.runtime.report import Report
 from wanpipe.store import Entry, Recipe, Settings, Store
 from wanpipe.store.entry import UNPUBLISHED
 from wanpipe.store.recipe import build_record
@@ -43,6 +44,16 @@ class Work:
     model: Model
     memory: int | None = None
     whole: bool = True
+
+
+def encoder_work(
+    model: Model, stage: str, plan: MemoryPlan, memory: int | None, report: Report
+) -> Work:
+    """Return the work of the VAE's encoder on an image or a video. Raises UsageError if --memory is
+    less than it needs.
+    """
+    choose_plan("vae_encoder", [plan], memory, report)
+    return Work(component="vae_encoder", stage=stage, plan=plan, model=model, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 A network is read ahead if it has room beside the whole memory plan of the one before it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import cache
@@ -51,8 +51,7 @@ def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:
     return [
         Upcoming(
             path=work.model.file(work.component),
-            bytes=loaded_bytes(work),
-            fits=has_room(before, work),
+            bytes=ahead(before, work),
             read=reading(work, store),
         )
         for before, work in pairwise([None, *works])
@@ -60,12 +59,23 @@ def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:
     ]
 
 
-def bytes_ahead(works: Sequence[Work]) -> Iterator[int]:
-    """Yield for each of these works the bytes of the network that is read meanwhile, or 0."""
-    for work, after in pairwise([*works, None]):
-        assert work is not None
-        read = after is not None and not stays(work, after) and has_room(work, after)
-        yield loaded_bytes(after) if after is not None and read else 0
+def bytes_ahead(works: Sequence[Work]) -> list[int]:
+    """Return for each of these works the bytes of the network that is read meanwhile, or 0."""
+    return [ahead(work, after) for work, after in pairwise([*works, None])]
+
+
+def ahead(before: Work | None, work: Work | None) -> int:
+    """Return the bytes of a network that is read during the work before it, or 0 if it is not."""
+    if work is None or not work.whole or stays(before, work):
+        return 0
+    size = loaded_bytes(work)
+    if before is None:
+        return size
+    from wanpipe.backend.device import recommended_memory
+
+    limits = [one for one in (before.memory, work.memory) if one is not None]
+    allowed = min(limits, default=recommended_memory())
+    return size if before.plan.peak + size <= allowed else 0
 
 
 def stays(before: Work | None, work: Work) -> bool:
@@ -78,19 +88,6 @@ def stays(before: Work | None, work: Work) -> bool:
 def in_file(work: Work) -> bool:
     """Return whether a network is one of the model; a tiny VAE is not."""
     return work.component in work.model.config.components
-
-
-def has_room(before: Work | None, work: Work) -> bool:
-    """Return whether a whole network has room beside the work before it."""
-    if not work.whole:
-        return False
-    if before is None:
-        return True
-    from wanpipe.backend.device import recommended_memory
-
-    limits = [one for one in (before.memory, work.memory) if one is not None]
-    allowed = min(limits, default=recommended_memory())
-    return before.plan.peak + loaded_bytes(work) <= allowed
 
 
 def loaded_bytes(work: Work) -> int:

@@ -30,6 +30,14 @@ def quick_switches() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+def wait_for(future: Future[Result]) -> Result:
+    """Wait for a job, and return its result. Raises what the job raised, or Interrupted."""
+    while not wait([future], POLL_SECONDS).done:
+        interrupt.check()
+    interrupt.check()  # first: the signal may be why a job failed
+    return future.result()
+
+
 class Worker(Generic[Result]):
     """A thread and its queue of jobs; leaving the context waits for them."""
 
@@ -52,10 +60,7 @@ class Worker(Generic[Result]):
         order. Raises what a job raised, or Interrupted.
         """
         while self.jobs and (len(self.jobs) > keep or self.jobs[0].done()):
-            while not wait([self.jobs[0]], POLL_SECONDS).done:
-                interrupt.check()
-            interrupt.check()  # first: the signal may be why a job failed
-            result = self.jobs[0].result()  # an interrupted wait leaves it in its place
+            result = wait_for(self.jobs[0])  # an interrupted wait leaves it in its place
             self.jobs.popleft()
             yield result
 

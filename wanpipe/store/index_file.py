@@ -20,6 +20,7 @@ from msgspec.json import encode
 from wanpipe.runtime import interrupt
 from wanpipe.runtime.documents import DocumentError, decode
 from wanpipe.runtime.text import storable
+from wanpipe.runtime.worker import POLL_SECONDS
 from wanpipe.store.keys import hash_file
 from wanpipe.store.materials import Tokens
 
@@ -41,7 +42,6 @@ BUSY_OR_REFUSED = {
     sqlite3.SQLITE_PERM,
 }
 TIMEOUT_SECONDS = 5.0  # of a wait for another process that writes
-POLL_SECONDS = 0.1  # between two checks for a signal, while another thread hashes
 # git calls such a file racily clean: it could change again without a new modification time
 RACY_SECONDS = 2.0
 

@@ -20,6 +20,7 @@ SCHEMA = 1  # raised when the format of all entries or materials changes
 KEY = re.compile("[0-9a-f]{32}")
 READ_BYTES = 1 << 22  # at a time; more does not fit the cache of a core
 PREFIX = re.compile("[0-9a-f]{4,32}")  # anything shorter is a name
+Progress = Callable[[int, int], None]  # takes the bytes done and in all
 
 
 def canonical(material: Any) -> bytes:
@@ -53,7 +54,7 @@ def hash_array(array: "np.ndarray") -> str:
     return xxhash.xxh3_128_hexdigest(little.reshape(-1).view(np.uint8).data)
 
 
-def hash_file(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+def hash_file(path: Path, progress: Progress | None = None) -> str:
     """Hash a file's bytes in pieces; `progress` receives the bytes done and in all."""
     state, done, total = xxhash.xxh3_128(), 0, path.stat().st_size
     buffer = memoryview(bytearray(READ_BYTES))

@@ -34,16 +34,15 @@ class Publisher:
         self.store = store
         self.worker: Worker[Entry | None] = Worker("publish")
         self.failed = False
-        self.switching = quick_switches()
+        self.ends = ExitStack()
 
     def __enter__(self) -> "Publisher":
-        self.switching.__enter__()
+        self.ends.enter_context(quick_switches())
+        self.ends.enter_context(self.worker)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with ExitStack() as ends:
-            ends.push(self.switching)
-            ends.enter_context(self.worker)
+        with self.ends:
             try:
                 self.collect(keep=0)  # after Ctrl-C too: a step that was computed is kept
             except (WanpipeError, OSError) as failure:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,14 +115,18 @@ class Weights:
         arrays = pinned.read(self.path, [self.spans[name] for name in ordered])
         yield from zip(ordered, arrays, strict=True)
 
+    @cached_property
+    def lazy(self) -> Any:
+        """The tensors by name, which MLX has not read yet; for the thread that asks first."""
+        return mx.load(str(self.path), stream=load_device())
+
     def through_mlx(self, names: Sequence[str]) -> Generator[tuple[str, mx.array], None, None]:
-        """Yield tensors as they are stored, with MLX's own reader."""
-        arrays: Any = mx.load(str(self.path), stream=load_device())
+        """Yield tensors as they are stored, with MLX's own reader. Each is given once."""
         for start in range(0, len(names), TENSORS_PER_EVAL):
             some = names[start : start + TENSORS_PER_EVAL]
-            mx.async_eval([arrays[name] for name in some])
+            mx.async_eval([self.lazy[name] for name in some])
             for name in some:
-                array: mx.array = arrays.pop(name)
+                array: mx.array = self.lazy.pop(name)
                 mx.eval(array)  # else a GPU would wait for it, see `load_device`
                 prefetch_to_gpu(array)
                 yield name, array

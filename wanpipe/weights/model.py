@@ -2,7 +2,6 @@
 weights.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,9 +11,7 @@ from typing import Any
 from wanpipe.errors import CheckpointError, StoreError, UsageError
 from wanpipe.models.config import Component, ModelConfig, read_model_config
 from wanpipe.store import Entry, Run, Store
-from wanpipe.store.keys import hash_file, is_key
-
-Progress = Callable[[int, int], None]
+from wanpipe.store.keys import Progress, hash_file, is_key
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,11 @@ Network = TypeVar("Network")
 class Upcoming:
     """A network that a command will load from a file.
 
-    `fits` says whether its `bytes` have room beside the network before it. Then `read` reads the
-    numbers.
+    `bytes` is the memory that `read` takes beside the network before it; 0 if there is no room.
     """
 
     path: Path
     bytes: int
-    fits: bool
     read: "Callable[[Ended], dict[str, mx.array]]"
 
 
@@ -50,8 +48,7 @@ class _Ahead:
     """What the command will load, in order, and what it reads of that now."""
 
     queue: ClassVar[deque[Upcoming]] = deque()
-    network: Upcoming | None = None
-    reading: "Reading[dict[str, mx.array]] | None" = None
+    reading: "tuple[Path, Reading[dict[str, mx.array]]] | None" = None
 
 
 def keep() -> None:
@@ -107,13 +104,12 @@ def take(path: Path) -> "dict[str, mx.array] | None":
     Raises what reading it raised, or Interrupted. Another file that is read ahead is given up if
     the command takes this one instead.
     """
-    network, reading = _Ahead.network, _Ahead.reading
-    if network is None or reading is None or network.path != path:
+    if _Ahead.reading is None or _Ahead.reading[0] != path:
         if any(one.path == path for one in _Ahead.queue):
             _drop()
         return None
-    arrays = reading.result()
-    _Ahead.network = _Ahead.reading = None
+    arrays = _Ahead.reading[1].result()
+    _Ahead.reading = None
     _reserve(0)
     return arrays
 
@@ -128,17 +124,17 @@ def loaded(path: Path) -> None:
 
 def _begin() -> None:
     """Begin to read the next network, if it fits."""
-    if _Ahead.queue and _Ahead.queue[0].fits:
-        _Ahead.network = _Ahead.queue[0]
-        _reserve(_Ahead.network.bytes)
-        _Ahead.reading = reader.begin(_Ahead.network.read)
+    if _Ahead.queue and _Ahead.queue[0].bytes:
+        network = _Ahead.queue[0]
+        _reserve(network.bytes)
+        _Ahead.reading = (network.path, reader.begin(network.read))
 
 
 def _drop() -> None:
     """Give up what is read ahead."""
     if _Ahead.reading is not None:
-        _Ahead.reading.give_up()
-        _Ahead.network = _Ahead.reading = None
+        _Ahead.reading[1].give_up()
+        _Ahead.reading = None
         _reserve(0)
 
 

@@ -11,11 +11,10 @@ from functools import cache
 from threading import Event
 from typing import Generic, TypeVar
 
-from wanpipe.runtime import interrupt
+from wanpipe.runtime.worker import wait_for
 
 Ended = Callable[[], bool]  # returns True once nobody wants the result any more
 Result = TypeVar("Result")
-POLL_SECONDS = 0.1  # between two checks for a signal
 
 
 @cache
@@ -34,12 +33,10 @@ class Reading(Generic[Result]):
     def result(self) -> Result:
         """Wait for the result. Raises what the job raised; Interrupted ends the job."""
         try:
-            while not wait([self.future], POLL_SECONDS).done:
-                interrupt.check()
+            return wait_for(self.future)
         except BaseException:
             self.ended.set()
             raise
-        return self.future.result()
 
     def give_up(self) -> None:
         """End the job, and wait for its end. An error of a job that nobody wants is nobody's."""
