@@ -106,7 +106,7 @@ def command(session: Session, model: str | None, references: tuple[str, ...], **
     """Denoise a latent step by step, from noise or from a step.
 
     To start a run, pass a text entry with --from, and an image or a video entry if the model takes
-    one. Each of several text entries starts one. To finish a run, pass one of its steps. To branch,
+    one. Several text entries start a run each. To finish a run, pass one of its steps. To branch,
     pass a step and other settings. Every step becomes an entry. After an interruption, the same
     command resumes at the last finished step.
     """
