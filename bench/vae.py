@@ -7,7 +7,7 @@
 Prints the median time of a decode, an encode, and an encode of an image-to-video clip, most of
 which is gray. Each is held to the memory of its plan. The limit is the arithmetic at the ceiling of
 bench/limits.py. `--torch` adds diffusers. `--layers` times every distinct layer alone. `--conv`
-compares three implementations of every distinct 3x3x3 convolution. `--tiny` decodes with the VAE
+compares the implementations of every distinct 3x3x3 convolution. `--tiny` decodes with the VAE
 and with the tiny one, in float32 on a CPU; CPU_SIZES are sizes for that.
 """
 
@@ -17,6 +17,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -26,9 +27,11 @@ from mlx.utils import tree_map_with_path
 from bench import limits
 from bench.peer import run_diffusers
 from bench.sizes import HD, TI2V_HD, TINY, VAE_21, VAE_22, WIDE
-from wanpipe.backend.device import compute_dtype, describe, is_cuda, memory_limit, mlx_dtype
+from wanpipe.backend import cuda_conv
+from wanpipe.backend.device import compute_dtype, describe, memory_limit, mlx_dtype
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
+from wanpipe.models.tuning import convolutions, multiplies_tiles
 from wanpipe.models.vae import tiny, vae
 from wanpipe.models.vae.blocks import AttentionBlock, Downsample, Norm, Upsample
 from wanpipe.models.vae.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
@@ -87,7 +90,7 @@ def held(need: MemoryPlan, args: Namespace) -> AbstractContextManager[None]:
 
 def decode_plan(config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> DecodePlan:
     """Return the decode plan with --at-once frames, by default the first one that a run uses."""
-    plans = budget.decode_plans(config, shape, ITEMSIZE["bfloat16"], is_cuda())
+    plans = budget.decode_plans(config, shape, ITEMSIZE["bfloat16"], convolutions(2))
     fitting = [need for need in plans if args.at_once in (None, need.at_once) and not need.tiled]
     if not fitting:
         raise SystemExit("--at-once 2 is only for small frames; omit it")
@@ -122,7 +125,7 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Name
         for _ in range(shape[0] - 1):
             yield others()
 
-    need = budget.image_plan(config, shape, ITEMSIZE["bfloat16"], is_cuda(), 0)
+    need = budget.image_plan(config, shape, ITEMSIZE["bfloat16"], convolutions(2), 0)
     gray = mx.zeros_like(four)
     with held(need, args):
         seconds = clock(lambda: encoder.encode(clip(lambda: four + 0)))
@@ -139,7 +142,7 @@ def decode_tiny(name: str, config: VAEConfig, shape: tuple[int, int, int], args:
     for part in (config, TINY[config.version]):
         network = vae.Decoder(part) if isinstance(part, VAEConfig) else tiny.Decoder(part)
         randomize(network).set_dtype(mlx_dtype(dtype))
-        need = budget.decode_plans(part, shape, ITEMSIZE[dtype], is_cuda())[0]
+        need = budget.decode_plans(part, shape, ITEMSIZE[dtype], convolutions(ITEMSIZE[dtype]))[0]
 
         def run(network: vae.Decoder | tiny.Decoder = network) -> None:
             for frames in network.frames(latent):
@@ -266,11 +269,16 @@ def layers(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: i
     print(f"all, decode and encode: {total * 1e3:.1f} ms a chunk, limit {least * 1e3:.1f} ms")
 
 
-def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int) -> None:
-    """Time each distinct 3x3x3 convolution in three implementations."""
+def compare_convolutions(
+    name: str, config: VAEConfig, shape: tuple[int, int, int], at_once: int
+) -> None:
+    """Time each distinct 3x3x3 convolution in four implementations.
+
+    The kernel of backend.cuda_conv adds the bias too, and exists for some sizes on a Hopper GPU.
+    """
     print(f"\n{name}: 3x3x3 convolutions, ms (TFLOP/s), and difference from conv3d\n")
-    print("| convolution | conv3d | frames as channels | three conv2d | difference |")
-    print("|---|---|---|---|---|")
+    print("| convolution | conv3d | frames as channels | three conv2d | kernel | differences |")
+    print("|---|---|---|---|---|---|")
     halves = (
         chunk_ops(config, "decoder", shape, False, at_once),
         chunk_ops(config, "encoder", shape),
@@ -278,7 +286,7 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
     every = [step for chunk in halves for step in chunk if step.kind == "causal"]
     for T, H, W, C, outputs in dict.fromkeys((*step.shape, step.outputs) for step in every):
         x = mx.random.normal((T + 2, H, W, C)).astype(mx.bfloat16)
-        weight = randomize(CausalConv(C, outputs)).weight
+        weight, bias = randomize(CausalConv(C, outputs)).weight, mx.zeros((outputs,))
         stacked = mx.contiguous(weight.transpose(0, 2, 3, 1, 4).reshape(outputs, 3, 3, 3 * C))
         taps = [mx.contiguous(weight[:, t : t + 1].squeeze(1)) for t in range(3)]
         mx.eval(x, weight, stacked, taps)
@@ -295,16 +303,18 @@ def convolutions(name: str, config: VAEConfig, shape: tuple[int, int, int], at_o
             terms = [convolve(x[t : t + T], tap, (1, 1), SAME) for t, tap in enumerate(taps)]
             return sum_terms(*terms, dtype=x.dtype)
 
+        works: list[Callable[[], mx.array]] = [direct, channels, sums]
+        if multiplies_tiles(C, outputs, convolutions(2)):
+            tiled = cuda_conv.tile_weight(weight)
+            works.append(partial(cuda_conv.convolve, x, tiled, bias, None))
         flops = 2.0 * T * H * W * 27 * C * outputs
-        times = [clock(work, inner=3) for work in (direct, channels, sums)]
+        times = [clock(work, inner=3) for work in works]
         cells = [f"{seconds * 1e3:.2f} ({flops / seconds / 1e12:.1f})" for seconds in times]
+        cells += [""] * (4 - len(cells))
         exact = direct().astype(mx.float32)
-        off = [mx.linalg.norm(work() - exact) / mx.linalg.norm(exact) for work in (channels, sums)]
-        size = f"{T}+2x{H}x{W}x{C} to {outputs}"
-        print(
-            f"| {size} | {' | '.join(cells)} | {off[0].item():.1e}, {off[1].item():.1e} |",
-            flush=True,
-        )
+        off = [mx.linalg.norm(work() - exact) / mx.linalg.norm(exact) for work in works[1:]]
+        cells.append(", ".join(f"{one.item():.1e}" for one in off))
+        print(f"| {T}+2x{H}x{W}x{C} to {outputs} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -330,7 +340,7 @@ def main() -> None:
         if args.layers:
             layers(name, config, shape, decode_plan(config, shape, args).at_once)
         if args.conv:
-            convolutions(name, config, shape, decode_plan(config, shape, args).at_once)
+            compare_convolutions(name, config, shape, decode_plan(config, shape, args).at_once)
         if args.tiny:
             decode_tiny(name, config, shape, args)
         elif not (args.layers or args.conv):

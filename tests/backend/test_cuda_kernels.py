@@ -5,13 +5,14 @@
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from wanpipe.backend import cuda_launch, nvrtc
+from wanpipe.backend import cuda_conv, cuda_driver, cuda_launch, device, nvrtc
 from wanpipe.backend.cuda_launch import C_TYPES
 from wanpipe.models import layers, rope
 from wanpipe.models.vae import causal_conv
@@ -36,9 +37,12 @@ def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[d
     monkeypatch.setattr(nvrtc, "compile", lambda source, architecture: source.encode())
     monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cuda_launch, "architecture", lambda: "sm_90")
-    for module in DISPATCHERS:
-        monkeypatch.setattr(module, "is_cuda", lambda: True)
+    for module in (cuda_launch, device):
+        monkeypatch.setattr(module, "architecture", lambda: "sm_90")
+    monkeypatch.setattr(cuda_driver, "multiprocessors", lambda: 132)
+    monkeypatch.setattr(device, "is_cuda", lambda: True)
+    for dispatcher in DISPATCHERS:
+        monkeypatch.setattr(dispatcher, "is_cuda", lambda: True)
     yield recorded
     cuda_launch.compile_kernel.cache_clear()
 
@@ -133,15 +137,69 @@ def test_a_convolution_of_stacked_frames_equals_one_over_frames() -> None:
     assert mx.abs(flat - whole).max() < 1e-4 * mx.abs(whole).max()
 
 
-def test_narrow_convolutions_stack_frames_on_cuda_only(launches: list[dict[str, Any]]) -> None:
-    conv, norm = CausalConv(96, 96), Norm(96)
+def chunks(launches: list[dict[str, Any]], channels: int, dtype: mx.Dtype) -> list[list[str]]:
+    """Run the first and a later chunk of a convolution; return the kernels that each launches."""
+    conv, norm, names = CausalConv(channels, channels), Norm(channels), []
     for first in (True, False):
+        launches.clear()
+        x = (1 if first else 2, 3, 5, channels)
         cache = CausalCache(lazy=True)
         cache.first = first
         if not first:
-            cache.append(mx.zeros((2, 3, 5, 96)))
-        y = conv(mx.zeros((2, 3, 5, 96)), cache, norm)
-        assert y.shape == (2, 3, 5, 96)
-    concats = [launch for launch in launches if "norm_concat" in launch["name"]]
-    assert [launch["output_shapes"][0] for launch in concats] == [(4, 3, 5, 96), (2, 3, 5, 288)]
-    assert not CausalConv(192, 192).stacks_frames
+            cache.append(mx.zeros((2, *x[1:]), dtype))
+        y = conv(mx.zeros(x, dtype), cache, norm, mx.zeros(x, dtype))
+        assert y.shape == x
+        names.append([launch["name"].split("_")[1] for launch in launches])
+    return names
+
+
+def joined_shapes(launches: list[dict[str, Any]]) -> list[tuple[int, ...]]:
+    """The shapes that the norms have written."""
+    return [one["output_shapes"][0] for one in launches if "norm_concat" in one["name"]]
+
+
+def test_narrow_convolutions_stack_frames_on_cuda(
+    launches: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "architecture", lambda: "sm_80")
+    assert chunks(launches, 96, mx.bfloat16) == [["norm", "sum"]] * 2
+    assert joined_shapes(launches) == [(2, 3, 5, 288)]
+    assert chunks(launches, 192, mx.bfloat16) == [["norm", "sum"]] * 2
+    assert joined_shapes(launches) == [(4, 3, 5, 192)]
+
+
+def test_hopper_has_a_kernel_for_narrow_convolutions(launches: list[dict[str, Any]]) -> None:
+    for channels in (96, 192):
+        # the first chunk has one frame, and bias and residual take no pass in the others
+        assert chunks(launches, channels, mx.bfloat16) == [["norm", "sum"], ["norm", "convolve"]]
+        assert joined_shapes(launches) == [(4, 3, 5, channels)]
+        launch = launches[-1]
+        assert [x.shape for x in launch["inputs"]] == [
+            (4, 3, 5, channels),
+            (channels // 96, 3, channels // 16, 9, 2, 96, 8),
+            (channels,),
+            (2, 3, 5, channels),
+        ]
+        assert launch["scalars"] == [2, 3, 5, channels, channels]
+        assert launch["shared_memory"] <= 227 * 1024  # of a multiprocessor
+        assert b"m64n96k16.f32.bf16.bf16" in launch["compiled_source"]
+    chunks(launches, 96, mx.float16)
+    assert b"m64n96k16.f32.f16.f16" in launches[-1]["compiled_source"]
+    assert chunks(launches, 96, mx.float32) == [["norm", "sum"]] * 2
+    assert chunks(launches, 384, mx.bfloat16) == [["norm", "sum"]] * 2
+
+
+def test_the_kernel_reads_every_weight_with_its_pixel() -> None:
+    conv, x = CausalConv(32, 192), mx.random.normal((4, 5, 6, 32))
+    conv.weight = mx.random.normal(conv.weight.shape)
+    tiled = cuda_conv.tile_weight(conv.weight)
+    padded, sums = mx.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), []
+    for block in tiled:  # as the kernel does: frame by frame, 16 channels at a time, tap by tap
+        total = mx.zeros((2, 5, 6, 96))
+        for frame, chunk, tap, half in product(range(3), range(2), range(9), range(2)):
+            row, column, first = tap // 3, tap % 3, 16 * chunk + 8 * half
+            seen = padded[frame : frame + 2, row : row + 5, column : column + 6, first : first + 8]
+            total += seen @ block[frame, chunk, tap, half].T
+        sums.append(total)
+    whole = conv.without_bias(x)
+    assert mx.abs(mx.concatenate(sums, -1) - whole).max() < 1e-4 * mx.abs(whole).max()

@@ -8,6 +8,7 @@ from functools import cache
 
 import mlx.core as mx
 
+MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT in cuda.h
 CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS in cuda.h
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
 MIN_PREFETCH = 1 << 20  # bytes; smaller arrays are not worth a call
@@ -24,14 +25,24 @@ def driver() -> ctypes.CDLL | None:
     return None if library.cuInit(0) else library
 
 
+def attribute(number: int) -> int:
+    """Return an attribute of the GPU; 0 if there is no driver, or it does not know."""
+    library, answer = driver(), ctypes.c_int(0)
+    if library is None or library.cuDeviceGetAttribute(ctypes.byref(answer), number, GPU):
+        return 0
+    return answer.value
+
+
 @cache
 def migrates_memory() -> bool:
     """Return whether pages migrate while CPU and GPU both work. They do not on WSL."""
-    library, answer = driver(), ctypes.c_int(0)
-    if library is None:
-        return False
-    failed = library.cuDeviceGetAttribute(ctypes.byref(answer), CONCURRENT_MANAGED_ACCESS, GPU)
-    return not failed and answer.value == 1
+    return attribute(CONCURRENT_MANAGED_ACCESS) == 1
+
+
+@cache
+def multiprocessors() -> int:
+    """Return the number of the GPU's multiprocessors."""
+    return attribute(MULTIPROCESSOR_COUNT)
 
 
 def prefetch(array: mx.array) -> None:

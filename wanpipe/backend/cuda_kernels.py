@@ -10,7 +10,7 @@ from functools import cache
 
 import mlx.core as mx
 
-from wanpipe.backend.cuda_launch import launch
+from wanpipe.backend.cuda_launch import Kernel, launch
 
 WARP = 32  # threads
 ROW_THREADS = 256  # per block at most, for kernels along rows
@@ -234,8 +234,7 @@ def add_norm(
     gates = {} if gate is None else {"gate": gate}
     count = block_threads(D // 4)
     stream, out = launch(
-        "add_norm",
-        add_norm_source(len(rows), gate is not None, plus_one, eps),
+        Kernel("add_norm", add_norm_source(len(rows), gate is not None, plus_one, eps)),
         inputs={"x": x, **added, **gates, "shift": shift, "scale": scale},
         outputs={"stream": (x.shape, mx.float32), "out": (x.shape, dtype)},
         scalars={"tokens": x.shape[1], "length": len(rows[0])},
@@ -265,8 +264,7 @@ def norm_rotate(
     rows, D = x.shape
     count = block_threads(D * x.itemsize // VECTOR)
     [out] = launch(
-        "norm_rotate",
-        ROTATE.replace("EPS", float_literal(eps)),
+        Kernel("norm_rotate", ROTATE.replace("EPS", float_literal(eps))),
         inputs={"x": x, "weight": weight, "cos": table[0], "sin": table[1]},
         outputs={"out": (x.shape, x.dtype)},
         scalars={},
@@ -282,8 +280,7 @@ def append_group_means(x: mx.array, groups: int) -> mx.array:
     rows, D = x.shape
     lane = max(n for n in (8, 4, 2, 1) if D * x.itemsize // VECTOR % n == 0)
     [out] = launch(
-        "append_group_means",
-        APPEND_GROUP_MEANS,
+        Kernel("append_group_means", APPEND_GROUP_MEANS),
         inputs={"x": x},
         outputs={"out": ((rows + groups, D), x.dtype)},
         scalars={"rows": rows, "groups": groups},
@@ -306,8 +303,7 @@ def norm_concat(
     lanes = min(WARP, 1 << (C * x.itemsize // VECTOR - 1).bit_length())
     shape = (T, H, W, 3 * C) if stacked else (T + 2, H, W, C)
     out, left = launch(
-        "norm_concat",
-        NORM_CONCAT.replace("STORE", STACKED if stacked else JOINED),
+        Kernel("norm_concat", NORM_CONCAT.replace("STORE", STACKED if stacked else JOINED)),
         inputs={"before": before, "x": x, "gamma": gamma.astype(mx.float32)},
         outputs={"out": (shape, x.dtype), "left": ((2, H, W, C), x.dtype)},
         scalars={"frames": T, "size": H * W},
@@ -346,8 +342,7 @@ def _elementwise(
     first = next(iter(inputs.values()))
     vectors = first.nbytes // VECTOR
     [out] = launch(
-        name,
-        source,
+        Kernel(name, source),
         inputs=inputs,
         outputs={"out": (first.shape, first.dtype)},
         scalars={"count": vectors},

@@ -5,6 +5,7 @@ headers, which take 2.5 s per kernel in every process.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 
@@ -83,10 +84,25 @@ __device__ float sum_of_block(float value, float* warps) {
 """
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's name, the body of its function, and the `functions` that it calls.
+
+    `shared` counts the bytes of shared memory that a launch gets. A `specific` kernel uses
+    instructions that only this GPU's architecture has, and one block of it fills a multiprocessor.
+    """
+
+    name: str
+    source: str
+    functions: str = ""
+    shared: int = 0
+    specific: bool = False
+
+
 @cache
 def compile_kernel(
-    name: str,
-    source: str,
+    kernel: Kernel,
+    threads: int,
     inputs: tuple[tuple[str, mx.Dtype], ...],
     outputs: tuple[tuple[str, mx.Dtype], ...],
     scalars: tuple[str, ...],
@@ -94,7 +110,7 @@ def compile_kernel(
 ) -> tuple[str, bytes]:
     """Compile a kernel with these arguments, and return its unique name and its cubin.
 
-    The entries of `template` become constants and types of `source`.
+    The entries of `template` become constants and types of its source.
     """
     arguments = [f"const {C_TYPES[dtype]}* {one}" for one, dtype in inputs]
     arguments += [f"{C_TYPES[dtype]}* {one}" for one, dtype in outputs]
@@ -105,17 +121,19 @@ def compile_kernel(
         else f"  using {one} = {C_TYPES[value]};\n"
         for one, value in template
     )
-    body = f"({', '.join(arguments)}) {{\n{constants}{source}}}\n"
-    symbol = f"wanpipe_{name}_{sha256((HEADER + body).encode()).hexdigest()[:16]}"
-    text = f'{HEADER}\nextern "C" __global__ void {symbol}{body}'
-    version, gpu = nvrtc.version(), architecture()
+    body = f"({', '.join(arguments)}) {{\n{constants}{kernel.source}}}\n"
+    bounds = f"__launch_bounds__({threads}, 1) " if kernel.specific else ""
+    header = HEADER + kernel.functions
+    digest = sha256((header + bounds + body).encode()).hexdigest()[:16]
+    symbol = f"wanpipe_{kernel.name}_{digest}"
+    text = f'{header}\nextern "C" __global__ void {bounds}{symbol}{body}'
+    version, gpu = nvrtc.version(), architecture() + ("a" if kernel.specific else "")
     name = f"{symbol}-{gpu}-{version}.cubin"
     return symbol, kernel_cache.compiled(name, lambda: nvrtc.compile(text, gpu))
 
 
 def launch(
-    name: str,
-    source: str,
+    kernel: Kernel,
     inputs: Mapping[str, mx.array],
     outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
     scalars: Mapping[str, int],
@@ -125,8 +143,8 @@ def launch(
 ) -> list[mx.array]:
     """Run a kernel on `blocks` blocks of `threads` threads; inputs are made contiguous."""
     symbol, cubin = compile_kernel(
-        name,
-        source,
+        kernel,
+        threads,
         tuple((one, array.dtype) for one, array in inputs.items()),
         tuple((one, dtype) for one, (_, dtype) in outputs.items()),
         tuple(scalars),
@@ -141,5 +159,6 @@ def launch(
         scalars=list(scalars.values()),
         grid=(blocks * threads, 1, 1),
         threadgroup=(threads, 1, 1),
+        shared_memory=kernel.shared,
         ensure_row_contiguous=True,
     )

@@ -13,12 +13,12 @@ from operator import add
 import mlx.core as mx
 import mlx.nn as nn
 
-from wanpipe.backend import blas, cpu_kernels, cuda_kernels
+from wanpipe.backend import blas, cpu_kernels, cuda_conv, cuda_kernels
 from wanpipe.backend.device import is_cuda, is_gpu
 from wanpipe.errors import UsageError
 from wanpipe.models.execution import BoundedEval, defer_eval
 from wanpipe.models.layers import fused
-from wanpipe.models.tuning import stacks_frames
+from wanpipe.models.tuning import convolutions, multiplies_tiles, stacks_frames
 
 # elements; above about 2e9, Metal's convolutions return wrong values without an error
 LARGEST_INPUT = 1_500_000_000
@@ -177,10 +177,15 @@ class Norm(nn.Module):
         function = scale_silu if self.silu else scale
         return function(mx.fast.rms_norm(x, None, eps), self.gamma, dtype=x.dtype)
 
-    def concat(self, before: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Prepend two normed frames to the norm of x; return the result and its last two frames."""
-        if is_cuda() and cuda_kernels.has_whole_vectors(x):
-            return cuda_kernels.norm_concat(before, x, self.gamma, stacked=False)
+    def concat(
+        self, before: mx.array, x: mx.array, stacked: bool = False
+    ) -> tuple[mx.array, mx.array]:
+        """Prepend two normed frames to the norm of x; return the result and its last two frames.
+
+        With `stacked`, on CUDA, each frame has the two before it and itself as channels instead.
+        """
+        if stacked or (is_cuda() and cuda_kernels.has_whole_vectors(x)):
+            return cuda_kernels.norm_concat(before, x, self.gamma, stacked=stacked)
         # the last two frames separately, so that caching them needs no copy
         parts = [self(x[:-2]), self(x[-2:])] if len(x) > 2 else [self(x)]
         joined = mx.concatenate([before, *parts])
@@ -220,7 +225,9 @@ class CausalConv(ConvBase):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (3, 3, 3), (1, 1, 1), ((0, 0), *SAME))
-        self._stacked = DerivedWeight(stack_frames)  # the underscore: not a parameter
+        # the underscore: not a parameter
+        self._stacked = DerivedWeight(stack_frames)
+        self._tiled = DerivedWeight(cuda_conv.tile_weight)
 
     def __call__(
         self,
@@ -230,30 +237,35 @@ class CausalConv(ConvBase):
         residual: mx.array | None = None,
     ) -> mx.array:
         """Convolve a chunk after the optional `norm`, and add the optional `residual`."""
+        stacked = norm is not None and not cache.first and self.stacks_frames(x)
         if norm is None:
-            y = self._convolve(cache.concat(x, 2), cache)
-        elif cache.first or not (self.stacks_frames and cuda_kernels.has_whole_vectors(x)):
-            joined, last = norm.concat(cache.pop(x, 2), x)
-            cache.append(last)
-            y = self._convolve(cache.evaluate(joined), cache)
+            joined = cache.concat(x, 2)
         else:
-            joined, last = cuda_kernels.norm_concat(cache.pop(x, 2), x, norm.gamma, stacked=True)
+            joined, last = norm.concat(cache.pop(x, 2), x, stacked)
             cache.append(last)
-            y = convolve(cache.evaluate(joined), self._stacked(self.weight), (1, 1), SAME)
+            joined = cache.evaluate(joined)
+        if stacked:
+            y = convolve(joined, self._stacked(self.weight), (1, 1), SAME)
+        elif cache.first and len(joined) == 3:
+            # two thirds of the kernel would see only the zeros before the first frame
+            y = convolve(joined[2:], self.weight[:, 2:], self.stride, self.padding)
+        elif self.multiplies_tiles(x):
+            return cuda_conv.convolve(joined, self._tiled(self.weight), self.bias, residual)
+        else:
+            y = self.without_bias(joined)
         terms = (y, self.bias) if residual is None else (y, residual, self.bias)
         return sum_terms(*terms, dtype=y.dtype)
 
-    @property
-    def stacks_frames(self) -> bool:
-        """Whether this device is faster with the three frames stacked as channels."""
+    def stacks_frames(self, x: mx.array) -> bool:
+        """Return whether this device is faster with the three frames stacked as channels."""
         outputs, *_, inputs = self.weight.shape
-        return is_cuda() and stacks_frames(inputs, outputs)
+        faster = stacks_frames(inputs, outputs, convolutions(x.itemsize))
+        return faster and cuda_kernels.has_whole_vectors(x)
 
-    def _convolve(self, joined: mx.array, cache: CausalCache) -> mx.array:
-        if cache.first and len(joined) == 3:
-            # two thirds of the kernel would see only the zeros before the first frame
-            return convolve(joined[2:], self.weight[:, 2:], self.stride, self.padding)
-        return self.without_bias(joined)
+    def multiplies_tiles(self, x: mx.array) -> bool:
+        """Return whether this device has a faster kernel than MLX's."""
+        outputs, *_, inputs = self.weight.shape
+        return multiplies_tiles(inputs, outputs, convolutions(x.itemsize))
 
 
 def stack_frames(weight: mx.array) -> mx.array:
