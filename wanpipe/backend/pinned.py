@@ -20,7 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from wanpipe.backend import cuda_driver
-from wanpipe.backend.cuda_launch import C_TYPES, launch
+from wanpipe.backend.cuda_launch import C_TYPES, Kernel, launch
 from wanpipe.backend.device import is_cuda
 from wanpipe.errors import CheckpointError
 
@@ -162,8 +162,7 @@ def copy(address: int, span: Span) -> mx.array:
     """Return an array that the GPU copies from page-locked memory."""
     low, high = (ctypes.c_int32(part).value for part in (address & 0xFFFFFFFF, address >> 32))
     [array] = launch(
-        "copy_pinned",
-        COPY,
+        Kernel("copy_pinned", COPY),
         inputs={},
         outputs={"out": (span.shape, span.dtype)},
         scalars={"low": low, "high": high, "bytes": span.nbytes},
