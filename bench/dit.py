@@ -31,7 +31,7 @@ from bench.weights import Random, Rows, measure, parser, read_plainly
 from wanpipe.backend.device import compute_dtype, memory_limit, mlx_dtype
 from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models.config import DiTConfig, Quantization
-from wanpipe.models.dit import Block, DiT
+from wanpipe.models.dit import DiT
 from wanpipe.models.geometry import Triple
 from wanpipe.pipeline.budget import ITEMSIZE, Expert
 from wanpipe.sampling.nag import Nag
@@ -122,7 +122,7 @@ def loaded(random: Random, config: DiTConfig, args: Namespace, folder: Path, row
         return random.fill(DiT(config), dtype)
     path = folder / "model.safetensors"
     random.write(path)
-    network = load_streamed(DiT(config), path, dtype, lambda: Block(config))
+    network = load_streamed(DiT(config), path, dtype)
     reading = measure(lambda: read_blocks(network), repeats=args.repeats, warm=1)
     blocks = ("blocks.", "vace_blocks.")
     size = sum(one.nbytes for one in random.specs if one.name.startswith(blocks))

@@ -56,8 +56,8 @@ def through_mlx(config: DiTConfig, path: Path, dtype: mx.Dtype) -> DiT:
     """Load a network through MLX's reader."""
     weights = Weights(path, dtype)
     read = weights.through_mlx(list(weights.stored))
-    arrays = {name: weights.cast(name, array) for name, array in read}
-    network = weights.fill(DiT(config), arrays=arrays)
+    network = DiT(config)
+    network.load_weights([(name, weights.cast(name, array)) for name, array in read])
     # touches all numbers, so that they are on the device
     mx.eval([array.sum() for _, array in tree_flatten(network.parameters())])
     return network

@@ -11,7 +11,7 @@ from tests.conftest import golden, relative_error
 from tests.models.official import converted
 from tests.models.test_dit import condition, inputs, network
 from tests.sampling.test_nag import official
-from wanpipe.models.dit import Block, Condition, DiT
+from wanpipe.models.dit import Condition, DiT
 from wanpipe.models.dit_blocks import CrossAttention
 from wanpipe.models.execution import defer_eval
 from wanpipe.sampling.nag import Nag
@@ -139,7 +139,7 @@ def test_streamed_blocks_are_guided_too(checkpoints: Path) -> None:
     file = directory / "model.safetensors"
     x, t, _ = inputs(topic, "a")
     resident = load_network(DiT(config.dit), file, mx.float32)
-    streamed = load_streamed(DiT(config.dit), file, mx.float32, lambda: Block(config.dit))
+    streamed = load_streamed(DiT(config.dit), file, mx.float32)
     ours, theirs = (model(x, t, [guided(model, topic)])[0] for model in (streamed, resident))
     assert mx.array_equal(ours, theirs)
 

@@ -59,7 +59,7 @@ def load(checkpoints: Path, dtype: str = "float32") -> DiT:
 def stream(checkpoints: Path) -> DiT:
     directory, config = converted(checkpoints, TOPIC)
     path = directory / "model.safetensors"
-    return load_streamed(DiT(config.dit), path, mx.float32, lambda: Block(config.dit))
+    return load_streamed(DiT(config.dit), path, mx.float32)
 
 
 def condition(network: DiT, name: str) -> Condition:
@@ -182,7 +182,7 @@ def test_a_quantized_network_computes_with_its_dequantized_weights(
     twin = plain_twin(network)
     [ours], [theirs] = forward(network, "a"), forward(twin, "a")
     assert relative_error(ours, theirs) < 1e-6
-    streamed = load_streamed(DiT(config.dit), path, mx.float32, lambda: Block(config.dit))
+    streamed = load_streamed(DiT(config.dit), path, mx.float32)
     assert np.array_equal(forward(streamed, "a")[0], ours)
     error = relative_error(ours, reference()["a_out"])
     assert 1e-4 < error < (0.02 if bits == 8 else 0.3)
@@ -217,7 +217,7 @@ def test_a_file_without_a_vace_block_is_refused(checkpoints: Path, tmp_path: Pat
     path = tmp_path / "model.safetensors"
     mx.save_safetensors(str(path), weights)
     with pytest.raises(CheckpointError, match=r"missing tensors: vace_blocks\.1\.after_proj"):
-        load_streamed(DiT(config.dit), path, mx.float32, lambda: Block(config.dit))
+        load_streamed(DiT(config.dit), path, mx.float32)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """The network that a process keeps, and the one that it reads ahead."""
 
+import signal
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -12,8 +13,13 @@ import mlx.core as mx
 import pytest
 
 from wanpipe.errors import CheckpointError
+from wanpipe.runtime import interrupt
+from wanpipe.runtime.interrupt import Interrupted
 from wanpipe.weights import networks
 from wanpipe.weights.networks import Upcoming
+from wanpipe.weights.reader import Ended, Reading
+
+Tensors = Iterable[tuple[str, mx.array]]
 
 
 class Network:
@@ -62,56 +68,83 @@ def test_the_network_is_free_before_another_one_is_loaded(keeping: None) -> None
 
 def upcoming(path: str, fits: bool = True, **more: Any) -> Upcoming:
     """A network whose only number is the length of its path."""
-    read = more.pop("read", lambda ended: {"weight": mx.array(len(path))})
+    read = more.pop("read", lambda ended: [("weight", mx.array(len(path)))])
     return Upcoming(path=Path(path), bytes=1000 if fits else 0, read=read)
 
 
-def wait_for_end(began: Event, stopped: Event, ended: Callable[[], bool]) -> dict[str, mx.array]:
+def number(path: str) -> int:
+    """Take the only number of a file that is read ahead."""
+    reading = networks.take(Path(path))
+    assert reading is not None
+    return int(reading.pop("weight").item())
+
+
+def wait_for_end(began: Event, stopped: Event, ended: Ended) -> Tensors:
     """Read until nobody wants it any more."""
     began.set()
     while not ended():
         time.sleep(0.01)
     stopped.set()
-    return {}
+    return []
+
+
+def note(began: Event, ended: Ended) -> Tensors:
+    """Tell that reading began."""
+    began.set()
+    return [("weight", mx.array(2))]
 
 
 def test_the_next_network_is_read_once_the_one_before_is_loaded() -> None:
     began = Event()
-
-    def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
-        began.set()
-        return {"weight": mx.array(2)}
-
-    with networks.scheduled([upcoming("t5", fits=False), upcoming("dit", read=read)]):
+    after = upcoming("dit", read=partial(note, began))
+    with networks.scheduled([upcoming("t5", fits=False), after]):
         assert networks.take(Path("t5")) is None
         assert not began.wait(0.1)
         networks.loaded(Path("t5"))
         assert began.wait(10)
-        arrays = networks.take(Path("dit"))
-        assert arrays is not None
-        assert arrays["weight"].item() == 2
+        assert number("dit") == 2
+        networks.loaded(Path("dit"))
         assert networks.take(Path("dit")) is None
+
+
+def test_a_network_that_is_taken_is_read_on_and_the_next_one_only_after_it() -> None:
+    go_on, began = Event(), Event()
+
+    def read(ended: Ended) -> Tensors:
+        yield "first", mx.array(1)
+        assert go_on.wait(10)
+        yield "last", mx.array(2)
+
+    default = mx.get_memory_limit()
+    high, low = upcoming("high", read=read), upcoming("low", read=partial(note, began))
+    with networks.scheduled([high, low]):
+        reading = networks.take(Path("high"))
+        assert reading is not None
+        assert mx.get_memory_limit() == default  # its own plan counts it
+        assert reading.pop("first").item() == 1
+        assert networks.take(Path("high")) is reading
+        go_on.set()
+        assert reading.pop("last").item() == 2
+        assert not began.wait(0.1)
+        networks.loaded(Path("high"))
+        assert began.wait(10)
+        assert mx.get_memory_limit() == default + 1000
 
 
 def test_the_first_network_is_read_at_once_and_nothing_out_of_schedule() -> None:
     with networks.scheduled([upcoming("a"), upcoming("bb")]):
         assert networks.take(Path("lora")) is None
         networks.loaded(Path("lora"))
-        assert list(networks.take(Path("a")) or ()) == ["weight"]
+        assert number("a") == 1
         networks.loaded(Path("a"))
-        assert list(networks.take(Path("bb")) or ()) == ["weight"]
+        assert number("bb") == 2
     assert networks.take(Path("bb")) is None
 
 
 def test_nothing_is_read_beside_a_network_that_was_kept_before(keeping: None) -> None:
     networks.kept("a", Network)
     began = Event()
-
-    def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
-        began.set()
-        return {}
-
-    with networks.scheduled([upcoming("a", read=read)]):
+    with networks.scheduled([upcoming("a", read=partial(note, began))]):
         assert not began.wait(0.1)
         assert networks.take(Path("a")) is None
 
@@ -140,12 +173,36 @@ def test_the_end_of_a_schedule_ends_the_reading() -> None:
     assert stopped.is_set()
 
 
-def test_an_error_of_reading_ahead_comes_when_the_network_is_loaded() -> None:
-    def read(ended: Callable[[], bool]) -> dict[str, mx.array]:
+def test_an_error_of_reading_ahead_comes_when_a_tensor_is_taken() -> None:
+    def read(ended: Ended) -> Tensors:
+        yield "first", mx.array(1)
         raise CheckpointError("damaged")
 
-    with (
-        pytest.raises(CheckpointError, match="damaged"),
-        networks.scheduled([upcoming("high", read=read)]),
-    ):
-        networks.take(Path("high"))
+    with networks.scheduled([upcoming("high", read=read)]):
+        reading = networks.take(Path("high"))
+        assert reading is not None
+        assert reading.pop("first").item() == 1
+        with pytest.raises(CheckpointError, match="damaged"):
+            reading.pop("last")
+        assert networks.take(Path("high")) is None  # what failed is not taken again
+
+
+def test_a_tensor_that_was_not_read_is_an_error() -> None:
+    with pytest.raises(KeyError, match="other"):
+        Reading(lambda ended: [("weight", mx.array(1))]).pop("other")
+
+
+def test_a_signal_ends_the_wait_for_a_tensor_and_the_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, stopped = Event(), Event()
+    reading = Reading(partial(wait_for_end, began, stopped))
+    assert began.wait(10)
+
+    def check() -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(interrupt, "check", check)
+    with pytest.raises(Interrupted):
+        reading.pop("weight")
+    assert stopped.wait(10)

@@ -30,7 +30,7 @@ Loras = list[tuple[LoraMatch, float]]
 def networks(path: Path, config: object, dtype: mx.Dtype, loras: Loras) -> tuple[DiT, DiT]:
     """The same network with its blocks in memory, and with its blocks on the disk."""
     whole = load_network(DiT(config), path, dtype)
-    streamed = load_streamed(DiT(config), path, dtype, lambda: Block(config), loras)
+    streamed = load_streamed(DiT(config), path, dtype, loras)
     merge(whole, loras)
     merge(streamed, loras)
     return whole, streamed

@@ -14,7 +14,7 @@ from tests.weights.test_quantize import plain_twin
 from wanpipe.checkpoints.detect import detect
 from wanpipe.errors import CheckpointError
 from wanpipe.models.config import Quantization
-from wanpipe.models.dit import Block, DiT
+from wanpipe.models.dit import DiT
 from wanpipe.models.layers import QuantizedLinear
 from wanpipe.weights import convert
 from wanpipe.weights.load import load_network
@@ -84,8 +84,7 @@ def test_streamed_vace_blocks_get_their_loras(checkpoints: Path, tmp_path: Path)
     (one,) = matches(resident, every_kind(tmp_path))
     assert (one.modules, one.ignored) == (5, {})
     path = directory / "model.safetensors"
-    make = lambda: Block(config.dit)  # noqa: E731
-    streamed = load_streamed(DiT(config.dit), path, mx.float32, make, [(one, 1.0)])
+    streamed = load_streamed(DiT(config.dit), path, mx.float32, [(one, 1.0)])
     for model in (resident, streamed):
         merge(model, [(one, 1.0)])
     assert np.array_equal(velocity(resident), velocity(streamed))

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import accumulate, islice
 from math import prod
 from pathlib import Path
 
@@ -66,10 +66,10 @@ def reads(spans: Iterable[Span]) -> bool:
 
 
 def read(path: Path, spans: Sequence[Span]) -> Iterator[mx.array]:
-    """Yield the arrays of a file in order; the GPU may still copy the last ones.
+    """Yield the arrays of spans of a file, each when it is there, so that any thread may use it.
 
-    The spans are in the order of the file. One file is read at a time. Raises CheckpointError for a
-    file that cannot be read, or ends too early.
+    It is fastest where spans follow each other in the file. One file is read at a time. Raises
+    CheckpointError for a file that cannot be read, or ends too early.
     """
     split = [list(parts(span)) for span in spans]
     with closing(read_parts(path, [part for some in split for part in some])) as arrays:
@@ -98,50 +98,63 @@ def parts(span: Span) -> Iterator[Span]:
 def read_parts(path: Path, spans: Sequence[Span]) -> Generator[mx.array, None, None]:
     """Yield the arrays of spans that each fit into a buffer, as `read` does."""
     groups = list(grouped(spans))
-    copied: dict[int, list[mx.array]] = {}  # by buffer
+    arrays: list[mx.array] = []  # of a group, which the GPU copies
     reading: deque[list[Future[None]]] = deque()
     with (
         path.open("rb", buffering=0) as file,
         ThreadPoolExecutor(THREADS, thread_name_prefix="read") as pool,
     ):
         try:
-            for number in range(1 - BUFFERS, len(groups)):
+            for number in range(1 - BUFFERS, len(groups) + 1):
+                mx.eval(arrays)
                 if (ahead := number + BUFFERS - 1) < len(groups):
-                    mx.eval(copied.pop(ahead % BUFFERS, []))
                     jobs = pieces(groups[ahead], buffer(ahead % BUFFERS))
                     reading.append([pool.submit(fetch, file.fileno(), path, *job) for job in jobs])
-                if number >= 0:
+                yield from arrays
+                if 0 <= number < len(groups):
                     for piece in reading.popleft():
                         piece.result()
                     group, start = groups[number], buffer(number % BUFFERS)
-                    arrays = [copy(start + span.offset - group[0].offset, span) for span in group]
+                    places = accumulate((span.nbytes for span in group), initial=start)
+                    arrays = [copy(place, span) for place, span in zip(places, group, strict=False)]
                     mx.async_eval(arrays)
-                    copied[number % BUFFERS] = arrays
-                    yield from arrays
         finally:
             pool.shutdown(cancel_futures=True)
-            mx.eval(list(copied.values()))  # before the buffers are used again
+            mx.eval(arrays)  # before the buffers are used again
 
 
 def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Yield spans whose part of the file fits into a buffer, in order."""
+    """Yield spans that fit into a buffer together, in order."""
     group: list[Span] = []
+    count = 0
     for span in spans:
-        if group and span.offset + span.nbytes - group[0].offset > BUFFER_BYTES:
+        if group and count + span.nbytes > BUFFER_BYTES:
             yield group
-            group = []
+            group, count = [], 0
         group.append(span)
+        count += span.nbytes
     if group:
         yield group
 
 
 def pieces(group: Sequence[Span], address: int) -> Iterator[tuple[int, int, int]]:
     """Yield what each thread reads of a group: its offset in the file, its address, its bytes."""
-    first = group[0].offset
-    count = group[-1].offset + group[-1].nbytes - first
-    size = max(MIN_PIECE, -(-count // THREADS))
-    for start in range(0, count, size):
-        yield first + start, address + start, min(size, count - start)
+    size = max(MIN_PIECE, -(-sum(span.nbytes for span in group) // THREADS))
+    for first, count in consecutive(group):
+        for start in range(0, count, size):
+            yield first + start, address + start, min(size, count - start)
+        address += count
+
+
+def consecutive(group: Sequence[Span]) -> Iterator[tuple[int, int]]:
+    """Yield the parts of the file that the spans of a group fill: offset and bytes."""
+    first = end = group[0].offset
+    for span in group:
+        if span.offset != end:
+            yield first, end - first
+            first = span.offset
+        end = span.offset + span.nbytes
+    yield first, end - first
 
 
 def fetch(file: int, path: Path, offset: int, address: int, count: int) -> None:

@@ -17,13 +17,12 @@ from wanpipe.backend.ways import Way
 from wanpipe.denoising.chain import PlannedStep, passes_at
 from wanpipe.denoising.conditioning import Conditioning
 from wanpipe.denoising.orders import Step
-from wanpipe.models.dit import Block, Condition, DiT
+from wanpipe.models.dit import Condition, DiT
 from wanpipe.pipeline.budget import ExpertPlan
 from wanpipe.sampling.guidance import apply_guidance
 from wanpipe.sampling.nag import Nag
 from wanpipe.store import Store
 from wanpipe.weights import networks
-from wanpipe.weights.load import load_network
 from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
 from wanpipe.weights.model import Model
@@ -72,26 +71,24 @@ class Denoiser:
     def load(self, name: str) -> DiT:
         """Load the expert `name` with its LoRAs, or take the one that this process has kept."""
         config, loras = self.model.config.dit, self.loras.get(name, ())
+        stay = not self.plans[name].streamed
 
-        def whole() -> DiT:
+        def read() -> DiT:
             path = self.model.checked(name, self.store)
-            return self.complete(load_network(DiT(config), path, self.dtype), name)
+            network = load_streamed(DiT(config), path, self.dtype, loras, stay=stay)
+            self.add_loras(network, name)
+            self.store.report.event("loaded", component=name)
+            return network
 
-        if not self.plans[name].streamed:
-            added = [(fit.hash, strength) for fit, strength in loras]
-            return networks.kept((self.model.hash(name), config, self.dtype, added), whole)
-        path = self.model.checked(name, self.store)
-        network = load_streamed(DiT(config), path, self.dtype, lambda: Block(config), loras)
-        return self.complete(network, name)
-
-    def complete(self, network: DiT, name: str) -> DiT:
-        """Add an expert's LoRAs to its weights, and report that it is loaded."""
-        self.add_loras(network, name)
-        self.store.report.event("loaded", component=name)
-        return network
+        if not stay:
+            return read()
+        added = [(fit.hash, strength) for fit, strength in loras]
+        return networks.kept((self.model.hash(name), config, self.dtype, added), read)
 
     def add_loras(self, network: DiT, name: str) -> None:
-        """Add an expert's LoRAs, and report which of their keys were applied."""
+        """Add an expert's LoRAs outside of its blocks, which get theirs when they are read, and
+        report which of their keys were applied.
+        """
         loras = self.loras.get(name, ())
         merge(network, loras)
         for fit, strength in loras:

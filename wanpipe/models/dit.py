@@ -84,17 +84,23 @@ def sinusoid(timesteps: Sequence[float], width: int) -> mx.array:
     return mx.array(np.concatenate([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32))
 
 
+def make_block(config: DiTConfig, name: str) -> Block:
+    """Make an empty block, by its name; only VACE's first one has `before_proj`."""
+    row, number = name.split(".")
+    return Block(config) if row == "blocks" else VaceBlock(config, first=number == "0")
+
+
 class DiT(nn.Module):
     """One expert: predict velocities from a noisy latent, its timestep and conditions.
 
-    `blocks` may be any iterable of blocks: a list, or one that reads all blocks from disk on
-    demand, those of VACE among them (see `DiTConfig.block_names`).
+    `blocks` may be any iterable of blocks: a list, or one that gives all blocks in order, those of
+    VACE among them (see `DiTConfig.block_names`). If they are `streamed`, every pass gets new ones.
     """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.config = config
+        self.config, self.streamed = config, False
         self.patch_embedding = Linear(int(np.prod(config.patch)) * config.in_dim, dim)
         self.text_embedding = MLP(config.text_dim, dim, dim, gelu)
         self.time_embedding = MLP(config.freq_dim, dim, dim, silu)
@@ -103,13 +109,10 @@ class DiT(nn.Module):
         self.head = Head(config)
         if config.vace_in_dim is not UNSET:
             self.vace_patch_embedding = Linear(int(np.prod(config.patch)) * config.vace_in_dim, dim)
-            self.vace_blocks = [self.vace_block(n) for n in range(config.vace_count)]
+            names = [f"vace_blocks.{number}" for number in range(config.vace_count)]
+            self.vace_blocks = [make_block(config, name) for name in names]
         if config.clip_dim is not None:
             self.img_emb = ImageEmbedding(config, config.clip_dim)
-
-    def vace_block(self, number: int) -> VaceBlock:
-        """Make an empty VACE block; only the first one has `before_proj`."""
-        return VaceBlock(self.config, first=number == 0)
 
     def condition(self, text: mx.array, clip: mx.array | None = None) -> Condition:
         """Embed a prompt (L, text_dim) and, in Wan2.1 I2V, CLIP tokens (257 or 514, clip_dim).
@@ -214,7 +217,7 @@ class DiT(nn.Module):
             if kv is None:
                 kv = block.cross_attn.kv(conditions[number])
                 evaluate(*kv.arrays)
-                if isinstance(self.blocks, list):
+                if not self.streamed:
                     conditions[number].kv_cache[index] = kv
             if vace is None or not isinstance(block, VaceBlock):
                 y = [attend_self(block, index == 0, streams, number, prefetch)]

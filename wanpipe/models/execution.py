@@ -4,7 +4,8 @@ Does not know what a block computes, or where its weights come from.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from functools import cache, partial
 from typing import TypeVar
 
@@ -51,12 +52,16 @@ def run_blocks(
 
     `step(index, block, number, prefetch)` runs stream `number` through block `index`. It calls
     `prefetch` once enough work is queued; that loads the next block, which overlaps I/O with
-    compute.
+    compute. An error ends the iteration through `blocks`.
     """
-    rest = iter(blocks)
-    block, index = next(rest, None), 0
-    while block is not None:
-        prefetch = cache(partial(next, rest, None))  # loads once, then returns the same block
-        for number in range(count):
-            step(index, block, number, prefetch)
-        block, index = prefetch(), index + 1
+
+    def each() -> Generator[Block, None, None]:
+        yield from blocks
+
+    with closing(each()) as rest:
+        block, index = next(rest, None), 0
+        while block is not None:
+            prefetch = cache(partial(next, rest, None))  # loads once, then returns the same block
+            for number in range(count):
+                step(index, block, number, prefetch)
+            block, index = prefetch(), index + 1

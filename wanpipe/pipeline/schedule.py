@@ -3,7 +3,7 @@
 A network is read ahead if it has room beside the whole memory plan of the one before it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import cache
@@ -17,7 +17,7 @@ from wanpipe.runtime.worker import quick_switches
 from wanpipe.store import Store
 from wanpipe.weights import networks
 from wanpipe.weights.networks import Upcoming
-from wanpipe.weights.reader import Ended
+from wanpipe.weights.reader import Ended, Job
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -40,7 +40,7 @@ def prepare() -> None:
     from wanpipe.backend.warm_up import warm_up
     from wanpipe.weights import reader
 
-    reader.begin(lambda ended: pinned.lock_buffers())
+    reader.thread().submit(pinned.lock_buffers)
     with suppress(RuntimeError):  # the main thread meets what is wrong with the device
         warm_up()
     import zarr  # noqa: F401
@@ -99,10 +99,10 @@ def loaded_bytes(work: Work) -> int:
     return file.bytes * max(1, wider)
 
 
-def reading(work: Work, store: Store) -> "Callable[[Ended], dict[str, mx.array]]":
-    """Return what checks the file of a network and reads it."""
+def reading(work: Work, store: Store) -> Job:
+    """Return what checks the file of a network and reads it, in the order in which it is used."""
 
-    def read(ended: Ended) -> "dict[str, mx.array]":
+    def read(ended: Ended) -> "Iterator[tuple[str, mx.array]]":
         from wanpipe.backend.device import compute_dtype, mlx_dtype
         from wanpipe.weights.load import read_whole
 
@@ -110,7 +110,8 @@ def reading(work: Work, store: Store) -> "Callable[[Ended], dict[str, mx.array]]
             if ended():
                 raise CancelledError
 
-        path = work.model.checked(work.component, store, progress)
-        return read_whole(path, mlx_dtype(compute_dtype(work.model.config.dtype)), ended)
+        path, config = work.model.checked(work.component, store, progress), work.model.config
+        blocks = config.dit.block_names if work.component in config.experts else []
+        yield from read_whole(path, mlx_dtype(compute_dtype(config.dtype)), blocks, ended)
 
     return read

@@ -1,6 +1,6 @@
 """Reads the weights of a converted model's file into a network."""
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from wanpipe.checkpoints.read import open_tensors
 from wanpipe.checkpoints.tensors import TensorInfo, list_names, quote_name
 from wanpipe.errors import CheckpointError
 from wanpipe.models.layers import QuantizedLinear
-from wanpipe.weights import networks, reader
+from wanpipe.weights import networks
 from wanpipe.weights.reader import Ended, Reading
 
 FLOAT32_NAMES = "float32"  # metadata of a converted file: names of the tensors that stay float32
@@ -27,7 +27,6 @@ MLX_DTYPES = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16, PACKED_
 # what was read stays in the host's memory until it is handed over.
 TENSORS_PER_EVAL = 32
 Network = TypeVar("Network", bound=nn.Module)
-Arrays = dict[str, mx.array]
 
 
 def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -75,45 +74,50 @@ class Weights:
         codes = {name for name, info in self.stored.items() if info.dtype == PACKED_DTYPE}
         self.path, self.dtype, self._kept = path, dtype, full | codes
 
-    def fill(self, network: Network, prefix: str = "", arrays: Arrays | None = None) -> Network:
+    def fill(self, network: Network, prefix: str = "", reading: Reading | None = None) -> Network:
         """Move what is under `prefix` into a network that has layers for it, and return it.
 
-        `arrays` has the tensors by name if they are read already; it is emptied. Raises
+        Takes the tensors from what is `reading` them already, and waits for each. Raises
         CheckpointError for a tensor that the file lacks.
         """
         names = {prefix + name: name for name in parameter_shapes(network)}
         for name in names:
             if name not in self.stored:
                 raise CheckpointError(f"{self.path} lacks {name}; convert the checkpoint again")
-        if arrays is None:
-            arrays = reader.begin(partial(self.read, list(names))).result()
-        taken = [(name, self.cast(stored, arrays.pop(stored))) for stored, name in names.items()]
+        if reading is None:
+            reading = self.begin([name for name in self.stored if name in names])
+        taken = [(name, self.cast(stored, reading.pop(stored))) for stored, name in names.items()]
         network.load_weights(taken)
         return network
 
-    def begin(self, names: Iterable[str]) -> Reading[dict[str, mx.array]]:
-        """Begin to read tensors as they are stored, which may take less memory, while this thread
-        computes.
-        """
-        return reader.begin(partial(self.read, list(names), cast=False))
+    def of_blocks(self, blocks: Iterable[str]) -> list[str]:
+        """Return the names of the tensors of these blocks, one block after another."""
+        prefixes = [f"{block}." for block in blocks]
+        return [name for prefix in prefixes for name in self.stored if name.startswith(prefix)]
 
-    def read(self, names: Sequence[str], ended: Ended, *, cast: bool = True) -> dict[str, mx.array]:
-        """Read tensors in this thread, by name; some of them once it has `ended`."""
-        found = {}
+    def begin(self, names: Sequence[str], *, cast: bool = True) -> Reading:
+        """Begin to read tensors in this order, while this thread computes.
+
+        Without `cast` they stay as they are stored, which may take less memory.
+        """
+        return Reading(partial(self.read, names, cast=cast))
+
+    def read(
+        self, names: Sequence[str], ended: Ended, *, cast: bool = True
+    ) -> Iterator[tuple[str, mx.array]]:
+        """Yield tensors that are read in this thread, in this order, until it has `ended`."""
         spans = [self.spans.get(name) for name in names]
         fast = None not in spans and pinned.reads(filter(None, spans))
         with closing(self.at_once(names) if fast else self.through_mlx(names)) as arrays:
             for name, array in arrays:
                 if ended():
-                    break
-                found[name] = self.cast(name, array) if cast else array
-        return found
+                    return
+                yield name, self.cast(name, array) if cast else array
 
-    def at_once(self, names: Iterable[str]) -> Generator[tuple[str, mx.array], None, None]:
-        """Yield tensors as they are stored, in the order of the file, straight to the device."""
-        ordered = sorted(names, key=lambda name: self.spans[name].offset)
-        arrays = pinned.read(self.path, [self.spans[name] for name in ordered])
-        yield from zip(ordered, arrays, strict=True)
+    def at_once(self, names: Sequence[str]) -> Generator[tuple[str, mx.array], None, None]:
+        """Yield tensors as they are stored, straight to the device."""
+        arrays = pinned.read(self.path, [self.spans[name] for name in names])
+        yield from zip(names, arrays, strict=True)
 
     @cached_property
     def lazy(self) -> Any:
@@ -144,11 +148,10 @@ def load_network(
 ) -> Network:
     """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
 
-    The lists of modules `without` are not read, and empty afterwards. Raises
-    CheckpointError that lists missing, unexpected and wrong-shaped tensors.
+    The lists of modules `without` are not read, and empty afterwards; who reads them tells when
+    all is `loaded`. Raises CheckpointError that lists missing, unexpected and wrong-shaped tensors.
     """
     networks.clear()  # plans count no other network
-    read = networks.take(path)
     weights = Weights(path, dtype)
     stored = weights.stored
     shapes = parameter_shapes(with_quantized(network, stored))
@@ -167,12 +170,20 @@ def load_network(
         raise CheckpointError(f"{path} does not fit: {complaints}; convert the checkpoint again")
     for name in without:
         setattr(network, name, [])
-    weights.fill(network, arrays=read)
-    networks.loaded(path)
+    weights.fill(network, reading=networks.take(path))
+    if not without:
+        networks.loaded(path)
     return network
 
 
-def read_whole(path: Path, dtype: mx.Dtype, ended: Ended) -> dict[str, mx.array]:
-    """Read all tensors of a file in this thread, until it has `ended`."""
+def read_whole(
+    path: Path, dtype: mx.Dtype, blocks: Sequence[str], ended: Ended
+) -> Iterator[tuple[str, mx.array]]:
+    """Yield all tensors of a file, read in this thread, until it has `ended`.
+
+    What belongs to none of the `blocks` comes first, then one block after another.
+    """
     weights = Weights(path, dtype)
-    return weights.read(list(weights.stored), ended)
+    inside = dict.fromkeys(weights.of_blocks(blocks))
+    outside = [name for name in weights.stored if name not in inside]
+    yield from weights.read([*outside, *inside], ended)

@@ -13,13 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from wanpipe.weights import reader
-from wanpipe.weights.reader import Ended, Reading
-
-if TYPE_CHECKING:
-    import mlx.core as mx
+from wanpipe.weights.reader import Job, Reading
 
 Network = TypeVar("Network")
 
@@ -33,7 +29,7 @@ class Upcoming:
 
     path: Path
     bytes: int
-    read: "Callable[[Ended], dict[str, mx.array]]"
+    read: Job
 
 
 class _Place:
@@ -45,10 +41,10 @@ class _Place:
 
 
 class _Ahead:
-    """What the command will load, in order, and what it reads of that now."""
+    """What the command will load, in order, and what it reads of the first of these."""
 
     queue: ClassVar[deque[Upcoming]] = deque()
-    reading: "tuple[Path, Reading[dict[str, mx.array]]] | None" = None
+    reading: tuple[Path, Reading] | None = None
 
 
 def keep() -> None:
@@ -98,25 +94,25 @@ def kept(name: Any, load: Callable[[], Network]) -> Network:
     return found
 
 
-def take(path: Path) -> "dict[str, mx.array] | None":
-    """Return the numbers of a file that is read ahead, when all are there; None if it is not.
+def take(path: Path) -> Reading | None:
+    """Return what reads a file ahead, until the file is `loaded`; None if none does, or it failed.
 
-    Raises what reading it raised, or Interrupted. Another file that is read ahead is given up if
-    the command takes this one instead.
+    Another file that is read ahead is given up if the command takes this one instead.
     """
-    if _Ahead.reading is None or _Ahead.reading[0] != path:
+    if _Ahead.reading is not None:
+        ahead, reading = _Ahead.reading
+        if ahead == path and not reading.ended.is_set():
+            _reserve(0)  # the plan of the network counts it from here on
+            return reading
         if any(one.path == path for one in _Ahead.queue):
             _drop()
-        return None
-    arrays = _Ahead.reading[1].result()
-    _Ahead.reading = None
-    _reserve(0)
-    return arrays
+    return None
 
 
 def loaded(path: Path) -> None:
-    """Note that a network has been loaded from a file, and begin to read the next one."""
+    """Note that all numbers of a file have arrived, and begin to read the next one."""
     if any(one.path == path for one in _Ahead.queue):
+        _drop()
         while _Ahead.queue.popleft().path != path:
             pass
         _begin()
@@ -127,11 +123,11 @@ def _begin() -> None:
     if _Ahead.queue and _Ahead.queue[0].bytes:
         network = _Ahead.queue[0]
         _reserve(network.bytes)
-        _Ahead.reading = (network.path, reader.begin(network.read))
+        _Ahead.reading = (network.path, Reading(network.read))
 
 
 def _drop() -> None:
-    """Give up what is read ahead."""
+    """Give up what is read ahead, if it has not arrived."""
     if _Ahead.reading is not None:
         _Ahead.reading[1].give_up()
         _Ahead.reading = None

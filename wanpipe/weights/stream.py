@@ -1,21 +1,18 @@
-"""A row of blocks that are read from a converted model's file whenever they are gone through.
-
-Holds no weights itself: a block lives as long as somebody uses it.
-"""
+"""A row of blocks that are read from a converted model's file while they are gone through."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Generic
 
 import mlx.core as mx
 
-from wanpipe.models.dit import Block, DiT
+from wanpipe.models.dit import DiT, make_block
+from wanpipe.weights import networks
 from wanpipe.weights.load import Network, Weights, load_network, with_quantized
 from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
-from wanpipe.weights.reader import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,32 +20,42 @@ class StreamedBlocks(Generic[Network]):
     """Blocks of the file `path`, in the order of `makers`, with LoRAs added.
 
     `makers` has what makes an empty block, by the block's name in the file. Asking for a block
-    waits until it is read, and begins to read the one after it. Raises CheckpointError for a file
-    that lacks a tensor.
+    waits until it is read, while the blocks after it are being read: if blocks `stay`, all that are
+    not `kept` from an earlier pass, else one, and a block lives as long as somebody uses it. Raises
+    CheckpointError for a file that lacks a tensor.
     """
 
     path: Path
     makers: Mapping[str, Callable[[], Network]]
     dtype: mx.Dtype
     loras: Sequence[tuple[LoraMatch, float]] = ()
+    stay: bool = False
+    kept: list[Network] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Network]:
+        yield from self.kept
+        names = list(self.makers)[len(self.kept) :]
+        if not names:
+            return
         weights = Weights(self.path, self.dtype)
-        names = list(self.makers)
-        reading = [begin(weights, name) for name in names[:1]]
-        for name, after in zip(names, [*names[1:], None], strict=True):
-            arrays = reading.pop().result()
-            if after is not None:
-                reading.append(begin(weights, after))
-            block = with_quantized(self.makers[name](), weights.stored, f"{name}.")
-            weights.fill(block, f"{name}.", arrays)
-            merge(block, self.loras, f"{name}.")
-            yield block
-
-
-def begin(weights: Weights, name: str) -> Reading[dict[str, mx.array]]:
-    """Begin to read a block."""
-    return weights.begin(stored for stored in weights.stored if stored.startswith(f"{name}."))
+        reading = networks.take(self.path) if self.stay else None
+        if reading is None:
+            together = names if self.stay else names[:1]
+            reading = weights.begin(weights.of_blocks(together), cast=self.stay)
+        try:
+            for name, after in zip(names, [*names[1:], None], strict=True):
+                block = with_quantized(self.makers[name](), weights.stored, f"{name}.")
+                weights.fill(block, f"{name}.", reading)
+                if self.stay and after is None:
+                    networks.loaded(self.path)
+                elif not self.stay and after is not None:
+                    reading = weights.begin(weights.of_blocks([after]), cast=False)
+                merge(block, self.loras, f"{name}.")
+                if self.stay:
+                    self.kept.append(block)
+                yield block
+        finally:
+            reading.give_up()
 
 
 def numbered(make: Callable[[], Network], count: int) -> dict[str, Callable[[], Network]]:
@@ -60,18 +67,20 @@ def load_streamed(
     network: DiT,
     path: Path,
     dtype: mx.Dtype,
-    make: Callable[[], Block],
     loras: Sequence[tuple[LoraMatch, float]] = (),
+    *,
+    stay: bool = False,
 ) -> DiT:
     """Fill `network` as `load_network` does, but for its blocks, which become `StreamedBlocks`.
 
-    `make` gives an empty main block. A VACE block is read after its main block.
+    If they `stay`, the first pass reads them, and later passes find them in memory.
     """
-    makers: dict[str, Callable[[], Block]] = {}
-    for name in network.config.block_names:
-        row, _, number = name.partition(".")
-        makers[name] = make if row == "blocks" else partial(network.vace_block, int(number))
-    lists = ("blocks", "vace_blocks") if network.config.vace_count else ("blocks",)
+    config = network.config
+    lists = ("blocks", "vace_blocks") if config.vace_count else ("blocks",)
     load_network(network, path, dtype, without=lists)
-    network.blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype, loras=loras)
+    if not stay:
+        networks.loaded(path)
+    makers = {name: partial(make_block, config, name) for name in config.block_names}
+    network.streamed = not stay
+    network.blocks = StreamedBlocks(path=path, makers=makers, dtype=dtype, loras=loras, stay=stay)
     return network
