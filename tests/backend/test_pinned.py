@@ -1,6 +1,7 @@
 """Reading through page-locked buffers, with ordinary memory in their place."""
 
 import ctypes
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -64,6 +65,7 @@ def test_buffers_are_locked_where_they_are_used(
         [span(0, 60), span(60, 4), span(64, 64), span(128, 1)],
         [span(number, 1) for number in range(0, 1000, 7)],
         [span(10, 5), span(900, 5)],  # far apart
+        [span(500, 20), span(0, 40), span(40, 3), span(520, 8), span(7, 3)],  # in another order
         [span(0, 10, 30), span(300, 7), span(307, 99, 7)],  # larger than a buffer
     ],
 )
@@ -73,6 +75,44 @@ def test_arrays_are_those_of_the_file(file: Path, spans: list[Span]) -> None:
     for one, array in zip(spans, found, strict=True):
         first, count = one.offset // 4, one.nbytes // 4
         np.testing.assert_array_equal(array, NUMBERS[first : first + count].reshape(one.shape))
+
+
+def test_an_array_is_there_when_it_is_given_and_reading_goes_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[mx.array] = []
+    begun: list[int] = []
+    evaluate, pieces = mx.eval, pinned.pieces
+
+    def waiting(arrays: list[mx.array]) -> None:
+        evaluate(arrays)
+        there.extend(arrays)
+
+    def noting(group: Sequence[Span], address: int) -> Iterator[tuple[int, int, int]]:
+        begun.append(group[0].offset // 4)
+        return pieces(group, address)
+
+    monkeypatch.setattr(mx, "eval", waiting)
+    monkeypatch.setattr(pinned, "pieces", noting)
+    order = [300, 60, 500, 0, 360, 240]  # each fills a buffer
+    for number, array in enumerate(pinned.read(file, [span(start, 60) for start in order])):
+        assert any(one is array for one in there)
+        assert begun == order[: number + pinned.BUFFERS + 1]
+
+
+@pytest.mark.parametrize(
+    ("spans", "found"),
+    [
+        ([span(0, 4), span(4, 2), span(6, 10)], [(0, 0, 64)]),
+        ([span(100, 4), span(0, 2), span(2, 4)], [(400, 0, 16), (0, 16, 24)]),
+        ([span(0, 4), span(8, 4)], [(0, 0, 16), (32, 16, 16)]),
+    ],
+)
+def test_what_follows_in_the_file_is_read_together(
+    spans: list[Span], found: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinned, "MIN_PIECE", SMALL)
+    assert list(pinned.pieces(spans, 0)) == found
 
 
 @pytest.mark.parametrize("spans", [[span(990, 20)], [span(0, 8), span(500, 600)]])

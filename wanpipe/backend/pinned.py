@@ -111,6 +111,7 @@ def read_parts(path: Path, spans: Sequence[Span]) -> Generator[mx.array, None, N
                     jobs = pieces(groups[ahead], buffer(ahead % BUFFERS))
                     reading.append([pool.submit(fetch, file.fileno(), path, *job) for job in jobs])
                 yield from arrays
+                arrays = []
                 if 0 <= number < len(groups):
                     for piece in reading.popleft():
                         piece.result()

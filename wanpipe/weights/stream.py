@@ -56,6 +56,8 @@ class StreamedBlocks(Generic[Network]):
                 yield block
         finally:
             reading.give_up()
+            if self.stay and len(self.kept) < len(self.makers):
+                networks.clear()  # no later command takes a part for the whole
 
 
 def numbered(make: Callable[[], Network], count: int) -> dict[str, Callable[[], Network]]:
