@@ -1,5 +1,7 @@
 """Networks that are read while the one before computes: when, in which order, with which bits."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,32 @@ from wanpipe.weights import load
 
 EXPERTS = ("high_noise_model", "low_noise_model")
 WORDS = (*SMALL, "--steps", 4, "--shift", 5)
+# runs a command that gets a signal in the first pass, while its last block is read without an end
+ENDLESS = """
+import os, signal, threading, time
+from wanpipe.__main__ import main
+from wanpipe.models.dit import DiT
+from wanpipe.weights.load import Weights
+
+started, begin, original = threading.Event(), DiT.embed_time, Weights.through_mlx
+
+def noting(self, timesteps):
+    started.set()
+    return begin(self, timesteps)
+
+def endless(self, names):
+    for name, array in original(self, names):
+        yield name, array
+        if name.startswith("blocks.1."):
+            started.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+        while name.startswith("blocks.1."):
+            time.sleep(0.01)
+            yield "more", array
+
+DiT.embed_time, Weights.through_mlx = noting, endless
+main()
+"""
 
 
 @pytest.fixture
@@ -89,3 +117,19 @@ def test_the_bits_are_those_of_the_stages_one_by_one(two_experts: Place, ahead: 
     text = two_experts.text()
     alone = two_experts.made("denoise", "--from", text, *WORDS, "--force", "--name", "alone")
     assert np.array_equal(latent.read("latent"), two_experts.entry(alone).read("latent"))
+
+
+@pytest.mark.parametrize("words", [(), ("--devices", 2)])
+def test_a_signal_in_the_first_pass_ends_the_process(
+    two_experts: Place, words: tuple[object, ...]
+) -> None:
+    arguments = ("denoise", "--from", two_experts.text(), *WORDS, *words)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS, *map(str, arguments)],
+        cwd=two_experts.root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "interrupted; run the same command again to resume" in done.stderr

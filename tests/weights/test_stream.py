@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from threading import Event, Timer
 
@@ -212,6 +213,17 @@ def test_a_block_is_given_before_the_last_one_is_read(checkpoints: Path, held: E
         assert all(
             mx.array_equal(one, values[name]) for name, one in tree_flatten(block.parameters())
         )
+
+
+def test_a_file_is_read_in_the_order_in_which_it_is_used(checkpoints: Path) -> None:
+    directory, config = converted(checkpoints, "wan21-vace")
+    path, names = directory / "model.safetensors", config.dit.block_names
+    found = [name for name, _ in read_whole(path, mx.float32, names, lambda: False)]
+    assert sorted(found) == sorted(Weights(path, mx.float32).stored)
+    owners = [".".join(name.split(".")[:2]) for name in found]
+    blocks = [owner for owner, _ in groupby(owners) if owner in names]
+    assert blocks == names
+    assert not set(owners[: -sum(owner in names for owner in owners)]) & set(names)
 
 
 def test_what_arrived_stays_and_is_freed_with_its_network(
