@@ -2,34 +2,46 @@
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
+from tests.models.official import converted
 from wanpipe.backend import pinned
 from wanpipe.backend.pinned import Span
 from wanpipe.errors import CheckpointError
+from wanpipe.models.dit import DiT
+from wanpipe.weights import networks
+from wanpipe.weights.load import Weights, load_network, read_whole
+from wanpipe.weights.networks import Upcoming
+from wanpipe.weights.stream import load_streamed
 
 SMALL = 256  # bytes of a buffer
 NUMBERS = np.arange(1000, dtype=np.float32)
 
 
-@pytest.fixture(autouse=True)
-def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+def take_ordinary_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Take ordinary memory for buffers, and copy with NumPy."""
-
-    held = [(ctypes.c_char * SMALL)() for _ in range(pinned.BUFFERS)]
+    held = [(ctypes.c_char * size)() for _ in range(pinned.BUFFERS)]
 
     def copy(address: int, span: Span) -> mx.array:
         part = (ctypes.c_char * span.nbytes).from_address(address)
         return mx.array(np.frombuffer(part, np.float32).reshape(span.shape).copy())
 
-    monkeypatch.setattr(pinned, "BUFFER_BYTES", SMALL)
+    monkeypatch.setattr(pinned, "BUFFER_BYTES", size)
     monkeypatch.setattr(pinned, "MIN_PIECE", 16)
     monkeypatch.setattr(pinned, "buffer", lambda number: ctypes.addressof(held[number]))
     monkeypatch.setattr(pinned, "copy", copy)
+
+
+@pytest.fixture(autouse=True)
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have small buffers of ordinary memory."""
+    take_ordinary_memory(monkeypatch, SMALL)
 
 
 @pytest.fixture
@@ -130,3 +142,26 @@ def test_reading_can_end_early(file: Path) -> None:
 
 def test_nothing_is_read_this_way_without_cuda() -> None:
     assert not pinned.reads([span(0, 3)])
+
+
+@pytest.mark.parametrize("size", [1 << 12, 1 << 16, 1 << 22])  # of a row, a block, everything
+@pytest.mark.parametrize("family", ["wan21-t2v", "wan21-vace"])
+def test_a_network_reads_the_same_numbers_through_buffers(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, family: str, size: int
+) -> None:
+    directory, config = converted(checkpoints, family)
+    path = directory / "model.safetensors"
+    exact = load_network(DiT(config.dit), path, mx.float32)
+    take_ordinary_memory(monkeypatch, size)
+    monkeypatch.setattr(pinned, "reads", lambda spans: True)
+    monkeypatch.setattr(Weights, "through_mlx", None)
+    read = partial(read_whole, path, mx.float32, config.dit.block_names)
+    with networks.scheduled([Upcoming(path=path, bytes=1, read=read)]):
+        network = load_streamed(DiT(config.dit), path, mx.float32, stay=True)
+        for block, name in zip(network.blocks, config.dit.block_names, strict=True):
+            row, number = name.split(".")
+            expected = dict(tree_flatten(exact[row][int(number)].parameters()))
+            for one, array in tree_flatten(block.parameters()):
+                assert mx.array_equal(array, expected[one]), (name, one)
+    for one, array in tree_flatten(network.parameters()):
+        assert mx.array_equal(array, dict(tree_flatten(exact.parameters()))[one]), one

@@ -148,8 +148,9 @@ def load_network(
 ) -> Network:
     """Fill `network` from the safetensors file `path`, computing in `dtype`, and return it.
 
-    The lists of modules `without` are not read, and empty afterwards; who reads them tells when
-    all is `loaded`. Raises CheckpointError that lists missing, unexpected and wrong-shaped tensors.
+    The lists of modules `without` are not read, and empty afterwards; whoever reads them calls
+    `networks.loaded`. Raises CheckpointError that lists missing, unexpected and wrong-shaped
+    tensors.
     """
     networks.clear()  # plans count no other network
     weights = Weights(path, dtype)

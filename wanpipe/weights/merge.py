@@ -3,8 +3,8 @@
 One parameter at a time, each in place of the one before, so memory never holds two networks.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -73,9 +73,30 @@ class ScaledDelta:
         return np.ascontiguousarray(apply_transform(values, self.delta.transform))
 
 
-def merge(network: nn.Module, loras: Sequence[tuple[LoraMatch, float]], prefix: str = "") -> None:
-    """Add LoRAs at their strengths to a network that they fit, or that is the part of it under
-    `prefix`; changes of what `network` lacks belong to its other parts.
+Deltas = Mapping[str, Sequence[ScaledDelta]]  # of each parameter
+
+
+@contextmanager
+def open_deltas(loras: Sequence[tuple[LoraMatch, float]]) -> Iterator[Deltas]:
+    """Open the files of LoRAs, and give what they add at their strengths."""
+    with ExitStack() as stack:
+        deltas: dict[str, list[ScaledDelta]] = {}
+        for one, strength in loras:
+            file = stack.enter_context(open_tensors(one.path))
+            for target, delta in one.deltas.items():
+                deltas.setdefault(target, []).append(ScaledDelta(file, delta, strength))
+        yield deltas
+
+
+def merge(network: nn.Module, loras: Sequence[tuple[LoraMatch, float]]) -> None:
+    """Add LoRAs to a network that they fit, as `add` does."""
+    with open_deltas(loras) as deltas:
+        add(network, deltas)
+
+
+def add(network: nn.Module, deltas: Deltas, prefix: str = "") -> None:
+    """Add the deltas of LoRAs to a network that they fit, or that is the part of it under `prefix`;
+    changes of what `network` lacks belong to its other parts.
 
     A parameter keeps its dtype; the sum is taken in float32. A quantized matrix keeps its bits and
     gets the products beside them, to be added whenever it is dequantized, where that takes less
@@ -83,24 +104,16 @@ def merge(network: nn.Module, loras: Sequence[tuple[LoraMatch, float]], prefix: 
     that are not finite.
     """
     modules = dict(network.named_modules())
-    with ExitStack() as stack:
-        deltas: dict[str, list[ScaledDelta]] = {}
-        for one, strength in loras:
-            file = stack.enter_context(open_tensors(one.path))
-            for target, delta in one.deltas.items():
-                if target.startswith(prefix):
-                    name = target.removeprefix(prefix)
-                    deltas.setdefault(name, []).append(ScaledDelta(file, delta, strength))
-        for target, group in deltas.items():
-            interrupt.check()
-            path, _, leaf = target.rpartition(".")
-            if path not in modules:
-                continue
-            module = modules[path]
-            if isinstance(module, QuantizedLinear) and leaf == "weight":
-                _merge_quantized(modules, path, group)
-            else:
-                _replace_parameter(module, leaf, module[leaf], group)
+    for target, group in deltas.items():
+        path, _, leaf = target.removeprefix(prefix).rpartition(".")
+        if not target.startswith(prefix) or path not in modules:
+            continue
+        interrupt.check()
+        module = modules[path]
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            _merge_quantized(modules, path, group)
+        else:
+            _replace_parameter(module, leaf, module[leaf], group)
 
 
 def _replace_parameter(

@@ -127,7 +127,7 @@ def _begin() -> None:
 
 
 def _drop() -> None:
-    """Give up what is read ahead, if it has not arrived."""
+    """Give up what is read ahead; if all has arrived, there is nothing to give up."""
     if _Ahead.reading is not None:
         _Ahead.reading[1].give_up()
         _Ahead.reading = None

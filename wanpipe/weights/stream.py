@@ -12,7 +12,7 @@ from wanpipe.models.dit import DiT, make_block
 from wanpipe.weights import networks
 from wanpipe.weights.load import Network, Weights, load_network, with_quantized
 from wanpipe.weights.lora_match import LoraMatch
-from wanpipe.weights.merge import merge
+from wanpipe.weights.merge import Deltas, add, open_deltas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,12 @@ class StreamedBlocks(Generic[Network]):
     def __iter__(self) -> Iterator[Network]:
         yield from self.kept
         names = list(self.makers)[len(self.kept) :]
-        if not names:
-            return
+        if names:
+            with open_deltas(self.loras) as deltas:
+                yield from self._read(names, deltas)
+
+    def _read(self, names: Sequence[str], deltas: Deltas) -> Iterator[Network]:
+        """Give the blocks of these names."""
         weights = Weights(self.path, self.dtype)
         reading = networks.take(self.path) if self.stay else None
         if reading is None:
@@ -50,7 +54,7 @@ class StreamedBlocks(Generic[Network]):
                     networks.loaded(self.path)
                 elif not self.stay and after is not None:
                     reading = weights.begin(weights.of_blocks([after]), cast=False)
-                merge(block, self.loras, f"{name}.")
+                add(block, deltas, f"{name}.")
                 if self.stay:
                     self.kept.append(block)
                 yield block
