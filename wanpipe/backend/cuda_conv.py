@@ -4,13 +4,13 @@ On an H100 it takes a little more than half of the time that cuDNN takes for 96 
 bias and residual without another pass over memory. Uses the tensor cores' asynchronous products
 (wgmma), which only architecture sm_90a has. Knows no model.
 
-A block computes 16 x 32 positions of one frame for 96 output channels. Two groups of four warps
-multiply; they wait for two rings of stages in shared memory. Three warps fill the first ring with
-pixels, 16 channels of one input frame in a stage, with a border of one pixel. One thread fills the
-second with weights, those of one of the nine taps in a stage. All taps read the same pixels, each
-from another first address: the tensor cores take a matrix as rows of 8 positions x 16 bytes, and
-such a row may begin at any position. Blocks stay for several tiles, and the rings run ahead to the
-next tile while a result is written.
+A block computes 16 x 32 positions of one frame, for 96 or 32 output channels. Two groups of four
+warps multiply; they wait for two rings of stages in shared memory. Three warps fill the first ring
+with pixels, 16 channels of one input frame in a stage, with a border of one pixel. One thread fills
+the second with weights, those of one of the nine taps in a stage. All taps read the same pixels,
+each from another first address: the tensor cores take a matrix as rows of 8 positions x 16 bytes,
+and such a row may begin at any position. Blocks stay for several tiles, and the rings run ahead to
+the next tile while a result is written.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ import mlx.core as mx
 from wanpipe.backend import cuda_driver
 from wanpipe.backend.cuda_launch import Kernel, launch
 
-OUTPUTS = 96  # channels that a block computes
+WIDTHS = (96, 32)  # channels that a block may compute
 DEPTH = 16  # channels that one product sums over, and those of a stage
 ROWS, COLUMNS = 16, 32  # positions that a block computes
 PIXEL_STAGES, WEIGHT_STAGES = 4, 48
@@ -28,7 +28,7 @@ THREADS = 384  # two groups that multiply, and one that loads
 KINDS = {mx.bfloat16: "bf16", mx.float16: "f16"}
 
 PIXEL_BYTES = 2 * DEPTH * (ROWS + 2) * (COLUMNS + 2)  # of a stage
-WEIGHT_BYTES = 2 * DEPTH * OUTPUTS
+WEIGHT_BYTES = 2 * DEPTH * max(WIDTHS)
 SHARED_BYTES = (
     PIXEL_STAGES * PIXEL_BYTES
     + WEIGHT_STAGES * WEIGHT_BYTES
@@ -57,11 +57,11 @@ struct Place {
   }
 };
 
-// adds the product of 64 positions and 96 channels; see "matrix descriptor" in the PTX manual
+// adds the product of 64 positions and OUTPUTS channels; see "matrix descriptor" in the PTX manual
 __device__ __forceinline__ void multiply(
-    float (&sum)[48], unsigned long long pixels, unsigned long long weights) {
+    float (&sum)[OUTPUTS / 2], unsigned long long pixels, unsigned long long weights) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n96k16.f32.KIND.KIND PLACES, %48, %49, 1, 1, 1, 0, 0;"
+      "wgmma.mma_async.sync.aligned.m64nOUTPUTSk16.f32.KIND.KIND PLACES, 1, 1, 1, 0, 0;"
       : OPERANDS : "l"(pixels), "l"(weights));
 }
 
@@ -173,11 +173,11 @@ KERNEL = """
   Place<PIXEL_STAGES> in_pixels;
   Place<WEIGHT_STAGES> in_weights;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    float sum[PARTS][48];  // a part has 8 rows and 8 columns of positions
+    float sum[PARTS][OUTPUTS / 2];  // a part has 8 rows and 8 columns of positions
 #pragma unroll
     for (int part = 0; part < PARTS; ++part)
 #pragma unroll
-      for (int j = 0; j < 48; ++j) sum[part][j] = 0;
+      for (int j = 0; j < OUTPUTS / 2; ++j) sum[part][j] = 0;
     int used_pixels = -1, used_weights = -1;
     for (int i = 0; i < FRAMES * chunks; ++i) {
       wait(pixels_there + 8 * in_pixels.stage, in_pixels.phase);
@@ -192,7 +192,7 @@ KERNEL = """
 #pragma unroll
         for (int part = 0; part < PARTS; ++part)
 #pragma unroll
-          for (int j = 0; j < 48; ++j) asm volatile("" : "+f"(sum[part][j]) :: "memory");
+          for (int j = 0; j < OUTPUTS / 2; ++j) asm volatile("" : "+f"(sum[part][j]) :: "memory");
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int part = 0; part < PARTS; ++part)
@@ -215,7 +215,7 @@ KERNEL = """
 #pragma unroll
     for (int part = 0; part < PARTS; ++part)
 #pragma unroll
-      for (int j = 0; j < 48; ++j) asm volatile("" : "+f"(sum[part][j]) :: "memory");
+      for (int j = 0; j < OUTPUTS / 2; ++j) asm volatile("" : "+f"(sum[part][j]) :: "memory");
     if (lane == 0) {
       arrive(weights_used + 8 * used_weights);
       arrive(pixels_used + 8 * used_pixels);
@@ -293,53 +293,67 @@ ADD = """
 def tile_weight(weight: mx.array) -> mx.array:
     """Put a weight (O, 3, 3, 3, C) in the order in which the kernel reads it.
 
-    Returns (O / 96, 3 frames, C / 16, 9 taps, 2, 96, 8): 96 outputs side by side, of 8 inputs each.
+    Returns (blocks, 3 frames, C / 16, 9 taps, 2, 96 or 32, 8): the outputs of a block side by side,
+    of 8 inputs each. Adds zeros where O or C does not fill the last block.
     """
     outputs, *_, inputs = weight.shape
-    half = DEPTH // 2
-    parts = weight.reshape(outputs // OUTPUTS, OUTPUTS, 3, 9, inputs // DEPTH, 2, half)
+    width = next(width for width in WIDTHS if outputs % width == 0 or width == WIDTHS[-1])
+    blocks, chunks = -(-outputs // width), -(-inputs // DEPTH)
+    more = ((0, blocks * width - outputs), *[(0, 0)] * 3, (0, chunks * DEPTH - inputs))
+    parts = mx.pad(weight, more).reshape(blocks, width, 3, 9, chunks, 2, DEPTH // 2)
     return mx.contiguous(parts.transpose(0, 2, 4, 3, 5, 1, 6))
 
 
 def convolve(x: mx.array, weight: mx.array, bias: mx.array, residual: mx.array | None) -> mx.array:
     """Convolve (T + 2, H, W, C) over frames, rows and columns, with zeros around the frames.
 
-    `weight` is that of `tile_weight`. Adds the bias (O) and the optional `residual` (T, H, W, O).
-    Sums in float32, and rounds once before the residual is added and once after. Returns
-    (T, H, W, O).
+    `weight` is that of `tile_weight`. Adds the bias (O) and the optional `residual` (T, H, W, O),
+    which needs whole blocks of outputs. Sums in float32, and rounds once before the residual is
+    added and once after. Returns (T, H, W, O).
     """
-    frames, height, width, inputs = x.shape
-    outputs = weight.shape[0] * OUTPUTS
+    blocks, _, chunks, *_, width, _ = weight.shape
+    frames, rows, columns, _ = x.shape
+    outputs, inputs = blocks * width, chunks * DEPTH
+    bias = bias.astype(x.dtype)
+    if inputs > x.shape[-1]:
+        x = mx.pad(x, (*[(0, 0)] * 3, (0, inputs - x.shape[-1])))
     more = {} if residual is None else {"residual": residual}
     [out] = launch(
-        kernel(KINDS[x.dtype], residual is not None),
-        inputs={"x": x, "weight": weight, "bias": bias.astype(x.dtype), **more},
-        outputs={"out": ((frames - 2, height, width, outputs), x.dtype)},
+        kernel(KINDS[x.dtype], width, residual is not None),
+        inputs={"x": x, "weight": weight, "bias": mx.pad(bias, (0, outputs - bias.size)), **more},
+        outputs={"out": ((frames - 2, rows, columns, outputs), x.dtype)},
         scalars={
-            "frames": frames - 2, "height": height, "width": width,
+            "frames": frames - 2, "height": rows, "width": columns,
             "inputs": inputs, "outputs": outputs,
         },
         template={
-            "T": x.dtype, "OUTPUTS": OUTPUTS, "DEPTH": DEPTH, "ROWS": ROWS, "COLUMNS": COLUMNS,
+            "T": x.dtype, "DEPTH": DEPTH, "ROWS": ROWS, "COLUMNS": COLUMNS,
             "PIXEL_STAGES": PIXEL_STAGES, "WEIGHT_STAGES": WEIGHT_STAGES,
         },
         blocks=cuda_driver.multiprocessors(),
         threads=THREADS,
     )  # fmt: skip
-    return out
+    return out[..., : bias.size]
 
 
 @cache
-def kernel(kind: str, with_residual: bool) -> Kernel:
-    """Return the kernel for numbers of this kind, which PTX calls bf16 or f16."""
-    places = ", ".join(f"%{number}" for number in range(48))
-    operands = ", ".join(f'"+f"(sum[{number}])' for number in range(48))
-    functions = FUNCTIONS.replace("KIND", kind).replace("PLACES", f"{{{places}}}")
+def kernel(kind: str, width: int, with_residual: bool) -> Kernel:
+    """Return the kernel for numbers of this kind, which PTX calls bf16 or f16.
+
+    `width` counts the outputs of a block.
+    """
+    sums = [f"%{number}" for number in range(width // 2)]
+    places = f"{{{', '.join(sums)}}}, %{len(sums)}, %{len(sums) + 1}"
+    operands = ", ".join(f'"+f"(sum[{number}])' for number in range(len(sums)))
     source = KERNEL.replace("LOAD", LOAD if with_residual else "")
+
+    def filled(text: str) -> str:
+        return text.replace("OUTPUTS", str(width)).replace("KIND", kind)
+
     return Kernel(
         "convolve",
-        source.replace("ADD", ADD if with_residual else ""),
-        functions=functions.replace("OPERANDS", operands),
+        filled(source.replace("ADD", ADD if with_residual else "")),
+        functions=filled(FUNCTIONS.replace("PLACES", places).replace("OPERANDS", operands)),
         shared=SHARED_BYTES,
         specific=True,
     )

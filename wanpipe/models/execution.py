@@ -19,7 +19,8 @@ Prefetch = Callable[[], object]
 
 
 class BoundedEval:
-    """Evaluate arrays asynchronously, with at most `depth` evaluations in flight.
+    """Evaluate arrays asynchronously, with at most `depth` evaluations in flight, or more if their
+    results, each the last array of a call, have at most `room` bytes together.
 
     The device computes one evaluation while the host builds the next, and memory holds the
     intermediates of a few evaluations, however long the graph is. Short evaluations need a greater
@@ -27,16 +28,20 @@ class BoundedEval:
     Raises a pending interrupt before it starts an evaluation.
     """
 
-    def __init__(self, depth: int = 1) -> None:
-        self.depth = depth
+    def __init__(self, depth: int = 1, room: int = 0) -> None:
+        self.depth, self.room = depth, room
         self.in_flight: deque[tuple[mx.array, ...]] = deque()
 
     def __call__(self, *arrays: mx.array) -> None:
         interrupt.check()
         mx.async_eval(*arrays)
         self.in_flight.append(arrays)
-        while len(self.in_flight) > self.depth:
+        while len(self.in_flight) > self.depth and self._bytes() > self.room:
             mx.eval(self.in_flight.popleft())
+
+    def _bytes(self) -> int:
+        """Bytes of the results in flight."""
+        return sum(arrays[-1].nbytes for arrays in self.in_flight)
 
 
 def defer_eval(*arrays: mx.array) -> None:

@@ -19,7 +19,7 @@ from wanpipe.models.config import (
     TinyVAEConfig,
     VAEConfig,
 )
-from wanpipe.models.tuning import Convolutions, multiplies_tiles, stacks_frames
+from wanpipe.models.tuning import Convolutions, stacks_frames
 
 FLOAT32 = 4  # bytes
 Part = Literal["decoder", "encoder"]
@@ -106,8 +106,7 @@ class ChunkTrace:
         """
         cached, produced = 2 * self.frame * self.C, self.T * self.frame * outputs
         joined, next_joined = self.conv_input(self.C, outputs), self.conv_input(outputs, outputs)
-        own = not self.first and multiplies_tiles(self.C, outputs, self.device)
-        live = joined + (1 if own else 2) * produced + max(2 * self.size, next_joined) + held
+        live = joined + 2 * produced + max(2 * self.size, next_joined) + held
         self.record(
             "frame" if self.first else "causal", outputs, (3, 3) if self.first else (3, 3, 3), live,
             cached=cached, parameters=27 * self.C * outputs + outputs, float32=float32,
