@@ -28,10 +28,10 @@ from bench import limits
 from bench.peer import run_diffusers
 from bench.sizes import HD, TI2V_HD, TINY, VAE_21, VAE_22, WIDE
 from wanpipe.backend import cuda_conv
-from wanpipe.backend.device import compute_dtype, describe, memory_limit, mlx_dtype
+from wanpipe.backend.device import compute_dtype, describe, is_cuda, memory_limit, mlx_dtype
 from wanpipe.models.config import VAEConfig
 from wanpipe.models.layers import Linear
-from wanpipe.models.tuning import convolutions, multiplies_tiles
+from wanpipe.models.tuning import multiplies_tiles
 from wanpipe.models.vae import tiny, vae
 from wanpipe.models.vae.blocks import AttentionBlock, Downsample, Norm, Upsample
 from wanpipe.models.vae.causal_conv import SAME, CausalCache, CausalConv, convolve, sum_terms
@@ -90,7 +90,7 @@ def held(need: MemoryPlan, args: Namespace) -> AbstractContextManager[None]:
 
 def decode_plan(config: VAEConfig, shape: tuple[int, int, int], args: Namespace) -> DecodePlan:
     """Return the decode plan with --at-once frames, by default the first one that a run uses."""
-    plans = budget.decode_plans(config, shape, ITEMSIZE["bfloat16"], convolutions(2))
+    plans = budget.decode_plans(config, shape, ITEMSIZE["bfloat16"], is_cuda())
     fitting = [need for need in plans if args.at_once in (None, need.at_once) and not need.tiled]
     if not fitting:
         raise SystemExit("--at-once 2 is only for small frames; omit it")
@@ -125,7 +125,7 @@ def encode(name: str, config: VAEConfig, shape: tuple[int, int, int], args: Name
         for _ in range(shape[0] - 1):
             yield others()
 
-    need = budget.image_plan(config, shape, ITEMSIZE["bfloat16"], convolutions(2), 0)
+    need = budget.image_plan(config, shape, ITEMSIZE["bfloat16"], is_cuda(), 0)
     gray = mx.zeros_like(four)
     with held(need, args):
         seconds = clock(lambda: encoder.encode(clip(lambda: four + 0)))
@@ -142,7 +142,7 @@ def decode_tiny(name: str, config: VAEConfig, shape: tuple[int, int, int], args:
     for part in (config, TINY[config.version]):
         network = vae.Decoder(part) if isinstance(part, VAEConfig) else tiny.Decoder(part)
         randomize(network).set_dtype(mlx_dtype(dtype))
-        need = budget.decode_plans(part, shape, ITEMSIZE[dtype], convolutions(ITEMSIZE[dtype]))[0]
+        need = budget.decode_plans(part, shape, ITEMSIZE[dtype], is_cuda())[0]
 
         def run(network: vae.Decoder | tiny.Decoder = network) -> None:
             for frames in network.frames(latent):
@@ -304,7 +304,7 @@ def compare_convolutions(
             return sum_terms(*terms, dtype=x.dtype)
 
         works: list[Callable[[], mx.array]] = [direct, channels, sums]
-        if multiplies_tiles(C, outputs, convolutions(2)):
+        if multiplies_tiles(C, outputs) and is_cuda() and cuda_conv.computes(x.dtype):
             tiled = cuda_conv.tile_weight(weight)
             works.append(partial(cuda_conv.convolve, x, tiled, bias, None))
         flops = 2.0 * T * H * W * 27 * C * outputs

@@ -17,7 +17,6 @@ from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
-from wanpipe.models.tuning import convolutions
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.inputs import check_images, check_takes_image
@@ -125,14 +124,14 @@ def run(model: Model, params: Params, store: Store) -> Entry:
 
 def needed(model: Model, canvas: Canvas, images: int) -> MemoryPlan:
     """Return the memory plan of encoding a video of this size."""
-    from wanpipe.backend.device import compute_dtype
+    from wanpipe.backend.device import compute_dtype, is_cuda
 
     config = model.config
     size = (canvas.width, canvas.height, canvas.num_frames)
     latent = geometry.latent_shape(*size, config.vae.stride)
     clip = model.component("clip").bytes if model.takes_clip else 0
     computed = ITEMSIZE[compute_dtype(config.dtype)]
-    return budget.image_plan(config.vae, latent, computed, convolutions(computed), clip, images)
+    return budget.image_plan(config.vae, latent, computed, is_cuda(), clip, images)
 
 
 def choose_canvas(model: Model, params: Params, width: int, height: int) -> Canvas:

@@ -14,7 +14,6 @@ import click
 from wanpipe.cli import options
 from wanpipe.cli.session import Session, stage_options
 from wanpipe.models import geometry
-from wanpipe.models.tuning import convolutions
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, MemoryPlan
 from wanpipe.pipeline.lineage import reference
@@ -102,17 +101,16 @@ def run(model: Model, params: Params, store: Store) -> Entry:
 
 def needed(model: Model, pixels: Clip | FirstFrames) -> MemoryPlan:
     """Return the memory plan of encoding a video of this size."""
-    from wanpipe.backend.device import compute_dtype
+    from wanpipe.backend.device import compute_dtype, is_cuda
 
     config = model.config
     size = (pixels.width, pixels.height, pixels.num_frames)
     latent = geometry.latent_shape(*size, config.vae.stride)
-    computed = ITEMSIZE[compute_dtype(config.dtype)]
     return budget.encode_plan(
         config.vae,
         latent,
-        computed,
-        convolutions(computed),
+        ITEMSIZE[compute_dtype(config.dtype)],
+        is_cuda(),
         clip=model.component("clip").bytes if model.takes_clip else 0,
         pixels=pixels.bytes,
         times=2 if config.task == "vace" else 1,

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from wanpipe.backend import cuda_conv, cuda_driver, cuda_launch, device, nvrtc
+from wanpipe.backend import cuda_conv, cuda_driver, cuda_launch, nvrtc
 from wanpipe.backend.cuda_launch import C_TYPES
 from wanpipe.models import layers, rope
 from wanpipe.models.vae import causal_conv
@@ -37,10 +37,9 @@ def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[d
     monkeypatch.setattr(nvrtc, "compile", lambda source, architecture: source.encode())
     monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for module in (cuda_launch, device):
+    for module in (cuda_launch, cuda_conv):
         monkeypatch.setattr(module, "architecture", lambda: "sm_90")
     monkeypatch.setattr(cuda_driver, "multiprocessors", lambda: 132)
-    monkeypatch.setattr(device, "is_cuda", lambda: True)
     for dispatcher in DISPATCHERS:
         monkeypatch.setattr(dispatcher, "is_cuda", lambda: True)
     yield recorded
@@ -161,7 +160,7 @@ def joined_shapes(launches: list[dict[str, Any]]) -> list[tuple[int, ...]]:
 def test_narrow_convolutions_stack_frames_on_cuda(
     launches: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "architecture", lambda: "sm_80")
+    monkeypatch.setattr(cuda_conv, "architecture", lambda: "sm_80")
     assert chunks(launches, 96, mx.bfloat16) == [["norm", "sum"]] * 2
     assert joined_shapes(launches) == [(2, 3, 5, 288)]
     assert chunks(launches, 192, mx.bfloat16) == [["norm", "sum"]] * 2

@@ -10,11 +10,15 @@ from wanpipe.models.execution import BoundedEval, run_blocks
 
 
 @pytest.mark.parametrize(
-    ("depth", "expected"),
-    [(1, [[0], [1], [2], [3], [4]]), (3, [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]])],
+    ("depth", "room", "expected"),
+    [
+        (1, 0, [[0], [1], [2], [3], [4]]),
+        (3, 0, [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]),
+        (1, 8, [[0], [0, 1], [1, 2], [2, 3], [3, 4]]),  # a result has 4 bytes
+    ],
 )
-def test_at_most_depth_evaluations_are_in_flight(
-    depth: int, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+def test_at_most_depth_evaluations_are_in_flight_or_room_bytes(
+    depth: int, room: int, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_flight: list[int] = []
     arrays = [mx.array(n) for n in range(5)]
@@ -30,7 +34,7 @@ def test_at_most_depth_evaluations_are_in_flight(
             in_flight.remove(numbers[id(arrays[0])])
 
     monkeypatch.setattr(execution, "mx", Watched)
-    evaluate, seen = BoundedEval(depth), []
+    evaluate, seen = BoundedEval(depth, room), []
     for array in arrays:
         evaluate(array)
         seen.append(list(in_flight))

@@ -280,7 +280,7 @@ def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
     for need in one.plans():
         # whole, where tokens are few: 28 MB
         assert need.limit == need.peak - need.host - one.hidden
-    two, single, tiles = budget.decode_plans(VAE_21, WIDE, 2, "cuda")
+    two, single, tiles = budget.decode_plans(VAE_21, WIDE, 2, True)
     # two frames, and three of them as channels: 96 of each
     assert two.peak - two.host - two.limit == 2 * 480 * 832 * 3 * 96 * 2
     assert two.limit > single.limit > tiles.limit > 0
@@ -288,13 +288,12 @@ def test_mlx_waits_where_its_largest_array_still_keeps_the_promise() -> None:
 
 def test_large_frames_are_decoded_one_at_once() -> None:
     def ways(config: VAEConfig, latent: Triple) -> list[tuple[int, bool]]:
-        plans = budget.decode_plans(config, latent, 2, "cuda")
-        return [(need.at_once, need.tiled) for need in plans]
+        return [(need.at_once, need.tiled) for need in budget.decode_plans(config, latent, 2, True)]
 
     assert ways(VAE_21, WIDE) == [(2, False), (1, False), (2, True)]
     assert ways(VAE_21, HD) == [(1, False), (2, True)]
     assert ways(VAE_22, TI2V_HD) == [(2, False), (1, False), (2, True)]  # half the sides inside
-    plain, _ = budget.decode_plans(VAE_21, HD, 2, "cuda")
+    plain, _ = budget.decode_plans(VAE_21, HD, 2, True)
     assert plain.strategy == ""
     assert plain.peak < 8e9
 
@@ -347,9 +346,9 @@ def test_mlx_waits_before_it_exceeds_a_limit() -> None:
 
 def plans() -> list[MemoryPlan]:
     """What all stages take at full size."""
-    films = budget.decode_plans(VAE_21, HD, 2, "cuda")
+    films = budget.decode_plans(VAE_21, HD, 2, True)
     image, text = (
-        budget.image_plan(VAE_21, HD, 2, "cuda", 0),
+        budget.image_plan(VAE_21, HD, 2, True, 0),
         budget.text_plan(T5_XXL, 10**10, LONGEST),
     )
     return [*expert("14b").plans(), *films, image, text]
@@ -382,7 +381,7 @@ def test_steps_that_wait_for_the_disk_count() -> None:
 
 
 def test_a_film_in_tiles_counts_what_is_kept_of_it() -> None:
-    *_, tiles = budget.decode_plans(VAE_21, HD, 2, "cuda")
+    *_, tiles = budget.decode_plans(VAE_21, HD, 2, True)
     film = 81 * 720 * 1280 * 3
     assert film < tiling.host_bytes(HD, 8) < tiles.host < 2.5 * film
 
@@ -396,6 +395,5 @@ def test_performance_has_these_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
             peaks = [format_si(need.peak, "B") for need in expert(name, int(size * 1e9)).plans()]
             assert f"| {' | '.join(peaks)} |" in page
     for config, latent in ((VAE_21, WIDE), (VAE_21, HD), (VAE_22, TI2V_HD)):
-        plans = budget.decode_plans(config, latent, 2, "cuda")
-        peaks = [format_si(need.peak, "B") for need in plans]
+        peaks = [format_si(need.peak, "B") for need in budget.decode_plans(config, latent, 2, True)]
         assert f"| {' | '.join(peaks)} |" in page

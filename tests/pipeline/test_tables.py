@@ -19,7 +19,6 @@ from wanpipe.models.clip import CLIP
 from wanpipe.models.config import Quantization
 from wanpipe.models.dit import DiT
 from wanpipe.models.geometry import Triple
-from wanpipe.models.tuning import Convolutions
 from wanpipe.models.umt5 import T5
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import Expert, MemoryPlan
@@ -59,7 +58,7 @@ def transformer(name: str, bits: int | None = None) -> Random:
 
 
 def stages_of(
-    checkpoint: str, latent: Triple, bits: int | None, device: Convolutions
+    checkpoint: str, latent: Triple, bits: int | None, cuda: bool
 ) -> dict[str, list[MemoryPlan]]:
     """The plans of every stage in bfloat16, the fastest first; without an image stage for models
     that need no image, and with a video stage for VACE.
@@ -80,12 +79,12 @@ def stages_of(
         clip = Random(CLIP(CLIP_H), clip_rules.rules(CLIP_H.layers)).bytes if config.clip_dim else 0
         images = 2 if "FLF2V" in checkpoint else 1
         frames = 1 if vae is VAE_22 else latent[0]
-        plans["image"] = [budget.image_plan(vae, (frames, *latent[1:]), 2, device, clip, images)]
+        plans["image"] = [budget.image_plan(vae, (frames, *latent[1:]), 2, cuda, clip, images)]
     if "VACE" in checkpoint:
         seen = {"clip": 0, "pixels": 0, "times": 2}
-        plans["video"] = [budget.encode_plan(vae, latent, 2, device, **seen)]
+        plans["video"] = [budget.encode_plan(vae, latent, 2, cuda, **seen)]
     plans["transformer"] = [*expert.plans()]
-    plans["VAE"] = [*budget.decode_plans(vae, latent, 2, device)]
+    plans["VAE"] = [*budget.decode_plans(vae, latent, 2, cuda)]
     return plans
 
 
@@ -111,7 +110,7 @@ def test_the_readme_has_the_memory_of_every_model(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(device, "is_unified", lambda: False)
     found = {row[0]: row[-1] for row in rows(README, 5) if row[0] in WAN}
     for checkpoint, (_, latent, _) in WAN.items():
-        plans = stages_of(checkpoint, latent, None, device="cuda").values()
+        plans = stages_of(checkpoint, latent, None, cuda=True).values()
         fastest = max(ways[0].peak for ways in plans)
         least = max(min(way.peak for way in ways) for ways in plans)
         assert found.pop(checkpoint) == f"{format_si(fastest, 'B')}, {format_si(least, 'B')}"
@@ -140,7 +139,7 @@ def test_on_a_mac_has_the_planned_peaks(monkeypatch: pytest.MonkeyPatch) -> None
                 limits["width"] // vae.stride[2],
             )
         bits = (asked["bits"] or convert.BITS) if asked["quantize"] else None
-        plans = stages_of(checkpoint, latent, bits, device="mlx")
+        plans = stages_of(checkpoint, latent, bits, cuda=False)
         chosen = {
             stage: budget.choose_plan(stage, ways, limits["memory"], Report())
             for stage, ways in plans.items()

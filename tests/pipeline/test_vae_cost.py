@@ -96,6 +96,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for module in (causal_conv, layers):
         monkeypatch.setattr(module, "is_gpu", lambda: True)
+    monkeypatch.setattr(causal_conv, "SMALL_RESULTS", 0)  # as if the frames were large
     monkeypatch.setattr(mx, "conv_general", convolution)
     monkeypatch.setattr(mx.fast, "rms_norm", lambda x, *_: -x)
     for module, name in (
@@ -177,26 +178,19 @@ def test_the_tiny_decoder_takes_no_more_memory_than_planned(shape: tuple[int, in
 
 
 @pytest.mark.parametrize(
-    ("config", "part", "shape", "gigabytes", "on_hopper", "teraflops"),
+    ("config", "part", "shape", "gigabytes", "teraflops"),
     [
-        (VAE_21, "decoder", (21, 60, 104), 3.59, 3.29, 260),
-        (VAE_21, "encoder", (21, 60, 104), 3.99, 3.22, 162),
-        (VAE_21, "decoder", (21, 32, 32), 0.72, 0.67, 43),
-        (VAE_22, "decoder", (31, 44, 80), 7.21, 7.21, 1849),
+        (VAE_21, "decoder", (21, 60, 104), 3.59, 260),
+        (VAE_21, "encoder", (21, 60, 104), 3.99, 162),
+        (VAE_21, "decoder", (21, 32, 32), 0.72, 43),
+        (VAE_22, "decoder", (31, 44, 80), 7.21, 1849),
     ],
 )
 def test_costs_at_full_size_are_pinned(
-    config: VAEConfig,
-    part: Part,
-    shape: tuple[int, int, int],
-    gigabytes: float,
-    on_hopper: float,
-    teraflops: float,
+    config: VAEConfig, part: Part, shape: tuple[int, int, int], gigabytes: float, teraflops: float
 ) -> None:
-    actual = cost(config, part, shape, 2, device="cuda")
+    actual = cost(config, part, shape, 2, stack_frames=True)
     assert actual.peak / 1e9 == pytest.approx(gigabytes, abs=0.01)
-    hopper = cost(config, part, shape, 2, device="hopper")
-    assert hopper.peak / 1e9 == pytest.approx(on_hopper, abs=0.01)
     assert actual.flops / 1e12 == pytest.approx(teraflops, abs=1)
     assert actual.largest < actual.activations < actual.peak
 

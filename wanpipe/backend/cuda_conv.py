@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from wanpipe.backend import cuda_driver
 from wanpipe.backend.cuda_launch import Kernel, launch
+from wanpipe.backend.device import architecture
 
 WIDTHS = (96, 32)  # channels that a block may compute
 DEPTH = 16  # channels that one product sums over, and those of a stage
@@ -288,6 +289,11 @@ ADD = """
             pair = add<T>(pair, more[part][half].of[j]);
           }
 """
+
+
+def computes(dtype: mx.Dtype) -> bool:
+    """Return whether this GPU has the kernel for numbers of this kind."""
+    return architecture() == "sm_90" and dtype in KINDS
 
 
 def tile_weight(weight: mx.array) -> mx.array:

@@ -17,7 +17,6 @@ from wanpipe.errors import UsageError
 from wanpipe.models import tuning
 from wanpipe.models.config import DiTConfig, T5Config, TinyVAEConfig, VAEConfig, context_channels
 from wanpipe.models.geometry import OVERLAP, TILE, Triple
-from wanpipe.models.tuning import Convolutions
 from wanpipe.models.vae.tiling import host_bytes
 from wanpipe.pipeline import vae_cost
 from wanpipe.runtime.report import Report
@@ -279,12 +278,12 @@ def text_plan(config: T5Config, blocks: int, lengths: Sequence[int]) -> MemoryPl
 
 
 def decode_plans(
-    config: VAEConfig | TinyVAEConfig, latent: Triple, computed: int, device: Convolutions
+    config: VAEConfig | TinyVAEConfig, latent: Triple, computed: int, stacks: bool
 ) -> list[DecodePlan]:
     """Return the plans of decoding a latent (F, H, W), the fastest first.
 
-    The last layers take two small frames at once, or one, or overlapping tiles. `device` tells
-    which convolutions there are.
+    The last layers take two small frames at once, or one, or overlapping tiles. `stacks` is
+    explained at `vae_cost.cost`.
     """
     sides = [side // config.stride[1] for side in (TILE, TILE - OVERLAP)]
     tile = (latent[0], min(sides[0], latent[1]), min(sides[0], latent[2]))
@@ -299,7 +298,7 @@ def decode_plans(
     whole_video = (4 * (latent[0] - 1) + 1) * frame
 
     def plan_of(size: Triple, at_once: int, strategy: str, tiles: int = 0) -> DecodePlan:
-        cost = vae_cost.cost(config, "decoder", size, computed, at_once, device)
+        cost = vae_cost.cost(config, "decoder", size, computed, at_once, stacks)
         vae = vars(_vae_plan(cost, strategy, tiles or 1))
         plan = DecodePlan(**vae, at_once=at_once, tiled=tiles > 0)
         return _with_host(
@@ -317,12 +316,7 @@ def decode_plans(
 
 
 def image_plan(
-    config: VAEConfig,
-    latent: Triple,
-    computed: int,
-    device: Convolutions,
-    clip: int,
-    images: int = 1,
+    config: VAEConfig, latent: Triple, computed: int, stacks: bool, clip: int, images: int = 1
 ) -> MemoryPlan:
     """Return the plan of encoding a video to (F, H, W) latents, then one or two images with CLIP.
 
@@ -330,14 +324,14 @@ def image_plan(
     """
     frame = 3 * prod(latent[1:]) * config.stride[1] ** 2
     pixels = images * frame * (1 + FULL)  # bytes, and float32
-    return encode_plan(config, latent, computed, device, clip=clip, pixels=pixels)
+    return encode_plan(config, latent, computed, stacks, clip=clip, pixels=pixels)
 
 
 def encode_plan(
     config: VAEConfig,
     latent: Triple,
     computed: int,
-    device: Convolutions,
+    stacks: bool,
     *,
     clip: int,
     pixels: int,
@@ -347,7 +341,7 @@ def encode_plan(
 
     `clip` is the size of CLIP in bytes, 0 without it, and `pixels` that of the host's pixels.
     """
-    cost = vae_cost.cost(config, "encoder", latent, computed, device=device)
+    cost = vae_cost.cost(config, "encoder", latent, computed, stack_frames=stacks)
     plan = _vae_plan(cost, "", times)
     # the condition or context: masks and latents, in parts, joined, and as written
     channels = 4 + config.z_dim if times == 1 else context_channels(config.z_dim)

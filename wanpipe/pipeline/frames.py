@@ -9,7 +9,6 @@ from msgspec import structs
 
 from wanpipe.errors import UsageError
 from wanpipe.models import geometry
-from wanpipe.models.tuning import convolutions
 from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE, DecodePlan
 from wanpipe.pipeline.video_writer import VideoWriter
@@ -54,7 +53,7 @@ class Decoding:
 
         Raises UsageError for a latent that the VAE cannot decode, and for tiles of a tiny one.
         """
-        from wanpipe.backend.device import compute_dtype
+        from wanpipe.backend.device import compute_dtype, is_cuda
 
         config = self.model.config
         if self.tiny is not None and tiling == "spatial":
@@ -62,8 +61,7 @@ class Decoding:
         frames, height, width = self.size()
         computed = ITEMSIZE[compute_dtype(config.dtype)]
         network = config.vae if self.tiny is None else self.tiny.config
-        latent, device = (frames, height, width), convolutions(computed)
-        plans = budget.decode_plans(network, latent, computed, device)
+        plans = budget.decode_plans(network, (frames, height, width), computed, is_cuda())
         large = max(height, width) * config.vae.stride[1] > geometry.TILE
         whole = [plan for plan in plans if not plan.tiled]
         tiled = [plan for plan in plans if plan.tiled and large]

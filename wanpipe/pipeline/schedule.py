@@ -5,8 +5,8 @@ A network is read ahead if it has room beside the whole memory plan of the one b
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -28,22 +28,25 @@ def make(plans: Sequence[Plan[Any]], store: Store) -> None:
     works = [work for plan in plans for work in plan.work]
     with quick_switches(), networks.scheduled(upcoming(works, store)):
         if works:
-            Thread(target=prepare, name="prepare").start()
+            prepare()
         for plan in plans:
             plan.make()
 
 
 @cache
 def prepare() -> None:
-    """Load and import what computing will need, while the first weights are read."""
+    """Load what computing will need, while Zarr is imported and the buffers of weights are locked.
+
+    The GPU's libraries are loaded in the thread that computes: CUDA fails at times if two threads
+    load them.
+    """
     from wanpipe.backend import pinned
     from wanpipe.backend.warm_up import warm_up
     from wanpipe.weights import reader
 
     reader.thread().submit(pinned.lock_buffers)
-    with suppress(RuntimeError):  # the main thread meets what is wrong with the device
-        warm_up()
-    import zarr  # noqa: F401
+    Thread(target=import_module, args=("zarr",), name="import").start()
+    warm_up()
 
 
 def upcoming(works: Sequence[Work], store: Store) -> list[Upcoming]:

@@ -19,7 +19,7 @@ from wanpipe.models.config import (
     TinyVAEConfig,
     VAEConfig,
 )
-from wanpipe.models.tuning import Convolutions, stacks_frames
+from wanpipe.models.tuning import stacks_frames
 
 FLOAT32 = 4  # bytes
 Part = Literal["decoder", "encoder"]
@@ -61,7 +61,8 @@ class ChunkTrace:
     """Record the ops of one chunk, and track its shape (T, H, W, C) from layer to layer.
 
     `held` values stay alive in addition to those of each op. `first` marks the first chunk, which
-    has one frame and no cached frames. `device` tells which convolutions there are.
+    has one frame and no cached frames. With `stack_frames`, narrow convolutions stack three frames
+    as channels, as on CUDA.
     """
 
     T: int
@@ -69,7 +70,7 @@ class ChunkTrace:
     W: int
     C: int
     first: bool
-    device: Convolutions
+    stack_frames: bool
     held: int = 0
     repeats: int = 1
     ops: list[Op] = field(default_factory=list)
@@ -116,7 +117,7 @@ class ChunkTrace:
 
     def conv_input(self, inputs: int, outputs: int) -> int:
         """Return the values that a causal convolution reads, cached frames included."""
-        stacked = not self.first and stacks_frames(inputs, outputs, self.device)
+        stacked = self.stack_frames and not self.first and stacks_frames(inputs, outputs)
         return (3 * self.T if stacked else self.T + 2) * self.frame * inputs
 
     def residual_block(self, outputs: int) -> None:
@@ -151,8 +152,7 @@ class ChunkTrace:
         earlier = 2 * self.size + cached if temporal and not self.first else 0
         positions = self.T * (self.H + 1) * (self.W + 1)
         # CUDA's kernel adds the bias to a copy
-        sums = 1 if self.device == "mlx" else 2
-        produced = 4 * outputs * (positions + sums * self.T * self.frame)
+        produced = 4 * outputs * (positions + (1 + self.stack_frames) * self.T * self.frame)
         kernels = (9 + 16) * self.C * outputs + outputs  # the 3x3 kernel, and four of 2x2 from it
         live = x + earlier + produced
         self.record("polyphase", 4 * outputs, (2, 2), live, positions=positions, parameters=kernels)
@@ -178,20 +178,20 @@ def chunk_ops(
     shape: tuple[int, int, int],
     first: bool = False,
     at_once: int = 2,
-    device: Convolutions = "mlx",
+    stack_frames: bool = False,
 ) -> list[Op]:
     """List the ops of one chunk for a latent (F, H, W): the `first` chunk, or any later one.
 
     `at_once` is that of `Decoder.frames`; the encoder and the tiny decoder ignore it.
     """
     if isinstance(config, TinyVAEConfig):
-        return _tiny(config, shape[1], shape[2], (first, device)).ops
+        return _tiny(config, shape[1], shape[2], (first, stack_frames)).ops
     trace = _decoder if part == "decoder" else _encoder
-    return trace(config, shape[1], shape[2], (first, device), at_once).ops
+    return trace(config, shape[1], shape[2], (first, stack_frames), at_once).ops
 
 
 def _decoder(
-    config: VAEConfig, H: int, W: int, flags: tuple[bool, Convolutions], at_once: int
+    config: VAEConfig, H: int, W: int, flags: tuple[bool, bool], at_once: int
 ) -> ChunkTrace:
     base, patch = config.decoder_dim, config.patch_size
     trace = ChunkTrace(1, H, W, config.z_dim, *flags)
@@ -219,7 +219,7 @@ def _decoder(
 
 
 def _encoder(
-    config: VAEConfig, H: int, W: int, flags: tuple[bool, Convolutions], at_once: int
+    config: VAEConfig, H: int, W: int, flags: tuple[bool, bool], at_once: int
 ) -> ChunkTrace:
     base, patch = config.encoder_dim, config.patch_size
     sides = (H * config.stride[1] // patch, W * config.stride[2] // patch)
@@ -242,7 +242,7 @@ def _encoder(
     return trace
 
 
-def _tiny(config: TinyVAEConfig, H: int, W: int, flags: tuple[bool, Convolutions]) -> ChunkTrace:
+def _tiny(config: TinyVAEConfig, H: int, W: int, flags: tuple[bool, bool]) -> ChunkTrace:
     """Trace the tiny decoder. Two blocks, or two halves of its last frames, are in flight."""
     trace, widths = ChunkTrace(1, H, W, config.z_dim, *flags), config.widths
     trace.record("frame", widths[0], (3, 3), trace.size + 2 * trace.frame * widths[0])
@@ -297,14 +297,14 @@ def cost(
     shape: tuple[int, int, int],
     itemsize: int,
     at_once: int = 2,
-    device: Convolutions = "mlx",
+    stack_frames: bool = False,
 ) -> Cost:
     """Return the cost of a latent (F, H, W), of a whole video or a tile, at `itemsize` bytes.
 
     `at_once` is that of `Decoder.frames`.
     """
     first = chunk_ops(config, part, shape, True)
-    later = chunk_ops(config, part, shape, False, at_once, device)
+    later = chunk_ops(config, part, shape, False, at_once, stack_frames)
     chunks = [first, *([later] if shape[0] > 1 else [])]
     ops = [op for chunk in chunks for op in chunk]
     return Cost(

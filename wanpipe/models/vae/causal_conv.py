@@ -18,10 +18,11 @@ from wanpipe.backend.device import is_cuda, is_gpu
 from wanpipe.errors import UsageError
 from wanpipe.models.execution import BoundedEval, defer_eval
 from wanpipe.models.layers import fused
-from wanpipe.models.tuning import convolutions, multiplies_tiles, stacks_frames
+from wanpipe.models.tuning import multiplies_tiles, stacks_frames
 
 # elements; above about 2e9, Metal's convolutions return wrong values without an error
 LARGEST_INPUT = 1_500_000_000
+SMALL_RESULTS = 1 << 25  # bytes that may be in flight; a GPU would wait for the host between them
 Padding = tuple[tuple[int, int], ...]
 SAME: Padding = ((1, 1), (1, 1))
 
@@ -36,7 +37,8 @@ class CausalCache:
 
     def __init__(self, lazy: bool = False) -> None:
         self.first, self.lazy = True, lazy  # `first`: no chunk has been finished
-        self._evaluate = defer_eval if lazy else BoundedEval()
+        room = SMALL_RESULTS if is_gpu() else 0
+        self._evaluate = defer_eval if lazy else BoundedEval(room=room)
         self._frames: deque[mx.array] = deque()
         self._appended = 0  # arrays appended over all chunks
         # run_cached: the last input, and the leading layers whose output is constant
@@ -259,13 +261,13 @@ class CausalConv(ConvBase):
     def stacks_frames(self, x: mx.array) -> bool:
         """Return whether this device is faster with the three frames stacked as channels."""
         outputs, *_, inputs = self.weight.shape
-        faster = stacks_frames(inputs, outputs, convolutions(x.itemsize))
+        faster = is_cuda() and stacks_frames(inputs, outputs) and not self.multiplies_tiles(x)
         return faster and cuda_kernels.has_whole_vectors(x)
 
     def multiplies_tiles(self, x: mx.array) -> bool:
         """Return whether this device has a faster kernel than MLX's."""
         outputs, *_, inputs = self.weight.shape
-        return multiplies_tiles(inputs, outputs, convolutions(x.itemsize))
+        return multiplies_tiles(inputs, outputs) and is_cuda() and cuda_conv.computes(x.dtype)
 
 
 def stack_frames(weight: mx.array) -> mx.array:
