@@ -305,7 +305,7 @@ def tile_weight(weight: mx.array) -> mx.array:
     outputs, *_, inputs = weight.shape
     width = next(width for width in WIDTHS if outputs % width == 0 or width == WIDTHS[-1])
     blocks, chunks = -(-outputs // width), -(-inputs // DEPTH)
-    more = ((0, blocks * width - outputs), *[(0, 0)] * 3, (0, chunks * DEPTH - inputs))
+    more = [(0, blocks * width - outputs), *[(0, 0)] * 3, (0, chunks * DEPTH - inputs)]
     parts = mx.pad(weight, more).reshape(blocks, width, 3, 9, chunks, 2, DEPTH // 2)
     return mx.contiguous(parts.transpose(0, 2, 4, 3, 5, 1, 6))
 
@@ -322,7 +322,7 @@ def convolve(x: mx.array, weight: mx.array, bias: mx.array, residual: mx.array |
     outputs, inputs = blocks * width, chunks * DEPTH
     bias = bias.astype(x.dtype)
     if inputs > x.shape[-1]:
-        x = mx.pad(x, (*[(0, 0)] * 3, (0, inputs - x.shape[-1])))
+        x = mx.pad(x, [*[(0, 0)] * 3, (0, inputs - x.shape[-1])])
     more = {} if residual is None else {"residual": residual}
     [out] = launch(
         kernel(KINDS[x.dtype], width, residual is not None),
