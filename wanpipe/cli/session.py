@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanpipe.backend import cuda_start
 from wanpipe.cli.options import Command, group
 from wanpipe.cli.printing import print_path
 from wanpipe.cli.progress import make_report
@@ -139,7 +138,6 @@ def stage_options(function: Command) -> Command:
             check_name(name)
         report = report_of(events, quiet)
         store = Store(cache, report, force=force, read_only=dry_run)
-        cuda_start.begin()
         with with_remote(store, remote, "none" if dry_run else push):
             function(session=Session(store=store, name=name, dry_run=dry_run), **rest)
 
