@@ -72,6 +72,11 @@ def test_two_devices_make_the_steps_of_one(
         (2, "wan22-ti2v-5b", ("--guide-scale", 1)),
         pytest.param(3, "wan21-t2v", EVEN, marks=LONG),
         pytest.param(4, "wan21-t2v", EVEN, marks=LONG),
+        # two guidance passes, each shared by two or four devices; then one pass
+        pytest.param(4, "wan21-t2v", ("--guide-scale", 2), marks=LONG),
+        pytest.param(8, "wan21-t2v", ("--guide-scale", 2), marks=LONG),
+        pytest.param(8, "wan21-t2v", ("--guide-scale", 1), marks=LONG),
+        pytest.param(8, "wan22-ti2v-5b", ("--guide-scale", 1), marks=LONG),
         pytest.param(3, "wan21-i2v", (*IMAGE, "--guide-scale", 2), marks=LONG),
         pytest.param(3, "wan21-i2v", NAG_AND_LCM, marks=LONG),
         pytest.param(3, "wan22-t2v-a14b", EVEN, marks=LONG),
