@@ -1,10 +1,10 @@
-"""Ends a run on two devices in every way, and checks that it goes on to the bits of one device.
+"""Ends a run on several devices in every way; checks that it goes on to the bits of one device.
 
-    python -m bench.device_faults [--steps 12] [--small]
+    python -m bench.device_faults [--devices 2] [--steps 12] [--small]
 
 Writes a 1.3B of random weights as bench.run does, and denoises on one device. Then runs the same
-steps on two, and in turn kills the other process, kills the first, interrupts it, and stops the
-other one. Prints how long the command took to end, what it said, how many processes are left, and
+steps on several, and in turn kills another process, kills the first, interrupts it, and stops
+another one. Prints how long the command took to end, what it said, how many processes are left, and
 how many steps it kept. Needs /proc.
 """
 
@@ -72,8 +72,9 @@ def end(words: list[str], whom: str, number: signal.Signals, rows: Rows, name: s
 
 
 def main() -> None:
-    """Write the model, denoise on one device, then end runs on two."""
+    """Write the model, denoise on one device, then end runs on several."""
     options = parser(__doc__)
+    options.add_argument("--devices", type=int, default=2)
     options.add_argument("--steps", type=int, default=12)
     args = options.parse_args()
     sizes = MODELS["1.3b"]
@@ -84,7 +85,7 @@ def main() -> None:
     rows = Rows(args.json)
     rows.print_machine()
     with tempfile.TemporaryDirectory() as where:
-        model, caches = Path(where) / "model", [Path(where) / name for name in ("one", "two")]
+        model, caches = Path(where) / "model", [Path(where) / name for name in ("one", "several")]
         model.mkdir()
         write_model(model, sizes)
         mx.clear_cache()
@@ -93,7 +94,8 @@ def main() -> None:
         ]
         words = ["--model", model, *words, "--steps", str(args.steps), "--seed", "1"]
         alone = chain(Path(timed(["denoise", "--from", text[0], *words], caches[0])[1]))
-        several: list[str | Path] = ["denoise", "--from", text[1], *words, "--devices", "2"]
+        count = str(args.devices)
+        several: list[str | Path] = ["denoise", "--from", text[1], *words, "--devices", count]
         command = [sys.executable, "-m", "wanpipe", *map(str, several), "--events", "json"]
         for name, whom, number in FAULTS:
             end([*command, "--cache", str(caches[1])], whom, number, rows, name)
