@@ -320,6 +320,7 @@ def convolve(x: mx.array, weight: mx.array, bias: mx.array, residual: mx.array |
     blocks, _, chunks, *_, width, _ = weight.shape
     frames, rows, columns, _ = x.shape
     outputs, inputs = blocks * width, chunks * DEPTH
+    assert residual is None or residual.shape[-1] == outputs, (residual.shape, outputs)
     bias = bias.astype(x.dtype)
     if inputs > x.shape[-1]:
         x = mx.pad(x, [*[(0, 0)] * 3, (0, inputs - x.shape[-1])])

@@ -267,7 +267,8 @@ class CausalConv(ConvBase):
     def multiplies_tiles(self, x: mx.array) -> bool:
         """Return whether this device has a faster kernel than MLX's."""
         outputs, *_, inputs = self.weight.shape
-        return multiplies_tiles(inputs, outputs) and is_cuda() and cuda_conv.computes(x.dtype)
+        wanted = multiplies_tiles(inputs, outputs) and x.size <= LARGEST_INPUT
+        return wanted and is_cuda() and cuda_conv.computes(x.dtype)
 
 
 def stack_frames(weight: mx.array) -> mx.array:
