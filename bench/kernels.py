@@ -10,6 +10,7 @@ MLX runs.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +30,7 @@ PIXELS = (
     (96, 2, 480, 832),
     (192, 4, 240, 416),
     (256, 2, 352, 640),
+    (96, 3, 37, 45),  # fills no tile
 )  # channels, frames, height, width
 REPEATS = 10
 
@@ -68,23 +70,33 @@ def of_blocks(width: int, hidden: int, grid: tuple[int, int, int]) -> Iterator[t
 
 
 def of_vae(channels: int, frames: int, rows: int, columns: int) -> Iterator[tuple[str, Work]]:
-    """Yield the norm that joins frames, and the convolution after it."""
-    conv, norm = CausalConv(channels, channels), Norm(channels)
-    scale = (27 * channels) ** -0.5
-    conv.weight = (mx.random.normal(conv.weight.shape) * scale).astype(mx.bfloat16)
-    conv.bias = normal(channels, dtype=mx.bfloat16)
+    """Yield the norm that joins frames, the convolutions after it, and the first and last layer."""
+    half, norm, sides = mx.bfloat16, Norm(channels), (rows, columns)
     norm.gamma = normal(channels)
-    x, before = (normal(n, rows, columns, channels, dtype=mx.bfloat16) for n in (frames, 2))
+    x, before = (normal(n, *sides, channels, dtype=half) for n in (frames, 2))
+    pixels, earlier = (normal(n, *sides, 3, dtype=half) for n in (frames, 2))
 
-    def convolved() -> list[mx.array]:
+    def convolution(inputs: int, outputs: int) -> CausalConv:
+        conv = CausalConv(inputs, outputs)
+        scale = (27 * inputs) ** -0.5
+        conv.weight = (mx.random.normal(conv.weight.shape) * scale).astype(half)
+        conv.bias = normal(outputs, dtype=half)
+        mx.eval(conv.parameters())
+        return conv
+
+    def later(conv: CausalConv, x: mx.array, before: mx.array, *more: Any) -> list[mx.array]:
         past = CausalCache(lazy=True)
         past.first = False
         past.append(before)
-        return [conv(x, past, norm)]
+        return [conv(x, past, *more)]
 
-    yield "sum of two and biases", lambda: [sum_terms(x, x, conv.bias, dtype=x.dtype)]
+    inner = convolution(channels, channels)
+    yield "sum of two and biases", lambda: [sum_terms(x, x, inner.bias, dtype=half)]
     yield "norm, SiLU, join", lambda: norm.concat(before, x)
-    yield "norm, SiLU, join, convolve", convolved
+    yield "norm, SiLU, join, convolve", partial(later, inner, x, before, norm)
+    yield "norm, SiLU, join, convolve, add", partial(later, inner, x, before, norm, x)
+    yield "last layer", partial(later, convolution(channels, 3), x, before, norm)
+    yield "first layer", partial(later, convolution(3, channels), pixels, earlier)
 
 
 def run(work: Work, cuda: bool) -> tuple[float, Sequence[mx.array]]:
