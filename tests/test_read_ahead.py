@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 from stages import convert
 from tests.workshop import SMALL, Models, Place
 from wanpipe.demo import CHECKPOINTS
+from wanpipe.denoising import start
+from wanpipe.denoising.denoiser import Denoiser
+from wanpipe.models.dit import DiT
 from wanpipe.store import Store
 from wanpipe.weights import load
 
@@ -76,6 +80,27 @@ def test_every_whole_network_is_read_ahead_once(two_experts: Place, ahead: list[
     assert ahead == [*EXPERTS, "vae"]
     loaded = [event["component"] for event in result.events if event["event"] == "loaded"]
     assert loaded == [*EXPERTS, "vae"]
+
+
+def test_the_network_is_loaded_while_the_start_noise_is_drawn(
+    two_experts: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, waited = threading.Event(), []
+    load_expert, draw = Denoiser.load, start.draw
+
+    def loading(self: Denoiser, name: str) -> DiT:
+        network = load_expert(self, name)
+        loaded.set()
+        return network
+
+    def drawing(*given: Any) -> np.ndarray:
+        waited.append(loaded.wait(60))
+        return draw(*given)
+
+    monkeypatch.setattr(Denoiser, "load", loading)
+    monkeypatch.setattr(start, "draw", drawing)
+    two_experts.do("denoise", "--from", two_experts.text(), *WORDS, "--seed", 1)
+    assert waited == [True]
 
 
 def test_nothing_is_read_ahead_beyond_the_memory_and_the_bits_are_the_same(

@@ -87,7 +87,7 @@ class Sampler:
             Publisher(store) as publisher,
             store.report.task("denoise", len(todo)) as task,
         ):
-            states.prepare(*todo[0])  # while the network is loaded
+            states.prepare(*todo[0])
             for turn, after in zip(todo, [*todo[1:], None], strict=True):
                 other = after if after is not None and after[1] is not turn[1] else None
                 fill = self.filler(turn, other, states, publisher)
@@ -114,10 +114,12 @@ class Sampler:
 
             from wanpipe.backend.device import provenance
 
+            request = trajectory.request
+            if step.recipe.parent is None:
+                self.denoiser(request).expert(step.expert)  # while the start noise is drawn
             state = states.before(step, trajectory, publisher)
             if other is not None:
                 states.prepare(*other)  # while this step is computed
-            request = trajectory.request
             arrays, ran = self.advance(step, request, self.start(step, request, state))
             mx.eval(arrays)
             for name, array in arrays.items():
