@@ -1,6 +1,6 @@
 """Compiles and launches CUDA kernels from sources without includes.
 
-Each kernel compiles in 0.04 s, once for all processes. `mx.fast.cuda_kernel` would prepend MLX's
+Most kernels compile in 0.04 s, once for all processes. `mx.fast.cuda_kernel` would prepend MLX's
 headers, which take 2.5 s per kernel in every process.
 """
 

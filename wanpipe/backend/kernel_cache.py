@@ -1,4 +1,4 @@
-"""Keeps compiled CUDA kernels on disk, because each takes 0.04 s to compile in every process.
+"""Keeps compiled CUDA kernels on disk: compiling one takes at least 0.04 s in every process.
 
 They lie in `~/.cache/wanpipe/kernels`, or under `XDG_CACHE_HOME`. A file that is missing, damaged
 or not writable costs one compilation.
@@ -14,7 +14,7 @@ import xxhash
 from wanpipe.runtime.disk import atomic_write
 
 DIGEST_BYTES = 16
-MAX_BYTES = 1 << 24  # a kernel has 10 kB
+MAX_BYTES = 1 << 24  # a kernel has 10 to 50 kB
 
 
 def folder() -> Path:
