@@ -23,7 +23,7 @@ from bench.dit import small
 from bench.sizes import DITS
 from bench.weights import Random, Rows, parser
 from wanpipe.backend.device import compute_dtype, mlx_dtype
-from wanpipe.backend.pinned import BUFFER_BYTES, BUFFERS, THREADS
+from wanpipe.backend.pinned import BUFFER_BYTES, THREADS
 from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models.config import DiTConfig
 from wanpipe.models.dit import DiT
@@ -98,7 +98,7 @@ def main() -> None:
         size = Random(DiT(config), rules.RULES).write(path).bytes
         mx.clear_cache()
         rows.print("file", gb=size / 1e9, written=time.perf_counter() - start)
-        buffer = memoryview(np.ones(BUFFERS * BUFFER_BYTES, np.uint8))
+        buffer = memoryview(np.ones(THREADS * BUFFER_BYTES, np.uint8))
         ways: dict[str, Callable[[], object]] = {
             "read": lambda: plain(path, buffer),
             "load": lambda: load(config, path, dtype),

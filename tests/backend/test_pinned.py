@@ -1,9 +1,12 @@
-"""Reading through page-locked buffers, with ordinary memory in their place."""
+"""Reading through page-locked buffers, with ordinary memory in place of locked and the GPU's."""
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from functools import partial
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,8 +14,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from tests.models.official import converted
-from wanpipe.backend import pinned
-from wanpipe.backend.pinned import Span
+from wanpipe.backend import cuda_driver, pinned
+from wanpipe.backend.cuda_launch import Kernel
+from wanpipe.backend.pinned import Piece, Span
 from wanpipe.errors import CheckpointError
 from wanpipe.models.dit import DiT
 from wanpipe.weights import networks
@@ -24,24 +28,50 @@ SMALL = 256  # bytes of a buffer
 NUMBERS = np.arange(1000, dtype=np.float32)
 
 
-def take_ordinary_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Take ordinary memory for buffers, and copy with NumPy."""
-    held = [(ctypes.c_char * size)() for _ in range(pinned.BUFFERS)]
+def tell_address(
+    _: Kernel,
+    outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
+    scalars: Mapping[str, int],
+    **__: object,
+) -> list[mx.array]:
+    """Return an array of other numbers, and store its address as the kernel does."""
+    shape, dtype = outputs["out"]
+    array = mx.full(shape, 7, dtype)
+    mx.eval(array)
+    place = (scalars["high"] & 0xFFFFFFFF) << 32 | scalars["low"] & 0xFFFFFFFF
+    # MLX's type stubs do not declare that an array is a buffer
+    first = ctypes.c_char.from_buffer(array)  # type: ignore[arg-type]
+    ctypes.c_uint64.from_address(place).value = ctypes.addressof(first)
+    return [array]
 
-    def copy(address: int, span: Span) -> mx.array:
-        part = (ctypes.c_char * span.nbytes).from_address(address)
-        return mx.array(np.frombuffer(part, np.float32).reshape(span.shape).copy())
+
+def take_ordinary_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> list[Any]:
+    """Take ordinary memory for locked memory and the GPU's, and return what gets locked."""
+    held: list[Any] = []
+
+    def lock(count: int) -> int:
+        held.append((ctypes.c_char * count)())
+        return ctypes.addressof(held[-1])
+
+    def copy(target: int, source: int, count: int, _: ctypes.c_void_p) -> None:
+        ctypes.memmove(target, source, count)
 
     monkeypatch.setattr(pinned, "BUFFER_BYTES", size)
-    monkeypatch.setattr(pinned, "MIN_PIECE", 16)
-    monkeypatch.setattr(pinned, "buffer", lambda number: ctypes.addressof(held[number]))
-    monkeypatch.setattr(pinned, "copy", copy)
+    monkeypatch.setattr(pinned, "MIN_SHARE", 16)
+    monkeypatch.setattr(pinned, "launch", tell_address)
+    monkeypatch.setattr(pinned, "page", cache(pinned.page.__wrapped__))
+    monkeypatch.setattr(pinned, "buffers", cache(pinned.buffers.__wrapped__))
+    monkeypatch.setattr(cuda_driver, "lock_memory", lock)
+    monkeypatch.setattr(cuda_driver, "create_stream", ctypes.c_void_p)
+    monkeypatch.setattr(cuda_driver, "copy_to_gpu", copy)
+    monkeypatch.setattr(cuda_driver, "synchronize", lambda _: None)
+    return held
 
 
 @pytest.fixture(autouse=True)
-def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have small buffers of ordinary memory."""
-    take_ordinary_memory(monkeypatch, SMALL)
+def held(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Have small buffers of ordinary memory; return what is locked."""
+    return take_ordinary_memory(monkeypatch, SMALL)
 
 
 @pytest.fixture
@@ -57,16 +87,15 @@ def span(start: int, *shape: int) -> Span:
     return Span(offset=4 * start, shape=shape, dtype=mx.float32)
 
 
-@pytest.mark.parametrize(("cuda", "locked"), [(True, [0, 1, 2]), (False, [])])
+@pytest.mark.parametrize(("cuda", "locked"), [(True, [512 * 8, 3 * SMALL]), (False, [])])
 def test_buffers_are_locked_where_they_are_used(
-    cuda: bool, locked: list[int], monkeypatch: pytest.MonkeyPatch
+    cuda: bool, locked: list[int], held: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(pinned, "buffer", seen.append)
     monkeypatch.setattr(pinned, "is_cuda", lambda: cuda)
-    monkeypatch.setattr(pinned.cuda_driver, "driver", lambda: object())
-    pinned.lock_buffers()
-    assert seen == locked
+    monkeypatch.setattr(cuda_driver, "driver", lambda: object())
+    for _ in range(2):
+        pinned.lock_buffers()
+    assert [len(memory) for memory in held] == locked
 
 
 @pytest.mark.parametrize(
@@ -89,48 +118,99 @@ def test_arrays_are_those_of_the_file(file: Path, spans: list[Span]) -> None:
         np.testing.assert_array_equal(array, NUMBERS[first : first + count].reshape(one.shape))
 
 
-def test_an_array_is_there_when_it_is_given_and_reading_goes_on(
+def test_the_next_buffers_are_read_into_when_an_array_is_given(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there: list[mx.array] = []
     begun: list[int] = []
-    evaluate, pieces = mx.eval, pinned.pieces
+    shares = pinned.shares
 
-    def waiting(arrays: list[mx.array]) -> None:
-        evaluate(arrays)
-        there.extend(arrays)
+    def noting(pieces: Sequence[Piece], address: int) -> Iterator[list[Piece]]:
+        begun.extend(piece.offset // 4 for piece in pieces)
+        return shares(pieces, address)
 
-    def noting(group: Sequence[Span], address: int) -> Iterator[tuple[int, int, int]]:
-        begun.append(group[0].offset // 4)
-        return pieces(group, address)
-
-    monkeypatch.setattr(mx, "eval", waiting)
-    monkeypatch.setattr(pinned, "pieces", noting)
+    monkeypatch.setattr(pinned, "shares", noting)
     order = [300, 60, 500, 0, 360, 240]  # each fills a buffer
     for number, array in enumerate(pinned.read(file, [span(start, 60) for start in order])):
-        assert any(one is array for one in there)
-        assert begun == order[: number + pinned.BUFFERS + 1]
+        np.testing.assert_array_equal(array, NUMBERS[order[number] : order[number] + 60])
+        assert begun == order[: number + pinned.BUFFERS]
 
 
-@pytest.mark.parametrize(
-    ("spans", "found"),
-    [
-        ([span(0, 4), span(4, 2), span(6, 10)], [(0, 0, 64)]),
-        ([span(100, 4), span(0, 2), span(2, 4)], [(400, 0, 16), (0, 16, 24)]),
-        ([span(0, 4), span(8, 4)], [(0, 0, 16), (32, 16, 16)]),
-    ],
-)
-def test_what_follows_in_the_file_is_read_together(
-    spans: list[Span], found: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+def test_a_buffer_is_filled_again_only_when_it_is_copied(
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pinned, "MIN_PIECE", SMALL)
-    assert list(pinned.pieces(spans, 0)) == found
+    streams: list[ctypes.c_void_p] = []
+    done: list[str] = []
+    copy, begin = cuda_driver.copy_to_gpu, pinned.shares
+
+    def stream() -> ctypes.c_void_p:
+        streams.append(ctypes.c_void_p(len(streams)))
+        return streams[-1]
+
+    def noting_copy(target: int, source: int, count: int, stream: ctypes.c_void_p) -> None:
+        done.append(f"copy {stream.value or 0}")
+        copy(target, source, count, stream)
+
+    def noting_shares(pieces: Sequence[Piece], address: int) -> Iterator[list[Piece]]:
+        numbers = [buffer.address for buffer in pinned.buffers()]
+        done.append(f"fill {numbers.index(address)}")
+        return begin(pieces, address)
+
+    monkeypatch.setattr(cuda_driver, "create_stream", stream)
+    monkeypatch.setattr(cuda_driver, "copy_to_gpu", noting_copy)
+    monkeypatch.setattr(
+        cuda_driver, "synchronize", lambda stream: done.append(f"done {stream.value or 0}")
+    )
+    monkeypatch.setattr(pinned, "shares", noting_shares)
+    list(pinned.read(file, [span(start, 60) for start in (0, 60, 120, 180)]))
+    assert done == [
+        *("fill 0", "fill 1", "copy 0", "fill 2", "copy 1"),
+        *("done 0", "fill 0", "copy 2", "copy 0"),
+        *("done 1", "done 2", "done 0"),
+    ]
+
+
+def test_threads_read_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "THREADS", 4)
+    pieces = [Piece(0, 7, 50), Piece(500, 7, 10), Piece(50, 7, 60)]
+    assert list(pinned.shares(pieces, 1000)) == [
+        [Piece(0, 1000, 30)],
+        [Piece(30, 1030, 20), Piece(500, 1050, 10)],
+        [Piece(50, 1060, 30)],
+        [Piece(80, 1090, 30)],
+    ]
+
+
+def test_a_few_numbers_are_read_by_one_thread() -> None:
+    assert list(pinned.shares([Piece(0, 7, 4), Piece(500, 7, 12)], 1000)) == [
+        [Piece(0, 1000, 4), Piece(500, 1004, 12)]
+    ]
+
+
+def test_addresses_of_many_arrays_fit_into_the_page(file: Path) -> None:
+    count = pinned.GROUP_ARRAYS + 1
+    spans = [
+        Span(offset=4 * (number % 1000), shape=(1,), dtype=mx.float32) for number in range(count)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pinned, "BUFFER_BYTES", 1 << 20)
+        assert [len(group) for group in pinned.grouped(spans)] == [pinned.GROUP_ARRAYS, 1]
+        found = [array.item() for array in pinned.read(file, spans)]
+    assert found == [number % 1000 for number in range(count)]
 
 
 @pytest.mark.parametrize("spans", [[span(990, 20)], [span(0, 8), span(500, 600)]])
 def test_a_file_that_ends_too_early_is_refused(file: Path, spans: list[Span]) -> None:
     with pytest.raises(CheckpointError, match="numbers ends inside a tensor"):
         list(pinned.read(file, spans))
+
+
+def test_a_file_that_cannot_be_read_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(CheckpointError, match="numbers cannot be read: Input/output error"):
+        list(pinned.read(file, [span(0, 8)]))
 
 
 def test_reading_can_end_early(file: Path) -> None:

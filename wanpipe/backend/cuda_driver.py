@@ -1,6 +1,6 @@
-"""Prefetches managed memory to the GPU, and locks memory of the host, with the CUDA driver API.
+"""Moves memory between host and GPU, and locks memory of the host, with the CUDA driver API.
 
-MLX allocates managed memory: a page migrates when the CPU or the GPU touches it.
+MLX allocates managed memory for what the CPU reads: a page migrates when it is touched.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import mlx.core as mx
 MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT in cuda.h
 CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS in cuda.h
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
+RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 MIN_PREFETCH = 1 << 20  # bytes; smaller arrays are not worth a call
 GPU = 0  # the device that MLX computes on
 
@@ -55,21 +56,18 @@ def prefetch(array: mx.array) -> None:
     library = driver()
     if library is None or not migrates_memory() or array.nbytes < MIN_PREFETCH:
         return
-    context, stream = _context_and_stream(library)
-    library.cuCtxSetCurrent(context)
+    _entered()
     # MLX's type stubs do not declare that an array is a buffer
     first = ctypes.c_char.from_buffer(array)  # type: ignore[arg-type]
     start = ctypes.c_uint64(ctypes.addressof(first))
-    library.cuMemPrefetchAsync(start, ctypes.c_size_t(array.nbytes), GPU, stream)
+    library.cuMemPrefetchAsync(start, ctypes.c_size_t(array.nbytes), GPU, _prefetches())
 
 
 def lock_memory(count: int) -> int:
     """Lock so many bytes of the host's memory for the GPU, as long as this process lives, and
     return their address. Raises MemoryError if the driver refuses.
     """
-    library = driver()
-    assert library is not None  # CUDA computes
-    library.cuCtxSetCurrent(_context_and_stream(library)[0])
+    library = _entered()
     address = ctypes.c_void_p()
     failed = library.cuMemAllocHost_v2(ctypes.byref(address), ctypes.c_size_t(count))
     if failed or address.value is None:
@@ -77,11 +75,51 @@ def lock_memory(count: int) -> int:
     return address.value
 
 
+def copy_to_gpu(target: int, source: int, count: int, stream: ctypes.c_void_p) -> None:
+    """Begin to copy locked memory of the host to an address on the GPU.
+
+    Raises RuntimeError if the driver fails.
+    """
+    places = ctypes.c_uint64(target), ctypes.c_void_p(source)
+    if error := _entered().cuMemcpyHtoDAsync_v2(*places, ctypes.c_size_t(count), stream):
+        raise RuntimeError(f"the CUDA driver cannot copy to the GPU: error {error}")
+
+
+def synchronize(stream: ctypes.c_void_p) -> None:
+    """Wait until a stream is done. Raises RuntimeError if what it did failed."""
+    if error := _entered().cuStreamSynchronize(stream):
+        raise RuntimeError(f"the CUDA driver cannot copy to the GPU: error {error}")
+
+
+def create_stream() -> ctypes.c_void_p:
+    """Return a new stream of the GPU, which waits for no other."""
+    stream = ctypes.c_void_p()
+    _entered().cuStreamCreate(ctypes.byref(stream), NON_BLOCKING)
+    return stream
+
+
 @cache
-def _context_and_stream(library: ctypes.CDLL) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    """Return the primary context, which MLX uses, and a separate stream for prefetches."""
-    context, stream = ctypes.c_void_p(), ctypes.c_void_p()
+def _prefetches() -> ctypes.c_void_p:
+    """Return the stream for prefetches."""
+    return create_stream()
+
+
+def _entered() -> ctypes.CDLL:
+    """Return the library, which this thread may call at any time.
+
+    Without the relaxed mode, calls fail while MLX records a graph of kernels in another thread.
+    """
+    library = driver()
+    assert library is not None  # CUDA computes
+    library.cuCtxSetCurrent(_context())
+    library.cuThreadExchangeStreamCaptureMode(ctypes.byref(ctypes.c_int(RELAXED)))
+    return library
+
+
+@cache
+def _context() -> ctypes.c_void_p:
+    """Return the GPU's primary context, which MLX uses."""
+    context, library = ctypes.c_void_p(), driver()
+    assert library is not None  # CUDA computes
     library.cuDevicePrimaryCtxRetain(ctypes.byref(context), GPU)
-    library.cuCtxSetCurrent(context)
-    library.cuStreamCreate(ctypes.byref(stream), NON_BLOCKING)
-    return context, stream
+    return context

@@ -2,18 +2,17 @@
 
 MLX reads into managed memory, whose pages the driver places one by one when the CPU first writes
 them; that takes several times as long as the read. Here threads read into page-locked buffers in
-turn, while the GPU copies out of others.
+turn, while the GPU's copy engine empties others. What the GPU computes meanwhile does not wait.
 """
 
 import ctypes
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, islice
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -24,24 +23,17 @@ from wanpipe.backend.cuda_launch import C_TYPES, Kernel, launch
 from wanpipe.backend.device import is_cuda
 from wanpipe.errors import CheckpointError
 
-BUFFER_BYTES = 9 << 24  # the largest matrix of a 14B model has 142 MB
+BUFFER_BYTES = 1 << 26
 BUFFERS = 3  # one that is read into, one that waits, and one that is copied from
 THREADS = min(16, os.cpu_count() or 1)
-MIN_PIECE = 1 << 20  # bytes that a thread reads at once
-COPY_BLOCKS, COPY_THREADS = 64, 256  # more would take a GPU's time from what it computes
+MIN_SHARE = 1 << 20  # bytes that a thread reads at once
+GROUP_ARRAYS = 512  # of a buffer at most, so that their addresses fit into a page
 
-# reads host memory at an address, which reaches the kernel as two halves
-COPY = """
-  const size_t stride = size_t(gridDim.x) * blockDim.x;
-  const size_t first = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const char* from = reinterpret_cast<const char*>(
+# stores the address of an array on the GPU in the host's memory, at an address in two halves
+TELL_ADDRESS = """
+  unsigned long long* to = reinterpret_cast<unsigned long long*>(
       (unsigned long long)(unsigned)high << 32 | (unsigned)low);
-  char* to = reinterpret_cast<char*>(out);
-  const size_t packs = (low & 15) ? 0 : size_t(bytes) / 16;
-  for (size_t at = first; at < packs; at += stride)
-    store<float, 4>(reinterpret_cast<float*>(to + 16 * at),
-        load<float, 4>(reinterpret_cast<const float*>(from + 16 * at)));
-  for (size_t at = 16 * packs + first; at < bytes; at += stride) to[at] = from[at];
+  *to = reinterpret_cast<unsigned long long>(out);
 """
 
 
@@ -59,77 +51,126 @@ class Span:
         return prod(self.shape) * self.dtype.size
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of the file at an offset, and the address that they belong to."""
+
+    offset: int
+    address: int
+    nbytes: int
+
+    def split(self, size: int) -> tuple["Piece", "Piece"]:
+        """Return the first bytes, up to `size`, and the rest."""
+        size = min(size, self.nbytes)
+        rest = Piece(self.offset + size, self.address + size, self.nbytes - size)
+        return Piece(self.offset, self.address, size), rest
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Page-locked memory, and the stream of the GPU that copies from it."""
+
+    address: int
+    stream: ctypes.c_void_p
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Pieces of arrays that fill a buffer, and whether the arrays are complete with them."""
+
+    arrays: list[mx.array]
+    pieces: list[Piece]
+    last: bool
+
+
+@dataclass(frozen=True)
+class Load:
+    """A buffer, the jobs that read into it, and what it is for.
+
+    It holds the arrays, whose memory is theirs until everything is copied.
+    """
+
+    buffer: Buffer
+    jobs: list[Future[None]]
+    portion: Portion
+
+    def copy(self) -> None:
+        """Begin to copy what is read to the GPU. Raises CheckpointError if it cannot be read."""
+        for job in self.jobs:
+            job.result()
+        start = self.buffer.address
+        for piece in self.portion.pieces:
+            cuda_driver.copy_to_gpu(piece.address, start, piece.nbytes, self.buffer.stream)
+            start += piece.nbytes
+
+    def arrive(self) -> list[mx.array]:
+        """Wait until everything is copied, and return the arrays that are then complete."""
+        cuda_driver.synchronize(self.buffer.stream)
+        return self.portion.arrays if self.portion.last else []
+
+    def stop(self) -> None:
+        """Wait until nothing uses the buffer and the arrays any more."""
+        for job in self.jobs:
+            job.cancel()
+        wait(self.jobs)
+        cuda_driver.synchronize(self.buffer.stream)
+
+
 def reads(spans: Iterable[Span]) -> bool:
     """Return whether `read` can bring these arrays to the device."""
     fits = (span.dtype in C_TYPES and span.nbytes > 0 for span in spans)
     return is_cuda() and cuda_driver.driver() is not None and all(fits)
 
 
-def read(path: Path, spans: Sequence[Span]) -> Iterator[mx.array]:
+def read(path: Path, spans: Sequence[Span]) -> Generator[mx.array, None, None]:
     """Yield the arrays of spans of a file, each when it is there, so that any thread may use it.
 
-    It is fastest where spans follow each other in the file. One file is read at a time. Raises
-    CheckpointError for a file that cannot be read, or ends too early.
+    The next ones are being read meanwhile. One file is read at a time. Raises CheckpointError for a
+    file that cannot be read, or ends too early.
     """
-    split = [list(parts(span)) for span in spans]
-    with closing(read_parts(path, [part for some in split for part in some])) as arrays:
-        for some in split:
-            found = list(islice(arrays, len(some)))
-            if len(found) == 1:
-                yield found[0]
-            else:
-                joined = mx.concatenate(found)
-                mx.eval(joined)  # else the parts would stay until it is used
-                yield joined
-
-
-def parts(span: Span) -> Iterator[Span]:
-    """Yield parts of a span, rows of its first axis, that each fit into a buffer."""
-    if span.nbytes <= BUFFER_BYTES:
-        yield span
-        return
-    row = span.nbytes // span.shape[0]
-    count = max(1, BUFFER_BYTES // row)
-    for first in range(0, span.shape[0], count):
-        rows = min(count, span.shape[0] - first)
-        yield replace(span, offset=span.offset + first * row, shape=(rows, *span.shape[1:]))
-
-
-def read_parts(path: Path, spans: Sequence[Span]) -> Generator[mx.array, None, None]:
-    """Yield the arrays of spans that each fit into a buffer, as `read` does."""
-    groups = list(grouped(spans))
-    arrays: list[mx.array] = []  # of a group, which the GPU copies
-    reading: deque[list[Future[None]]] = deque()
-    with (
-        path.open("rb", buffering=0) as file,
-        ThreadPoolExecutor(THREADS, thread_name_prefix="read") as pool,
-    ):
+    loads: deque[Load] = deque()  # the newest is not copied yet
+    with path.open("rb", buffering=0) as file:
         try:
-            for number in range(1 - BUFFERS, len(groups) + 1):
-                mx.eval(arrays)
-                if (ahead := number + BUFFERS - 1) < len(groups):
-                    jobs = pieces(groups[ahead], buffer(ahead % BUFFERS))
-                    reading.append([pool.submit(fetch, file.fileno(), path, *job) for job in jobs])
-                yield from arrays
-                arrays = []
-                if 0 <= number < len(groups):
-                    for piece in reading.popleft():
-                        piece.result()
-                    group, start = groups[number], buffer(number % BUFFERS)
-                    places = accumulate((span.nbytes for span in group), initial=start)
-                    arrays = [copy(place, span) for place, span in zip(places, group, strict=False)]
-                    mx.async_eval(arrays)
+            for number, portion in enumerate(portions(spans)):
+                if len(loads) == BUFFERS:
+                    yield from loads.popleft().arrive()
+                buffer = buffers()[number % BUFFERS]
+                jobs = [
+                    pool().submit(fetch, file.fileno(), path, share)
+                    for share in shares(portion.pieces, buffer.address)
+                ]
+                loads.append(Load(buffer, jobs, portion))
+                if len(loads) > 1:
+                    loads[-2].copy()
+            if loads:
+                loads[-1].copy()
+            while loads:
+                yield from loads.popleft().arrive()
         finally:
-            pool.shutdown(cancel_futures=True)
-            mx.eval(arrays)  # before the buffers are used again
+            for load in loads:
+                load.stop()
 
 
-def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Yield spans that fit into a buffer together, in order."""
+def portions(spans: Iterable[Span]) -> Iterator[Portion]:
+    """Yield what fills a buffer, in order, and allocate arrays for it."""
+    for group in grouped(spans):
+        arrays, addresses = allocate(group)
+        pieces = [
+            Piece(span.offset, address, span.nbytes)
+            for span, address in zip(group, addresses, strict=True)
+        ]
+        *before, last = split(pieces, BUFFER_BYTES)
+        for some in before:
+            yield Portion(arrays, some, last=False)
+        yield Portion(arrays, last, last=True)
+
+
+def grouped(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """Yield spans that fit into a buffer together, in order; one that is larger comes alone."""
     group: list[Span] = []
     count = 0
     for span in spans:
-        if group and count + span.nbytes > BUFFER_BYTES:
+        if group and (count + span.nbytes > BUFFER_BYTES or len(group) == GROUP_ARRAYS):
             yield group
             group, count = [], 0
         group.append(span)
@@ -138,33 +179,47 @@ def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
         yield group
 
 
-def pieces(group: Sequence[Span], address: int) -> Iterator[tuple[int, int, int]]:
-    """Yield what each thread reads of a group: its offset in the file, its address, its bytes."""
-    size = max(MIN_PIECE, -(-sum(span.nbytes for span in group) // THREADS))
-    for first, count in consecutive(group):
-        for start in range(0, count, size):
-            yield first + start, address + start, min(size, count - start)
-        address += count
+def shares(pieces: Sequence[Piece], address: int) -> Iterator[list[Piece]]:
+    """Yield what each thread reads of pieces that follow each other in a buffer at an address."""
+    total = sum(piece.nbytes for piece in pieces)
+    starts = accumulate((piece.nbytes for piece in pieces), initial=address)
+    placed = [
+        Piece(piece.offset, start, piece.nbytes)
+        for piece, start in zip(pieces, starts, strict=False)
+    ]
+    return split(placed, max(MIN_SHARE, -(-total // THREADS)))
 
 
-def consecutive(group: Sequence[Span]) -> Iterator[tuple[int, int]]:
-    """Yield the parts of the file that the spans of a group fill: offset and bytes."""
-    first = end = group[0].offset
-    for span in group:
-        if span.offset != end:
-            yield first, end - first
-            first = span.offset
-        end = span.offset + span.nbytes
-    yield first, end - first
+def split(pieces: Iterable[Piece], size: int) -> Iterator[list[Piece]]:
+    """Yield parts of `size` bytes each, and of fewer at last."""
+    part: list[Piece] = []
+    room = size
+    for piece in pieces:
+        rest = piece
+        while rest.nbytes:
+            first, rest = rest.split(room)
+            part.append(first)
+            room -= first.nbytes
+            if not room:
+                yield part
+                part, room = [], size
+    if part:
+        yield part
 
 
-def fetch(file: int, path: Path, offset: int, address: int, count: int) -> None:
+def fetch(file: int, path: Path, share: Sequence[Piece]) -> None:
+    """Read pieces of a file to their addresses."""
+    for piece in share:
+        fill(file, path, piece)
+
+
+def fill(file: int, path: Path, piece: Piece) -> None:
     """Read bytes of a file to an address."""
-    view = memoryview((ctypes.c_char * count).from_address(address)).cast("B")
+    view = memoryview((ctypes.c_char * piece.nbytes).from_address(piece.address)).cast("B")
     done = 0
-    while done < count:
+    while done < piece.nbytes:
         try:
-            received = os.preadv(file, [view[done:]], offset + done)
+            received = os.preadv(file, [view[done:]], piece.offset + done)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         if not received:
@@ -172,32 +227,51 @@ def fetch(file: int, path: Path, offset: int, address: int, count: int) -> None:
         done += received
 
 
-def copy(address: int, span: Span) -> mx.array:
-    """Return an array that the GPU copies from page-locked memory."""
-    low, high = (ctypes.c_int32(part).value for part in (address & 0xFFFFFFFF, address >> 32))
-    [array] = launch(
-        Kernel("copy_pinned", COPY),
-        inputs={},
-        outputs={"out": (span.shape, span.dtype)},
-        scalars={"low": low, "high": high, "bytes": span.nbytes},
-        template={},
-        blocks=min(COPY_BLOCKS, -(-span.nbytes // (16 * COPY_THREADS))),
-        threads=COPY_THREADS,
-    )
-    return array
+def allocate(spans: Sequence[Span]) -> tuple[list[mx.array], list[int]]:
+    """Return arrays of any numbers on the GPU, and their addresses."""
+    slots = (ctypes.c_uint64 * len(spans)).from_address(page())
+    arrays = []
+    for number, span in enumerate(spans):
+        place = ctypes.addressof(slots) + number * ctypes.sizeof(ctypes.c_uint64)
+        low, high = (ctypes.c_int32(half).value for half in (place & 0xFFFFFFFF, place >> 32))
+        arrays += launch(
+            Kernel("tell_address", TELL_ADDRESS),
+            inputs={},
+            outputs={"out": (span.shape, span.dtype)},
+            scalars={"low": low, "high": high},
+            template={},
+            blocks=1,
+            threads=1,
+        )
+    mx.eval(arrays)
+    return arrays, list(slots)
 
 
 def lock_buffers() -> None:
-    """Lock all buffers, if arrays are read through them on this device."""
+    """Lock the memory that files are read into, if they are read this way on this device."""
     if reads([]):
-        for number in range(BUFFERS):
-            buffer(number)
+        page()
+        buffers()
 
 
 @cache
-def buffer(number: int) -> int:
-    """Return the address of a buffer, which is locked once. Raises MemoryError if there is no room.
+def pool() -> ThreadPoolExecutor:
+    """Return the threads that read."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="read")
+
+
+@cache
+def page() -> int:
+    """Return the address of locked memory that the GPU stores addresses of arrays in."""
+    return cuda_driver.lock_memory(GROUP_ARRAYS * ctypes.sizeof(ctypes.c_uint64))
+
+
+@cache
+def buffers() -> list[Buffer]:
+    """Return the buffers, which stay as long as the process. Raises MemoryError without room.
 
     Locking takes as long as reading 20 times as much.
     """
-    return cuda_driver.lock_memory(BUFFER_BYTES)
+    start = cuda_driver.lock_memory(BUFFERS * BUFFER_BYTES)
+    places = (start + number * BUFFER_BYTES for number in range(BUFFERS))
+    return [Buffer(place, cuda_driver.create_stream()) for place in places]
