@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -15,6 +16,7 @@ class Driver:
     def __init__(self, migrates: int = 1, failed: int = 0, absent: int = 0) -> None:
         self.migrates, self.failed, self.absent = migrates, failed, absent
         self.prefetched: list[tuple[int, int, int]] = []
+        self.copied: list[tuple[int | None, ...]] = []
         self.streams = 0
 
     def cuInit(self, flags: int) -> int:
@@ -30,6 +32,17 @@ class Driver:
 
     def cuCtxSetCurrent(self, context: object) -> int:
         return 0
+
+    def cuThreadExchangeStreamCaptureMode(self, mode: ctypes.c_int) -> int:
+        assert mode._obj.value == 2
+        return 0
+
+    def cuMemcpyHtoDAsync_v2(self, *given: Any) -> int:
+        self.copied.append(tuple(one.value for one in given))
+        return self.failed
+
+    def cuStreamSynchronize(self, stream: ctypes.c_void_p) -> int:
+        return self.failed
 
     def cuStreamCreate(self, stream: object, flags: int) -> int:
         self.streams += 1
@@ -61,7 +74,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Driver | None
         for cached in (
             cuda_driver.driver,
             cuda_driver.migrates_memory,
-            cuda_driver._context_and_stream,
+            cuda_driver._context,
+            cuda_driver._prefetches,
         ):
             cached.cache_clear()
 
@@ -126,6 +140,24 @@ def test_without_cuda_the_driver_is_not_called(
     monkeypatch.setattr(device, "is_cuda", lambda: False)
     device.prefetch_to_gpu(mx.zeros(1 << 20))
     assert library.prefetched == []
+
+
+def test_memory_is_copied_to_an_address(install: Install) -> None:
+    library = Driver()
+    install(library)
+    stream = cuda_driver.create_stream()
+    cuda_driver.copy_to_gpu(1 << 45, 1 << 40, 1000, stream)
+    cuda_driver.synchronize(stream)
+    assert library.copied == [(1 << 45, 1 << 40, 1000, None)]
+
+
+def test_a_copy_that_fails_is_an_error(install: Install) -> None:
+    install(Driver(failed=700))
+    stream = cuda_driver.create_stream()
+    with pytest.raises(RuntimeError, match="cannot copy to the GPU: error 700"):
+        cuda_driver.copy_to_gpu(1 << 45, 1 << 40, 1000, stream)
+    with pytest.raises(RuntimeError, match="cannot copy to the GPU: error 700"):
+        cuda_driver.synchronize(stream)
 
 
 @pytest.mark.parametrize("setting", [None, "", "0", "1"])

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 def make(plans: Sequence[Plan[Any]], store: Store) -> None:
     """Make plans in order. Each network is loaded once, and read ahead if there is room."""
     works = [work for plan in plans for work in plan.work]
-    with quick_switches(), networks.scheduled(upcoming(works, store)):
+    with quick_switches():
         if works:
             prepare()
-        for plan in plans:
-            plan.make()
+        with networks.scheduled(upcoming(works, store)):
+            for plan in plans:
+                plan.make()
 
 
 @cache
@@ -107,6 +108,7 @@ def reading(work: Work, store: Store) -> Job:
 
     def read(ended: Ended) -> "Iterator[tuple[str, mx.array]]":
         from wanpipe.backend.device import compute_dtype, mlx_dtype
+        from wanpipe.models.umt5 import TABLE
         from wanpipe.weights.load import read_whole
 
         def progress(done: int, total: int) -> None:
@@ -114,7 +116,11 @@ def reading(work: Work, store: Store) -> Job:
                 raise CancelledError
 
         path, config = work.model.checked(work.component, store, progress), work.model.config
-        blocks = config.dit.block_names if work.component in config.experts else []
-        yield from read_whole(path, mlx_dtype(compute_dtype(config.dtype)), blocks, ended)
+        dtype = mlx_dtype(compute_dtype(config.dtype))
+        if work.component == "t5_encoder":
+            yield from read_whole(path, dtype, config.t5.block_names, ended, without=[TABLE])
+        else:
+            blocks = config.dit.block_names if work.component in config.experts else []
+            yield from read_whole(path, dtype, blocks, ended)
 
     return read

@@ -178,13 +178,19 @@ def load_network(
 
 
 def read_whole(
-    path: Path, dtype: mx.Dtype, blocks: Sequence[str], ended: Ended
+    path: Path,
+    dtype: mx.Dtype,
+    blocks: Sequence[str],
+    ended: Ended,
+    without: Sequence[str] = (),
 ) -> Iterator[tuple[str, mx.array]]:
-    """Yield all tensors of a file, read in this thread, until it has `ended`.
+    """Yield the tensors of a file, read in this thread, until it has `ended`.
 
-    What belongs to none of the `blocks` comes first, then one block after another.
+    What belongs to none of the `blocks` comes first, then one block after another. The layers
+    `without` are left out.
     """
     weights = Weights(path, dtype)
     inside = dict.fromkeys(weights.of_blocks(blocks))
-    outside = [name for name in weights.stored if name not in inside]
+    left_out = {*inside, *weights.of_blocks(without)}
+    outside = [name for name in weights.stored if name not in left_out]
     yield from weights.read([*outside, *inside], ended)
