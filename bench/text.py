@@ -28,7 +28,7 @@ from wanpipe.pipeline import budget
 from wanpipe.pipeline.budget import ITEMSIZE
 from wanpipe.pipeline.encoders.text import encode
 from wanpipe.weights.load import load_network
-from wanpipe.weights.stream import StreamedBlocks
+from wanpipe.weights.stream import StreamedBlocks, numbered
 
 TOKENS = 512
 SMALL = {"vocab": 1000, "dim": 128, "attention_dim": 128, "ffn_dim": 256, "heads": 2, "layers": 4}
@@ -77,7 +77,7 @@ def streamed(
             mx.eval(encode(path, config, [ids], dtype))
 
     def read() -> None:
-        makers = dict.fromkeys(config.block_names, lambda: Block(config))
+        makers = numbered(lambda: Block(config), config.layers)
         for _ in StreamedBlocks(path=path, makers=makers, dtype=dtype):
             pass
 

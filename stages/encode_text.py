@@ -5,7 +5,7 @@ Writes: one entry per prompt with `prompt` (L, D) and `negative` (L, D), float32
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ def plan_with(
                 plan=encoding.plan,
                 model=model,
                 memory=params.memory,
-                whole=encoding.whole,
+                whole=False,
             )
         )
 
@@ -139,31 +139,15 @@ class Encoding:
         return self.model.config.t5
 
     @cached_property
-    def plans(self) -> list[MemoryPlan]:
-        """The memory plans of T5. On unified memory it has one: there, other programs need room."""
-        from wanpipe.backend.device import is_unified
-
+    def plan(self) -> MemoryPlan:
+        """The memory plan of T5. Raises UsageError if --memory is less than it needs."""
         component, table = self.model.component("t5_encoder"), self.config.vocab * self.config.dim
         stored = ITEMSIZE[self.model.config.dtype]
         blocks = component.bytes - table * stored
         if component.bytes >= component.parameters * stored:  # no matrix is quantized
             blocks = (component.parameters - table) * ITEMSIZE[self.dtype]
-        lengths = [len(ids) for ids in self.sequences]
-        few = budget.text_plan(self.config, blocks, lengths)
-        if is_unified():
-            return [few]
-        every = budget.text_plan(self.config, blocks, lengths, held=self.config.layers)
-        return [every, replace(few, strategy="its blocks are read one by one")]
-
-    @cached_property
-    def plan(self) -> MemoryPlan:
-        """The plan that fits. Raises UsageError if --memory is less than T5 needs."""
-        return budget.choose_plan("t5_encoder", self.plans, self.memory, self.store.report)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all blocks are in memory together."""
-        return self.plan is not self.plans[-1]
+        plans = [budget.text_plan(self.config, blocks, [len(ids) for ids in self.sequences])]
+        return budget.choose_plan("t5_encoder", plans, self.memory, self.store.report)
 
     def rows(self, ids: Ids) -> "mx.array":
         """Return the rows (L, D) of a sequence, even of one that was not expected."""
@@ -177,7 +161,7 @@ class Encoding:
                 self.store.report.task("encode-text", self.config.layers) as task,
                 memory_limit(self.plan.limit),
             ):
-                rows = encode(path, self.config, wanted, dtype, task.advance, whole=self.whole)
+                rows = encode(path, self.config, wanted, dtype, task.advance)
             self.done = dict(zip(wanted, rows, strict=True))
         return self.done[ids]
 

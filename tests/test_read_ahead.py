@@ -1,10 +1,9 @@
 """Networks that are read while the one before computes: when, in which order, with which bits."""
 
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 from stages import convert
 from tests.workshop import SMALL, Models, Place
-from wanpipe.backend import device
 from wanpipe.demo import CHECKPOINTS
 from wanpipe.denoising import start
 from wanpipe.denoising.denoiser import Denoiser
@@ -63,9 +61,9 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     original: Callable[..., Any] = load.read_whole
 
-    def noting(path: Path, *rest: Any, **named: Any) -> Any:
+    def noting(path: Path, *rest: Any) -> Any:
         read.append(path.stem)
-        return original(path, *rest, **named)
+        return original(path, *rest)
 
     monkeypatch.setattr(load, "read_whole", noting)
     return read
@@ -82,26 +80,6 @@ def test_every_whole_network_is_read_ahead_once(two_experts: Place, ahead: list[
     assert ahead == [*EXPERTS, "vae"]
     loaded = [event["component"] for event in result.events if event["event"] == "loaded"]
     assert loaded == [*EXPERTS, "vae"]
-
-
-def frames(place: Place) -> Mapping[str, str]:
-    """The digests of the frames of the only video in a cache."""
-    (path,) = place.cache.glob("decode/*")
-    return place.entry(path).record.digest
-
-
-def test_t5_is_whole_where_the_device_has_its_own_memory(
-    two_experts: Place, ahead: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    two_experts.film(*WORDS)
-    assert ahead == [*EXPERTS, "vae"]
-    shared = frames(two_experts)
-    monkeypatch.setattr(device, "is_unified", lambda: False)
-    ahead.clear()
-    shutil.rmtree(two_experts.cache)
-    two_experts.film(*WORDS)
-    assert ahead == ["t5_encoder", *EXPERTS, "vae"]
-    assert frames(two_experts) == shared
 
 
 def test_the_network_is_loaded_while_the_start_noise_is_drawn(

@@ -33,7 +33,7 @@ from wanpipe.weights.lora_match import LoraMatch
 from wanpipe.weights.merge import merge
 from wanpipe.weights.networks import Upcoming
 from wanpipe.weights.reader import Ended
-from wanpipe.weights.stream import StreamedBlocks, load_streamed
+from wanpipe.weights.stream import StreamedBlocks, load_streamed, numbered
 
 Loras = list[tuple[LoraMatch, float]]
 
@@ -148,7 +148,7 @@ def test_no_more_than_two_blocks_are_made(checkpoints: Path, tmp_path: Path) -> 
                 living.append(sum(one() is not None for one in seen))
                 yield block
 
-    makers = dict.fromkeys(config.block_names, lambda: Block(config))
+    makers = numbered(lambda: Block(config), 6)
     network.blocks = Watched(path=path, makers=makers, dtype=mx.float32)
     velocities(network)
     assert living == 2 * [1, 2, 2, 2, 2, 2]
@@ -175,7 +175,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(checkpoints: Path, tmp_path: Path
     del weights["blocks.1.ffn.fc1.weight"]
     path = tmp_path / "model.safetensors"
     mx.save_safetensors(str(path), weights)
-    makers = dict.fromkeys(config.dit.block_names, lambda: Block(config.dit))
+    makers = numbered(lambda: Block(config.dit), 2)
     blocks = StreamedBlocks(path=path, makers=makers, dtype=mx.float32)
     with pytest.raises(CheckpointError, match=r"lacks blocks\.1\.ffn\.fc1\.weight; convert"):
         list(blocks)

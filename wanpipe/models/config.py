@@ -135,11 +135,6 @@ class T5Config(Document, frozen=True, kw_only=True):
                 f"attention_dim {self.attention_dim} must split into heads, got {self.heads} heads"
             )
 
-    @property
-    def block_names(self) -> list[str]:
-        """Names of all blocks in the order in which they run."""
-        return [f"blocks.{layer}" for layer in range(self.layers)]
-
 
 class CLIPConfig(Document, frozen=True, kw_only=True):
     """Dimensions of CLIP's vision tower (officially ViT-H/14). Its last block is never used."""

@@ -25,7 +25,6 @@ from wanpipe.models.layers import (
 )
 
 EPS = 1e-6
-TABLE = "token_embedding"  # a text needs few of its rows
 MAX_DISTANCE = 128  # tokens; all larger distances share one bucket
 
 

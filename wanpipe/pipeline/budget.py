@@ -261,16 +261,16 @@ class Expert:
         return -(-self.blocks * three // every)
 
 
-def text_plan(config: T5Config, blocks: int, lengths: Sequence[int], held: int = 3) -> MemoryPlan:
+def text_plan(config: T5Config, blocks: int, lengths: Sequence[int]) -> MemoryPlan:
     """Return the plan of T5 for texts of these lengths in tokens.
 
-    `blocks` is the size of all its blocks as computed; `held` are in memory. Scores are float32.
+    `blocks` is the size of all its blocks as computed; three are in memory. Scores are float32.
     """
     longest, rows = max(lengths), sum(lengths) * config.dim * FULL
     scores = config.heads * longest**2 * FULL
     gated = 3 * longest * config.ffn_dim * FULL
     weights = config.layers * config.dim * (4 * config.attention_dim + 3 * config.ffn_dim)
-    peak = -(-held * blocks // config.layers) + 2 * rows + max(scores, gated)
+    peak = -(-3 * blocks // config.layers) + 2 * rows + max(scores, gated)
     plan = MemoryPlan(
         peak=peak, flops=2.0 * weights * sum(lengths), largest=max(scores, gated // 3)
     )

@@ -38,8 +38,8 @@ def make(plans: Sequence[Plan[Any]], store: Store) -> None:
 def prepare() -> None:
     """Load what computing will need, while Zarr is imported and the buffers of weights are locked.
 
-    The GPU's libraries are loaded in the thread that computes: CUDA fails at times if two threads
-    load them.
+    The GPU's libraries are loaded in the thread that computes, before another one uses the GPU:
+    CUDA fails at times if two threads load them.
     """
     from wanpipe.backend import pinned
     from wanpipe.backend.warm_up import warm_up
@@ -108,7 +108,6 @@ def reading(work: Work, store: Store) -> Job:
 
     def read(ended: Ended) -> "Iterator[tuple[str, mx.array]]":
         from wanpipe.backend.device import compute_dtype, mlx_dtype
-        from wanpipe.models.umt5 import TABLE
         from wanpipe.weights.load import read_whole
 
         def progress(done: int, total: int) -> None:
@@ -116,11 +115,7 @@ def reading(work: Work, store: Store) -> Job:
                 raise CancelledError
 
         path, config = work.model.checked(work.component, store, progress), work.model.config
-        dtype = mlx_dtype(compute_dtype(config.dtype))
-        if work.component == "t5_encoder":
-            yield from read_whole(path, dtype, config.t5.block_names, ended, without=[TABLE])
-        else:
-            blocks = config.dit.block_names if work.component in config.experts else []
-            yield from read_whole(path, dtype, blocks, ended)
+        blocks = config.dit.block_names if work.component in config.experts else []
+        yield from read_whole(path, mlx_dtype(compute_dtype(config.dtype)), blocks, ended)
 
     return read

@@ -178,19 +178,13 @@ def load_network(
 
 
 def read_whole(
-    path: Path,
-    dtype: mx.Dtype,
-    blocks: Sequence[str],
-    ended: Ended,
-    without: Sequence[str] = (),
+    path: Path, dtype: mx.Dtype, blocks: Sequence[str], ended: Ended
 ) -> Iterator[tuple[str, mx.array]]:
-    """Yield the tensors of a file, read in this thread, until it has `ended`.
+    """Yield all tensors of a file, read in this thread, until it has `ended`.
 
-    What belongs to none of the `blocks` comes first, then one block after another. The layers
-    `without` are left out.
+    What belongs to none of the `blocks` comes first, then one block after another.
     """
     weights = Weights(path, dtype)
     inside = dict.fromkeys(weights.of_blocks(blocks))
-    left_out = {*inside, *weights.of_blocks(without)}
-    outside = [name for name in weights.stored if name not in left_out]
+    outside = [name for name in weights.stored if name not in inside]
     yield from weights.read([*outside, *inside], ended)

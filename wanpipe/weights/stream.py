@@ -64,6 +64,11 @@ class StreamedBlocks(Generic[Network]):
                 networks.clear()  # no later command takes a part for the whole
 
 
+def numbered(make: Callable[[], Network], count: int) -> dict[str, Callable[[], Network]]:
+    """Return the makers of `count` equal blocks."""
+    return {f"blocks.{index}": make for index in range(count)}
+
+
 def load_streamed(
     network: DiT,
     path: Path,
