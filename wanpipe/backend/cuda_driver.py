@@ -1,6 +1,6 @@
 """Moves memory between host and GPU, and locks memory of the host, with the CUDA driver API.
 
-MLX allocates managed memory for what the CPU reads: a page migrates when it is touched.
+MLX reads files into managed memory, whose pages migrate when they are touched.
 """
 
 import ctypes
