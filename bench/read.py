@@ -1,11 +1,11 @@
 """Times how long weights take from a file to the device, beside the speed of plain reads.
 
-    python -m bench.read [--model 14b] [--repeats 3]
+    python -m bench.read [--model 14b] [--repeats 3] [--cold]
 
 Writes a file of random weights in the official size, which is in the page cache afterwards. Then
 reads it into buffers of the size that wanpipe uses, with as many threads (`read`), loads the
 network (`load`), and loads it through MLX's own reader (`mlx`), in turn. Goal: loading at 0.9 times
-the speed of plain reads.
+the speed of plain reads. `--cold` drops the file from the page cache before each of these.
 """
 
 import os
@@ -21,9 +21,10 @@ from mlx.utils import tree_flatten
 
 from bench.dit import small
 from bench.sizes import DITS
+from bench.text import drop_cached
 from bench.weights import Random, Rows, parser
 from wanpipe.backend.device import compute_dtype, mlx_dtype
-from wanpipe.backend.pinned import BUFFER_BYTES, THREADS
+from wanpipe.backend.pinned import BUFFER_BYTES, BUFFERS, THREADS
 from wanpipe.checkpoints.rules import dit as rules
 from wanpipe.models.config import DiTConfig
 from wanpipe.models.dit import DiT
@@ -86,6 +87,7 @@ def main() -> None:
     """Write the file, and read it in each way in turn."""
     options = parser(__doc__)
     options.add_argument("--model", default="14b", choices=list(DITS))
+    options.add_argument("--cold", action="store_true", help="Read from the disk.")
     options.add_argument("--folder", type=Path, help="Directory for the file.")
     args = options.parse_args()
     config = small(DITS[args.model][0]) if args.small else DITS[args.model][0]
@@ -98,7 +100,7 @@ def main() -> None:
         size = Random(DiT(config), rules.RULES).write(path).bytes
         mx.clear_cache()
         rows.print("file", gb=size / 1e9, written=time.perf_counter() - start)
-        buffer = memoryview(np.ones(THREADS * BUFFER_BYTES, np.uint8))
+        buffer = memoryview(np.ones(BUFFERS * BUFFER_BYTES, np.uint8))
         ways: dict[str, Callable[[], object]] = {
             "read": lambda: plain(path, buffer),
             "load": lambda: load(config, path, dtype),
@@ -107,6 +109,8 @@ def main() -> None:
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(args.repeats):
             for name, call in ways.items():
+                if args.cold:
+                    drop_cached(path)
                 taken[name].append(seconds(call))
         for name, times in taken.items():
             rows.print(name, first=times[0], best=min(times), gb_s=size / 1e9 / min(times))

@@ -140,7 +140,7 @@ def test_a_buffer_is_filled_again_only_when_it_is_copied(
 ) -> None:
     streams: list[ctypes.c_void_p] = []
     done: list[str] = []
-    copy, begin = cuda_driver.copy_to_gpu, pinned.shares
+    copy, shares = cuda_driver.copy_to_gpu, pinned.shares
 
     def stream() -> ctypes.c_void_p:
         streams.append(ctypes.c_void_p(len(streams)))
@@ -153,7 +153,7 @@ def test_a_buffer_is_filled_again_only_when_it_is_copied(
     def noting_shares(pieces: Sequence[Piece], address: int) -> Iterator[list[Piece]]:
         numbers = [buffer.address for buffer in pinned.buffers()]
         done.append(f"fill {numbers.index(address)}")
-        return begin(pieces, address)
+        return shares(pieces, address)
 
     monkeypatch.setattr(cuda_driver, "create_stream", stream)
     monkeypatch.setattr(cuda_driver, "copy_to_gpu", noting_copy)

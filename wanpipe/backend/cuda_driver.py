@@ -53,23 +53,20 @@ def prefetch(array: mx.array) -> None:
     streamed blocks takes twice as long. Errors of the driver are ignored: pages then migrate when
     they are touched. Does nothing if memory does not migrate.
     """
-    library = driver()
-    if library is None or not migrates_memory() or array.nbytes < MIN_PREFETCH:
+    if driver() is None or not migrates_memory() or array.nbytes < MIN_PREFETCH:
         return
-    _entered()
     # MLX's type stubs do not declare that an array is a buffer
     first = ctypes.c_char.from_buffer(array)  # type: ignore[arg-type]
     start = ctypes.c_uint64(ctypes.addressof(first))
-    library.cuMemPrefetchAsync(start, ctypes.c_size_t(array.nbytes), GPU, _prefetches())
+    _entered().cuMemPrefetchAsync(start, ctypes.c_size_t(array.nbytes), GPU, _prefetches())
 
 
 def lock_memory(count: int) -> int:
     """Lock so many bytes of the host's memory for the GPU, as long as this process lives, and
     return their address. Raises MemoryError if the driver refuses.
     """
-    library = _entered()
     address = ctypes.c_void_p()
-    failed = library.cuMemAllocHost_v2(ctypes.byref(address), ctypes.c_size_t(count))
+    failed = _entered().cuMemAllocHost_v2(ctypes.byref(address), ctypes.c_size_t(count))
     if failed or address.value is None:
         raise MemoryError(f"the CUDA driver cannot lock {count} bytes of memory")
     return address.value
@@ -81,13 +78,16 @@ def copy_to_gpu(target: int, source: int, count: int, stream: ctypes.c_void_p) -
     Raises RuntimeError if the driver fails.
     """
     places = ctypes.c_uint64(target), ctypes.c_void_p(source)
-    if error := _entered().cuMemcpyHtoDAsync_v2(*places, ctypes.c_size_t(count), stream):
-        raise RuntimeError(f"the CUDA driver cannot copy to the GPU: error {error}")
+    _check_copy(_entered().cuMemcpyHtoDAsync_v2(*places, ctypes.c_size_t(count), stream))
 
 
 def synchronize(stream: ctypes.c_void_p) -> None:
-    """Wait until a stream is done. Raises RuntimeError if what it did failed."""
-    if error := _entered().cuStreamSynchronize(stream):
+    """Wait until a stream's copies are done. Raises RuntimeError if one failed."""
+    _check_copy(_entered().cuStreamSynchronize(stream))
+
+
+def _check_copy(error: int) -> None:
+    if error:
         raise RuntimeError(f"the CUDA driver cannot copy to the GPU: error {error}")
 
 

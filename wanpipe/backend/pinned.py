@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -30,11 +29,14 @@ MIN_SHARE = 1 << 20  # bytes that a thread reads at once
 GROUP_ARRAYS = 512  # of a buffer at most, so that their addresses fit into a page
 
 # stores the address of an array on the GPU in the host's memory, at an address in two halves
-TELL_ADDRESS = """
+TELL_ADDRESS = Kernel(
+    "tell_address",
+    """
   unsigned long long* to = reinterpret_cast<unsigned long long*>(
       (unsigned long long)(unsigned)high << 32 | (unsigned)low);
   *to = reinterpret_cast<unsigned long long>(out);
-"""
+""",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +100,9 @@ class Load:
         """Begin to copy what is read to the GPU. Raises CheckpointError if it cannot be read."""
         for job in self.jobs:
             job.result()
-        start = self.buffer.address
-        for piece in self.portion.pieces:
-            cuda_driver.copy_to_gpu(piece.address, start, piece.nbytes, self.buffer.stream)
-            start += piece.nbytes
+        stream = self.buffer.stream
+        for piece, place in placed(self.portion.pieces, self.buffer.address):
+            cuda_driver.copy_to_gpu(piece.address, place, piece.nbytes, stream)
 
     def arrive(self) -> list[mx.array]:
         """Wait until everything is copied, and return the arrays that are then complete."""
@@ -179,15 +180,18 @@ def grouped(spans: Iterable[Span]) -> Iterator[list[Span]]:
         yield group
 
 
+def placed(pieces: Iterable[Piece], address: int) -> Iterator[tuple[Piece, int]]:
+    """Yield pieces with their places one after another in a buffer at an address."""
+    for piece in pieces:
+        yield piece, address
+        address += piece.nbytes
+
+
 def shares(pieces: Sequence[Piece], address: int) -> Iterator[list[Piece]]:
-    """Yield what each thread reads of pieces that follow each other in a buffer at an address."""
+    """Yield what each thread reads of the pieces into a buffer at an address."""
     total = sum(piece.nbytes for piece in pieces)
-    starts = accumulate((piece.nbytes for piece in pieces), initial=address)
-    placed = [
-        Piece(piece.offset, start, piece.nbytes)
-        for piece, start in zip(pieces, starts, strict=False)
-    ]
-    return split(placed, max(MIN_SHARE, -(-total // THREADS)))
+    read = (Piece(piece.offset, at, piece.nbytes) for piece, at in placed(pieces, address))
+    return split(read, max(MIN_SHARE, -(-total // THREADS)))
 
 
 def split(pieces: Iterable[Piece], size: int) -> Iterator[list[Piece]]:
@@ -235,7 +239,7 @@ def allocate(spans: Sequence[Span]) -> tuple[list[mx.array], list[int]]:
         place = ctypes.addressof(slots) + number * ctypes.sizeof(ctypes.c_uint64)
         low, high = (ctypes.c_int32(half).value for half in (place & 0xFFFFFFFF, place >> 32))
         arrays += launch(
-            Kernel("tell_address", TELL_ADDRESS),
+            TELL_ADDRESS,
             inputs={},
             outputs={"out": (span.shape, span.dtype)},
             scalars={"low": low, "high": high},
